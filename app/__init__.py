@@ -1,0 +1,10 @@
+"""The web app: pages over one opened elastic model. `python app.py` starts it.
+
+main        the command: options, loading screen, launch
+service     opened models, measurements, results; knows nothing of gradio
+gate        turns between visitors
+link        a plan as a URL
+conversation  two answers side by side
+components/ the equaliser, the numbers strip, the chart: each with its script and style beside it
+tabs/       one page each
+"""

@@ -1,0 +1,1 @@
+"""Browser components: gr.HTML subclasses, each with its script and style as files beside it."""

@@ -1,0 +1,571 @@
+/* The chart: quality against memory of every plan measured, and below it the same plans as a table.
+
+   This file is the body of a function that gr.HTML calls once, with
+     element   where to draw;
+     props     props.value ({points, reference, floor}, see chart.py), props.plotly_file (where the server has plotly.js);
+     trigger   trigger("point", {id}) when the visitor chooses a plan, in the chart or in the table;
+     watch     watch("value", f) calls f when Python sent another value.
+
+   The visitor's own plan follows the DOM event quept:predict, which the equaliser sends with every change: no request is made.
+   It is hollow while it is predicted, and filled once Python has sent a measured point of kind "current" for it. It lies in a
+   layer of its own above Plotly's figure, because an update of the figure takes longer than a frame. The figure is drawn once
+   and then updated, never rebuilt; what the visitor zoomed to is kept for each quantity.
+
+   plotly.js is loaded when the chart first comes into sight. Plotly reads a little HTML in its texts, so all of them pass
+   through `plain`; everywhere else text is written with textContent. */
+
+const METRICS = {
+  kl: {
+    button: "KL", title: "Mean KL divergence from full precision", log: true, better: "lower",
+    of: (p) => p.kl, error: (p) => p.kl_se,
+  },
+  ppl: {
+    button: "Perplexity", title: "Perplexity", log: true, better: "lower",
+    of: (p) => p.ppl, error: (p) => p.ppl_se,
+  },
+  same_top: {
+    button: "Same top", title: "Tokens with the same first choice as full precision, %", log: false, better: "higher",
+    of: (p) => percent(p.same_top), error: (p) => percent(p.same_top_se),
+  },
+};
+const MEMORIES = {
+  bytes: { button: "MB", title: "Memory to deploy, MB", of: (p) => (known(p.bytes) ? p.bytes / 1e6 : null) },
+  bits_per_param: { button: "Bits", title: "Bits per parameter, scales included", of: (p) => p.bits_per_param },
+};
+const MARKERS = { uniform: ["circle", 9], named: ["diamond", 11], tried: ["square", 9] };
+const STAR = "m0-9.6 2.6 6.2 6.7.6-5.1 4.4 1.6 6.6L0 4.7l-5.8 3.5 1.6-6.6-5.1-4.4 6.7-.6Z";
+const UNIFORM = /^(?:uniform )?W(\d+)$/i; // the label of a preset on the uniform line
+const CROP = 6; // perplexities beyond this many times the best start above the edge
+const NEAR = 0.98; // a plan with this share of the full model's bytes starts beyond the right edge, like the full model
+
+const known = (number) => typeof number === "number" && Number.isFinite(number);
+const percent = (share) => (known(share) ? 100 * share : null);
+const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const isUniform = (p) => p.kind === "preset" && UNIFORM.test(p.label);
+const nameOf = (p) => (isUniform(p) ? "W" + UNIFORM.exec(p.label)[1] : p.label);
+
+const root = element.querySelector(".chart");
+const uid = "chart-" + Math.random().toString(36).slice(2, 9);
+let value = readValue();
+let prediction = window.queptPrediction ?? null; // the latest quept:predict
+let met = null; // what was on the faders when the current plan's measurement arrived
+let metric = "kl", memory = "bytes";
+let zoom = {}; // by quantity: the range that the visitor chose
+let shown = {}; // by quantity: the range on the screen
+let Plotly = null; // the library, once loaded
+let box = null; // once drawn: the figure's axes, {across, up, margin}
+let legend = ""; // what the legend shows
+let frame = 0;
+
+/* ---- values ---- */
+
+function readValue() {
+  const { points, reference, floor } = props.value || {};
+  return { points: points ?? [], reference: reference ?? {}, floor: floor ?? null };
+}
+
+function series() {
+  const of = (test) => value.points.filter(test);
+  return {
+    uniform: of(isUniform).sort((a, b) => a.bytes - b.bytes),
+    named: of((p) => p.kind === "preset" && !isUniform(p)),
+    tried: of((p) => p.kind === "tried"),
+  };
+}
+
+const measuredCurrent = () => value.points.find((p) => p.kind === "current" && p.measured);
+const faders = () => JSON.stringify(prediction.link ?? [prediction.bytes, prediction.predicted]);
+
+/* A measurement belongs to what is on the faders if the bytes agree when both have arrived, in whichever order. */
+function meet() {
+  const current = measuredCurrent();
+  if (!current || met || !prediction || prediction.dragging) return;
+  if (Math.abs(current.bytes - prediction.bytes) <= 1) met = faders();
+}
+
+/* The visitor's plan as a point: measured if Python has measured just this one, else predicted; null if nothing is known. */
+function live() {
+  const current = measuredCurrent();
+  if (current && (!prediction || met === faders())) return current;
+  if (!prediction) return value.points.find((p) => p.kind === "current") ?? null;
+  const { bytes, bits_per_param, predicted, note } = prediction;
+  return { ...predicted, label: "your plan", kind: "current", bytes, bits_per_param, note, measured: false };
+}
+
+/* The points that no other point beats in both memory and quality, by memory. */
+function front(points) {
+  const x = MEMORIES[memory].of, y = METRICS[metric].of;
+  const sign = METRICS[metric].better === "lower" ? 1 : -1;
+  let best = Infinity;
+  return points
+    .filter((p) => p.measured && drawable(p))
+    .sort((a, b) => x(a) - x(b) || sign * (y(a) - y(b)))
+    .filter((p) => sign * y(p) < best && ((best = sign * y(p)), true));
+}
+
+function drawable(p) {
+  const y = METRICS[metric].of(p);
+  return known(MEMORIES[memory].of(p)) && known(y) && (y > 0 || !METRICS[metric].log);
+}
+
+/* ---- words ---- */
+
+const rounded = (number, digits) => new Intl.NumberFormat("en", { maximumSignificantDigits: digits }).format(number);
+const fixed = (number, decimals) =>
+  new Intl.NumberFormat("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals }).format(number);
+const megabytes = (p) => fixed(p.bytes / 1e6, 1);
+const share = (number) => fixed(100 * number, 1);
+
+/* A number with its standard error, to the decimals that the error leaves meaningful: "34.3 ± 1.2". */
+function measurement(number, error) {
+  if (!known(number)) return "–";
+  if (!known(error) || error <= 0 || number >= 10000) return rounded(number, number >= 10000 ? 2 : 3);
+  const decimals = Math.min(6, Math.max(0, 1 - Math.ceil(Math.log10(error / 2)))); // one digit of the error, two below 2
+  return `${fixed(number, decimals)} ± ${fixed(error, decimals)}`;
+}
+
+function hover(p) {
+  const lines = [`<b>${plain(nameOf(p))}</b>` + (p.measured ? "" : " (predicted)")];
+  if (known(p.bytes)) lines.push(`${megabytes(p)} MB, ${known(p.bits_per_param) ? fixed(p.bits_per_param, 2) : "–"} bits per parameter`);
+  if (known(p.kl)) lines.push(`KL ${plain(measurement(p.kl, p.kl_se))}`);
+  if (known(p.ppl)) lines.push(`perplexity ${plain(measurement(p.ppl, p.ppl_se))}`);
+  if (known(p.same_top)) lines.push(`same top token ${share(p.same_top)} %`);
+  lines.push("<i>click to load this plan</i>");
+  return lines.join("<br>");
+}
+
+/* ---- the page around the figure ---- */
+
+function make(tag, attributes = {}, ...children) {
+  const { text, ...rest } = attributes;
+  const made = document.createElement(tag);
+  for (const [name, content] of Object.entries(rest)) made.setAttribute(name, content);
+  if (text !== undefined) made.textContent = text;
+  made.append(...children);
+  return made;
+}
+
+function choice(name, label, options, chosen, choose) {
+  const group = make("div", { class: "choices", role: "radiogroup", "aria-label": label });
+  for (const [key, { button }] of Object.entries(options)) {
+    const input = make("input", { type: "radio", name: `${uid}-${name}`, id: `${uid}-${name}-${key}`, value: key });
+    input.checked = key === chosen;
+    input.addEventListener("change", () => { choose(key); draw(); });
+    group.append(input, make("label", { for: input.id, text: button }));
+  }
+  return group;
+}
+
+/* The marker of a legend entry, drawn like the one in the figure. */
+function glyph(kind) {
+  const shapes = {
+    front: '<path d="M1 12 10 7 19 4" class="front"/>',
+    uniform: '<path d="M1 8h18" class="line uniform"/><circle cx="10" cy="8" r="4.2" class="fill uniform"/>',
+    named: '<path d="M10 2.4 15.6 8 10 13.6 4.4 8Z" class="fill named"/>',
+    tried: '<path d="M6 4h8v8H6Z" class="fill tried"/>',
+    live: `<path d="${STAR}" transform="translate(10 8) scale(.82)" class="fill live"/>`,
+    predicted: `<path d="${STAR}" transform="translate(10 8) scale(.82)" class="hollow live"/>`,
+    reference: '<path d="M1 8h18" class="line reference"/>',
+    floor: '<path d="M1 8h18" class="line floor"/>',
+  };
+  const svg = make("span", { class: "glyph", "aria-hidden": "true" });
+  svg.innerHTML = `<svg viewBox="0 0 20 16" width="20" height="16">${shapes[kind]}</svg>`;
+  return svg;
+}
+
+const view = {
+  hint: make("p", { class: "hint" }),
+  canvas: make("div", { class: "canvas" }),
+  overlay: make("div", { class: "overlay", "aria-hidden": "true" }),
+  yTitle: make("p", { class: "y-title" }),
+  message: make("p", { class: "message", text: "The chart is being loaded." }),
+  legend: make("ul", { class: "legend", "aria-label": "Legend" }),
+  count: make("span", { class: "count" }),
+  body: make("tbody", { role: "rowgroup" }),
+};
+
+function build() {
+  const heading = make("h3", { text: "Quality against memory", id: `${uid}-title` });
+  const choices = make(
+    "div", { class: "toolbar" },
+    make("div", { class: "heading" }, heading, view.hint),
+    choice("metric", "Quality shown", METRICS, metric, (key) => (metric = key)),
+    choice("memory", "Memory shown", MEMORIES, memory, (key) => (memory = key)),
+  );
+  const figure = make(
+    "figure", { "aria-labelledby": `${uid}-title` },
+    view.yTitle, make("div", { class: "plot" }, view.canvas, view.overlay), view.message,
+  );
+  view.overlay.innerHTML = `<svg><line class="guide"/><g class="star"><line class="error"/><path d="${STAR}"/><text/></g></svg>`;
+  const columns = ["Plan", "MB", "Bits per parameter", "Perplexity", "KL", "Same top token"];
+  const head = make("tr", { role: "row" }, ...columns.map((text) => make("th", { scope: "col", role: "columnheader", text })));
+  head.append(make("th", { scope: "col", role: "columnheader" }, make("span", { class: "unseen", text: "Load" })));
+  const table = make(
+    "table", { role: "table", "aria-labelledby": `${uid}-plans` },
+    make("thead", { role: "rowgroup" }, head), view.body,
+  );
+  view.history = make("section", { class: "history" },
+    make("h4", { id: `${uid}-plans`, text: "Measured so far " }, view.count),
+    make("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": `${uid}-plans` }, table));
+  root.append(choices, figure, view.legend, view.history);
+  view.body.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (button) trigger("point", { id: button.dataset.id });
+  });
+}
+
+function writeTable() {
+  const focused = root.contains(document.activeElement) ? document.activeElement.dataset?.id : undefined;
+  const { uniform, named, tried } = series();
+  const row = (p) => {
+    const cell = (name, text) => make("td", { role: "cell", "data-name": name, text });
+    const kind = p.kind === "tried" ? "tried" : isUniform(p) ? "uniform" : "named";
+    const load = make("button", { type: "button", "data-id": p.id, "aria-label": `Load ${nameOf(p)}`, text: "Load" });
+    const word = p.measured ? "" : " (predicted)";
+    return make(
+      "tr", { role: "row" },
+      make("th", { scope: "row", role: "rowheader" }, glyph(kind), make("span", { text: nameOf(p) + word })),
+      cell("MB", known(p.bytes) ? megabytes(p) : "–"),
+      cell("bits", known(p.bits_per_param) ? fixed(p.bits_per_param, 2) : "–"),
+      cell("perplexity", measurement(p.ppl, p.ppl_se)),
+      cell("KL", measurement(p.kl, p.kl_se)),
+      cell("same top", known(p.same_top) ? `${share(p.same_top)} %` : "–"),
+      make("td", { role: "cell" }, load),
+    );
+  };
+  const group = (text) => make("tr", { class: "group", role: "row" }, make("th", { colspan: "7", role: "cell", text }));
+  const presets = [...named, ...uniform];
+  const rows = [];
+  if (tried.length) rows.push(group("Tried by you, newest first"), ...[...tried].reverse().map(row));
+  if (presets.length) rows.push(group("Presets"), ...presets.map(row));
+  view.body.replaceChildren(...rows);
+  view.history.hidden = !rows.length;
+  view.count.textContent = String(tried.length + presets.length);
+  if (focused) [...view.body.querySelectorAll("button")].find((button) => button.dataset.id === focused)?.focus();
+}
+
+function writeLegend(groups) {
+  const own = live();
+  const floor = metric === "kl" && known(value.floor);
+  const entries = [
+    own && (own.measured ? ["live", "your plan"] : ["predicted", "your plan, predicted"]),
+    groups.tried.length && ["tried", "tried by you"],
+    groups.named.length && ["named", "presets"],
+    groups.uniform.length && ["uniform", "same bits in every layer"],
+    value.points.length && ["front", "best for its size"],
+    metric !== "kl" && known(perfect()) && ["reference", "full precision"],
+    metric === "kl" && known(value.floor) && ["floor", "noise floor"],
+  ].filter(Boolean);
+  if (legend === (legend = JSON.stringify(entries))) return;
+  view.legend.replaceChildren(...entries.map(([kind, text]) => make("li", {}, glyph(kind), make("span", { text }))));
+}
+
+/* ---- the figure ---- */
+
+const perfect = () => ({ kl: 0, ppl: value.reference.ppl, same_top: 100 })[metric];
+
+function colours() {
+  const style = getComputedStyle(root);
+  return (name) => style.getPropertyValue(name).trim();
+}
+
+/* The ranges that show all that matters, or the visitor's own, on the axes' scales (log axes: of log10). */
+function ranges(groups) {
+  const own = live(), points = Object.values(groups).flat().filter(drawable);
+  const x = MEMORIES[memory].of, y = METRICS[metric].of;
+  const full = x(value.reference);
+  const kept = own && drawable(own) ? [...points, own] : points;
+  let xs = kept.filter((p) => p.kind === "current" || !known(full) || x(p) < NEAR * full).map(x);
+  if (own && known(x(own))) xs.push(x(own));
+  if (!xs.length) xs = [known(full) ? full : 1];
+  const low = Math.min(...xs), high = Math.max(...xs);
+  const pad = Math.max(0.06 * (high - low), 0.02 * high);
+  const across = [low - pad, high + 1.3 * pad];
+
+  let ys = kept.map(y);
+  let up;
+  if (metric === "kl") {
+    if (known(value.floor) && value.floor > 0) ys.push(value.floor);
+    up = [Math.log10(Math.min(...ys)) - 0.4, Math.log10(Math.max(...ys)) + 0.3];
+  } else if (metric === "ppl") {
+    if (known(perfect())) ys.push(perfect());
+    const best = Math.min(...ys), limit = Math.max(CROP * best, own && drawable(own) ? y(own) : 0);
+    const worst = Math.max(...ys.filter((p) => p <= limit));
+    const span = Math.max(Math.log10(worst / best), 0.1);
+    up = [Math.log10(best) - 0.09 * span, Math.log10(worst) + 0.08 * span];
+  } else {
+    const least = Math.min(...ys);
+    const span = Math.max(100 - least, 2);
+    up = [least - 0.06 * span, 100 + 0.07 * span];
+  }
+  const settle = (name, range) => {
+    if (zoom[name]) return zoom[name];
+    const before = shown[name];
+    if (before && prediction?.dragging) range = [Math.min(before[0], range[0]), Math.max(before[1], range[1])];
+    return (shown[name] = range);
+  };
+  return { across: settle(memory, across), up: settle(metric, up) };
+}
+
+function trace(points, extra) {
+  return {
+    type: "scatter", mode: "markers",
+    x: points.map(MEMORIES[memory].of), y: points.map(METRICS[metric].of), ...extra,
+  };
+}
+
+function pointsTrace(kind, points, colour) {
+  const [symbol, size] = MARKERS[kind];
+  const tone = colour(`--${kind}`);
+  const { of, error } = METRICS[metric];
+  const errors = points.map((p) => (p.measured && error(p)) || 0);
+  const extra = {
+    name: kind,
+    customdata: points.map((p) => p.id),
+    hovertext: points.map(hover), hoverinfo: "text",
+    error_y: {
+      type: "data", symmetric: false, array: errors,
+      arrayminus: errors.map((e, i) => Math.min(e, 0.9 * of(points[i]))), // a bar on a log axis must not reach 0
+      color: tone, thickness: 1.2, width: 3,
+    },
+    marker: {
+      symbol: points.map((p) => (p.measured ? symbol : `${symbol}-open`)), size, color: tone, opacity: 1,
+      line: { width: 1.3, color: points.map((p) => (p.measured ? colour("--paper") : tone)) },
+    },
+  };
+  if (kind === "uniform") {
+    Object.assign(extra, {
+      mode: "lines+markers+text", line: { color: tone, width: 1.2 },
+      text: points.map((p) => plain(nameOf(p))), textposition: METRICS[metric].better === "lower" ? "bottom left" : "top left",
+      textfont: { size: 11.5, color: colour("--soft") },
+    });
+  }
+  return trace(points, extra);
+}
+
+function layout(points, { across, up }, colour) {
+  const { log } = METRICS[metric];
+  const { width } = view.canvas.getBoundingClientRect();
+  const small = width < 520;
+  const ink = colour("--ink"), soft = colour("--soft"), line = colour("--line"), grid = colour("--grid");
+  const shapes = [], annotations = [];
+  const flat = (y, dash, tone, w) => shapes.push({
+    type: "line", layer: "below", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: tone, width: w, dash },
+  });
+  const note = (text, extra) => annotations.push({
+    text, showarrow: false, font: { size: 11, color: soft }, ...extra,
+  });
+  const inside = (at) => at > up[0] && at < up[1];
+  const place = (y) => (log ? Math.log10(y) : y);
+  const where = known(value.reference.bytes) && !small ? ` (${memory === "bytes" ? megabytes(value.reference) + " MB" : fixed(value.reference.bits_per_param ?? 16, 1) + " bits"})` : "";
+
+  if (metric === "kl") {
+    if (known(value.floor) && value.floor > 0 && inside(place(value.floor))) {
+      flat(value.floor, "dot", colour("--floor"), 1.4);
+      note(`noise floor of 16-bit arithmetic, ${rounded(value.floor, 1)}`, { xref: "paper", x: 0, xshift: 6, y: place(value.floor), yanchor: "bottom", xanchor: "left" });
+    }
+    note(`↓ full precision, KL 0${where}`, { xref: "paper", x: 0, xshift: 6, yref: "paper", y: 0, yshift: 1, yanchor: "bottom", xanchor: "left", font: { size: 11, color: ink } });
+  } else if (known(perfect()) && inside(place(perfect()))) {
+    flat(perfect(), "dash", colour("--reference"), 1.4);
+    note(`full precision${metric === "ppl" ? ` ${rounded(perfect(), 3)}` : ""}${where}`, {
+      xref: "paper", x: 0, xshift: 6, y: place(perfect()), xanchor: "left",
+      yanchor: METRICS[metric].better === "lower" ? "bottom" : "top", font: { size: 11, color: ink },
+    });
+  }
+  for (const p of points) { // what lies above the edge is named there
+    const x = MEMORIES[memory].of(p), y = METRICS[metric].of(p);
+    if (p.kind !== "preset" || x < across[0] || x > across[1] || place(y) <= up[1]) continue;
+    note(`↑ ${plain(nameOf(p))}, ${plain(measurement(y, null))}`, { x, yref: "paper", y: 1, yanchor: "top", xanchor: "left", xshift: -4 });
+  }
+  const axis = {
+    gridcolor: grid, zeroline: false, showline: true, linecolor: line, ticks: "", tickfont: { size: 11.5, color: soft },
+    fixedrange: false, automargin: false,
+  };
+  return {
+    autosize: true, showlegend: false, hovermode: "closest", hoverdistance: 24,
+    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
+    margin: { l: small ? 44 : 52, r: 14, t: 8, b: 46 },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: getComputedStyle(root).fontFamily, color: ink, size: 12 },
+    hoverlabel: { bgcolor: colour("--paper"), bordercolor: line, font: { color: ink, size: 12.5 }, align: "left" },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink, orientation: "h" },
+    xaxis: { ...axis, range: across, title: { text: MEMORIES[memory].title, font: { size: 12, color: soft }, standoff: 8 }, nticks: small ? 6 : 10 },
+    yaxis: { ...axis, range: up, type: log ? "log" : "linear", ...yTicks(up, log) },
+    shapes, annotations,
+  };
+}
+
+/* Round numbers on a log axis: 1, 2, 5 times a power of ten, fewer or more of them with the span. */
+function yTicks(range, log) {
+  if (!log) return { tickmode: "auto", nticks: 7 };
+  const span = range[1] - range[0];
+  const steps = span > 2.5 ? [1] : span > 1.1 ? [1, 2, 5] : span > 0.5 ? [1, 1.5, 2, 3, 4, 5, 6, 8] : [1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2, 2.2, 2.4, 2.6, 2.8, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 8, 9];
+  const tickvals = [];
+  for (let power = Math.floor(range[0]); power <= Math.ceil(range[1]); power++) {
+    for (const step of steps) {
+      const at = power + Math.log10(step);
+      if (at >= range[0] && at <= range[1]) tickvals.push(step * 10 ** power);
+    }
+  }
+  return { tickmode: "array", tickvals, ticktext: tickvals.map((v) => (v >= 1e5 || v < 1e-5 ? v.toExponential(0) : rounded(v, 3))) };
+}
+
+const RESET = {
+  name: "resetZoom", title: "Show everything",
+  icon: { width: 24, height: 24, path: "M12 5V1L7 6l5 5V7a5 5 0 1 1-5 5H5a7 7 0 1 0 7-7Z" },
+  click: () => { zoom = {}; draw(); },
+};
+const CONFIG = {
+  displaylogo: false, showSendToCloud: false, responsive: true, scrollZoom: false, doubleClick: false,
+  modeBarButtons: [["zoomIn2d", "zoomOut2d", RESET]],
+};
+
+function draw() {
+  const groups = series();
+  const { better, title, log } = METRICS[metric];
+  view.hint.textContent = `Further left and ${better} is better. Choose a point to load its plan.`;
+  view.yTitle.textContent = title + (log ? ", log scale" : "");
+  writeLegend(groups);
+  if (!Plotly) return;
+
+  for (const kind of Object.keys(groups)) groups[kind] = groups[kind].filter(drawable);
+  const points = Object.values(groups).flat();
+  const own = live();
+  const empty = !points.length && !(own && drawable(own));
+  root.classList.toggle("empty", empty);
+  view.message.hidden = !empty;
+  view.message.textContent = value.points.length
+    ? "No plan here has been measured in this quantity yet. Choose another one above."
+    : "Nothing has been measured yet. Move a fader or choose a preset: every plan you measure appears here.";
+  if (empty) return;
+
+  const colour = colours();
+  const range = ranges(groups);
+  const line = { color: colour("--front"), width: 9 };
+  const data = [
+    trace(front(value.points), { name: "front", mode: "lines", hoverinfo: "skip", line }),
+    ...Object.keys(MARKERS).map((kind) => pointsTrace(kind, groups[kind], colour)),
+  ];
+  const style = layout(points, range, colour);
+  const first = !box;
+  box = { ...range, margin: style.margin };
+  Plotly.react(view.canvas, data, style, CONFIG);
+  placeLive();
+  if (first) listen();
+}
+
+const drawSoon = () => { frame ||= requestAnimationFrame(() => { frame = 0; draw(); }); };
+
+/* What the faders do: only the star moves, unless the axes no longer hold it or no longer need to. */
+const moveSoon = () => {
+  frame ||= requestAnimationFrame(() => {
+    frame = 0;
+    const groups = series();
+    const { across, up } = ranges(groups);
+    if (!box || root.classList.contains("empty") || String([across, up]) !== String([box.across, box.up])) return draw();
+    writeLegend(groups);
+    placeLive();
+  });
+};
+
+/* The visitor's plan: a star where its memory and quality are, or, while its quality is unknown, a line at its memory. */
+function placeLive() {
+  const own = live();
+  const { margin, across, up } = box;
+  const { of, error, log } = METRICS[metric];
+  const width = view.canvas.clientWidth - margin.l - margin.r, height = view.canvas.clientHeight - margin.t - margin.b;
+  const place = (y) => margin.t + height * (1 - ((log ? Math.log10(y) : y) - up[0]) / (up[1] - up[0]));
+  const inside = (at, start, length) => at >= start - 1 && at <= start + length + 1;
+  const set = (node, attributes) => Object.entries(attributes).forEach(([name, text]) => node.setAttribute(name, text));
+
+  const at = own ? MEMORIES[memory].of(own) : null;
+  const x = known(at) ? margin.l + (width * (at - across[0])) / (across[1] - across[0]) : -1;
+  const y = own && drawable(own) ? place(of(own)) : null;
+  const guide = view.overlay.querySelector(".guide"), star = view.overlay.querySelector(".star");
+  const seen = inside(x, margin.l, width);
+  guide.style.display = seen && y === null ? "" : "none";
+  star.style.display = seen && (y === null || inside(y, margin.t, height)) ? "" : "none";
+  star.classList.toggle("predicted", !own?.measured);
+  star.classList.toggle("unknown", y === null);
+  star.setAttribute("transform", `translate(${x.toFixed(1)} ${(y ?? margin.t + 16).toFixed(1)})`);
+  set(guide, { x1: x, x2: x, y1: margin.t, y2: margin.t + height });
+
+  const right = x > margin.l + 0.75 * width; // then the words go to the left
+  const words = star.querySelector("text");
+  words.textContent = y === null ? "your plan, not measured yet" : own.measured ? "" : "predicted";
+  set(words, { x: (y === null ? 8 : 15) * (right ? -1 : 1), y: 4, "text-anchor": right ? "end" : "start" });
+  const spread = own?.measured && y !== null && known(error(own)) ? error(own) : 0;
+  const ends = spread ? [place(of(own) + spread) - y, place(Math.max(of(own) - spread, 0.1 * of(own))) - y] : [0, 0];
+  set(star.querySelector(".error"), { y1: ends[0], y2: ends[1] });
+}
+
+function listen() {
+  const ranged = (change) => {
+    for (const [axis, name] of [["xaxis", memory], ["yaxis", metric]]) {
+      const range = change[`${axis}.range`] ?? [change[`${axis}.range[0]`], change[`${axis}.range[1]`]];
+      if (range.every(known)) zoom[name] = [...range];
+    }
+    drawSoon();
+  };
+  const isPlan = (hit) => typeof hit?.customdata === "string";
+  view.canvas.on("plotly_click", ({ points: [hit] }) => { if (isPlan(hit)) trigger("point", { id: hit.customdata }); });
+  view.canvas.on("plotly_hover", ({ points: [hit] }) => root.classList.toggle("over", isPlan(hit)));
+  view.canvas.on("plotly_unhover", () => root.classList.remove("over"));
+  view.canvas.on("plotly_doubleclick", RESET.click);
+  view.canvas.on("plotly_relayout", ranged);
+}
+
+/* ---- starting ---- */
+
+function loadPlotly() {
+  window.queptPlotly ??= new Promise((resolve, reject) => {
+    const { root: base = ".", api_prefix = "/gradio_api" } = window.gradio_config ?? {};
+    const path = props.plotly_file.split("/").map(encodeURIComponent).join("/");
+    const script = make("script", { src: `${base.replace(/\/$/, "")}${api_prefix}/file=${path}` });
+    script.onload = () => resolve(window.Plotly);
+    script.onerror = () => { window.queptPlotly = undefined; script.remove(); reject(new Error("plotly.js")); };
+    document.head.append(script);
+  });
+  return window.queptPlotly;
+}
+
+function onPredict(event) {
+  if (!element.isConnected) return stop();
+  prediction = event.detail;
+  meet();
+  moveSoon();
+}
+
+const sight = new IntersectionObserver((entries) => {
+  if (!entries.some((entry) => entry.isIntersecting)) return;
+  sight.disconnect();
+  loadPlotly().then(
+    (library) => { Plotly = library; draw(); },
+    () => { view.message.textContent = "The chart could not be loaded. The table below holds all of it; reload the page to try again."; },
+  );
+}, { rootMargin: "300px" });
+const size = new ResizeObserver(() => { if (box && view.canvas.clientWidth) drawSoon(); });
+const theme = new MutationObserver(drawSoon);
+
+function stop() {
+  document.removeEventListener("quept:predict", onPredict);
+  for (const observer of [sight, size, theme]) observer.disconnect();
+  if (box) Plotly.purge(view.canvas);
+}
+
+build();
+writeTable();
+meet();
+draw();
+sight.observe(root);
+size.observe(view.canvas);
+for (const node of [document.body, document.documentElement]) theme.observe(node, { attributes: true, attributeFilter: ["class"] });
+document.addEventListener("quept:predict", onPredict);
+watch("value", () => {
+  const before = JSON.stringify(measuredCurrent());
+  value = readValue();
+  if (JSON.stringify(measuredCurrent()) !== before) met = null;
+  meet();
+  writeTable();
+  draw();
+});

@@ -1,0 +1,813 @@
+/* The equaliser: bits of every layer, one fader per block, painted by dragging; under it a map of all layers.
+
+   This file, after plan.js, is the body of a function that gr.HTML calls once, with
+     element   where to draw;
+     props     props.description, what describe(model) returns; props.value, the plan, which tells Python;
+     trigger   trigger("commit") after an edit, never while the pointer is down;
+     watch     watch("value", f) calls f when Python sent another value.
+
+   Nothing leaves the browser during a drag. Every change is told to the page at once, as the DOM event
+   quept:predict on document, and kept in window.queptPrediction: what tellingOf in plan.js makes of it.
+
+   The elements are made once per model; a change writes only the cells and faders it touches, once per frame.
+   All text is written as text nodes: names may come from anywhere.
+
+   In order: edits and their history, drawing, painting, keys, the map and its picker, the link, the start. */
+
+const HISTORY = 200; // undo steps kept
+const KEY_PAUSE_MS = 600; // a key that never comes up commits after this
+const SLOP_PX = 5; // a finger that moved less has tapped
+const EDGE_PX = 30; // painting this near to the edge scrolls
+const ALL = -1; // a row or column number that means all of them
+const ICONS = {
+  undo: "M6.5 3.5 3 7l3.5 3.5M3 7h6.5a3.5 3.5 0 0 1 0 7H7",
+  redo: "M9.5 3.5 13 7 9.5 10.5M13 7H6.5a3.5 3.5 0 0 0 0 7H9",
+  link: "M6.5 9.5l3-3M7 4.5l1.5-1.5a3 3 0 0 1 4.5 4.5L11.5 9M9 11.5 7.5 13A3 3 0 0 1 3 8.5L4.5 7",
+};
+const KINDS = { w: "weights", a: "activations" };
+
+const root = element.querySelector(".equalizer");
+let model; // the description, indexed
+let plan; // what the screen shows, changed in place during an edit
+let committed; // the last plan that Python knows
+let past, future; // committed plans, for undo and redo
+let fresh; // a model was drawn before its plan came: the plan is then no edit
+let kind = "w"; // which bits the faders move: "w" or "a"
+let filter = ALL; // the role the faders move
+let drag = null; // the paint stroke in progress
+let view; // the elements
+let shown; // what the elements show: bits per layer
+let frame = 0, keyTimer = 0;
+
+const rolesMoved = () => (filter === ALL ? model.roles.map((_, row) => row) : [filter]);
+const layersOf = ({ rows, cols }) =>
+  rows.flatMap((row) => cols.map((col) => model.grid[row][col])).filter((i) => i !== undefined);
+const layersOfBlock = (block) => layersOf({ rows: rolesMoved(), cols: [block] });
+
+/* The rectangle between two cells; ALL for a row or column takes that whole side (of the filtered roles). */
+function rangeBetween(a, b) {
+  const side = (x, y, all) => (x === ALL || y === ALL ? all : span(Math.min(x, y), Math.max(x, y)));
+  return {
+    rows: side(a.row, b.row, rolesMoved()),
+    cols: side(a.col, b.col, model.blocks.map((_, col) => col)),
+  };
+}
+
+
+function setBits(layers, bits) {
+  for (const i of layers) {
+    plan[kind][i] = bits;
+    drag?.painted.set(i, bits);
+  }
+  draw();
+}
+
+function stepBits(layers, by) {
+  const levels = model.levels[kind];
+  for (const i of layers) {
+    const at = levels.findIndex((bits) => bits >= plan[kind][i]);
+    plan[kind][i] = levels[clamp(at + by, 0, levels.length - 1)];
+  }
+  draw();
+}
+
+/* The end of an edit: one undo step, one event. */
+function commit() {
+  clearTimeout(keyTimer);
+  if (same(plan, committed)) return draw();
+  remember(committed);
+  send();
+}
+
+function remember(p) {
+  fresh = false;
+  past.push(p);
+  if (past.length > HISTORY) past.shift();
+  future = [];
+}
+
+function send(words = "") {
+  committed = copyOf(plan);
+  drawNow();
+  publishLink();
+  announce(words + view.summary.textContent);
+  props.value = copyOf(plan);
+  trigger("commit");
+}
+
+function publishLink() {
+  if (fresh) return;
+  window.history.replaceState(window.history.state, "", addressOf(model, committed, window.location.href));
+}
+
+function travel(from, to, words) {
+  commit();
+  if (!from.length) return;
+  to.push(committed);
+  plan = copyOf(from.pop());
+  send(words);
+}
+
+const undoEdit = () => travel(past, future, "Undone. ");
+const redoEdit = () => travel(future, past, "Redone. ");
+
+/* A plan from Python (preset, link, chart) becomes an undo step; a stroke in progress goes on, over it. */
+function adoptValue() {
+  const next = model && readPlan(model, props.value);
+  if (!next || same(next, committed)) return;
+  if (fresh) past = [];
+  else remember(committed);
+  fresh = false;
+  committed = next;
+  plan = copyOf(next);
+  drag?.painted.forEach((bits, i) => { plan[kind][i] = bits; });
+  drawNow();
+  publishLink();
+  announce(view.summary.textContent);
+}
+
+function adoptDescription() {
+  if (drag) endDrag();
+  clearTimeout(keyTimer);
+  document.removeEventListener("pointerdown", closeOutside, true);
+  start();
+  publishLink();
+}
+
+function tell() {
+  const told = { ...tellingOf(model, plan), dragging: Boolean(drag) };
+  window.queptPrediction = told;
+  document.dispatchEvent(new CustomEvent("quept:predict", { detail: told }));
+  view.summary.textContent = summaryWords(plan, told);
+}
+
+/* One element: attributes by name, `text` as text, other children appended. */
+function make(tag, attributes = {}, ...children) {
+  const { text, ...rest } = attributes;
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(rest)) made.setAttribute(name, value);
+  if (text !== undefined) made.append(document.createTextNode(text));
+  made.append(...children);
+  return made;
+}
+
+function icon(path) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const line = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  line.setAttribute("d", path);
+  svg.setAttribute("viewBox", "0 0 16 16");
+  svg.setAttribute("aria-hidden", "true");
+  svg.append(line);
+  return svg;
+}
+
+/* A row of choices, one of them on: a radio group with one tab stop. */
+function choices(label, className, options, onChoose) {
+  const buttons = options.map(({ value, text, title, data }) =>
+    make("button", { type: "button", role: "radio", "data-value": value, text, title, ...data }));
+  const choose = (button) => {
+    for (const other of buttons) {
+      other.setAttribute("aria-checked", String(other === button));
+      other.tabIndex = other === button ? 0 : -1;
+    }
+  };
+  buttons.forEach((button, i) => {
+    const pick = (chosen) => { choose(chosen); onChoose(options[buttons.indexOf(chosen)].value); };
+    button.addEventListener("click", () => pick(button));
+    button.addEventListener("keydown", (event) => {
+      const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!by) return;
+      event.preventDefault();
+      const next = buttons[(i + by + buttons.length) % buttons.length];
+      next.focus();
+      pick(next);
+    });
+  });
+  choose(buttons[0]);
+  return make("div", { class: `choices ${className}`, role: "radiogroup", "aria-label": label }, ...buttons);
+}
+
+function makeToolbar() {
+  const bar = make("div", { class: "toolbar" });
+  if (model.levels.a.some((bits) => bits < FULL)) {
+    const options = [{ value: "w", text: "Weights" }, { value: "a", text: "Activations" }];
+    bar.append(choices("Which bits the faders move", "kinds", options.map(withData("kind")), chooseKind));
+  }
+  if (model.roles.length > 1) {
+    const options = [{ value: ALL, text: "all", title: "The faders move every layer of a block" }];
+    model.roles.forEach((text, value) => {
+      options.push({ value, text, title: `The faders move ${text} only` });
+    });
+    bar.append(choices("Layers the faders move", "roles", options.map(withData("filter")), chooseFilter));
+  }
+  bar.append(make("span", { class: "space" }));
+  if (model.kvBits.some((bits) => bits < FULL)) bar.append(makeKvSelect());
+  bar.append(makeActions());
+  return bar;
+}
+
+const withData = (name) => (option) =>
+  ({ ...option, title: option.title ?? option.text, data: { [`data-${name}`]: option.text } });
+
+function makeKvSelect() {
+  view.kv = make("select", { "data-kv": "" });
+  for (const bits of [...model.kvBits].sort((a, b) => b - a)) {
+    view.kv.append(make("option", { value: bits, text: bits === FULL ? "16 bits" : `${bits} bits` }));
+  }
+  view.kv.addEventListener("change", () => { plan.kv = Number(view.kv.value); commit(); });
+  const words = make("span", { text: "KV" }, make("span", { class: "long", text: " cache" }));
+  return make("label", { class: "kv" }, words, view.kv);
+}
+
+function makeActions() {
+  const button = (action, label, path, onClick, title) => {
+    const word = make("span", { class: "word", text: label });
+    const attributes = { type: "button", class: "action", "data-action": action, title };
+    const made = make("button", attributes, icon(path), word);
+    made.addEventListener("click", onClick);
+    return made;
+  };
+  view.undo = button("undo", "Undo", ICONS.undo, undoEdit, "Undo (Ctrl+Z)");
+  view.redo = button("redo", "Redo", ICONS.redo, redoEdit, "Redo (Ctrl+Shift+Z)");
+  view.copy = button("copy", "Copy link", ICONS.link, copyLink, "Copy a link to this page with this plan");
+  view.copy.classList.add("wide");
+  return make("div", { class: "actions" }, view.undo, view.redo, view.copy);
+}
+
+function makeFaders() {
+  view.scale = make("div", { class: "scale", "aria-hidden": "true" });
+  view.faders = make("div", { class: "faders", "data-faders": "" });
+  view.fader = model.blocks.map((name, block) => {
+    const cap = make("span", { class: "cap", text: "" });
+    const fill = make("span", { class: "fill" }), range = make("span", { class: "range" });
+    const fader = make("div", { class: "fader", role: "slider", "aria-orientation": "vertical" },
+      make("span", { class: "slot" }), fill, range, cap);
+    fader.dataset.block = block;
+    fader.tabIndex = block ? -1 : 0;
+    view.faders.append(fader);
+    return { fader, fill, range, cap, name };
+  });
+  listenToPointer(view.faders);
+  view.faders.addEventListener("keydown", onFaderKey);
+  return [view.scale, view.faders];
+}
+
+/* A grid in the ARIA sense: a row of block names, then a row per role; row and column ALL hold the names. */
+function makeMap() {
+  view.map = make("div", { class: "map", role: "grid", "aria-label": "Bits of every layer" });
+  view.cell = new Array(model.layers.length);
+  const head = make("div", { role: "row" }, mapButton("columnheader", ALL, ALL, "All", "every layer"));
+  head.append(...model.blocks.map((name, col) => mapButton("columnheader", ALL, col, name, `block ${name}`)));
+  view.map.append(head);
+  model.roles.forEach((role, row) => {
+    const line = make("div", { role: "row" }, mapButton("rowheader", row, ALL, role, `role ${role}`));
+    model.grid[row].forEach((i, col) => line.append(i === undefined ? makeHole() : makeCell(i, row, col)));
+    view.map.append(line);
+  });
+  view.map.querySelector("button").tabIndex = 0;
+  listenToMap(view.map);
+  return view.map;
+}
+
+function mapButton(role, row, col, text, label) {
+  const place = `grid-row: ${row + 2}; grid-column: ${col + 2}`;
+  const button = make("button", { type: "button", role, text, style: place, tabindex: -1 });
+  Object.assign(button.dataset, { row, col });
+  if (label) button.setAttribute("aria-label", `${label}: set bits`);
+  button.className = row === ALL && col === ALL ? "name corner" : col === ALL ? "name side" : "name";
+  return button;
+}
+
+function makeCell(i, row, col) {
+  const cell = mapButton("gridcell", row, col, "", "");
+  cell.className = "cell";
+  cell.dataset.layer = model.layers[i].name;
+  cell.dataset.role = model.roles[row];
+  cell.dataset.block = col;
+  view.cell[i] = cell;
+  return cell;
+}
+
+const makeHole = () => make("span", { role: "gridcell", class: "hole" });
+
+function makeFoot() {
+  view.summary = make("span", { class: "summary", "data-summary": "" });
+  view.live = make("span", { class: "unseen", role: "status", "aria-live": "polite", "data-live": "" });
+  view.inspect = make("span", { class: "inspect", "data-inspect": "" });
+  const mouse = "Drag across the faders to paint. Click a cell, a name or All to set it; drag over cells "
+    + "to set several. Keys: ← → block, ↑ ↓ bits, 2–8 set, 0 or F = 16.";
+  const finger = "Move up or down on the faders, then across, to paint; swipe sideways to scroll. "
+    + "Tap a cell, a name or All to set it.";
+  const hint = make("span", { class: "hint" }, make("span", { class: "for-mouse", text: mouse }),
+    make("span", { class: "for-finger", text: finger }));
+  const under = make("div", { class: "under" }, hint, view.inspect);
+  return make("div", { class: "foot" }, view.summary, under, view.live);
+}
+
+function build() {
+  view = {};
+  const sheet = make("div", { class: "sheet" });
+  sheet.style.setProperty("--blocks", model.blocks.length);
+  view.scroller = make("div", { class: "scroller" }, sheet);
+  root.replaceChildren(makeToolbar(), view.scroller);
+  sheet.append(...makeFaders(), makeMap());
+  root.append(makeFoot(), makePicker());
+  overflow.disconnect();
+  overflow.observe(view.scroller);
+  drawScale();
+  redrawAll();
+}
+
+function drawScale() {
+  const levels = model.levels[kind];
+  view.scroller.style.setProperty("--levels", levels.length);
+  view.mark = levels.map((bits, i) => make("span", { "data-bits": bits, style: `--at: ${i}`, text: bits }));
+  view.scale.replaceChildren(...view.mark);
+  for (const { fader } of view.fader) {
+    fader.setAttribute("aria-valuemin", levels[0]);
+    fader.setAttribute("aria-valuemax", levels.at(-1));
+  }
+}
+
+/* Everything is drawn again: the bits shown or the layers moved are others. */
+function redrawAll() {
+  shown = new Array(model.layers.length).fill(0);
+  const still = ({ role }) => filter !== ALL && role !== filter;
+  model.layers.forEach((layer, i) => view.cell[i].classList.toggle("still", still(layer)));
+  const roleName = filter === ALL ? "" : `, ${model.roles[filter]} only`;
+  for (const { fader, name } of view.fader) {
+    fader.setAttribute("aria-label", `Block ${name}${roleName}, ${KINDS[kind]}`);
+  }
+  root.dataset.kind = kind;
+  drawNow();
+}
+
+/* Ask for a drawing in the next frame. */
+function draw() {
+  if (!frame) frame = requestAnimationFrame(() => { frame = 0; drawNow(); });
+}
+
+function drawNow() {
+  cancelAnimationFrame(frame);
+  frame = 0;
+  const touched = new Set();
+  plan[kind].forEach((bits, i) => {
+    if (bits === shown[i]) return;
+    shown[i] = bits;
+    drawCell(view.cell[i], bits);
+    touched.add(model.layers[i].block);
+  });
+  touched.forEach(drawFader);
+  if (view.kv) view.kv.value = String(plan.kv);
+  view.undo.disabled = !past.length && same(plan, committed);
+  view.redo.disabled = !future.length;
+  markLevel(drag?.at ? drag.at.level : null);
+  tell();
+  if (drag) scrollAtEdge();
+}
+
+function drawCell(cell, bits) {
+  cell.dataset.bits = bits;
+  cell.firstChild.data = bits;
+}
+
+function drawFader(block) {
+  const { fader, fill, range, cap } = view.fader[block];
+  const widths = layersOfBlock(block).map((i) => plan[kind][i]);
+  fader.classList.toggle("empty", !widths.length);
+  if (!widths.length) return fader.setAttribute("aria-disabled", "true");
+  fader.removeAttribute("aria-disabled");
+  const low = Math.min(...widths), high = Math.max(...widths);
+  const mean = widths.reduce((sum, bits) => sum + bits, 0) / widths.length;
+  const mixed = low !== high;
+  const position = (bits) => interpolate(model.levels[kind], span(0, model.levels[kind].length - 1), bits);
+  const text = mixed ? String(Number(mean.toFixed(1))) : String(low);
+  fader.style.setProperty("--low", position(low));
+  fader.style.setProperty("--high", position(high));
+  fader.style.setProperty("--at", position(mean));
+  fader.classList.toggle("mixed", mixed);
+  fill.dataset.bits = low;
+  range.dataset.bits = high;
+  cap.dataset.bits = mixed ? "mixed" : low;
+  fader.setAttribute("aria-valuenow", text);
+  const words = mixed ? `mixed, ${low} to ${high} bits, mean ${text}` : bitsWords(low);
+  fader.setAttribute("aria-valuetext", words);
+  cap.firstChild.data = text;
+}
+
+function markLevel(level) {
+  view.mark.forEach((mark, i) => mark.classList.toggle("on", i === level));
+  view.faders.style.setProperty("--guide", level ?? 0);
+  view.faders.classList.toggle("guided", level !== null);
+}
+
+function announce(words) {
+  view.live.textContent = words;
+}
+
+/* Words about the block or cell under the pointer or the focus, in the place of the hint. */
+function inspect(event) {
+  if (drag || !view) return;
+  const fader = event.target.closest(".fader"), button = event.target.closest("[data-row]");
+  if (fader) inspectLayers(`block ${model.blocks[fader.dataset.block]}`, layersOfBlock(fader.dataset.block));
+  else if (button) inspectButton(button);
+  else view.inspect.textContent = "";
+}
+
+function inspectButton(button) {
+  const place = placeOf(button);
+  const i = model.grid[place.row]?.[place.col];
+  if (i !== undefined) return inspectLayers(model.layers[i].name, [i]);
+  const range = rangeBetween(place, place);
+  const layers = layersOf(range);
+  inspectLayers(`${rangeWords(model, range)} · ${layersWords(layers.length)}`, layers);
+}
+
+function inspectLayers(name, layers) {
+  const widths = layers.map((i) => plan[kind][i]);
+  const low = Math.min(...widths), high = Math.max(...widths);
+  const bytes = layers.reduce((sum, i) => sum + model.bytesAt(i, plan.w[i]), 0);
+  const bits = low === high ? bitsWords(low) : `${low} to ${high} bits`;
+  view.inspect.textContent = layers.length ? `${name} · ${bits} · ${sizeWords(bytes)}` : "";
+}
+
+function chooseKind(value) {
+  commit();
+  kind = value;
+  closePicker();
+  drawScale();
+  redrawAll();
+}
+
+function chooseFilter(value) {
+  commit();
+  filter = value;
+  closePicker();
+  redrawAll();
+}
+
+function listenToPointer(faders) {
+  faders.addEventListener("pointerdown", startDrag);
+  faders.addEventListener("pointermove", moveDrag);
+  faders.addEventListener("pointerup", finishDrag);
+  faders.addEventListener("pointercancel", cancelDrag); // the browser took the finger, to scroll
+  faders.addEventListener("lostpointercapture", finishDrag);
+}
+
+function startDrag(event) {
+  if (drag || event.button !== 0 || !event.isPrimary) return;
+  commit();
+  view.faders.setPointerCapture(event.pointerId);
+  // A finger may be about to scroll: it paints once it has moved up or down, or when it lifts.
+  const waits = event.pointerType === "touch";
+  drag = { id: event.pointerId, painted: new Map(), at: null, waits, x: event.clientX, y: event.clientY };
+  window.addEventListener("keydown", onDragKey, true);
+  root.classList.add("painting");
+  if (!waits) paintTo(event.clientX, event.clientY);
+  focusFader(cellUnder(event.clientX, event.clientY).block);
+}
+
+function moveDrag(event) {
+  if (event.pointerId !== drag?.id) return;
+  if (drag.waits && !hasSetOff(event)) return;
+  drag.waits = false;
+  paintTo(event.clientX, event.clientY);
+}
+
+const scrolls = () => view.scroller.classList.contains("overflows");
+
+/* Whether a finger has begun to paint: up or down, or any way where there is nothing to scroll sideways. */
+function hasSetOff(event) {
+  const aside = Math.abs(event.clientX - drag.x), along = Math.abs(event.clientY - drag.y);
+  return Math.max(aside, along) >= SLOP_PX && (along >= aside || !scrolls());
+}
+
+function finishDrag(event) {
+  if (event.pointerId !== drag?.id) return;
+  if (drag.waits) paintTo(event.clientX, event.clientY);
+  focusFader(drag.at.block);
+  endDrag();
+  commit();
+}
+
+function cancelDrag(event) {
+  if (event && event.pointerId !== drag?.id) return;
+  plan = copyOf(committed);
+  endDrag();
+  drawNow();
+}
+
+function endDrag() {
+  const { id } = drag;
+  drag = null;
+  window.removeEventListener("keydown", onDragKey, true);
+  root.classList.remove("painting");
+  if (view.faders.hasPointerCapture(id)) view.faders.releasePointerCapture(id);
+}
+
+function onDragKey(event) {
+  if (event.key !== "Escape") return;
+  event.preventDefault();
+  event.stopPropagation();
+  cancelDrag();
+  announce("Cancelled. " + view.summary.textContent);
+}
+
+function cellUnder(x, y) {
+  const box = view.faders.getBoundingClientRect();
+  const blocks = model.blocks.length, levels = model.levels[kind].length;
+  return {
+    block: clamp(Math.floor(((x - box.left) / box.width) * blocks), 0, blocks - 1),
+    level: clamp(Math.floor(((box.bottom - y) / box.height) * levels), 0, levels - 1),
+  };
+}
+
+/* Paint from where the stroke was to here, every block in between included. */
+function paintTo(x, y) {
+  const to = cellUnder(x, y);
+  const from = drag.at ?? to;
+  const steps = Math.abs(to.block - from.block);
+  for (let s = steps ? 1 : 0; s <= steps; s += 1) {
+    const t = steps ? s / steps : 1;
+    const between = (a, b) => Math.round(a + t * (b - a));
+    setBits(layersOfBlock(between(from.block, to.block)), model.levels[kind][between(from.level, to.level)]);
+  }
+  Object.assign(drag, { at: to, x, y });
+  inspectLayers(`block ${model.blocks[to.block]}`, layersOfBlock(to.block));
+  draw();
+}
+
+function scrollAtEdge() {
+  if (drag.waits || !scrolls()) return;
+  const box = view.scroller.getBoundingClientRect();
+  const left = view.scale.getBoundingClientRect().right;
+  const by = drag.x < left + EDGE_PX ? -8 : drag.x > box.right - EDGE_PX ? 8 : 0;
+  const before = view.scroller.scrollLeft;
+  view.scroller.scrollLeft += by;
+  if (view.scroller.scrollLeft !== before) paintTo(drag.x, drag.y);
+}
+
+/* The bits a key stands for at the level list of now, or undefined. */
+function bitsOfKey(key) {
+  const bits = /^[2-8]$/.test(key) ? Number(key) : /^[0fF]$/.test(key) ? FULL : undefined;
+  if (bits !== undefined && !model.levels[kind].includes(bits)) {
+    announce(`${bits} bits is not offered for ${KINDS[kind]}.`);
+    return undefined;
+  }
+  return bits;
+}
+
+/* An edit by key: committed when the key comes up, so a held arrow is one step of undo. */
+function keyEdit(event, edit) {
+  event.preventDefault();
+  edit();
+  clearTimeout(keyTimer);
+  keyTimer = setTimeout(commit, KEY_PAUSE_MS);
+}
+
+const withModifier = (event) => event.ctrlKey || event.metaKey || event.altKey;
+
+function onFaderKey(event) {
+  const block = Number(event.target.closest("[data-block]").dataset.block);
+  if (drag || withModifier(event)) return;
+  const levels = model.levels[kind];
+  const layers = layersOfBlock(block);
+  const aside = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  const steps = { ArrowUp: 1, ArrowDown: -1, PageUp: 2, PageDown: -2 }[event.key];
+  const bits = { Home: levels[0], End: levels.at(-1) }[event.key] ?? bitsOfKey(event.key);
+  if (aside) {
+    event.preventDefault();
+    focusFader(clamp(block + aside, 0, model.blocks.length - 1), true);
+  } else if (steps) keyEdit(event, () => stepBits(layers, steps));
+  else if (bits !== undefined) keyEdit(event, () => setBits(layers, bits));
+}
+
+function focusFader(block, show = false) {
+  const { fader } = view.fader[block];
+  for (const other of view.fader) other.fader.tabIndex = other.fader === fader ? 0 : -1;
+  fader.focus({ preventScroll: true });
+  if (show) fader.scrollIntoView({ block: "nearest", inline: "center" });
+}
+
+function onMapKey(event) {
+  const button = event.target.closest("[data-row]");
+  if (!button || withModifier(event)) return;
+  const place = placeOf(button);
+  const layers = layersOf(rangeBetween(place, place));
+  const bits = bitsOfKey(event.key);
+  const step = { "+": 1, "=": 1, "-": -1 }[event.key];
+  const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+  if (move) {
+    event.preventDefault();
+    focusMap(place.row + move[0], place.col + move[1]);
+  } else if (step) keyEdit(event, () => stepBits(layers, step));
+  else if (bits !== undefined) keyEdit(event, () => setBits(layers, bits));
+  if (step || bits !== undefined) inspectButton(button);
+}
+
+const buttonAt = (row, col) => view.map.querySelector(`[data-row="${row}"][data-col="${col}"]`);
+const placeOf = (button) => ({ row: Number(button.dataset.row), col: Number(button.dataset.col) });
+
+function focusMap(row, col) {
+  const next = buttonAt(row, col);
+  if (!next) return;
+  for (const button of view.map.querySelectorAll('[tabindex="0"]')) button.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+  next.scrollIntoView({ block: "nearest", inline: "nearest" });
+}
+
+function onKey(event) {
+  if (!(event.ctrlKey || event.metaKey) || event.altKey || drag) return;
+  const key = event.key.toLowerCase();
+  const action = key === "z" ? (event.shiftKey ? redoEdit : undoEdit) : key === "y" ? redoEdit : null;
+  if (!action) return;
+  event.preventDefault();
+  action();
+}
+
+function onKeyUp(event) {
+  if (!drag && event.target.closest("[data-faders], .map")) commit();
+}
+
+let sweep = null; // cells being marked with the mouse: {from, to}
+
+function listenToMap(map) {
+  map.addEventListener("keydown", onMapKey);
+  map.addEventListener("pointerdown", (event) => {
+    const button = event.target.closest("[data-row]");
+    sweep = null;
+    if (!button || event.button !== 0 || event.pointerType === "touch") return;
+    sweep = { from: placeOf(button), to: placeOf(button) };
+    window.addEventListener("pointerup", dropSweepOutside, { once: true });
+  });
+  map.addEventListener("pointerover", (event) => {
+    const button = event.target.closest("[data-row]");
+    if (!button || !sweep || !event.buttons) return;
+    sweep.to = placeOf(button);
+    markRange(rangeBetween(sweep.from, sweep.to));
+  });
+  map.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-row]");
+    const from = sweep?.from ?? (button && placeOf(button));
+    if (!from) return;
+    const to = sweep?.to ?? from;
+    sweep = null;
+    focusMap(to.row, to.col);
+    openPicker(rangeBetween(from, to), buttonAt(to.row, to.col));
+  });
+}
+
+function dropSweepOutside(event) {
+  if (view.map.contains(event.target)) return;
+  sweep = null;
+  markRange(null);
+}
+
+function markRange(range) {
+  const marked = new Set(range ? layersOf(range) : []);
+  view.cell.forEach((cell, i) => cell.classList.toggle("marked", marked.has(i)));
+}
+
+function makePicker() {
+  const id = `${element.id}-picker`;
+  view.pickerTitle = make("div", { class: "title", id });
+  view.pickerButtons = make("div", { class: "levels" });
+  view.picker = make("div", { class: "picker", role: "dialog", "aria-labelledby": id, hidden: "" },
+    view.pickerTitle, view.pickerButtons);
+  view.picker.addEventListener("keydown", onPickerKey);
+  view.picker.addEventListener("focusout", (event) => {
+    if (event.relatedTarget && !view.picker.contains(event.relatedTarget)) closePicker();
+  });
+  return view.picker;
+}
+
+function openPicker(range, anchor) {
+  const layers = layersOf(range);
+  const button = (text, label, act) => {
+    const made = make("button", { type: "button", text, "aria-label": label });
+    made.addEventListener("click", act);
+    return made;
+  };
+  const choose = (bits) => () => { setBits(layers, bits); closePicker(); commit(); };
+  const shift = (by) => () => { stepBits(layers, by); commit(); showChosen(layers); };
+  view.pickerTitle.textContent = `${rangeWords(model, range)} · ${layersWords(layers.length)}`;
+  view.pickerButtons.replaceChildren(
+    button("−", "one step fewer bits each", shift(-1)),
+    ...model.levels[kind].map((bits) => {
+      const made = button(bits, bitsWords(bits), choose(bits));
+      made.dataset.bits = bits;
+      return made;
+    }),
+    button("+", "one step more bits each", shift(1)),
+  );
+  view.anchor = anchor;
+  view.picker.hidden = false;
+  placePicker(anchor);
+  markRange(range);
+  showChosen(layers);
+  document.addEventListener("pointerdown", closeOutside, true);
+  const chosen = view.pickerButtons.querySelector('[aria-pressed="true"]');
+  (chosen ?? view.pickerButtons.children[1]).focus({ preventScroll: true });
+}
+
+/* Over its cell, inside the component. */
+function placePicker(anchor) {
+  const home = root.getBoundingClientRect(), cell = anchor.getBoundingClientRect();
+  const left = cell.left + cell.width / 2 - home.left - view.picker.offsetWidth / 2;
+  const right = home.width - view.picker.offsetWidth;
+  view.picker.style.left = `${clamp(left, 0, Math.max(0, right))}px`;
+  view.picker.style.top = `${Math.max(0, cell.top - home.top - view.picker.offsetHeight - 6)}px`;
+}
+
+function showChosen(layers) {
+  const widths = new Set(layers.map((i) => plan[kind][i]));
+  for (const button of view.pickerButtons.querySelectorAll("[data-bits]")) {
+    const all = widths.size === 1 && widths.has(Number(button.dataset.bits));
+    button.setAttribute("aria-pressed", String(all));
+  }
+}
+
+function onPickerKey(event) {
+  const buttons = [...view.pickerButtons.children];
+  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (event.key === "Escape") {
+    event.stopPropagation();
+    closePicker();
+  } else if (by) {
+    event.preventDefault();
+    buttons[(buttons.indexOf(document.activeElement) + by + buttons.length) % buttons.length]?.focus();
+  } else if (!withModifier(event)) {
+    buttons.find((button) => Number(button.dataset.bits) === bitsOfKey(event.key))?.click();
+  }
+}
+
+function closeOutside(event) {
+  if (!view.picker.contains(event.target)) closePicker();
+}
+
+function closePicker() {
+  document.removeEventListener("pointerdown", closeOutside, true);
+  if (view.picker.hidden) return;
+  const hadFocus = view.picker.contains(document.activeElement);
+  view.picker.hidden = true;
+  markRange(null);
+  if (hadFocus) view.anchor.focus({ preventScroll: true });
+}
+
+async function copyLink() {
+  const link = addressOf(model, plan, window.location.href);
+  const done = (await copyText(link)) ? "Copied" : null;
+  if (!done) return window.prompt("Copy this link:", link);
+  const word = view.copy.querySelector(".word");
+  word.textContent = done;
+  view.copy.classList.add("done");
+  announce("The link is on the clipboard.");
+  setTimeout(() => { word.textContent = "Copy link"; view.copy.classList.remove("done"); }, 2000);
+}
+
+/* The clipboard needs https or localhost; elsewhere the old way, by selecting hidden text. */
+async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const field = make("textarea", { class: "unseen", readonly: "" });
+    field.value = text;
+    root.append(field);
+    field.select();
+    const copied = document.execCommand("copy");
+    field.remove();
+    view.copy.focus({ preventScroll: true });
+    return copied;
+  }
+}
+
+function start() {
+  if (!props.description) return;
+  model = readModel(props.description);
+  const first = readPlan(model, props.value);
+  fresh = !first;
+  plan = first ?? fullPlan(model);
+  committed = copyOf(plan);
+  past = [];
+  future = [];
+  kind = "w";
+  filter = ALL;
+  build();
+  root.dataset.model = model.model;
+}
+
+/* Where all faders are in sight a finger may paint sideways too. */
+const overflow = new ResizeObserver(() => {
+  view.scroller.classList.toggle("overflows", view.scroller.scrollWidth > view.scroller.clientWidth);
+});
+
+root.addEventListener("keydown", onKey);
+root.addEventListener("keyup", onKeyUp);
+root.addEventListener("pointerover", inspect);
+root.addEventListener("focusin", inspect);
+root.addEventListener("pointerleave", () => { if (view && !drag) view.inspect.textContent = ""; });
+watch("description", adoptDescription);
+watch("value", adoptValue);
+start();

@@ -1,0 +1,176 @@
+"""Equalizer: the bits of every layer as one fader per block, painted by dragging.
+
+In:  `description`, what `describe(model)` returns (blocks, roles, layers, bits, sizes, prediction); `value`,
+     a plan on the wire: {"w": [bits per layer], "a": [bits per layer], "kv": 16}, layers in the same order.
+Out: the same dictionary, checked in `preprocess`, because what a browser sends is anybody's text. Wrong input
+     raises gr.Error with a sentence that never repeats what came in (Gradio shows messages as HTML).
+Events: `commit`, once per edit of the visitor, when the pointer or key is let go; never during a drag, and
+     never for a value that came from Python. Give its listener `trigger_mode="always_last"` or `"multiple"`:
+     with Gradio's default, "once", edits made while the handler runs are lost; and `show_progress="hidden"`,
+     or the faders fade.
+
+To show another model, return `Equalizer(description=..., value=...)` from a handler. The script,
+equalizer.js, tells the other components of the page about every change through the DOM event `quept:predict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import gradio as gr
+from gradio.events import EventListener, Events
+
+from app.components.widget import Widget, asset
+
+FULL = 16
+PLAN_KEYS = ("w", "a", "kv")
+
+
+class WireError(ValueError):
+    """A plan that does not fit the model; the message is a sentence for the visitor."""
+
+
+def full_plan(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan on the wire that leaves every layer of the described model untouched."""
+    count = len(description["layers"])
+    return {"w": [FULL] * count, "a": [FULL] * count, "kv": FULL}
+
+
+def check_plan(plan: object, description: Mapping[str, Any]) -> dict[str, Any]:
+    """A fresh, complete plan on the wire; "a" and "kv" may be left out and mean 16.
+
+    Raises WireError, which names layers, counts and allowed widths and never repeats text that was sent.
+    """
+    if not isinstance(plan, Mapping):
+        raise WireError('A plan is an object like {"w": [4, 4, ...], "kv": 16}. Move a fader to make one.')
+    if not set(plan) <= set(PLAN_KEYS):
+        raise WireError('A plan has the keys "w", "a" and "kv" and no others.')
+    if "w" not in plan:
+        raise WireError('This plan has no weight bits: give "w", one number for each layer.')
+    full = full_plan(description)
+    return {
+        "w": _check_widths(plan["w"], "weight", _weight_bits(description), description),
+        "a": _check_widths(
+            plan.get("a", full["a"]), "activation", _activation_bits(description), description
+        ),
+        "kv": _check_width(plan.get("kv", FULL), "The KV cache", _kv_bits(description)),
+    }
+
+
+def _weight_bits(description: Mapping[str, Any]) -> list[int]:
+    return list(description["bits"])
+
+
+def _activation_bits(description: Mapping[str, Any]) -> list[int]:
+    return list(description.get("activation_bits") or [FULL])
+
+
+def _kv_bits(description: Mapping[str, Any]) -> list[int]:
+    return list(description.get("kv_bits") or [FULL])
+
+
+def _check_widths(widths: object, kind: str, allowed: list[int], description: Mapping[str, Any]) -> list[int]:
+    layers = description["layers"]
+    if not isinstance(widths, list | tuple):
+        raise WireError(f"The {kind} bits of a plan are a list with one number for each layer.")
+    if len(widths) != len(layers):
+        raise WireError(
+            f"This plan gives {kind} bits for {len(widths):,} layers, but the model on this page has "
+            f"{len(layers):,}. It belongs to another model: reload the page or choose a preset."
+        )
+    return [
+        _check_width(width, f"Layer {layer['name']} ({kind})", allowed)
+        for width, layer in zip(widths, layers, strict=True)
+    ]
+
+
+def _check_width(width: object, owner: str, allowed: list[int]) -> int:
+    if isinstance(width, bool) or not isinstance(width, int) or width not in allowed:
+        said = f"not {width}" if isinstance(width, int) and abs(width) < 10**6 else "as a whole number"
+        raise WireError(f"{owner} can have {_listed(allowed)} bits, {said}.")
+    return int(width)
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:-1])) + f" or {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+
+
+class Equalizer(Widget):
+    """Faders for the bits of every layer; see the module's docstring."""
+
+    EVENTS: ClassVar[list] = [
+        EventListener("commit", doc="Triggered once when the visitor has let go after changing bits."),
+        Events.change,
+    ]
+
+    def __init__(
+        self,
+        value: dict[str, Any] | None = None,
+        *,
+        description: dict[str, Any] | None = None,
+        visible: bool = True,
+        elem_id: str | None = "equalizer",
+        elem_classes: list[str] | str | None = None,
+        scale: int | None = None,
+        min_width: int | None = None,
+        render: bool = True,
+        key: int | str | None = None,
+    ):
+        """
+        Parameters:
+            value: plan on the wire; None means full precision everywhere.
+            description: what `describe(model)` returns; None, only in an update, keeps the model.
+        """
+        super().__init__(
+            value,
+            html_template='<div class="equalizer"></div>',
+            css_template=asset("equalizer.css"),
+            js_on_load=asset("plan.js") + asset("equalizer.js"),
+            apply_default_css=False,
+            visible=visible,
+            elem_id=elem_id,
+            elem_classes=elem_classes,
+            scale=scale,
+            min_width=min_width,
+            render=render,
+            key=key,
+            description=description,
+        )
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The description this component was made with (for a visitor: since the last update)."""
+        description = self.props.get("description")
+        if description is None:
+            raise ValueError("an Equalizer needs a description: Equalizer(description=describe(model))")
+        return description
+
+    def preprocess(self, payload: dict[str, Any] | None) -> dict[str, Any]:
+        """The visitor's plan, checked; gr.Error in words when it does not fit the model."""
+        if payload is None or payload == "":
+            return full_plan(self.described)
+        try:
+            return check_plan(payload, self.described)
+        except WireError as error:
+            raise gr.Error(str(error), title="Plan not understood", print_exception=False) from None
+
+    def postprocess(self, value: dict[str, Any] | None) -> dict[str, Any]:
+        """The plan to show, complete; WireError when it does not fit the description."""
+        return full_plan(self.described) if value is None else check_plan(value, self.described)
+
+    def api_info(self) -> dict[str, Any]:
+        widths = {"type": "array", "items": {"type": "integer"}}
+        return {
+            "type": "object",
+            "title": "plan",
+            "description": "bits of every layer's weights (w) and activations (a), and of the KV cache (kv)",
+            "properties": {"w": widths, "a": widths, "kv": {"type": "integer"}},
+            "required": ["w"],
+        }
+
+    def example_payload(self) -> dict[str, Any]:
+        return full_plan(self.described)
+
+    def example_value(self) -> dict[str, Any]:
+        return full_plan(self.described)

@@ -1,0 +1,228 @@
+/* The live numbers: memory, bits per parameter, perplexity, divergence and same-top-token share of the plan.
+
+   This file is the body of a function that gr.HTML calls once, with element, props, watch as in equalizer.js.
+   In comes props.value, the state of the measurement (see numbers.py), and the DOM event quept:predict.
+
+   Each number is marked as exact, predicted or measured. Prediction rules while the visitor drags and until
+   numbers of the plan on screen arrive; every line is always there, so that nothing moves when one comes. */
+
+const root = element.querySelector(".numbers");
+const TILES = [
+  { key: "memory", label: "Deploy memory" },
+  { key: "bpp", label: "Bits / parameter" },
+  { key: "ppl", label: "Perplexity" },
+  { key: "kl", label: "Mean KL" },
+  { key: "same", label: "Same top", long: " token" },
+  { key: "versus", label: "Against uniform" },
+];
+const tiles = new Map();
+let prediction = window.queptPrediction ?? null;
+let state = {};
+let status, conditions, bar, live;
+
+const known = (x) => typeof x === "number" && Number.isFinite(x);
+
+function size(bytes) {
+  if (!known(bytes)) return "–";
+  if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(2)} GB`;
+  return bytes >= 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e3).toFixed(1)} KB`;
+}
+
+/* Decimals that suit a number of this size: three digits that count. */
+const decimals = (x) => [100, 10, 1, 0.01].filter((step) => Math.abs(x) < step).length;
+
+function number(x, places) {
+  if (!known(x)) return "–";
+  if (Math.abs(x) >= 1e5) return x.toExponential(1).replace("e+", "e");
+  return x.toLocaleString("en", { minimumFractionDigits: places, maximumFractionDigits: places });
+}
+
+const plain = (x) => number(x, known(x) ? decimals(x) : 0);
+const count = (x) => Math.round(x).toLocaleString("en");
+
+/* "▲ 3.6 worse than …": lower is better for these; a difference inside two standard errors is none. */
+function compare(value, other, error, name) {
+  if (!known(value) || !known(other)) return { text: "" };
+  const difference = value - other;
+  const distance = number(Math.abs(difference), decimals(value));
+  const margin = Math.max(2 * (error ?? 0), 1e-9);
+  if (Math.abs(difference) <= margin) return { text: `≈ like ${name}`, short: "≈ alike", tone: "even" };
+  const [arrow, tone] = difference > 0 ? ["▲", "worse"] : ["▼", "better"];
+  const short = `${arrow} ${distance} ${tone}`;
+  return { text: `${short} than ${name}`, short, tone };
+}
+
+/* Whether the state's numbers are of the plan on the screen. */
+function isCurrent() {
+  if (!state.estimate || prediction?.dragging) return false;
+  if (!state.link || !prediction?.link) return true;
+  const one = (link) => ["w", "a", "kv"].map((name) => link[name] ?? "").join("&");
+  return one(state.link) === one(prediction.link);
+}
+
+/* Value, error and origin of the three qualities. */
+function quality(measured) {
+  const from = measured ? state.estimate : prediction?.predicted;
+  const origin = measured ? "measured" : prediction?.predicted ? "predicted" : "";
+  const pick = (name) => ({ value: from?.[name], error: from?.[`${name}_se`], origin });
+  return { ppl: pick("ppl"), kl: pick("kl"), same: pick("same_top") };
+}
+
+function drawTiles(measured) {
+  const { ppl, kl, same } = quality(measured);
+  const uniform = measured ? state.uniform : null;
+  const reference = state.reference?.ppl ?? prediction?.reference?.ppl;
+  const floor = state.reference?.kl_floor;
+  const p99 = measured ? state.estimate.kl_p99 : null;
+  const against = compare(kl.value, uniform?.kl, kl.error, "uniform");
+
+  drawExact();
+  put("ppl", figure(ppl),
+    compare(ppl.value, reference, ppl.error, `full, ${plain(reference)}`),
+    compare(ppl.value, uniform?.ppl, ppl.error, "uniform"));
+  put("kl", figure(kl), { text: known(floor) ? `0 is full, noise floor ${plain(floor)}` : "0 is full" }, against);
+  put("same", figure(same, 100, "%"),
+    { text: known(same.value) ? "of full precision's choices" : "" },
+    { text: known(p99) ? `99% of tokens: KL under ${plain(p99)}` : "" });
+  put("versus", { value: against.short ?? "–", origin: against.text ? "KL" : "", tone: against.tone });
+  for (const key of ["ppl", "kl", "versus"]) tiles.get(key).lines[1].title = uniform?.label ?? "";
+}
+
+/* Memory and bits per parameter are known at once and exactly; what the server measured stands below them. */
+function drawExact() {
+  const bytes = prediction?.bytes ?? state.deploy_bytes;
+  const full = state.full_bytes ?? prediction?.full_bytes;
+  const { elastic_bytes: elastic, switch_ms: ms, switch_kind: kind = "" } = state;
+  put("memory", { value: size(bytes), origin: known(bytes) ? "exact" : "" },
+    { text: known(bytes / full) ? `${Math.round((100 * bytes) / full)}% of full, ${size(full)}` : "" },
+    { text: known(elastic) ? `${size(elastic)} resident, all widths` : "" });
+  put("bpp", { value: number(prediction?.bits_per_param, 2), origin: prediction ? "exact" : "" },
+    { text: prediction ? `layers' mean ${number(prediction.weight_bits, 2)} bits` : "" },
+    { text: known(ms) ? `switched in ${plain(ms)} ms, ${kind}` : "" });
+}
+
+/* What a tile shows of {value, error, origin}; a percentage is scaled and has one decimal. */
+function figure({ value, error, origin }, scale = 1, unit = "") {
+  const places = unit ? 1 : decimals(value);
+  return {
+    value: known(value) ? number(scale * value, places) + unit : "–",
+    error: known(error) ? `± ${number(scale * error, places)}` : "",
+    origin,
+  };
+}
+
+function put(key, { value, error = "", origin = "", tone = "" }, ...lines) {
+  const tile = tiles.get(key);
+  write(tile.value, value);
+  write(tile.error, error);
+  write(tile.origin, origin);
+  tile.tile.dataset.origin = origin;
+  tile.value.dataset.tone = tone;
+  lines.forEach((line, i) => {
+    write(tile.lines[i], line.text);
+    tile.lines[i].dataset.tone = line.tone ?? "";
+  });
+}
+
+function write(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function progressWords() {
+  const tokens = state.estimate?.tokens;
+  if (!tokens) return "Measuring…";
+  if (!(state.progress > 0)) return `Measured on ${count(tokens)} tokens so far`;
+  return `Measured on ${count(tokens)} of ${count(Math.max(tokens, tokens / state.progress))} tokens`;
+}
+
+function statusWords() {
+  const tokens = state.estimate?.tokens ? ` on ${count(state.estimate.tokens)} tokens` : "";
+  const words = {
+    idle: "Drag a fader; quality is measured when you let go",
+    queued: "Waiting to be measured" + (state.position > 0 ? `, place ${state.position} in the queue` : ""),
+    measuring: progressWords(),
+    done: `Measured${tokens}`,
+    stored: `Measured earlier${tokens}`,
+    cancelled: "Measurement stopped",
+    error: "Could not measure this plan",
+  }[state.status] ?? "";
+  return state.message ? `${words}: ${state.message}` : words;
+}
+
+function drawStatus(measured) {
+  const waiting = state.estimate && !measured && state.status !== "error";
+  const predicted = prediction?.dragging ? "Predicted; measured when you let go" : waiting ? "Predicted" : "";
+  write(status, predicted || statusWords());
+  status.title = status.textContent;
+  root.dataset.status = predicted ? "predicted" : state.status ?? "idle";
+  write(conditions, (measured ? state.conditions : prediction?.note) ?? "");
+  const done = predicted ? 0 : ["done", "stored"].includes(state.status) ? 1 : state.progress || 0;
+  bar.style.transform = `scaleX(${done})`;
+  bar.parentNode.setAttribute("aria-valuenow", Math.round(100 * done));
+}
+
+/* Screen readers hear the end of a measurement and every change of its status, not each step of it. */
+function announce() {
+  if (!["queued", "done", "stored", "error"].includes(state.status)) return;
+  const { ppl, kl } = quality(isCurrent());
+  const result = isCurrent() ? `: perplexity ${plain(ppl.value)}, mean KL ${plain(kl.value)}` : "";
+  write(live, statusWords() + result);
+}
+
+function make(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+function makeTile({ key, label, long = "" }) {
+  const parts = {
+    value: make("span", { class: "value", "data-value": key }),
+    error: make("span", { class: "error", "data-error": key }),
+    origin: make("span", { class: "origin" }),
+    lines: [make("div", { class: "line" }), make("div", { class: "line" })],
+  };
+  const words = make("span", {}, label, make("span", { class: "long" }, long));
+  const name = make("div", { class: "name" }, words, parts.origin);
+  parts.tile = make("div", { class: `tile ${key}`, "data-tile": key },
+    name, make("div", { class: "figure" }, parts.value, parts.error), ...parts.lines);
+  tiles.set(key, parts);
+  return parts.tile;
+}
+
+function build() {
+  status = make("span", { class: "status", "data-status-line": "" });
+  conditions = make("span", { class: "conditions" });
+  live = make("span", { class: "unseen", role: "status", "aria-live": "polite" });
+  bar = make("span", { class: "bar" });
+  const range = { "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": "Measurement" };
+  const track = make("div", { class: "track", role: "progressbar", ...range }, bar);
+  root.replaceChildren(
+    make("div", { class: "tiles" }, ...TILES.map(makeTile)),
+    make("div", { class: "words" }, status, conditions), track, live);
+}
+
+function draw() {
+  const measured = isCurrent();
+  drawTiles(measured);
+  drawStatus(measured);
+}
+
+function onPrediction(event) {
+  if (!element.isConnected) return document.removeEventListener("quept:predict", onPrediction);
+  prediction = event.detail;
+  draw();
+}
+
+function onState() {
+  const before = state.status;
+  state = props.value && typeof props.value === "object" ? props.value : { status: "idle" };
+  draw();
+  if (state.status !== before) announce();
+}
+
+build();
+document.addEventListener("quept:predict", onPrediction);
+watch("value", onState);
+onState();

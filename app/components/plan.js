@@ -1,0 +1,185 @@
+/* What a plan means, as plain functions of (model, plan): bytes, predicted quality, link, words.
+
+   model is what readModel makes of a description; a plan is {w, a, kv}: weight and activation bits per layer,
+   in the description's order, and the bits of the KV cache. This file goes in front of equalizer.js. */
+
+const FULL = 16;
+const LINK_BITS = [2, 3, 4, 5, 6, 7, 8, 16]; // the link's 3-bit codes, see app/link.py
+
+function readModel(description) {
+  const { blocks, roles, layers, bits, sizes } = description;
+  const grid = roles.map(() => new Array(blocks.length).fill(undefined));
+  layers.forEach((layer, i) => { grid[layer.role][layer.block] = i; });
+  const columnOf = new Map(bits.map((width, i) => [width, i]));
+  const sum = (numbers) => numbers.reduce((total, n) => total + n, 0);
+  return {
+    ...description,
+    grid,
+    levels: { w: bits, a: description.activation_bits ?? [] },
+    kvBits: description.kv_bits ?? [],
+    bytesAt: (i, width) => sizes[i][columnOf.get(width)],
+    harmAt: (i, width) => description.prediction.sensitivity[i][columnOf.get(width)],
+    fullBytes: description.fixed_bytes + sum(sizes.map((row) => row[columnOf.get(FULL)])),
+    quantised: sum(layers.map((layer) => layer.params)),
+    curve: readCurve(description.prediction),
+  };
+}
+
+function readCurve(prediction) {
+  if (!prediction) return null;
+  const { sum, kl, ppl, same_top } = prediction.curve;
+  const points = sum.map((s, i) => [s, kl[i], ppl[i], same_top[i]]).filter(([s]) => s > 0);
+  if (!points.length) return null;
+  const column = (k, f) => points.map((point) => f(point[k]));
+  const log = (x) => Math.log(Math.max(x, 1e-12));
+  return { log: column(0, log), kl: column(1, log), ppl: column(2, log), sameTop: column(3, Number) };
+}
+
+function fullPlan(model) {
+  const all = () => new Array(model.layers.length).fill(FULL);
+  return { w: all(), a: all(), kv: FULL };
+}
+
+/* The plan in a value, or null when the value is of another model. */
+function readPlan(model, value) {
+  const fits = (list) => Array.isArray(list) && list.length === model.layers.length;
+  if (!fits(value?.w)) return null;
+  return { w: [...value.w], a: fits(value.a) ? [...value.a] : fullPlan(model).a, kv: value.kv ?? FULL };
+}
+
+const copyOf = (plan) => ({ w: [...plan.w], a: [...plan.a], kv: plan.kv });
+
+function same(plan, other) {
+  const equal = (a, b) => a.every((x, i) => x === b[i]);
+  return plan.kv === other.kv && equal(plan.w, other.w) && equal(plan.a, other.a);
+}
+
+function deployBytes(model, plan) {
+  return plan.w.reduce((bytes, width, i) => bytes + model.bytesAt(i, width), model.fixed_bytes);
+}
+
+function meanWeightBits(model, plan) {
+  return plan.w.reduce((bits, width, i) => bits + width * model.layers[i].params, 0) / model.quantised;
+}
+
+/* Piecewise linear through (xs, ys), constant outside. */
+function interpolate(xs, ys, x) {
+  if (xs.length === 1 || x <= xs[0]) return ys[0];
+  let i = 1;
+  while (i < xs.length - 1 && xs[i] < x) i += 1;
+  const t = Math.min(1, (x - xs[i - 1]) / (xs[i] - xs[i - 1]));
+  return ys[i - 1] + t * (ys[i] - ys[i - 1]);
+}
+
+/* Quality from s, the sum of the layers' sensitivities: along the measured curve in log s; below its first
+   point the distance to full precision (KL, log perplexity, differing tokens) shrinks in proportion to s. */
+function predictQuality(model, plan) {
+  const curve = model.curve;
+  if (!curve) return null;
+  const s = plan.w.reduce((harm, width, i) => harm + model.harmAt(i, width), 0);
+  const at = (ys) => interpolate(curve.log, ys, Math.log(Math.max(s, 1e-300)));
+  const share = Math.min(1, s / Math.exp(curve.log[0]));
+  const reference = Math.log(model.prediction.reference.ppl);
+  return {
+    kl: Math.exp(at(curve.kl)) * share,
+    ppl: Math.exp(reference + (at(curve.ppl) - reference) * share),
+    same_top: 1 - (1 - at(curve.sameTop)) * share,
+  };
+}
+
+/* What the prediction leaves out. */
+function notPredicted(model, plan) {
+  if (!model.curve) return "No sensitivity table for this model: quality is measured when you let go.";
+  const left = [];
+  if (plan.a.some((bits) => bits < FULL)) left.push("activation bits");
+  if (plan.kv < FULL) left.push("KV-cache bits");
+  return left.length ? `The prediction covers weights only, not ${left.join(" and ")}.` : "";
+}
+
+/* All of it, as the event quept:predict tells it. */
+function tellingOf(model, plan) {
+  const bytes = deployBytes(model, plan);
+  return {
+    bytes,
+    full_bytes: model.fullBytes,
+    bits_per_param: (bytes * 8) / model.params,
+    weight_bits: meanWeightBits(model, plan),
+    predicted: predictQuality(model, plan),
+    reference: model.prediction?.reference ?? null,
+    note: notPredicted(model, plan),
+    link: linkOf(model, plan),
+  };
+}
+
+/* 3 bits a layer, most significant first, base64url without padding. */
+function encodeBits(widths) {
+  const bytes = new Uint8Array(Math.ceil((widths.length * 3) / 8));
+  widths.forEach((width, i) => {
+    const code = LINK_BITS.indexOf(width);
+    for (let k = 0; k < 3; k += 1) {
+      const place = 3 * i + k;
+      if ((code >> (2 - k)) & 1) bytes[place >> 3] |= 128 >> (place & 7);
+    }
+  });
+  return btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+}
+
+function linkOf(model, plan) {
+  const link = { m: model.model, w: encodeBits(plan.w) };
+  if (plan.a.some((bits) => bits !== FULL)) link.a = encodeBits(plan.a);
+  if (plan.kv !== FULL) link.kv = String(plan.kv);
+  return link;
+}
+
+/* An address with the plan in it; its other parameters stay. */
+function addressOf(model, plan, href) {
+  const url = new URL(href);
+  for (const name of ["m", "w", "a", "kv"]) url.searchParams.delete(name);
+  for (const [name, text] of Object.entries(linkOf(model, plan))) url.searchParams.set(name, text);
+  return url.href;
+}
+
+function sizeWords(bytes) {
+  if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(2)} GB`;
+  if (bytes >= 1e6) return `${(bytes / 1e6).toFixed(1)} MB`;
+  return `${(bytes / 1e3).toFixed(1)} KB`;
+}
+
+function perplexityWords(x) {
+  if (x >= 1e5) return x.toExponential(1).replace("e+", "e");
+  return x >= 1000 ? Math.round(x).toLocaleString("en") : x.toFixed(1);
+}
+
+const bitsWords = (bits) => (bits === FULL ? "16 bits (untouched)" : `${bits} bits`);
+const layersWords = (n) => (n === 1 ? "1 layer" : `${n} layers`);
+
+/* "60 layers at 4, 150 at 8" */
+function spreadWords(widths) {
+  const counts = new Map();
+  for (const bits of widths) counts.set(bits, (counts.get(bits) ?? 0) + 1);
+  const groups = [...counts].sort((a, b) => a[0] - b[0]);
+  if (groups.length === 1) return `all ${widths.length} layers at ${groups[0][0]}`;
+  return groups.map(([bits, n], i) => `${i ? n : layersWords(n)} at ${bits}`).join(", ");
+}
+
+function summaryWords(plan, told) {
+  const rate = `${told.bits_per_param.toFixed(1)} bits/parameter`;
+  const parts = [spreadWords(plan.w), sizeWords(told.bytes), rate];
+  if (told.predicted) parts.push(`predicted perplexity ${perplexityWords(told.predicted.ppl)}`);
+  if (plan.a.some((bits) => bits < FULL)) parts.push(`activations: ${spreadWords(plan.a)}`);
+  if (plan.kv < FULL) parts.push(`KV cache at ${plan.kv}`);
+  return parts.join(" · ");
+}
+
+/* "blocks 5 to 8, role down": where layers are, as {rows, cols} of the model's grid. */
+function rangeWords(model, { rows, cols }) {
+  const side = (list, names, one) => {
+    if (list.length === names.length) return `all ${one}s`;
+    const [first, last] = [names[list[0]], names[list.at(-1)]];
+    return list.length === 1 ? `${one} ${first}` : `${one}s ${first} to ${last}`;
+  };
+  return `${side(cols, model.blocks, "block")}, ${side(rows, model.roles, "role")}`;
+}
+
+const span = (first, last) => Array.from({ length: last - first + 1 }, (_, i) => first + i);
+const clamp = (x, low, high) => Math.min(high, Math.max(low, x));

@@ -1,0 +1,78 @@
+"""SideStatus: what one side of the chat is doing, under its answer, and the mark where the two answers part.
+
+In:  {"state": "idle|queued|preparing|reading|writing|done|stopped|error", "words": a sentence, "progress": 0..1 or None,
+     "facts": [[name, value, explanation], ...], "line": how this answer compares with the other side's, "parted": true or false,
+     "text": the answer as the model wrote it, "mark": [start, length] in `text` of the first token that differs, or None}.
+Out: nothing; as an input of a handler it gives None. It has no events.
+
+`chat` is the elem_id of the Chatbot whose last answer is marked. The mark is a CSS highlight laid over the rendered text by the
+script: the text itself, which nobody should trust, is not touched, and a copy of it has no marks in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.components.widget import Widget, asset
+
+STATES = ("idle", "queued", "preparing", "reading", "writing", "done", "stopped", "error")
+
+
+class SideStatus(Widget):
+    """State, speed and memory of one side of the chat; see the module's docstring."""
+
+    EVENTS = []
+
+    def __init__(
+        self,
+        value: dict[str, Any] | None = None,
+        *,
+        chat: str | None = None,
+        visible: bool = True,
+        elem_id: str | None = None,
+        elem_classes: list[str] | str | None = None,
+        scale: int | None = None,
+        min_width: int | None = None,
+        render: bool = True,
+        key: int | str | None = None,
+    ):
+        """
+        Parameters:
+            value: state of the side; None means idle.
+            chat: elem_id of the Chatbot that shows the answer.
+        """
+        super().__init__(
+            value,
+            html_template='<div class="side-status"></div>',
+            css_template=asset("side_status.css"),
+            js_on_load=asset("side_status.js"),
+            apply_default_css=False,
+            visible=visible,
+            elem_id=elem_id,
+            elem_classes=elem_classes,
+            scale=scale,
+            min_width=min_width,
+            render=render,
+            key=key,
+            chat=chat,
+        )
+
+    def preprocess(self, payload: Any) -> None:
+        """Output only: whatever the browser sends back is not used."""
+        return None
+
+    def postprocess(self, value: dict[str, Any] | None) -> dict[str, Any]:
+        """The state as JSON; ValueError for an unknown state."""
+        status = {"state": "idle"} if value is None else dict(value)
+        if status.get("state") not in STATES:
+            raise ValueError(f"state {status.get('state')!r} is not one of {', '.join(STATES)}")
+        return status
+
+    def api_info(self) -> dict[str, Any]:
+        return {"type": "object", "title": "status", "description": "state of one side of the chat"}
+
+    def example_payload(self) -> dict[str, Any]:
+        return {"state": "idle"}
+
+    def example_value(self) -> dict[str, Any]:
+        return {"state": "idle"}

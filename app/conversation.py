@@ -1,0 +1,362 @@
+"""Two answers side by side: one generator that steps both in turn and tells, ten to fifteen times a second, how far they are.
+
+`chat(...)` checks the prompt (PromptError in words, before anything is waited for), waits for admission, puts the two precisions together
+and steps both answers alternately. The gate is held for one step at a time, so that other visitors come in between. It yields a
+`Frame`: per side an `Answer` (text so far, state, speed, memory), and where the two part. A side that fails says so in its answer
+and the other goes on. Closing the generator, or `stopped()` turning true, ends it within one step and frees what it held.
+
+`Shelf` keeps the key-value caches of a visitor's two sides between turns, so that only the new words are read: bounded in bytes,
+the longest unused dropped first, forgotten with the visitor. `Running` knows each visitor's newest answer, so that it can be stopped.
+Nothing here knows of Gradio, and nothing depends on what else runs: the same seed gives the same text.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+
+import torch
+from transformers.cache_utils import Cache
+
+from quept.plan import PlanError, PrecisionPlan
+from quept.runtime import ElasticModel
+from quept.runtime.generate import (
+    Conversation,
+    GenerationError,
+    Progress,
+    Sampling,
+    Stream,
+    Token,
+    context_length,
+    stream,
+)
+from quept.runtime.kvcache import cache_nbytes
+from quept.runtime.prompt import check_fits, prompt_ids
+
+from .gate import Admission
+
+FRAMES_PER_SECOND = 12
+SHELF_BYTES = 64_000_000  # keys and values kept between turns, all visitors together
+UNEXPECTED = "This side failed for a reason of its own, not yours; the other side goes on. Try again, or choose another plan."
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Side:
+    """A precision to answer at, and what to call it."""
+
+    plan: PrecisionPlan
+    label: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How far one side is. state: queued, preparing, reading, writing, done, stopped or error.
+
+    cut: done because the longest answer was reached. tokens_per_second counts this side's own steps, the first token left out."""
+
+    state: str = "queued"
+    text: str = ""
+    position: int | None = None  # in line, 1 is next
+    progress: float | None = None  # of reading the conversation
+    tokens: int = 0
+    cut: bool = False
+    tokens_per_second: float | None = None
+    first_token_s: float | None = None
+    deploy_bytes: int | None = None
+    cache_bytes: int | None = None
+    switch_ms: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Parting:
+    """The first token at which the answers differ: its index, both pieces of text (None: the answer ended there, "" : half a
+    character), and where each piece begins in its answer's text."""
+
+    index: int
+    pieces: tuple[str | None, str | None]
+    starts: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Both answers. same: how many first tokens they have in common so far."""
+
+    answers: tuple[Answer, ...]
+    same: int = 0
+    parting: Parting | None = None
+
+
+@dataclass
+class Running:
+    """Each visitor's newest answer: an event that asks it to stop."""
+
+    _jobs: dict[str, threading.Event] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self, visitor: str) -> threading.Event:
+        """A new answer; the visitor's older one is asked to stop."""
+        job = threading.Event()
+        with self._lock:
+            older = self._jobs.get(visitor)
+            self._jobs[visitor] = job
+        if older:
+            older.set()
+        return job
+
+    def is_newest(self, visitor: str, job: threading.Event) -> bool:
+        return self._jobs.get(visitor) is job
+
+    def end(self, visitor: str, job: threading.Event) -> None:
+        with self._lock:
+            if self._jobs.get(visitor) is job:
+                del self._jobs[visitor]
+
+    def stop(self, visitor: str) -> None:
+        """Ask the visitor's answer to stop; harmless where there is none."""
+        job = self._jobs.get(visitor)
+        if job:
+            job.set()
+
+
+class Shelf:
+    """Conversations between turns, by visitor and side, at most `budget` bytes of keys and values. Safe between threads.
+
+    What is taken is on loan until it is given back; what a visitor who has been forgotten gives back is not kept."""
+
+    def __init__(self, budget: int = SHELF_BYTES):
+        self._budget = budget
+        self._kept: OrderedDict[tuple[str, int], Conversation] = OrderedDict()
+        self._lent: dict[tuple[str, int], Conversation] = {}
+        self._lock = threading.Lock()
+
+    def take(self, visitor: str, side: int, key: str) -> Conversation:
+        """The visitor's conversation on this side, emptied if it was held at another precision (`key`); a new one if there is none."""
+        with self._lock:
+            conversation = self._kept.pop((visitor, side), None) or Conversation(key)
+            self._lent[visitor, side] = conversation
+        conversation.switch(key)
+        return conversation
+
+    def give_back(self, visitor: str, side: int, conversation: Conversation) -> None:
+        with self._lock:
+            if self._lent.get((visitor, side)) is not conversation:
+                return
+            del self._lent[visitor, side]
+            self._kept[visitor, side] = conversation
+            while self._kept and self._bytes() > self._budget:
+                self._kept.popitem(last=False)
+
+    def forget(self, visitor: str) -> None:
+        with self._lock:
+            for store in (self._kept, self._lent):
+                for key in [key for key in store if key[0] == visitor]:
+                    del store[key]
+
+    @property
+    def nbytes(self) -> int:
+        with self._lock:
+            return self._bytes()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def _bytes(self) -> int:
+        return sum(cache_nbytes(one.cache) for one in self._kept.values() if one.cache is not None)
+
+
+def chat(
+    elastic: ElasticModel,
+    sides: Sequence[Side],
+    histories: Sequence[Sequence[Mapping[str, str]]],
+    sampling: Sampling,
+    system: str,
+    gate: AbstractContextManager,
+    admission: Admission,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    shelf: Shelf | None = None,
+    visitor: str = "",
+) -> Iterator[Frame]:
+    """Answer `histories` (per side {"role", "content"} messages, the last one the user's) at the precisions of `sides`.
+
+    The first and the last frame always come; between them at most FRAMES_PER_SECOND. Raises PromptError for a prompt that cannot be
+    given to the model and PlanError for a plan that does not fit it."""
+    context = context_length(elastic, elastic.tokenizer)
+    for messages in histories:
+        check_fits(prompt_ids(elastic.tokenizer, messages, system or None), context, sampling.max_tokens)
+    sizes = [elastic.sizes.deploy(side.plan) for side in sides]
+    writers = [
+        _Writer(elastic, side, messages, sampling, system, size, shelf, visitor, i)
+        for i, (side, messages, size) in enumerate(zip(sides, histories, sizes, strict=True))
+    ]
+    try:
+        yield from _run(writers, gate, admission, stopped)
+    finally:
+        for writer in writers:
+            writer.close()
+
+
+def _run(writers: list[_Writer], gate: AbstractContextManager, admission: Admission, stopped: Callable[[], bool]) -> Iterator[Frame]:
+    def frame() -> Frame:
+        return Frame(tuple(writer.answer for writer in writers), *_compare(writers))
+
+    with admission.enter() as place:
+        for position in place.wait():
+            for writer in writers:
+                writer.show(state="queued", position=position)
+            yield frame()
+            if stopped():
+                break
+        if not stopped():
+            for writer in writers:
+                writer.begin()
+            yield frame()
+        shown = time.monotonic()
+        while not stopped() and any(writer.active for writer in writers):
+            for writer in writers:
+                if writer.active and not stopped():
+                    writer.step(gate)
+                if time.monotonic() - shown >= 1 / FRAMES_PER_SECOND:
+                    yield frame()
+                    shown = time.monotonic()
+    for writer in writers:
+        if writer.active:
+            writer.show(state="stopped", progress=None, position=None)
+    yield frame()
+
+
+class _Writer:
+    """One side at work: puts its view together in the first step, then runs one step of its stream at a time."""
+
+    def __init__(
+        self,
+        elastic: ElasticModel,
+        side: Side,
+        messages: Sequence[Mapping[str, str]],
+        sampling: Sampling,
+        system: str,
+        size: int,
+        shelf: Shelf | None,
+        visitor: str,
+        place: int,
+    ):
+        self._elastic, self._side, self._messages = elastic, side, messages
+        self._sampling, self._system = sampling, system
+        # In 16 bits, text read at once and text read in two parts differ enough to change a word now and then: there nothing is kept.
+        self._shelf = shelf if elastic.dtype == torch.float32 else None
+        self._visitor, self._place = visitor, place
+        self._stream: Stream | None = None
+        self._conversation: Conversation | None = None
+        self._cache: Cache | None = None
+        self._began = 0.0
+        self.answer = Answer(deploy_bytes=size)
+        self.tokens: list[Token] = []
+        self.starts: list[int] = []
+
+    @property
+    def active(self) -> bool:
+        return self.answer.state not in ("done", "stopped", "error")
+
+    def show(self, **changes) -> None:
+        self.answer = replace(self.answer, **changes)
+
+    def begin(self) -> None:
+        """It is this side's turn from now on: the clock of the first token starts."""
+        self._began = time.perf_counter()
+        self.show(state="preparing", position=None)
+
+    def step(self, gate: AbstractContextManager) -> None:
+        """One bounded piece of work, inside the gate."""
+        try:
+            with gate:
+                if self._stream is None:
+                    self._prepare()
+                    return
+                event = next(self._stream)
+            self._take(event)
+        except StopIteration:
+            self.show(state="done")
+        except (GenerationError, PlanError) as error:
+            self._fail(str(error))
+        except Exception:
+            logger.exception("an answer at %s failed", self._side.label)
+            self._fail(UNEXPECTED)
+
+    def close(self) -> None:
+        """Free the cache, or put it on the shelf for the next turn. Any number of times."""
+        if self._stream is not None:
+            self._stream.close()
+        if self._conversation is not None:
+            self._shelf.give_back(self._visitor, self._place, self._conversation)
+        self._stream = self._conversation = self._cache = None
+
+    def _prepare(self) -> None:
+        elastic, plan = self._elastic, self._side.plan
+        start = time.perf_counter()
+        view = elastic.view(plan)
+        switch = 1000 * (time.perf_counter() - start)
+        if self._shelf is not None:
+            key = f"{elastic.fingerprint} {plan.key(elastic.layers)}"
+            self._conversation = self._shelf.take(self._visitor, self._place, key)
+            self._cache = self._conversation.cache
+
+        def make_cache() -> Cache:
+            self._cache = elastic.make_cache(plan)
+            return self._cache
+
+        self._stream = stream(
+            view,
+            elastic.tokenizer,
+            self._messages,
+            self._sampling,
+            make_cache,
+            system=self._system or None,
+            conversation=self._conversation,
+        )
+        self.show(state="reading", progress=0.0, switch_ms=switch)
+
+    def _take(self, event: Progress | Token) -> None:
+        if isinstance(event, Progress):
+            self.show(progress=event.done / event.total)
+            return
+        if not self.tokens:
+            self.show(first_token_s=time.perf_counter() - self._began)
+        self.starts.append(len(self.answer.text))
+        self.tokens.append(event)
+        state = "done" if event.finished else "writing"
+        self.show(
+            state=state,
+            progress=None,
+            text=self.answer.text + event.text,
+            tokens=len(self.tokens),
+            cut=event.finished == "length",
+            tokens_per_second=self._stream.stats.tokens_per_second,
+            cache_bytes=cache_nbytes(self._cache),
+        )
+        if event.finished:
+            self.close()
+
+    def _fail(self, words: str) -> None:
+        self.show(state="error", error=words, progress=None)
+        self.close()
+
+
+def _compare(writers: Sequence[_Writer]) -> tuple[int, Parting | None]:
+    """How many first tokens all sides have in common, and where they part, as far as both are."""
+    if len(writers) != 2:
+        return 0, None
+    left, right = writers
+    pairs = list(zip(left.tokens, right.tokens, strict=False))
+    index = next((i for i, (a, b) in enumerate(pairs) if a.id != b.id), None)
+    if index is None:
+        return len(pairs), None
+    pieces = tuple(None if token.finished == "stop" else token.text for token in pairs[index])
+    return index, Parting(index, pieces, (left.starts[index], right.starts[index]))

@@ -1,0 +1,115 @@
+"""A plan as a link: the equaliser's plan on the wire <-> the query of a URL.
+
+The wire is `{"w": [bits per layer], "a": [bits per layer], "kv": 16}`; the query is `m` (the model), `w`, and, where not
+all is 16, `a` and `kv`. `w` and `a` hold one 3-bit index into (2, 3, 4, 5, 6, 7, 8, 16) per layer, in plan order, most
+significant bit first, zero bits up to a whole byte, written in base64url without padding: 210 layers are 106 characters.
+
+A link comes from a stranger: `decode` returns a wire that fits the description, None when the query holds no plan, and
+raises `LinkError`, a sentence for the visitor, for anything else.
+"""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+_WORDS = {"w": "weight bits", "a": "activation bits"}
+
+
+class LinkError(ValueError):
+    """A link that holds no valid plan; the message is a sentence for the visitor."""
+
+
+def encode(wire: Mapping[str, Any], model: str = "") -> dict[str, str]:
+    """The query parameters of `wire`; `model` becomes `m`, so that a link says which model it is for."""
+    weights, activations, kv = list(wire["w"]), list(wire.get("a") or ()), wire.get("kv", 16)
+    if activations and len(activations) != len(weights):
+        raise LinkError(f"the plan has {len(weights)} weight widths but {len(activations)} activation widths")
+    query = {"m": model} if model else {}
+    query["w"] = _pack(weights, "w")
+    if any(bits != 16 for bits in activations):
+        query["a"] = _pack(activations, "a")
+    if kv not in BITS:
+        raise LinkError(f"{_shown(kv)} is not a width for the KV cache; choose one of {_listed(BITS)}")
+    if kv != 16:
+        query["kv"] = str(kv)
+    return query
+
+
+def decode(params: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The wire in `params`, checked against `description` (the model's `describe`); None when it holds no plan.
+
+    Raises LinkError for a link of another model, a damaged or incomplete one, and a width the model does not offer.
+    """
+    given = {key: params[key] for key in ("m", "w", "a", "kv") if key in params}
+    for key, text in given.items():
+        if not isinstance(text, str):
+            raise LinkError(f"the link's '{key}' is not text; copy the whole link again")
+    model = description["model"]
+    if given.get("m", model) != model:
+        raise LinkError(
+            f"this link is for the model {_shown(given['m'])}, but this page has {_shown(model)} open; "
+            "ask for a link made with this model, or start the app with that one"
+        )
+    if not given.keys() & {"w", "a", "kv"}:
+        return None
+    if "w" not in given:
+        raise LinkError(
+            "the link is incomplete: its weight bits ('w=…') are missing; copy the whole link again"
+        )
+    layers = len(description["layers"])
+    wire = {"w": _unpack(given["w"], layers, "w", description["bits"]), "a": [16] * layers, "kv": 16}
+    if "a" in given:
+        wire["a"] = _unpack(given["a"], layers, "a", description["activation_bits"])
+    if "kv" in given:
+        offered = {str(bits): bits for bits in description["kv_bits"]}
+        if given["kv"] not in offered:
+            raise LinkError(
+                f"the link asks for {_shown(given['kv'])} bits in the KV cache; this model offers {_listed(offered)}"
+            )
+        wire["kv"] = offered[given["kv"]]
+    return wire
+
+
+def _pack(widths: Sequence[int], key: str) -> str:
+    number = 0
+    for bits in widths:
+        if bits not in BITS:
+            raise LinkError(f"{_shown(bits)} is not a width for {_WORDS[key]}; choose one of {_listed(BITS)}")
+        number = number << 3 | BITS.index(bits)
+    size = (3 * len(widths) + 7) // 8
+    data = (number << 8 * size - 3 * len(widths)).to_bytes(size, "big")
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def _unpack(text: str, layers: int, key: str, offered: Sequence[int]) -> list[int]:
+    words, again = _WORDS[key], "copy the whole link again"
+    odd = re.search(r"[^A-Za-z0-9_-]", text)
+    if odd:
+        raise LinkError(f"the link's {words} hold the character {odd[0]!a}, which no link has; {again}")
+    size = (3 * layers + 7) // 8
+    wanted = (4 * size + 2) // 3
+    if len(text) != wanted:
+        raise LinkError(
+            f"the link's {words} are {'too long' if len(text) > wanted else 'cut short'}: {len(text)} characters, "
+            f"where {layers} layers take {wanted}; {again}"
+        )
+    data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    number = int.from_bytes(data, "big") >> 8 * size - 3 * layers
+    widths = [BITS[number >> 3 * (layers - 1 - i) & 7] for i in range(layers)]
+    if _pack(widths, key) != text:  # bits beyond the last layer: not written by `encode`
+        raise LinkError(f"the last character of the link's {words} was altered; {again}")
+    for bits in widths:
+        if bits not in offered:
+            raise LinkError(f"the link asks for {bits} {words}; this model offers {_listed(offered)}")
+    return widths
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return f"'{text if len(text) <= 40 else text[:40] + '…'}'"
+
+
+def _listed(widths: Any) -> str:
+    return ", ".join(str(bits) for bits in widths)

@@ -1,0 +1,57 @@
+"""The app's command: shows a loading screen at once, opens the models, then serves the pages on the same port.
+
+Run as `python app.py`, `python -m app.main` or `quept app`. Models are chosen here, by whoever starts the app, and never by a visitor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from app.splash import Splash
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="quept app", description="Open the precision explorer in a browser.")
+    p.add_argument(
+        "--model",
+        action="append",
+        metavar="SOURCE",
+        help=f"zoo name, artifact folder, model folder or hub id; repeat for several (default {DEFAULT_MODEL})",
+    )
+    p.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on")
+    p.add_argument("--port", type=int, default=None, help="port to listen on (default: 7860, or the next free one)")
+    p.add_argument(
+        "--budget", type=float, default=1.25, metavar="GB", help="memory for quantised weights kept ready (default 1.25)"
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until interrupted; returns the exit code."""
+    options = parser().parse_args(argv)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    port = options.port or (int(os.environ["GRADIO_SERVER_PORT"]) if "GRADIO_SERVER_PORT" in os.environ else None)
+    splash = Splash(options.host, port)
+    splash.start()
+    try:
+        splash.step("Starting up")
+        from app.serve import launch, open_service  # heavy imports happen behind the loading screen
+
+        service = open_service(options.model or [DEFAULT_MODEL], int(options.budget * 1e9), splash.step)
+    except Exception as error:
+        splash.fail(str(error))
+        print(f"quept app: {error}", file=sys.stderr)
+        splash.stop()
+        return 1
+    launch(service, splash, options.host)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""What the pages ask for: the opened models, and measurements of a plan, for many visitors at once. No gradio here.
+
+The models are opened once and shared; a visitor's precision is an argument of every call. Everything that runs a model goes through one fair
+gate, one forward step at a time. A visitor's newer measurement ends the older one. What was measured once is kept in the results store.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from quept import zoo
+from quept.allocate import SensitivityTable
+from quept.evaluate import Estimate, Reference, ResultKey, Results, Windows, cut, divergence
+from quept.plan import ACTIVATION_BITS, FULL, KV_BITS, QUANTISED_BITS, WEIGHT_BITS, Bits, PrecisionPlan
+from quept.presets import presets
+from quept.runtime import ElasticModel
+
+from .gate import Admission, Gate
+
+ASSETS = Path(__file__).parent.parent / "assets"
+TEXT, TOKENS, CONTEXT = "boolq-passages", 4096, 512
+CHATS_AT_ONCE = 4
+
+Wire = Mapping[str, object]  # {"w": [bits per layer], "a": [bits per layer], "kv": bits}: a plan as the browser holds it
+
+
+class OpenModel:
+    """One opened model with all that the pages show of it."""
+
+    def __init__(self, name: str, elastic: ElasticModel, results: Results, cache: Path):
+        self.name, self.elastic, self.results, self._cache = name, elastic, results, cache
+        self.presets: list[PrecisionPlan] = presets(name, elastic.layers)
+        shipped = ASSETS / name
+        self.sensitivity = _fitting_table(shipped / "sensitivity.json", elastic)
+        if (shipped / "results.json").exists():
+            results.load(shipped / "results.json")
+
+    @cached_property
+    def windows(self) -> Windows:
+        return cut(zoo.text(TEXT), self.elastic.tokenizer, CONTEXT, TOKENS)
+
+    @cached_property
+    def reference(self) -> Reference:
+        return Reference.open(self.elastic.fingerprint, self.windows, self.elastic.reference, self._cache / "reference")
+
+    @cached_property
+    def description(self) -> dict:
+        """What the browser needs to draw the equaliser and to answer while it is dragged; JSON."""
+        elastic, anatomy = self.elastic, self.elastic.anatomy
+        layers = [
+            {"name": name, "block": b, "role": anatomy.roles.index(role), "params": elastic.sizes.weights[name]}
+            for b, block in enumerate(anatomy.blocks)
+            for role, name in block.layers.items()
+        ]
+        return {
+            "model": self.name,
+            "title": elastic.title,
+            "blocks": [str(i) for i in range(len(anatomy.blocks))],
+            "roles": list(anatomy.roles),
+            "layers": layers,
+            "bits": list(WEIGHT_BITS),
+            "activation_bits": list(ACTIVATION_BITS),
+            "kv_bits": list(KV_BITS),
+            "sizes": [[elastic.sizes.layers[layer["name"]][b] for b in WEIGHT_BITS] for layer in layers],
+            "fixed_bytes": elastic.sizes.fixed,
+            "params": elastic.sizes.parameters,
+            "prediction": self.sensitivity and self.sensitivity.prediction(elastic.layers),
+        }
+
+    @property
+    def conditions(self) -> str:
+        return f"{zoo.TEXTS[TEXT].title}, {TOKENS:,} tokens, context {CONTEXT}, {str(self.elastic.dtype)[6:]}"
+
+    def stored(self, plan: PrecisionPlan) -> Estimate | None:
+        """What was measured of this plan before, here or for the release; None if nothing was."""
+        found = self.results.get(self.result_key(plan))
+        return found and Estimate.from_dict(found.payload)
+
+    def result_key(self, plan: PrecisionPlan) -> ResultKey:
+        """Where measurements of this plan are kept."""
+        elastic = self.elastic
+        dtype = str(elastic.dtype).removeprefix("torch.")
+        return ResultKey(plan.key(elastic.layers), elastic.artifact.identity, self.windows.id, dtype)
+
+    def named_plans(self) -> dict[str, PrecisionPlan]:
+        """Every plan that has a name here, by the value that the pages' menus send."""
+        uniform = [PrecisionPlan.uniform(bits) for bits in reversed(WEIGHT_BITS)]
+        return {plan.name: plan for plan in [*uniform, *self.presets]}
+
+    def uniform_at(self, size: int) -> dict | None:
+        """Quality of uniform plans at the same bytes, interpolated between the two widths beside them; None outside their range."""
+        measured = [(b, PrecisionPlan.uniform(b)) for b in QUANTISED_BITS]
+        points = [(b, self.elastic.sizes.deploy(plan), self.stored(plan)) for b, plan in measured]
+        points = [p for p in points if p[2]]
+        for (low, below, poor), (high, above, good) in zip(points, points[1:], strict=False):
+            if below <= size <= above:
+                t = (size - below) / (above - below)
+                label = f"W{low}" if t == 0 else f"W{high}" if t == 1 else f"between W{low} and W{high}"
+                return {"label": f"uniform, equal bytes ({label})"} | {
+                    k: math.exp((1 - t) * math.log(getattr(poor, k)) + t * math.log(getattr(good, k))) for k in ("kl", "ppl")
+                }
+        return None
+
+
+class Service:
+    """All that visitors share."""
+
+    def __init__(self, models: Mapping[str, ElasticModel], results: Results, cache: Path):
+        self.models = dict(models)
+        self.opened = {name: OpenModel(name, elastic, results, cache) for name, elastic in models.items()}
+        self.gate = Gate()
+        self.admission = Admission(CHATS_AT_ONCE)
+        self._newest: dict[str, object] = {}
+        self._lock = threading.Lock()
+
+    def describe(self, model: str) -> dict:
+        return self.opened[model].description
+
+    def choices(self, model: str) -> list[tuple[str, str]]:
+        """Menu of plans: (label, value)."""
+        names = self.opened[model].named_plans()
+        return [("Equaliser (Explore page)", "equaliser")] + [(_label(name), name) for name in names]
+
+    def plan(self, model: str, choice: str, wire: Wire | None = None) -> PrecisionPlan:
+        """The plan behind a menu value; "equaliser" is the visitor's own, in `wire`."""
+        if choice == "equaliser":
+            return self.plan_of(model, wire) if wire else PrecisionPlan.full()
+        named = self.opened[model].named_plans()
+        if choice not in named:
+            raise ValueError(f"no plan is called {choice!r}; choose one from the list")
+        return named[choice]
+
+    def plan_of(self, model: str, wire: Wire) -> PrecisionPlan:
+        """The plan that the browser holds as bits per layer; PlanError if it does not fit the model."""
+        layers = self.models[model].layers
+        pairs = zip(layers, wire["w"], wire.get("a") or [FULL] * len(layers), strict=True)
+        rules = {name: Bits(w, a) for name, w, a in pairs}
+        return PrecisionPlan.of(rules, kv=wire.get("kv", FULL), name=self.name_of(model, rules, wire.get("kv", FULL)))
+
+    def name_of(self, model: str, rules: Mapping[str, Bits], kv: int) -> str:
+        """The name of a plan that has one, else its mean bits."""
+        opened = self.opened[model]
+        for name, plan in opened.named_plans().items():
+            if plan.kv == kv and plan.resolve(opened.elastic.layers) == rules:
+                return name
+        weights = opened.elastic.sizes.weights
+        mean = sum(rules[n].weights * k for n, k in weights.items()) / sum(weights.values())
+        return f"mixed, {mean:.2f} bits"
+
+    def wire_of(self, model: str, plan: PrecisionPlan) -> dict:
+        """A plan as the browser holds it."""
+        bits = plan.resolve(self.models[model].layers).values()
+        return {"w": [b.weights for b in bits], "a": [b.activations for b in bits], "kv": plan.kv}
+
+    def points(self, model: str, tried: Sequence[PrecisionPlan] = ()) -> dict:
+        """The chart: every named plan and every plan tried that has been measured."""
+        opened = self.opened[model]
+        named = opened.named_plans()
+        points = [_point(opened, plan, name, "preset") for name, plan in named.items()]
+        points += [_point(opened, plan, f"tried:{i}", "tried") for i, plan in enumerate(tried) if plan.name not in named]
+        full = opened.stored(PrecisionPlan.full())
+        sizes = opened.elastic.sizes
+        full_bytes = sizes.deploy(PrecisionPlan.full())
+        reference = {"bytes": full_bytes, "ppl": full and full.ppl_ref, "bits_per_param": 8 * full_bytes / sizes.parameters}
+        return {"points": [p for p in points if p], "reference": reference, "floor": full.kl if full else None}
+
+    def state(self, model: str, plan: PrecisionPlan, **changes) -> dict:
+        """The numbers strip for a plan: what is known of it without running anything."""
+        opened = self.opened[model]
+        elastic, size = opened.elastic, opened.elastic.sizes.deploy(plan)
+        stored = opened.stored(plan)
+        full = opened.stored(PrecisionPlan.full())
+        return {
+            "status": "stored" if stored else "idle",
+            "position": 0,
+            "message": "measured before" if stored else "",
+            "progress": 1.0 if stored else 0.0,
+            "estimate": stored and stored.to_dict(),
+            "reference": {"ppl": full and full.ppl_ref, "kl_floor": full and full.kl},
+            "uniform": opened.uniform_at(size),
+            "deploy_bytes": size,
+            "full_bytes": elastic.sizes.deploy(PrecisionPlan.full()),
+            "elastic_bytes": elastic.resident_bytes,
+            "switch_ms": None,
+            "switch_kind": None,
+            "conditions": opened.conditions,
+        } | changes
+
+    def measure(self, model: str, plan: PrecisionPlan, visitor: str) -> Iterator[dict]:
+        """Numbers for a plan, better with every window; ends early when the same visitor asks for another."""
+        ticket = object()
+        with self._lock:
+            self._newest[visitor] = ticket
+        try:
+            yield from self._measure(model, plan, lambda: self._newest.get(visitor) is ticket)
+        finally:
+            with self._lock:
+                if self._newest.get(visitor) is ticket:
+                    del self._newest[visitor]
+
+    def _measure(self, model: str, plan: PrecisionPlan, wanted) -> Iterator[dict]:
+        opened = self.opened[model]
+        state = self.state(model, plan)
+        if state["estimate"]:
+            yield state
+            return
+        yield state | {"status": "queued", "position": self.gate.waiting} if self.gate.waiting else state | {
+            "status": "measuring",
+            "message": "preparing the weights",
+        }
+        made, start = opened.elastic.bank.made, time.perf_counter()
+        with self.gate:
+            if not wanted():
+                return
+            start = time.perf_counter()
+            view = opened.elastic.view(plan)
+            switch = 1000 * (time.perf_counter() - start)
+        state |= {
+            "switch_ms": switch,
+            "switch_kind": "cold" if opened.elastic.bank.made > made else "warm",
+            "elastic_bytes": opened.elastic.resident_bytes,
+        }
+        cache = None if plan.kv == FULL else lambda: opened.elastic.make_cache(plan)
+        estimates = divergence(view, opened.reference, opened.windows, make_cache=cache, gate=lambda: self.gate)
+        estimate = None
+        for estimate in estimates:
+            if not wanted():
+                estimates.close()
+                return
+            yield state | {
+                "status": "measuring",
+                "message": "",
+                "progress": estimate.tokens / opened.windows.scored,
+                "estimate": estimate.to_dict(),
+            }
+        opened.results.put(opened.result_key(plan), estimate.to_dict())
+        done = {"status": "done", "progress": 1.0, "estimate": estimate.to_dict()}
+        yield state | done | {"uniform": opened.uniform_at(state["deploy_bytes"])}
+
+
+def _label(name: str) -> str:
+    return name[0].upper() + name[1:]
+
+
+def _point(opened: OpenModel, plan: PrecisionPlan, identity: str, kind: str) -> dict | None:
+    estimate = opened.stored(plan)
+    if estimate is None:
+        return None
+    size = opened.elastic.sizes.deploy(plan)
+    quality = {k: getattr(estimate, k) for k in ("kl", "kl_se", "ppl", "ppl_se", "same_top")}
+    point = {"id": identity, "label": _label(plan.name), "kind": kind, "bytes": size, "measured": True}
+    return point | {"bits_per_param": 8 * size / opened.elastic.sizes.parameters} | quality
+
+
+def _fitting_table(path: Path, elastic: ElasticModel) -> SensitivityTable | None:
+    """The sensitivity table shipped for this model, if it was measured on these very weights and grid."""
+    if not path.exists():
+        return None
+    table = SensitivityTable.load(path)
+    return table if (table.fingerprint, table.group) == (elastic.fingerprint, elastic.artifact.group) else None

@@ -1,0 +1,555 @@
+"""The Chat page: one prompt, two precisions, two answers side by side, and the token where they part.
+
+`build_chat` draws and wires. The handlers below it are plain functions and generators: they take a `Desk` (what all visitors
+share) and values, and give or yield a change of the page, `{component name: new value}`, names as in `ChatPage`. The history
+in the visitor's state is a list of turns, `{"user": ..., "left": ..., "right": ..., "made_with": ...}`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import logging
+import math
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import gradio as gr
+
+from app.components.side_status import SideStatus
+from app.conversation import Answer, Frame, Running, Shelf, Side, chat
+from app.gate import Admission, Gate
+from app.harmless import TAGS_SHOWN_AS_TEXT, harmless, plain
+from quept.plan import PlanError, PrecisionPlan
+from quept.runtime import ElasticModel
+from quept.runtime.generate import PromptError, Sampling
+
+logger = logging.getLogger(__name__)
+
+CSS = (Path(__file__).parent / "chat.css").read_text(encoding="utf-8")
+
+SIDES = ("left", "right")
+EQUALISER, FULL_PRECISION = "equaliser", "full precision"
+LONGEST_PROMPT = 50_000  # characters; what fits the model is decided by its context, in tokens
+LARGEST_SEED = 2**31 - 1
+CHATS_WAITING = 16  # visitors whose page shows a place in line; further ones wait in Gradio's own queue
+
+EXAMPLES = [
+    "What is the capital of France?",
+    "Explain gravity to a child in three sentences.",
+    "Write a short poem about the sea.",
+    "List five fruits and their colours.",
+]
+EMPTY = {
+    "left": "Ask something below.\n\nBoth sides get the same words and the same seed; only the precision differs.",
+    "right": "The answer at this precision appears here.\n\nThe first token that differs from the other side is marked.",
+}
+NEW_SEED_JS = f"() => Math.floor(Math.random() * {LARGEST_SEED})"
+
+
+class Shared(Protocol):
+    """What this page needs of the service."""
+
+    models: Mapping[str, ElasticModel]
+    gate: Gate
+    admission: Admission
+
+    def plan(self, model: str, choice: str, wire: Mapping | None) -> PrecisionPlan: ...
+
+    def choices(self, model: str) -> list[tuple[str, str]]: ...
+
+
+@dataclass
+class Desk:
+    """What all visitors share: the service, the answers under way, and the key-value caches kept between turns."""
+
+    service: Shared
+    running: Running = field(default_factory=Running)
+    shelf: Shelf = field(default_factory=Shelf)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """The page as it was when the visitor asked: model, plan choices, the equaliser's plan, and the settings."""
+
+    model: str
+    choices: tuple[str, str]
+    wire: Mapping[str, Any] | None
+    system: str = ""
+    temperature: float = 0.0
+    top_p: float = 0.9
+    max_tokens: int = 256
+    seed: int = 0
+
+    def sampling(self) -> Sampling:
+        """The settings checked; PromptError in words."""
+        temperature = _number("temperature", self.temperature, 0, 5)
+        top_p = _number("top-p", self.top_p, 0, 1)
+        if top_p == 0:
+            raise PromptError("top-p must be above 0: it is the share of probability to draw from")
+        max_tokens = _number("longest answer", self.max_tokens, 1, 4096, whole=True)
+        seed = _number("seed", self.seed, 0, LARGEST_SEED, whole=True)
+        return Sampling(temperature=temperature, top_p=top_p, max_tokens=int(max_tokens), seed=int(seed))
+
+    def made_with(self) -> str:
+        """Identity of all that decides the text of an answer, to know whether asking again can give another one."""
+        wire = self.wire if EQUALISER in self.choices else None
+        everything = [getattr(self, f.name) if f.name != "wire" else wire for f in fields(self)]
+        return hashlib.sha256(repr(everything).encode()).hexdigest()[:16]
+
+
+def _number(name: str, value: object, low: float, high: float, whole: bool = False) -> float:
+    kind = "a whole number" if whole else "a number"
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not known or not low <= value <= high or (whole and value != int(value)):
+        raise PromptError(f"the {name} must be {kind} from {low:,} to {high:,}: change it under Settings")
+    return value
+
+
+# Handlers
+
+
+def send(desk: Desk, ask: Ask, history: list[dict], prompt: str, visitor: str) -> Iterator[dict]:
+    """A new message. The prompt is given back if there was no answer to it."""
+    prompt = prompt or ""
+    if not prompt.strip():
+        gr.Warning("There is nothing to send yet: type a message first.", title="Empty message")
+        yield {}
+        return
+    yield from _answer(desk, ask, history, prompt, visitor, old=history, returned=prompt)
+
+
+def regenerate(desk: Desk, ask: Ask, history: list[dict], visitor: str) -> Iterator[dict]:
+    """Another answer to the last message: at the plans and settings of now, or, if they are still the same, with another seed."""
+    if not history:
+        gr.Warning("There is no answer to write again yet: send a message first.", title="Nothing to regenerate")
+        yield {}
+        return
+    if history[-1].get("made_with") == ask.made_with():
+        if ask.temperature == 0:
+            gr.Info(
+                "At temperature 0 the same settings give the same answer. Raise the temperature or choose another plan.",
+                title="Same answer again",
+            )
+        else:
+            ask = replace(ask, seed=secrets.randbelow(LARGEST_SEED))
+            yield {"seed": ask.seed}
+    yield from _answer(desk, ask, history[:-1], history[-1]["user"], visitor, old=history)
+
+
+def edit(desk: Desk, ask: Ask, history: list[dict], index: int, text: str, visitor: str) -> Iterator[dict]:
+    """A message of the visitor was rewritten: what came after it is dropped and answered anew. `index` counts shown messages."""
+    turn, role = divmod(index, 2) if isinstance(index, int) else (-1, 0)
+    if role or not 0 <= turn < len(history):
+        gr.Warning("Only your own messages can be edited.", title="Not edited")
+        yield _drawn(history)
+        return
+    if not isinstance(text, str) or not text.strip():
+        gr.Warning("An empty message cannot be sent; the old one was kept.", title="Not edited")
+        yield _drawn(history)
+        return
+    yield from _answer(desk, ask, history[:turn], plain(text), visitor, old=history)
+
+
+def stop(desk: Desk, visitor: str) -> None:
+    """End the visitor's answer after the step it is in; harmless when there is none."""
+    desk.running.stop(visitor)
+
+
+def clear(desk: Desk, ask: Ask, visitor: str) -> dict:
+    """An empty chat, and nothing kept of the old one."""
+    forget(desk, visitor)
+    return _drawn([]) | _resting() | statuses(desk, ask) | {"examples": gr.Dataset(visible=True)}
+
+
+def forget(desk: Desk, visitor: str) -> None:
+    """The visitor has left, or wants a new chat."""
+    desk.running.stop(visitor)
+    desk.shelf.forget(visitor)
+
+
+def switched(desk: Desk, ask: Ask, visitor: str) -> dict:
+    """Another of the operator's models: its plans, and an empty chat."""
+    offered = desk.service.choices(ask.model)
+    values = [value for _, value in offered]
+    kept = [c if c in values else d for c, d in zip(ask.choices, _starting(values), strict=True)]
+    menus = {f"plan_{side}": gr.Dropdown(offered, value=choice) for side, choice in zip(SIDES, kept, strict=True)}
+    ask = Ask(ask.model, tuple(kept), None)
+    return clear(desk, ask, visitor) | menus
+
+
+def statuses(desk: Desk, ask: Ask, only: str | None = None) -> dict:
+    """What each side is set to, before anything is asked. `only` limits it to the sides with this choice."""
+    chosen = zip(SIDES, ask.choices, strict=True)
+    return {f"status_{side}": _ready(desk, ask, choice) for side, choice in chosen if only in (None, choice)}
+
+
+def _answer(
+    desk: Desk, ask: Ask, before: list[dict], prompt: str, visitor: str, old: list[dict], returned: str | None = None
+) -> Iterator[dict]:
+    """Run both sides on `before` plus the prompt. Without any text at the end the page goes back to `old` and gives `returned` back."""
+    try:
+        sampling = ask.sampling()
+        if len(prompt) > LONGEST_PROMPT:
+            raise PromptError(
+                f"this message has {len(prompt):,} characters; the chat takes at most {LONGEST_PROMPT:,}: shorten it"
+            )
+        elastic = desk.service.models[ask.model]
+        sides = [_side(desk, ask, choice) for choice in ask.choices]
+    except (ValueError, KeyError) as error:
+        _refuse(error)
+        yield _drawn(old)
+        return
+    histories = [messages(before, side) + [{"role": "user", "content": prompt}] for side in SIDES]
+    job = desk.running.begin(visitor)
+    shared = (desk.service.gate, desk.service.admission)
+    frames = chat(elastic, sides, histories, sampling, ask.system or "", *shared, stopped=job.is_set, shelf=desk.shelf, visitor=visitor)
+    frame, history, problem = None, old, None
+    try:
+        with closing(frames):
+            for frame in frames:
+                if not desk.running.is_newest(visitor, job):
+                    return  # the visitor has asked for something else, which now owns the page
+                turn = {"user": prompt, "made_with": ask.made_with()} | dict(zip(SIDES, _texts(frame), strict=True))
+                change = _drawn([*before, turn], frame, editable=None) | _reported(sides, frame)
+                yield change | (_busy(cleared=returned is not None) if history is old else {})
+                history = [*before, turn]
+    except (PromptError, PlanError) as error:
+        problem = error
+    except Exception:
+        logger.exception("a chat failed")
+        problem = "The answer failed for a reason of its own, not yours. Your message was kept: try again"
+    finally:
+        newest = desk.running.is_newest(visitor, job)
+        desk.running.end(visitor, job)
+    if not newest:
+        return
+    shown = _reported(sides, frame) if frame else {}
+    if frame and any(answer.text for answer in frame.answers):
+        if problem:
+            _refuse(problem)
+        yield _drawn(history, frame) | shown | _resting()
+        return
+    if frame and all(answer.state == "done" for answer in frame.answers):
+        gr.Info("Both sides ended their answer at once, without a word. Ask in other words.", title="No answer")
+    problem = problem or (frame and next((a.error for a in frame.answers if a.state == "error"), None))
+    if problem:
+        _refuse(problem)
+    back = {"prompt": returned} if returned is not None else {}
+    yield _drawn(old) | shown | _resting() | back | {"examples": gr.Dataset(visible=not old)}
+
+
+def _side(desk: Desk, ask: Ask, choice: str) -> Side:
+    plan = desk.service.plan(ask.model, choice, ask.wire)
+    name = plan.name or "own plan"
+    return Side(plan, f"equaliser, {name}" if choice == EQUALISER else name)
+
+
+def _refuse(error: object) -> None:
+    """A sentence in the page. Gradio shows it as HTML, and it may quote what the visitor typed."""
+    words = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    gr.Warning(html.escape(words[:1].upper() + words[1:]).rstrip(".") + ".", title="Not sent")
+
+
+def messages(history: list[dict], side: str) -> list[dict]:
+    """One side's conversation: the visitor's turns are common, the answers its own."""
+    pairs = ([{"role": "user", "content": t["user"]}, {"role": "assistant", "content": t[side]}] for t in history)
+    return [message for pair in pairs for message in pair]
+
+
+def _texts(frame: Frame) -> list[str]:
+    return [answer.text for answer in frame.answers]
+
+
+# What the page shows
+
+
+def _drawn(history: list[dict], frame: Frame | None = None, editable: str | None = "user") -> dict:
+    """Both chats and the history behind them. While an answer is under way its empty beginning is left out."""
+    change: dict = {"history": history}
+    for i, side in enumerate(SIDES):
+        shown = messages(history, side)
+        if shown and not shown[-1]["content"]:
+            under_way = frame and frame.answers[i].state not in ("done", "stopped", "error")
+            shown[-1:] = [] if under_way else [{"role": "assistant", "content": "*(no answer)*"}]
+        safe = [{"role": m["role"], "content": harmless(m["content"])} for m in shown]
+        change[f"chat_{side}"] = gr.Chatbot(safe, editable=editable)
+    return change
+
+
+def _busy(cleared: bool) -> dict:
+    change = {"send": gr.Button(visible=False), "stop": gr.Button(visible=True), "examples": gr.Dataset(visible=False)}
+    return change | {"again": gr.Button(interactive=False)} | ({"prompt": ""} if cleared else {})
+
+
+def _resting() -> dict:
+    return {
+        "send": gr.Button(visible=True),
+        "stop": gr.Button(visible=False),
+        "again": gr.Button(interactive=True),
+    }
+
+
+def _ready(desk: Desk, ask: Ask, choice: str) -> dict:
+    try:
+        side = _side(desk, ask, choice)
+        size = desk.service.models[ask.model].sizes.deploy(side.plan)
+    except (ValueError, KeyError) as error:
+        return {"state": "error", "words": str(error), "facts": _facts(Answer())}
+    return {"state": "idle", "words": f"Next answer: {side.label}", "facts": _facts(Answer(deploy_bytes=size))}
+
+
+def _reported(sides: list[Side], frame: Frame) -> dict:
+    """The status of both sides."""
+    change = {}
+    for i, (name, side, answer) in enumerate(zip(SIDES, sides, frame.answers, strict=True)):
+        status = {"state": answer.state, "words": _words(side, answer), "facts": _facts(answer), "progress": answer.progress}
+        if frame.parting:
+            here, there = frame.parting.pieces[i], frame.parting.pieces[1 - i]
+            status["line"] = f"Parts at token {frame.parting.index + 1}: {_piece(here)} here, {_piece(there)} there"
+            mark = None if here is None else [frame.parting.starts[i], max(1, len(here))]
+            status |= {"parted": True, "text": answer.text, "mark": mark}
+        else:
+            status["line"] = _same(frame)
+        change[f"status_{name}"] = status
+    return change
+
+
+def _words(side: Side, answer: Answer) -> str:
+    match answer.state:
+        case "queued":
+            return f"Waiting: place {answer.position} in line"
+        case "preparing":
+            return f"Preparing {side.label}"
+        case "reading":
+            return f"Reading the conversation, {side.label}"
+        case "writing":
+            return f"Writing, {side.label}"
+        case "stopped":
+            return f"Stopped, {side.label}"
+        case "error":
+            return answer.error[:1].upper() + answer.error[1:]
+    if answer.cut:
+        return f"Cut at {answer.tokens:,} tokens, {side.label}"
+    return f"Done, {side.label}"
+
+
+def _same(frame: Frame) -> str:
+    if not frame.same:
+        return ""
+    tokens = f"{frame.same:,} token" + ("s" if frame.same > 1 else "")
+    if all(answer.state == "done" for answer in frame.answers):
+        return f"Identical: both sides wrote the same {tokens}"
+    return f"Identical so far, {tokens}"
+
+
+def _piece(piece: str | None) -> str:
+    """A token as a person reads it; those without a letter to show get a name."""
+    if piece is None:
+        return "the end"
+    if not piece:
+        return "part of a character"
+    if not piece.strip():
+        return "a line break" if "\n" in piece else "a space"
+    return f"“{piece.strip()}”"
+
+
+def _facts(answer: Answer) -> list[list[str]]:
+    """Name, value and explanation of each number; a dash for what is not known yet."""
+    size, speed, cache = answer.deploy_bytes, answer.tokens_per_second, answer.cache_bytes
+    first, switch = answer.first_token_s, answer.switch_ms
+    return [
+        ["Deploy", _bytes(size), "Bytes of the model if this plan alone were shipped"],
+        ["Speed", "–" if speed is None else f"{speed:.1f} tok/s", "Tokens a second of this side's own steps; the two sides take turns"],
+        ["First token", "–" if first is None else f"{first:.2f} s", "From its turn until the first token, reading the prompt included"],
+        ["KV cache", _bytes(cache), "Bytes of the keys and values of this conversation"],
+        ["Switch", "–" if switch is None else f"{switch:,.0f} ms", "Time to put this side's precision together"],
+    ]
+
+
+def _bytes(count: int | None) -> str:
+    if count is None:
+        return "–"
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 99_950 else f"{count / 1e3:.0f} KB"
+
+
+# The page
+
+
+@dataclass
+class ChatPage:
+    """The page's components by the names that changes use."""
+
+    plan_left: gr.Dropdown
+    plan_right: gr.Dropdown
+    chat_left: gr.Chatbot
+    chat_right: gr.Chatbot
+    status_left: SideStatus
+    status_right: SideStatus
+    prompt: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    again: gr.Button
+    clear: gr.Button
+    examples: gr.Dataset
+    system: gr.Textbox
+    temperature: gr.Slider
+    top_p: gr.Slider
+    max_tokens: gr.Slider
+    seed: gr.Number
+    dice: gr.Button
+    history: gr.State
+
+
+def _starting(values: list[str]) -> tuple[str, str]:
+    """Full precision against W4 where there are such plans."""
+    left = FULL_PRECISION if FULL_PRECISION in values else values[0]
+    return left, "W4" if "W4" in values else values[-1]
+
+
+def build_chat(service: Shared, model: gr.Dropdown | gr.State, plan: gr.State) -> ChatPage:
+    """Draw the page and wire it; call inside a Blocks and a Tab. `model` holds the model's name, `plan` the equaliser's plan on the wire.
+
+    Launch with `CSS` of this module among the page's styles."""
+    desk = Desk(service)
+    first = model.value if model.value in service.models else next(iter(service.models))
+    offered = service.choices(first)
+    start = Ask(first, _starting([value for _, value in offered]), plan.value)
+    ready = statuses(desk, start)
+    drawn: dict[str, Any] = {"history": gr.State([])}
+    with gr.Row(elem_id="chat-sides", equal_height=False):
+        for side, choice in zip(SIDES, start.choices, strict=True):
+            with gr.Column(min_width=300, elem_id=f"chat-side-{side}", elem_classes="chat-side"):
+                drawn[f"plan_{side}"] = gr.Dropdown(
+                    offered, value=choice, label=f"{side.capitalize()} precision", elem_id=f"chat-plan-{side}", filterable=False
+                )
+                drawn[f"chat_{side}"] = gr.Chatbot(
+                    label=f"{side.capitalize()} answer",
+                    elem_id=f"chat-{side}",
+                    show_label=False,
+                    height="var(--chat-height)",
+                    placeholder=EMPTY[side],
+                    editable="user",
+                    buttons=["copy", "copy_all"],
+                    latex_delimiters=[],
+                    allow_tags=TAGS_SHOWN_AS_TEXT,
+                    feedback_options=None,
+                    layout="bubble",
+                )
+                drawn[f"status_{side}"] = SideStatus(
+                    ready[f"status_{side}"], chat=f"chat-{side}", elem_id=f"chat-status-{side}"
+                )
+    drawn["examples"] = gr.Dataset(
+        components=[gr.Textbox(visible=False)],
+        samples=[[text] for text in EXAMPLES],
+        label="Try one of these",
+        elem_id="chat-examples",
+    )
+    with gr.Row(elem_id="chat-ask", equal_height=False):
+        drawn["prompt"] = gr.Textbox(
+            label="Message to both sides",
+            show_label=False,
+            placeholder="Message both sides  (Enter sends, Shift+Enter starts a new line)",
+            lines=1,
+            max_lines=8,
+            scale=1,
+            min_width=160,
+            container=False,
+            elem_id="chat-prompt",
+            autofocus=False,
+        )
+        drawn["send"] = gr.Button("Send", variant="primary", scale=0, min_width=88, elem_id="chat-send")
+        drawn["stop"] = gr.Button("Stop", variant="stop", scale=0, min_width=88, visible=False, elem_id="chat-stop")
+        drawn["again"] = gr.Button("Regenerate", scale=0, min_width=128, elem_id="chat-regenerate")
+        drawn["clear"] = gr.Button("Clear", scale=0, min_width=80, elem_id="chat-clear")
+    with gr.Accordion("Settings", open=False, elem_id="chat-settings"):
+        drawn["system"] = gr.Textbox(
+            label="System prompt", value=start.system, lines=2, max_lines=6, elem_id="chat-system", placeholder="Empty: the model's own"
+        )
+        with gr.Row():
+            drawn["temperature"] = gr.Slider(
+                0, 2, start.temperature, step=0.05, label="Temperature", info="0: always the likeliest token", elem_id="chat-temperature"
+            )
+            drawn["top_p"] = gr.Slider(
+                0.05, 1, start.top_p, step=0.05, label="Top-p", info="Draw from this share of probability", elem_id="chat-top-p"
+            )
+            drawn["max_tokens"] = gr.Slider(
+                16, 1024, start.max_tokens, step=16, label="Longest answer", info="In tokens", elem_id="chat-max-tokens"
+            )
+            with gr.Column(min_width=160, elem_id="chat-seed-box"):
+                drawn["seed"] = gr.Number(
+                    start.seed, label="Seed", info="The same seed gives the same text", precision=0, elem_id="chat-seed"
+                )
+                drawn["dice"] = gr.Button("🎲 New seed", size="sm", elem_id="chat-new-seed")
+    page = ChatPage(**drawn)
+    _wire(desk, page, model, plan)
+    return page
+
+
+def _wire(desk: Desk, page: ChatPage, model: gr.Dropdown | gr.State, plan: gr.State) -> None:
+    parts = {f.name: getattr(page, f.name) for f in fields(page)}
+    asked = [model, page.plan_left, page.plan_right, plan, page.system, page.temperature, page.top_p, page.max_tokens, page.seed]
+    running = {"concurrency_id": "chat", "concurrency_limit": CHATS_WAITING, "show_progress": "hidden", "api_visibility": "private"}
+    light = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    outputs = [part for name, part in parts.items() if name not in ("clear", "dice", "system", "temperature", "top_p", "max_tokens")]
+
+    def on_page(change: dict) -> dict:
+        return {parts[name]: value for name, value in change.items()} or {page.history: gr.skip()}
+
+    def ask(values: tuple) -> Ask:
+        name, left, right, wire, *settings = values
+        return Ask(name, (left, right), wire, *settings)
+
+    def on_send(request: gr.Request, history, prompt, *values):
+        for change in send(desk, ask(values), history, prompt, request.session_hash):
+            yield on_page(change)
+
+    def on_example(request: gr.Request, history, sample, *values):
+        for change in send(desk, ask(values), history, sample[0], request.session_hash):
+            yield on_page(change)
+
+    def on_again(request: gr.Request, history, *values):
+        for change in regenerate(desk, ask(values), history, request.session_hash):
+            yield on_page(change)
+
+    def on_edit(request: gr.Request, event: gr.EditData, history, *values):
+        for change in edit(desk, ask(values), history, event.index, event.value, request.session_hash):
+            yield on_page(change)
+
+    def on_stop(request: gr.Request):
+        stop(desk, request.session_hash)
+
+    def on_leave(request: gr.Request):
+        forget(desk, request.session_hash)
+
+    def on_clear(request: gr.Request, *values):
+        return on_page(clear(desk, ask(values), request.session_hash))
+
+    def on_switch(request: gr.Request, *values):
+        return on_page(switched(desk, ask(values), request.session_hash))
+
+    def on_plan(*values):
+        return on_page(statuses(desk, ask(values)))
+
+    def on_equaliser(*values):
+        return on_page(statuses(desk, ask(values), only=EQUALISER))
+
+    both = [page.status_left, page.status_right]
+    gr.on([page.send.click, page.prompt.submit], on_send, [page.history, page.prompt, *asked], outputs, **running)
+    page.examples.click(on_example, [page.history, page.examples, *asked], outputs, **running)
+    page.again.click(on_again, [page.history, *asked], outputs, **running)
+    gr.on([page.chat_left.edit, page.chat_right.edit], on_edit, [page.history, *asked], outputs, **running)
+    page.stop.click(on_stop, None, None, **light)
+    gr.on([page.clear.click, page.chat_left.clear, page.chat_right.clear], on_clear, asked, outputs, **light)
+    gr.on([page.plan_left.input, page.plan_right.input], on_plan, asked, both, **light)
+    plan.change(on_equaliser, asked, both, **light)
+    page.dice.click(None, None, page.seed, js=NEW_SEED_JS, show_progress="hidden", api_visibility="private")
+    if isinstance(model, gr.Dropdown):
+        model.change(on_switch, asked, outputs, **light)
+    gr.context.Context.root_block.unload(on_leave)

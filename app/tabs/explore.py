@@ -1,0 +1,196 @@
+"""The Explore page: drag bits, see memory at once, a prediction while dragging, a measurement after release.
+
+`build_explore` draws and wires; the handlers below it are plain functions and generators over the service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import gradio as gr
+
+from app.components.chart import Chart, point_id
+from app.components.equalizer import Equalizer
+from app.components.numbers import Numbers
+from app.link import LinkError, decode
+from app.service import Service, Wire
+from quept.plan import FULL, QUANTISED_BITS, PlanError, PrecisionPlan
+
+TRIED_KEPT = 60
+START = "W4"
+DOWNLOAD_JS = """(text) => {
+  if (!text) return;
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
+  link.download = "plan.json";
+  link.click();
+  URL.revokeObjectURL(link.href);
+}"""
+
+
+@dataclass
+class Explore:
+    """The page's components that others listen to. `plan` holds the visitor's plan on the wire, `model` the chosen model's name."""
+
+    model: gr.Dropdown
+    plan: gr.State
+    tried: gr.State
+    equalizer: Equalizer
+    numbers: Numbers
+    chart: Chart
+
+
+def build_explore(service: Service, model: gr.Dropdown) -> Explore:
+    """Draw the page and wire it; call inside a Blocks and a Tab."""
+    first = next(iter(service.models))
+    start = service.plan(first, START)
+    plan = gr.State(service.wire_of(first, start))
+    tried = gr.State([])
+    numbers = Numbers(value=service.state(first, start), elem_id="numbers")
+    with gr.Row(elem_id="presets"):
+        uniform = [gr.Button(_short(bits), size="sm", min_width=48, elem_id=f"preset-{_short(bits)}") for bits in _widths()]
+        named = gr.Dropdown(
+            _named(service, first),
+            value="",
+            show_label=False,
+            container=False,
+            elem_id="preset-named",
+            min_width=200,
+            allow_custom_value=False,
+            filterable=False,
+        )
+    equalizer = Equalizer(service.wire_of(first, start), description=service.describe(first), elem_id="equalizer")
+    with gr.Row(elem_id="plan-files"):
+        download = gr.Button("Download plan", size="sm", elem_id="plan-download", min_width=120)
+        upload = gr.UploadButton(
+            "Upload plan", file_types=[".json"], type="binary", size="sm", elem_id="plan-upload", min_width=120
+        )
+    text = gr.Textbox(visible=False)
+    chart = Chart(service.points(first), elem_id="chart")
+    page = Explore(model, plan, tried, equalizer, numbers, chart)
+    _wire(service, page, uniform, named, download, upload, text)
+    return page
+
+
+def _wire(service: Service, page: Explore, uniform, named, download, upload, text) -> None:
+    running = {"concurrency_id": "measure", "concurrency_limit": 16, "show_progress": "hidden", "api_visibility": "private"}
+    light = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+    def measured(model: str, wire: Wire, tried: list, request: gr.Request) -> Iterator:
+        yield from measure(service, model, wire, tried, request.session_hash)
+
+    outputs = [page.numbers, page.chart, page.tried]
+    inputs = [page.model, page.plan, page.tried]
+
+    def then_measure(event) -> None:
+        event.then(measured, inputs, outputs, trigger_mode="multiple", **running)
+
+    then_measure(page.equalizer.commit(lambda wire: wire, page.equalizer, page.plan, trigger_mode="multiple", **light))
+    loads = [page.equalizer, page.plan]
+    for bits, button in zip(_widths(), uniform, strict=True):
+        then_measure(button.click(lambda m, n=_name(bits): named_plan(service, m, n), page.model, loads, **light))
+    then_measure(named.input(lambda m, n: named_plan(service, m, n), [page.model, named], loads, **light))
+
+    def pointed(model: str, tried: list, event: gr.EventData):
+        return chosen_point(service, model, tried, point_id(event))
+
+    then_measure(page.chart.point(pointed, [page.model, page.tried], loads, **light))
+    then_measure(upload.upload(lambda m, f: uploaded(service, m, f), [page.model, upload], loads, **light))
+    download.click(lambda m, w: service.plan_of(m, w).to_json(m), [page.model, page.plan], text, **light).then(
+        None, text, None, js=DOWNLOAD_JS
+    )
+
+    def switched(model: str):
+        return [*switch(service, model), gr.Dropdown(_named(service, model), value="")]
+
+    then_measure(page.model.input(switched, page.model, [page.equalizer, page.plan, page.tried, page.chart, named], **light))
+
+    def restored(request: gr.Request):
+        return restore(service, dict(request.query_params))
+
+    blocks = gr.context.Context.root_block
+    then_measure(blocks.load(restored, None, [page.model, page.equalizer, page.plan, page.chart], **light))
+
+
+def _widths() -> tuple[int, ...]:
+    return (FULL, *reversed(QUANTISED_BITS))
+
+
+def _short(bits: int) -> str:
+    return "Full" if bits == FULL else f"W{bits}"
+
+
+def _name(bits: int) -> str:
+    return PrecisionPlan.uniform(bits).name
+
+
+def _named(service: Service, model: str) -> list[tuple[str, str]]:
+    return [("Named plans…", "")] + [(plan.name, plan.name) for plan in service.opened[model].presets]
+
+
+def measure(service: Service, model: str, wire: Wire, tried: list[Wire], visitor: str) -> Iterator:
+    """Numbers as they come in; at the end the plan joins the chart and the visitor's history."""
+    try:
+        plan = service.plan_of(model, wire)
+        state = None
+        for state in service.measure(model, plan, visitor):
+            yield state, gr.skip(), gr.skip()
+        if state and state["status"] in ("done", "stored"):
+            tried = [other for other in tried if other != wire][-TRIED_KEPT + 1 :] + [wire]
+            yield state, _chart(service, model, tried), tried
+    except Exception as error:  # whatever went wrong, the visitor gets a sentence and keeps the plan
+        yield service.state(model, PrecisionPlan.full(), status="error", message=str(error)), gr.skip(), gr.skip()
+        raise
+
+
+def named_plan(service: Service, model: str, name: str):
+    """A preset: for the equaliser and the plan."""
+    if not name:
+        return gr.skip(), gr.skip()
+    wire = service.wire_of(model, service.plan(model, name))
+    return wire, wire
+
+
+def chosen_point(service: Service, model: str, tried: list[Wire], identity: str):
+    """The plan behind a point of the chart: a named plan's id is its name, a tried one's is `tried:INDEX`."""
+    kind, _, index = identity.partition(":")
+    if kind == "tried" and index.isdigit() and int(index) < len(tried):
+        return tried[int(index)], tried[int(index)]
+    try:
+        return named_plan(service, model, identity)
+    except ValueError as error:
+        gr.Warning(str(error))
+        return gr.skip(), gr.skip()
+
+
+def uploaded(service: Service, model: str, content: bytes):
+    """A plan file from the visitor's disk."""
+    try:
+        wire = service.wire_of(model, PrecisionPlan.from_json(content, model))
+    except PlanError as error:
+        gr.Warning(f"The plan was not loaded: {error}.")
+        return gr.skip(), gr.skip()
+    return wire, wire
+
+
+def switch(service: Service, model: str):
+    """Another of the operator's models: a new equaliser at the starting plan, an empty history."""
+    wire = service.wire_of(model, service.plan(model, START))
+    return Equalizer(wire, description=service.describe(model)), wire, [], _chart(service, model, [])
+
+
+def restore(service: Service, query: dict):
+    """What the page's address says: a model and a plan; the starting plan where it says nothing or nothing valid."""
+    model = query.get("m") if query.get("m") in service.models else next(iter(service.models))
+    wire = None
+    try:
+        wire = decode(query, service.describe(model))
+    except LinkError as error:
+        gr.Warning(f"The link was not restored: {error}.")
+    wire = wire or service.wire_of(model, service.plan(model, START))
+    return model, Equalizer(wire, description=service.describe(model)), wire, _chart(service, model, [])
+
+
+def _chart(service: Service, model: str, tried: list[Wire]) -> dict:
+    return service.points(model, [service.plan_of(model, wire) for wire in tried])

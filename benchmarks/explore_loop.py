@@ -1,0 +1,74 @@
+"""How long a person waits: drives the running app in Chromium, caches warm.
+
+    python benchmarks/explore_loop.py [--repeats 3]
+
+page_usable_s        process start until the equaliser can be dragged; loading_state_s until the loading screen answers
+first_estimate_s     release of a drag to the first measured estimate on screen; full_estimate_s to the one over all tokens
+requests_while_dragging   requests that the page sends between pressing and releasing
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+from playwright.sync_api import Page, expect
+from report import report
+from running_app import app, chromium, wait_for
+
+USABLE = '#equalizer [role="slider"]'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    with app():
+        pass  # nothing: only proves that the app starts and stops before anything is timed
+    with app() as (url, start, _), chromium() as browser:
+        loading = wait_for(url, 30) - start
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(url)
+        page.locator(USABLE).first.wait_for(timeout=120_000)
+        usable = time.perf_counter() - start
+        expect(page.locator("#numbers")).to_contain_text("measured", timeout=120_000)
+        runs = [drag(page, i) for i in range(options.repeats)]
+    figures = {
+        "loading_state_s": loading,
+        "page_usable_s": usable,
+        "first_estimate_s": statistics.median(r[0] for r in runs),
+        "full_estimate_s": statistics.median(r[1] for r in runs),
+        "requests_while_dragging": sum(r[2] for r in runs),
+    }
+    report("Exploring in the browser", figures, model="smollm2-135m", tokens=4096, context=512, repeats=options.repeats)
+
+
+def drag(page: Page, index: int) -> tuple[float, float, int]:
+    """Paint over a few blocks to bits not tried before; (first estimate, full estimate) in seconds after release, requests before it."""
+    sliders = page.locator(USABLE)
+    first, last = sliders.nth(3 + 4 * index), sliders.nth(9 + 4 * index)
+    a, b = first.bounding_box(), last.bounding_box()
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    height = a["y"] + a["height"] * (0.30 + 0.13 * index)
+    page.mouse.move(a["x"] + a["width"] / 2, height)
+    page.mouse.down()
+    page.mouse.move(b["x"] + b["width"] / 2, height + 6, steps=25)
+    sent = len(requests)
+    page.mouse.up()
+    released = time.perf_counter()
+    status = page.locator("#numbers [data-status]")
+    expect(status).to_have_attribute("data-status", "measuring", timeout=10_000)
+    page.wait_for_function(
+        "() => ['measuring', 'done'].includes(document.querySelector('#numbers [data-status]').dataset.status)"
+        " && Number(document.querySelector('#numbers [data-tokens]').dataset.tokens) > 0",
+        timeout=60_000,
+    )
+    estimate = time.perf_counter() - released
+    expect(status).to_have_attribute("data-status", "done", timeout=60_000)
+    return estimate, time.perf_counter() - released, sent
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The app as a separate process, and Chromium to look at it: for the benchmarks that drive pages."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+ROOT = Path(__file__).parent.parent
+ARGUMENTS = "--no-sandbox --disable-dev-shm-usage --disable-gpu --no-first-run --disable-background-networking".split()
+
+
+@contextmanager
+def app(*options: str) -> Iterator[tuple[str, float, subprocess.Popen]]:
+    """Start `app.py` on a free port: (its URL, when it was started, the process). Killed at the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "app.py", "--port", str(port), *options], cwd=ROOT)
+    try:
+        yield f"http://127.0.0.1:{port}/", start, process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def wait_for(url: str, seconds: float, text: str = "") -> float:
+    """Time at which `url` first answers with `text` in it; TimeoutError after `seconds`."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                if text in answer.read().decode():
+                    return time.perf_counter()
+        except OSError:
+            pass
+        time.sleep(0.05)
+    raise TimeoutError(f"{url} did not answer within {seconds} s")
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()

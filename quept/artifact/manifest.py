@@ -1,0 +1,61 @@
+"""manifest.json: what an artifact is, in a form people can read. Unknown entries, other formats and newer versions are refused in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+FORMAT, FORMAT_VERSION = "quept-artifact", 1
+FILE_NAME = "manifest.json"
+METHODS = ("rtn",)
+
+
+class ArtifactError(RuntimeError):
+    """An artifact that cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """base: what `load` was given. fingerprint: of the base's weights. group: columns per scale, or "auto" or "row".
+    files: `{name: {"sha256", "bytes"}}` of the tensors beside the manifest. provenance: free text entries."""
+
+    method: str
+    base: str
+    fingerprint: str
+    group: int | str
+    layers: tuple[str, ...]
+    files: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """ArtifactError for a missing, damaged, foreign or newer manifest."""
+        path = folder / FILE_NAME
+        try:
+            data = json.loads(path.read_bytes())
+        except OSError as error:
+            raise ArtifactError(f"{folder} holds no artifact: cannot read {FILE_NAME} ({error.strerror})") from None
+        except ValueError:
+            raise ArtifactError(f"{path} is damaged: it is not valid JSON; calibrate again or copy it afresh") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ArtifactError(f'{path} does not describe an artifact ("format" is not "{FORMAT}")')
+        version = data.get("format_version")
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{folder} has format version {version}; this program reads up to {FORMAT_VERSION}: update it"
+            )
+        missing = {f.name for f in fields(cls)} - set(data)
+        unknown = set(data) - {f.name for f in fields(cls)}
+        if missing or unknown:
+            what = [f"without {name}" for name in sorted(missing)] + [f"unknown {name}" for name in sorted(unknown)]
+            raise ArtifactError(f"{path} is damaged: {', '.join(what)}")
+        if data["method"] not in METHODS:
+            raise ArtifactError(f"{path}: method {data['method']!r} is not known here (known: {', '.join(METHODS)})")
+        return cls(**data | {"layers": tuple(data["layers"])})

@@ -1,0 +1,44 @@
+"""One window through a model: the forward pass that perplexity and divergence share, and the chunks they read its logits in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from itertools import chain
+
+import torch
+from torch import LongTensor, Tensor, nn
+from transformers import Cache
+
+MakeCache = Callable[[], Cache]
+Gate = Callable[[], AbstractContextManager]
+
+
+class NonFiniteLogits(ValueError):
+    """A model answered NaN or infinity; the message names the window and the position."""
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's first parameter or buffer."""
+    return next(chain(model.parameters(), model.buffers())).device
+
+
+@torch.no_grad()
+def window_logits(model: nn.Module, ids: LongTensor, make_cache: MakeCache | None, gate: Gate) -> Tensor:
+    """Logits (context, vocabulary) of one window of ids (context,), in the model's dtype, on its device.
+
+    The gate is held for the forward pass alone. `make_cache` gives a fresh (for example quantised) KV cache for plans that
+    quantise it; without it no cache is used.
+    """
+    ids = ids[None].to(device_of(model))
+    cache = {"use_cache": False} if make_cache is None else {"past_key_values": make_cache(), "use_cache": True}
+    with gate():
+        return model(input_ids=ids, **cache).logits[0]
+
+
+def chunks(rows: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
+    """Slices that cover `rows`, small enough that a chunk of fp32 rows stays in a CPU's cache (8 MiB) while several passes go
+    over it; on an accelerator, 256 MiB."""
+    step = max(1, (2**21 if device.type == "cpu" else 2**26) // vocabulary)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))

@@ -1,0 +1,8 @@
+"""A plan as a file: one module per target format, every export read back and compared.
+
+packed  the packed tensors of one plan in a safetensors file
+"""
+
+from .packed import ExportError, PackedModel, export, open_packed
+
+__all__ = ["ExportError", "PackedModel", "export", "open_packed"]

@@ -1,0 +1,149 @@
+"""One plan as one safetensors file: packed codes, scales and zero-points, and everything that is not quantised in 16 bits.
+
+    {layer}.codes    uint8    (out, packed row)      2..8 bits a weight, see numerics.packing
+    {layer}.scales   float16  (out, groups)
+    {layer}.zeros    uint8    (out, packed row)      not at 8 bits, where every zero-point is 128
+    {parameter}      16 bits                         layers at 16 bits, embeddings, head, norms, biases; tied ones once
+
+The bytes of these tensors are exactly `elastic.sizes.deploy(plan)`. The metadata hold what else is needed: format and version, the plan,
+the model's config and fingerprint, the grid of every layer and which parameters are tied. The tokenizer is not in the file. Activation
+and KV widths are in the plan, for whoever runs it; they change no stored tensor. `open_packed` gives the values of the view, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quept.numerics.grid import Quantised, dequantise
+from quept.plan import FULL, PrecisionPlan
+from quept.runtime import ElasticModel
+
+FORMAT, VERSION = "quept-packed", 1
+PARTS = ("codes", "scales", "zeros")
+
+
+class ExportError(RuntimeError):
+    """A file that cannot be written or read; the message says why."""
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """An exported plan, read back. grids: `{layer: (bits, group, columns)}` of the quantised layers; tied: `{parameter: its owner}`."""
+
+    plan: PrecisionPlan
+    model: str
+    fingerprint: str
+    config: Mapping[str, object]
+    grids: Mapping[str, tuple[int, int, int]]
+    tied: Mapping[str, str]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors: the deploy size."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+    def packed(self, layer: str) -> Quantised:
+        """A quantised layer as it is stored."""
+        return Quantised(*self.grids[layer], *(self.tensors.get(f"{layer}.{part}") for part in PARTS))
+
+    def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Values of every parameter by its name in the model, tied ones under each of their names: what `load_state_dict` takes."""
+        state = {f"{layer}.weight": dequantise(self.packed(layer)).to(dtype) for layer in self.grids}
+        parts = {f"{layer}.{part}" for layer in self.grids for part in PARTS}
+        state |= {name: tensor.to(dtype) for name, tensor in self.tensors.items() if name not in parts}
+        return state | {name: state[owner] for name, owner in self.tied.items()}
+
+
+def export(elastic: ElasticModel, plan: PrecisionPlan, path: str | Path) -> PackedModel:
+    """Write the plan to `path`, read it back, compare, and return what was read. The file appears whole or not at all.
+
+    Raises PlanError if the plan does not fit the model, OSError where the file cannot be written."""
+    path = Path(path)
+    tensors, grids = _tensors(elastic, plan)
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "model": elastic.source,
+        "fingerprint": elastic.fingerprint,
+        "plan": plan.to_json(),
+        "config": elastic.config.to_json_string(use_diff=False),
+        "grids": json.dumps(grids),
+        "tied": json.dumps(_tied(elastic.base)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata)
+        _compare(open_packed(temporary), tensors, elastic.sizes.deploy(plan))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return open_packed(path)
+
+
+def open_packed(path: str | Path) -> PackedModel:
+    """Read an exported plan. ExportError for a file that is missing, truncated, of another kind, or newer than this program."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ExportError(f'{path} is not an exported plan ("format" is not "{FORMAT}")')
+            if not metadata.get("version", "").isdecimal() or int(metadata["version"]) > VERSION:
+                version = metadata.get("version")
+                raise ExportError(f"{path} has version {version}; this program reads up to {VERSION}: update it")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        return PackedModel(
+            plan=PrecisionPlan.from_json(metadata["plan"]),
+            model=metadata["model"],
+            fingerprint=metadata["fingerprint"],
+            config=json.loads(metadata["config"]),
+            grids={layer: tuple(grid) for layer, grid in json.loads(metadata["grids"]).items()},
+            tied=json.loads(metadata["tied"]),
+            tensors=tensors,
+        )
+    except FileNotFoundError:
+        raise ExportError(f"there is no file {path}") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ExportError(f"{path} is damaged or no exported plan: {error}") from None
+
+
+def _tensors(elastic: ElasticModel, plan: PrecisionPlan) -> tuple[dict[str, Tensor], dict[str, tuple[int, int, int]]]:
+    """What is stored, by name, and the grids of the quantised layers."""
+    quantised = {name: b.weights for name, b in plan.resolve(elastic.layers).items() if b.weights != FULL}
+    tensors, grids = {}, {}
+    for name, parameter in elastic.base.named_parameters():
+        layer = name.removesuffix(".weight")
+        if layer not in quantised:
+            tensors[name] = parameter.detach().to("cpu", elastic.base.dtype).contiguous()
+            continue
+        packed = elastic.packed(layer, quantised[layer])
+        grids[layer] = (packed.bits, packed.group, packed.columns)
+        parts = {f"{layer}.{part}": getattr(packed, part) for part in PARTS}
+        tensors |= {key: part.cpu().contiguous() for key, part in parts.items() if part is not None}
+    return tensors, grids
+
+
+def _tied(model: torch.nn.Module) -> dict[str, str]:
+    """Names of parameters that are another one's tensor: `{name: the name that is stored}`."""
+    owners = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = model.named_parameters(remove_duplicate=False)
+    return {name: owners[id(parameter)] for name, parameter in names if owners[id(parameter)] != name}
+
+
+def _compare(read: PackedModel, written: Mapping[str, Tensor], size: int) -> None:
+    if set(read.tensors) != set(written) or not all(torch.equal(read.tensors[name], t) for name, t in written.items()):
+        raise ExportError("the file does not read back as it was written: the disk may be full or failing")
+    assert read.nbytes == size, f"{read.nbytes} bytes written, {size} computed"

@@ -1,0 +1,12 @@
+"""Models: where their layers are, and how they are loaded.
+
+families  one table entry per architecture: which module paths play which role
+anatomy   the table applied to one model: its blocks, their linear layers by role, what stays as it is
+load      a zoo name, a hub id or a folder -> model, tokenizer, anatomy, fingerprint
+"""
+
+from .anatomy import Anatomy, Block, anatomy_of
+from .families import FAMILIES, Family
+from .load import LoadedModel, LoadError, fingerprint_of, load
+
+__all__ = ["FAMILIES", "Anatomy", "Block", "Family", "LoadError", "LoadedModel", "anatomy_of", "fingerprint_of", "load"]

@@ -1,0 +1,90 @@
+"""Load a model for elastic quantisation: a zoo name, a Hugging Face hub id, or a local folder.
+
+The weights stay in 16 bits, as they are on disk (they are the *source* that every width is made from); nothing is quantised here. The
+fingerprint, a hash of every parameter, is what an artifact is bound to. Only safetensors are read, never pickled weights, and no code that
+comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from quept import zoo
+
+from .anatomy import Anatomy, anatomy_of, family_of
+
+
+class LoadError(RuntimeError):
+    """A model that cannot be loaded; the message says why and what to type instead."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A full-precision model and what is known of it. `source` is what was asked for, so that it can be loaded again; `group` the columns that
+    share a scale unless somebody asks otherwise."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    source: str
+    title: str
+    fingerprint: str
+    provenance: str
+    group: int | str = "auto"
+
+
+def load(source: str | Path, progress: Callable[[str, float | None], None] | None = None) -> LoadedModel:
+    """Load `source`: a zoo name (`smollm2-135m`), a folder, or a hub id (`org/name`).
+
+    Raises LoadError for what cannot be found or is no supported causal language model."""
+    source = str(source)
+    report = progress or (lambda stage, fraction: None)
+    entry = zoo.MODELS.get(source)
+    if entry:
+        where = str(zoo.model_folder(source, report))
+    elif Path(source).is_dir() or source.count("/") == 1 and not source.startswith((".", "/")):
+        where = source
+    else:
+        names = ", ".join(zoo.MODELS)
+        raise LoadError(f"no model {source!r}: give a built-in name ({names}), an existing folder, or a hub id like org/name")
+    report("reading the weights", None)
+    try:
+        config = AutoConfig.from_pretrained(where)
+        family_of(config.model_type)
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=_storage(config), use_safetensors=True)
+        anatomy = anatomy_of(model)
+    except (OSError, ValueError, KeyError) as error:
+        raise LoadError(f"cannot load {source!r}: {error}") from error
+    model.eval().requires_grad_(False)
+    title = entry.title if entry else Path(source).name
+    provenance = entry.provenance if entry else f"loaded from {Path(source).name if Path(source).is_dir() else source}"
+    report("checking the weights", None)
+    return LoadedModel(model, tokenizer, anatomy, source, title, fingerprint_of(model), provenance, entry.group if entry else "auto")
+
+
+def _storage(config) -> torch.dtype:
+    """Keep 16-bit weights as they are; hold wider ones as float16, which keeps three more digits than bfloat16."""
+    dtype = getattr(config, "dtype", None)
+    return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
+
+
+def fingerprint_of(model: torch.nn.Module) -> str:
+    """SHA-256 over names, shapes, types and bytes of all parameters, as 64 hex digits. Tied parameters count once."""
+    parameters = sorted(model.named_parameters())
+
+    def digest(item: tuple[str, torch.Tensor]) -> bytes:
+        name, tensor = item
+        head = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        head.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return head.digest()
+
+    with ThreadPoolExecutor() as pool:
+        return hashlib.sha256(b"".join(pool.map(digest, parameters))).hexdigest()

@@ -1,0 +1,211 @@
+"""What precision each layer runs at: a value that is passed along, never a state that is set.
+
+A plan is a default plus rules. A rule is a layer name or a glob pattern over layer names with the bits it stands for;
+the last matching rule wins. The same plan therefore reads well in a file ("everything at 4, every down_proj at 8"), applies
+to any model, and turns into one number per layer only when it meets a model's layer names::
+
+    PrecisionPlan.uniform(4)
+    PrecisionPlan.of({"*.down_proj": 8}, default=4)
+    PrecisionPlan.load("presets/protect-edges.json").resolve(elastic.layers)
+
+Widths: 2..8 bits, or 16 for "untouched". Weights, activations and the KV cache have separate widths.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+FULL = 16
+QUANTISED_BITS = (2, 3, 4, 5, 6, 7, 8)
+WEIGHT_BITS = (*QUANTISED_BITS, FULL)
+ACTIVATION_BITS = (4, 5, 6, 7, 8, FULL)
+KV_BITS = (2, 3, 4, 5, 6, 7, 8, FULL)
+
+FORMAT, VERSION = "quept-plan", 1
+MAX_BYTES = 1_000_000  # a plan for a 100-billion-parameter model with every layer named is a tenth of this
+
+
+class PlanError(ValueError):
+    """A plan that cannot be read or does not fit the model; the message says what to change."""
+
+
+def _check(what: str, bits: object, allowed: tuple[int, ...]) -> int:
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in allowed:
+        raise PlanError(f"{what} bits must be one of {', '.join(map(str, allowed))}; got {bits!r}")
+    return bits
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Widths of one linear layer: its stored weights and its input activations (16 = untouched)."""
+
+    weights: int = FULL
+    activations: int = FULL
+
+    def __post_init__(self) -> None:
+        _check("weight", self.weights, WEIGHT_BITS)
+        _check("activation", self.activations, ACTIVATION_BITS)
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """A default, rules that override it, and the width of the KV cache. Hashable; `name` is a label and takes no part in it."""
+
+    default: Bits = Bits()
+    rules: tuple[tuple[str, Bits], ...] = ()
+    kv: int = FULL
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        _check("KV cache", self.kv, KV_BITS)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PrecisionPlan) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple:
+        return (self.default, self.rules, self.kv)
+
+    @classmethod
+    def full(cls) -> PrecisionPlan:
+        """Every layer untouched."""
+        return cls(name="full precision")
+
+    @classmethod
+    def uniform(cls, weights: int, activations: int = FULL, kv: int = FULL) -> PrecisionPlan:
+        """The same widths for every layer."""
+        if weights == activations == kv == FULL:
+            return cls.full()
+        name = f"W{weights}" + (f"A{activations}" if activations != FULL else "") + (f"KV{kv}" if kv != FULL else "")
+        return cls(Bits(weights, activations), kv=kv, name=name)
+
+    @classmethod
+    def of(
+        cls, rules: Mapping[str, Bits | int], default: Bits | int = FULL, kv: int = FULL, name: str = ""
+    ) -> PrecisionPlan:
+        """From `{layer name or pattern: Bits or weight bits}`; later entries win over earlier ones."""
+        as_bits = {pattern: b if isinstance(b, Bits) else Bits(b) for pattern, b in rules.items()}
+        return cls(default if isinstance(default, Bits) else Bits(default), tuple(as_bits.items()), kv, name)
+
+    def resolve(self, layers: Iterable[str]) -> dict[str, Bits]:
+        """Bits of every layer, in the order given. A rule that fits no layer is an error: it is a typo or another model's."""
+        layers = list(layers)
+        resolved = dict.fromkeys(layers, self.default)
+        for pattern, bits in self.rules:
+            if pattern in resolved:
+                resolved[pattern] = bits
+                continue
+            matching = [name for name in layers if fnmatchcase(name, pattern)]
+            if not matching:
+                raise PlanError(_no_match(pattern, layers))
+            resolved.update(dict.fromkeys(matching, bits))
+        return resolved
+
+    def key(self, layers: Iterable[str]) -> str:
+        """Identity of the assignment on these layers: 64 hex digits, the same for every spelling of it."""
+        resolved = self.resolve(layers)
+        text = json.dumps([self.kv, [[name, b.weights, b.activations] for name, b in resolved.items()]])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self, model: str | None = None) -> str:
+        """The plan as a file people can read; `model` records which model it was made for."""
+        head: dict = {"format": FORMAT, "version": VERSION}
+        if self.name:
+            head["name"] = self.name
+        if model:
+            head["model"] = model
+        head |= {"weights": self.default.weights, "activations": self.default.activations, "kv": self.kv}
+        head["layers"] = {
+            pattern: b.weights
+            if b.activations == self.default.activations
+            else {"weights": b.weights, "activations": b.activations}
+            for pattern, b in self.rules
+        }
+        return json.dumps(head, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, model: str | None = None) -> PrecisionPlan:
+        """Read what `to_json` writes. `model` is the model it is wanted for: a plan made for another is refused.
+
+        Raises PlanError with a sentence for anything that is not such a plan."""
+        if len(text) > MAX_BYTES:
+            raise PlanError(f"a plan file is at most {MAX_BYTES // 1000} kB; this one has {len(text) / 1e6:.1f} MB")
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            raise PlanError("this file is not a plan: it is not valid JSON") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise PlanError(f'this file is not a plan: a plan is a JSON object with "format": "{FORMAT}"')
+        version = data.get("version")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise PlanError(f"the plan's version must be a whole number from 1; got {version!r}")
+        if version > VERSION:
+            raise PlanError(f"this plan has version {version}; this program reads up to {VERSION}: update it")
+        unknown = set(data) - {"format", "version", "name", "model", "weights", "activations", "kv", "layers", "note"}
+        if unknown:
+            raise PlanError(f"unknown plan entries: {', '.join(sorted(map(repr, unknown)))}")
+        made_for = data.get("model")
+        if model and made_for and made_for != model:
+            raise PlanError(f"this plan was made for the model {made_for!r}; the one open here is {model!r}")
+        rules = data.get("layers", {})
+        if not isinstance(rules, dict):
+            raise PlanError('"layers" must be an object of layer name or pattern to bits')
+        activations = data.get("activations", FULL)
+        default = Bits(data.get("weights", FULL), activations)
+        name = data.get("name", "")
+        if not isinstance(name, str) or len(name) > 200:
+            raise PlanError('"name" must be a text of at most 200 characters')
+        as_bits = {pattern: _rule(pattern, value, activations) for pattern, value in rules.items()}
+        return cls(default, tuple(as_bits.items()), data.get("kv", FULL), name)
+
+    @classmethod
+    def load(cls, path: str | Path, model: str | None = None) -> PrecisionPlan:
+        """Read a plan file; PlanError names the file."""
+        try:
+            return cls.from_json(Path(path).read_bytes(), model)
+        except OSError as error:
+            raise PlanError(f"cannot read the plan {path}: {error.strerror}") from None
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from None
+
+    @classmethod
+    def parse(cls, text: str) -> PrecisionPlan:
+        """From what a person types: `full`, `W4`, `W4A8`, `W4A8KV4`, or the path of a plan file."""
+        if text.lower() in ("full", "fp", "16"):
+            return cls.full()
+        short = re.fullmatch(r"[wW]?(\d+)(?:[aA](\d+))?(?:[kK][vV](\d+))?", text)
+        if short:
+            return cls.uniform(*(int(bits) if bits else FULL for bits in short.groups()))
+        return cls.load(text)
+
+    def save(self, path: str | Path, model: str | None = None) -> None:
+        Path(path).write_text(self.to_json(model))
+
+
+def _rule(pattern: str, value: object, activations: int) -> Bits:
+    if isinstance(value, dict):
+        unknown = set(value) - {"weights", "activations"}
+        if unknown:
+            raise PlanError(f"layer {pattern!r}: unknown entries {', '.join(sorted(map(repr, unknown)))}")
+        return Bits(value.get("weights", FULL), value.get("activations", activations))
+    try:
+        return Bits(value, activations)  # type: ignore[arg-type]  # Bits checks it
+    except PlanError as error:
+        raise PlanError(f"layer {pattern!r}: {error}") from None
+
+
+def _no_match(pattern: str, layers: list[str]) -> str:
+    close = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; its layers are named like {layers[0]!r}" if layers else ""
+    kind = "pattern" if any(c in pattern for c in "*?[") else "layer"
+    return f"{kind} {pattern!r} is not in this model{hint}"

@@ -1,0 +1,17 @@
+"""Running an elastic model: loaded once, shared by everybody, at any precision.
+
+model     ElasticModel: opens an artifact, hands out views; a view is the model at one plan
+bank      WeightBank: (layer, width) -> weight, made once, bounded in bytes, safe between threads
+linear    the linear layer of a view
+sizes     bytes of every layer at every width, and of what stays: the memory numbers
+kvcache   a key-value cache stored at its own width
+generate  streaming text, one forward step at a time
+"""
+
+from .bank import WeightBank
+from .generate import Sampling, interleave, stream
+from .kvcache import make_cache
+from .model import ElasticModel, compute_dtype
+from .sizes import Sizes
+
+__all__ = ["ElasticModel", "Sampling", "Sizes", "WeightBank", "compute_dtype", "interleave", "make_cache", "stream"]

@@ -1,0 +1,385 @@
+"""Text from a view, one forward step at a time.
+
+`stream(view, tokenizer, messages, sampling)` checks and tokenises the conversation at once (PromptError in words), then every `next()` runs
+the model at most once, on at most 256 tokens: `Progress` while the prompt is read, then a `Token` for each token of the answer, the last one
+with `finished` set. A caller can therefore take a lock for each step, stop between two, and step several streams in turn
+(`interleave`). A stream owns its KV cache and its random generator: the same seed gives the same text whatever runs beside it. Closing
+a stream, or dropping it, frees its cache.
+
+A token is drawn from softmax(logits / temperature), cut to the smallest set of most likely tokens whose probability reaches top_p;
+temperature 0 takes the most likely one. `logprob` is the token's log-probability under the model itself (temperature 1, nothing
+cut), so it can be compared between precisions. Texts of the tokens join to exactly
+`tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)`, the end token left out, and never hold half a
+character.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
+
+from .kvcache import make_cache as full_cache
+from .prompt import PromptError, check_fits, prompt_ids
+
+__all__ = [
+    "Conversation",
+    "Failure",
+    "GenerationError",
+    "Progress",
+    "PromptError",
+    "Sampling",
+    "Stats",
+    "Stream",
+    "Token",
+    "context_length",
+    "interleave",
+    "stream",
+]
+
+PREFILL_CHUNK = 256
+MAX_TOKENS = 4096
+HEAD = 256  # tokens looked at before sorting the whole vocabulary for top_p
+
+
+class GenerationError(RuntimeError):
+    """The model cannot go on; the message is a sentence for the visitor."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. temperature 0 is greedy; top_p in (0, 1]; max_tokens 1..4096; seed 0..2**63-1. Raises ValueError."""
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    max_tokens: int = 256
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, value in (("temperature", self.temperature), ("top_p", self.top_p)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number; got {value!r}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 (always the most likely token) or more; got {self.temperature!r}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1 (1 keeps every token); got {self.top_p!r}")
+        for name, value, low, high in (("max_tokens", self.max_tokens, 1, MAX_TOKENS), ("seed", self.seed, 0, 2**63 - 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{name} must be a whole number from {low} to {high}; got {value!r}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Part of the prompt has been read: `done` of `total` tokens. Carries no text."""
+
+    done: int
+    total: int
+    text: str = ""
+    finished: None = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of the answer. `text` may be empty (a character is not complete yet); index counts from 0.
+
+    finished: None, "stop" (the model ended its answer; the token is its end token, whose name is not in `text`) or "length"."""
+
+    id: int
+    text: str
+    index: int
+    logprob: float
+    finished: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """`interleave` reports a stream that raised; the others go on."""
+
+    error: Exception
+    text: str = ""
+    finished: str = "error"
+
+
+@dataclass
+class Stats:
+    """Counts and seconds of one stream. Compute is time spent in its own steps; wall includes everything that ran between them."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0  # of the prompt, already in the conversation's cache
+    tokens: int = 0
+    time_to_first_token: float | None = None  # wall, from the first step
+    prefill_seconds: float = 0.0  # compute, until the first token
+    decode_seconds: float = 0.0  # compute, after it
+    decode_wall_seconds: float = 0.0
+
+    def count(self, event: Progress | Token, compute: float, wall: float) -> None:
+        """Add one step: what it gave, its seconds, and the seconds since the stream's first step."""
+        if isinstance(event, Token) and event.index:
+            self.decode_seconds += compute
+            self.decode_wall_seconds = wall - self.time_to_first_token
+        else:
+            self.prefill_seconds += compute
+            if isinstance(event, Token):
+                self.time_to_first_token = wall
+        self.tokens += isinstance(event, Token)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Decoded tokens a second of this stream's own compute, the first token (which the prompt pays for) left out."""
+        return (self.tokens - 1) / self.decode_seconds if self.tokens > 1 else None
+
+    @property
+    def wall_tokens_per_second(self) -> float | None:
+        """What a reader saw: lower when steps are shared with others."""
+        return (self.tokens - 1) / self.decode_wall_seconds if self.tokens > 1 else None
+
+
+@dataclass
+class Conversation:
+    """The keys and values of a chat, kept from one answer to the next so that only new tokens are read.
+
+    key: what they were computed with: PrecisionPlan.key, KV bits included. Give one to `stream` for every turn of a chat, and call
+    `switch` when the plan changes: what was kept is dropped and read again at the new plan, or with keep=True it stays and `mixed`
+    says so until the next drop. A running stream has the cache on loan: a second one beside it starts from nothing."""
+
+    key: str = ""
+    ids: list[int] = field(default_factory=list)
+    cache: Cache | None = None
+    mixed: bool = False
+
+    def switch(self, key: str, keep: bool = False) -> None:
+        if key != self.key:
+            self.key = key
+            if keep and self.cache is not None:
+                self.mixed = True
+            else:
+                self.drop()
+
+    def drop(self) -> None:
+        self.ids, self.cache, self.mixed = [], None, False
+
+    def lend(self, prompt: list[int]) -> Loan:
+        """The cache cut to the tokens it shares with the prompt, which keeps at least one token to read."""
+        cache, held, mixed = self.cache, self.ids, self.mixed
+        self.drop()
+        shared = 0
+        for ours, theirs in zip(held, prompt[:-1], strict=False):
+            if ours != theirs:
+                break
+            shared += 1
+        if shared < len(held):
+            if shared and cache.is_croppable and not any(cache.is_sliding):  # what slid out of a window cannot come back
+                cache.crop(shared - len(held))
+            else:
+                shared = 0
+        return Loan(self, self.key, cache, shared, mixed) if shared else Loan(self, self.key, None, 0, False)
+
+
+@dataclass(frozen=True)
+class Loan:
+    """A conversation's cache while a stream runs: it holds the first `length` tokens of the prompt (None where that is 0)."""
+
+    conversation: Conversation
+    key: str
+    cache: Cache | None
+    length: int
+    mixed: bool
+
+    def give_back(self, ids: list[int], cache: Cache) -> None:
+        """Unless the plan was switched meanwhile, keep the cache, which holds these tokens, for the next turn."""
+        if self.conversation.key == self.key:
+            self.conversation.ids, self.conversation.cache, self.conversation.mixed = ids, cache, self.mixed
+
+
+class Stream:
+    """What `stream` returns: an iterator of Progress and Token events, with `stats`, `prompt` (its ids), and `close`."""
+
+    def __init__(self, steps: Iterator[Progress | Token], prompt: list[int], stats: Stats):
+        self._steps, self.prompt, self.stats = steps, prompt, stats
+        self._closed = False
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Progress | Token:
+        try:
+            return next(self._steps)
+        finally:
+            if self._closed:  # closed by another thread in the middle of this step
+                self.close()
+
+    def close(self) -> None:
+        """Stop and free the cache; from any thread, any number of times. A step under way is the last."""
+        self._closed = True
+        try:
+            self._steps.close()
+        except ValueError:
+            pass  # a step is running in another thread, which closes when it is done
+
+
+def stream(
+    view: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    sampling: Sampling | None = None,
+    make_cache: Callable[[], Cache] | None = None,
+    *,
+    system: str | None = None,
+    conversation: Conversation | None = None,
+) -> Stream:
+    """Answer the conversation with a view, one bounded step per `next()`; see the module for what a step is.
+
+    messages: [{"role", "content"}, ...], the last one the user's. system: a system prompt, None for the template's own.
+    make_cache: makes the KV cache (`lambda: elastic.make_cache(plan)`); full precision if None. conversation: reuse of the chat's
+    earlier cache; the caller keeps its key in step with the plan. Raises PromptError here; GenerationError while stepping."""
+    sampling = sampling or Sampling()
+    ids = prompt_ids(tokenizer, messages, system)
+    check_fits(ids, context_length(view, tokenizer), sampling.max_tokens)
+    stats = Stats(prompt_tokens=len(ids))
+    make = make_cache or (lambda: full_cache(view.config))
+    return Stream(_steps(view, tokenizer, ids, sampling, make, conversation, stats), ids, stats)
+
+
+def interleave(streams: Sequence[Iterator]) -> Iterator[tuple[int, Progress | Token | Failure]]:
+    """Step the streams in turn until all have ended: (which, event), one step of one stream for each `next()`.
+
+    A stream that raises gives a Failure and is done; the others go on. Closing this closes them all."""
+    running = dict(enumerate(streams))
+    try:
+        while running:
+            for i, one in list(running.items()):
+                try:
+                    event = next(one)
+                except StopIteration:
+                    del running[i]
+                    continue
+                except Exception as error:
+                    del running[i]
+                    event = Failure(error)
+                yield i, event
+    finally:
+        for one in streams:
+            one.close()
+
+
+def context_length(view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
+    """Tokens the model can see at once, as its config (or else its tokenizer) says; None where neither does."""
+    length = getattr(view.config.get_text_config(), "max_position_embeddings", None)
+    if length is None and tokenizer is not None and tokenizer.model_max_length < 1_000_000_000:
+        length = tokenizer.model_max_length
+    return length
+
+
+def _steps(view, tokenizer, ids, sampling, make_cache, conversation, stats) -> Iterator[Progress | Token]:
+    """The generator behind a Stream: one turn of the loop is one step. `fed` are the tokens that the cache holds."""
+    began = started = time.perf_counter()
+    loan = conversation.lend(ids) if conversation else None
+    cache, shared = (loan.cache, loan.length) if loan and loan.length else (make_cache(), 0)
+    stats.reused_tokens = shared
+    fed, pending = ids[:shared], ids[shared:]
+    ends, text = _end_tokens(view, tokenizer), _Detokeniser(tokenizer)
+    generator = torch.Generator().manual_seed(sampling.seed)
+    try:
+        while True:
+            chunk, pending = pending[:PREFILL_CHUNK], pending[PREFILL_CHUNK:]
+            logits = _forward(view, cache, chunk)
+            fed += chunk
+            if pending:
+                event = Progress(len(fed), len(ids))
+            else:
+                id, logprob = _choose(logits, sampling, generator)
+                index = len(fed) - len(ids)
+                finished = "stop" if id in ends else "length" if index + 1 == sampling.max_tokens else None
+                piece = text.flush() if finished == "stop" else text.add(id) + (text.flush() if finished else "")
+                event = Token(id, piece, index, logprob, finished)
+                pending = [id]
+            stats.count(event, time.perf_counter() - began, time.perf_counter() - started)
+            yield event
+            if event.finished:
+                return
+            began = time.perf_counter()
+    except Exception:
+        loan = None  # the cache may be half written
+        raise
+    finally:
+        if loan:
+            loan.give_back(fed, cache)
+
+
+@torch.inference_mode()
+def _forward(view: PreTrainedModel, cache: Cache, chunk: list[int]) -> Tensor:
+    """Read a few tokens into the cache -> logits (vocabulary,) after the last of them, float32 on the CPU."""
+    ids = torch.tensor([chunk], device=view.get_input_embeddings().weight.device)
+    logits = view(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    return logits[0, -1].float().cpu()
+
+
+@torch.inference_mode()
+def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[int, float]:
+    """logits (vocabulary,) -> a token and its log-probability under the model itself."""
+    total = float(logits.logsumexp(0))
+    if not math.isfinite(total):
+        raise GenerationError("The model's output is not finite at this precision: give its layers more bits.")
+    if sampling.temperature == 0:
+        id = int(logits.argmax())
+    else:
+        scaled = logits.double().sub_(logits.max()).div_(sampling.temperature)  # at most 0: no temperature overflows
+        id = _draw(scaled.softmax(0), sampling.top_p, generator)
+    return id, float(logits[id]) - total
+
+
+def _draw(p: Tensor, top_p: float, generator: torch.Generator) -> int:
+    """A token from probabilities p (vocabulary,), cut to the smallest set of most likely tokens that reaches top_p."""
+    if top_p == 1:
+        order, mass = None, p.cumsum(0)
+    else:
+        likeliest, order = p.topk(min(HEAD, len(p)))
+        if likeliest.sum() < top_p:
+            likeliest, order = p.sort(descending=True)
+        mass = likeliest.cumsum(0)
+        mass = mass[: int(torch.searchsorted(mass, top_p)) + 1]
+    drawn = torch.rand(1, generator=generator, dtype=torch.float64) * mass[-1]
+    at = min(int(torch.searchsorted(mass, drawn, right=True)), len(mass) - 1)
+    return at if order is None else int(order[at])
+
+
+def _end_tokens(view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids that end an answer: those of the generation config (one or a list), the config and the tokenizer."""
+    ends: set[int] = set()
+    for said in (getattr(view, "generation_config", None), view.config.get_text_config(), tokenizer):
+        ids = getattr(said, "eos_token_id", None)
+        ends.update(() if ids is None else [ids] if isinstance(ids, int) else ids)
+    return ends
+
+
+class _Detokeniser:
+    """Token ids in, the text each adds out; characters split over several tokens come with the last of them.
+
+    How a token reads depends on those before it, so the tokens since the last but one piece are decoded again each time and the new
+    end of their text is the piece."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = self._shown = 0  # the window begins at _start; the text of _ids[:_shown] is out
+
+    def add(self, id: int) -> str:
+        self._ids.append(id)
+        return "" if self._text(len(self._ids)).endswith("\ufffd") else self.flush()
+
+    def flush(self) -> str:
+        """Whatever is held back, broken or not."""
+        piece = self._text(len(self._ids))[len(self._text(self._shown)) :]
+        if piece:
+            self._start, self._shown = self._shown, len(self._ids)
+        return piece
+
+    def _text(self, end: int) -> str:
+        window = self._ids[self._start : end]
+        return self._tokenizer.decode(window, skip_special_tokens=True, clean_up_tokenization_spaces=False)

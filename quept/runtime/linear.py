@@ -1,0 +1,28 @@
+"""The linear layer of a view: a weight bound from the bank, the bias of the source layer, and the width of its input."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from quept.numerics.grid import fake_quantise_tokens
+from quept.plan import FULL, Bits
+
+
+class BoundLinear(nn.Module):
+    """x (..., in) -> (..., out) with a weight (out, in) that is already on its grid; x is rounded per token if asked to be."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, bits: Bits):
+        super().__init__()
+        self.weight = nn.Buffer(weight, persistent=False)
+        self.bias = None if bias is None else nn.Buffer(bias, persistent=False)
+        self.bits = bits
+        self.out_features, self.in_features = weight.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bits.activations != FULL:
+            x = fake_quantise_tokens(x, self.bits.activations)
+        return linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} -> {self.out_features}, W{self.bits.weights} A{self.bits.activations}"

