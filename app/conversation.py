@@ -204,7 +204,9 @@ def chat(
             writer.close()
 
 
-def _run(writers: list[_Writer], gate: AbstractContextManager, admission: Admission, stopped: Callable[[], bool]) -> Iterator[Frame]:
+def _run(
+    writers: list[_Writer], gate: AbstractContextManager, admission: Admission, stopped: Callable[[], bool]
+) -> Iterator[Frame]:
     def frame() -> Frame:
         return Frame(tuple(writer.answer for writer in writers), *_compare(writers))
 

@@ -13,7 +13,21 @@ from __future__ import annotations
 
 import re
 
-TAGS_SHOWN_AS_TEXT = ["img", "picture", "audio", "video", "iframe", "object", "embed", "form", "script", "style", "link", "meta", "base"]
+TAGS_SHOWN_AS_TEXT = [
+    "img",
+    "picture",
+    "audio",
+    "video",
+    "iframe",
+    "object",
+    "embed",
+    "form",
+    "script",
+    "style",
+    "link",
+    "meta",
+    "base",
+]
 
 JOINER = "\u2060"
 _OPENING = re.compile(r"\s*(`{3,})([^`]*)")

@@ -1,11 +1,12 @@
 """A plan as a link: the equaliser's plan on the wire <-> the query of a URL.
 
-The wire is `{"w": [bits per layer], "a": [bits per layer], "kv": 16}`; the query is `m` (the model), `w`, and, where not
-all is 16, `a` and `kv`. `w` and `a` hold one 3-bit index into (2, 3, 4, 5, 6, 7, 8, 16) per layer, in plan order, most
-significant bit first, zero bits up to a whole byte, written in base64url without padding: 210 layers are 106 characters.
+The wire is `{"w": [bits per layer], "a": [bits per layer], "kv": 16}`; the query is `m` (the model), `w`,
+and, where not all is 16, `a` and `kv`. `w` and `a` hold one 3-bit index into (2, 3, 4, 5, 6, 7, 8, 16) per
+layer, in plan order, most significant bit first, zero bits up to a whole byte, in base64url without
+padding: 210 layers are 106 characters.
 
-A link comes from a stranger: `decode` returns a wire that fits the description, None when the query holds no plan, and
-raises `LinkError`, a sentence for the visitor, for anything else.
+A link comes from a stranger: `decode` returns a wire that fits the description, None when the query holds
+no plan, and raises `LinkError`, a sentence for the visitor, for anything else.
 """
 
 import base64
@@ -38,9 +39,9 @@ def encode(wire: Mapping[str, Any], model: str = "") -> dict[str, str]:
 
 
 def decode(params: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The wire in `params`, checked against `description` (the model's `describe`); None when it holds no plan.
+    """The wire in `params`, checked against `description` (the model's); None when it holds no plan.
 
-    Raises LinkError for a link of another model, a damaged or incomplete one, and a width the model does not offer.
+    Raises LinkError for a link of another model, for a damaged one, and for a width the model does not offer.
     """
     given = {key: params[key] for key in ("m", "w", "a", "kv") if key in params}
     for key, text in given.items():
@@ -66,7 +67,8 @@ def decode(params: Mapping[str, Any], description: Mapping[str, Any]) -> dict[st
         offered = {str(bits): bits for bits in description["kv_bits"]}
         if given["kv"] not in offered:
             raise LinkError(
-                f"the link asks for {_shown(given['kv'])} bits in the KV cache; this model offers {_listed(offered)}"
+                f"the link asks for {_shown(given['kv'])} bits in the KV cache; "
+                f"this model offers {_listed(offered)}"
             )
         wire["kv"] = offered[given["kv"]]
     return wire
@@ -91,8 +93,9 @@ def _unpack(text: str, layers: int, key: str, offered: Sequence[int]) -> list[in
     size = (3 * layers + 7) // 8
     wanted = (4 * size + 2) // 3
     if len(text) != wanted:
+        wrong = "too long" if len(text) > wanted else "cut short"
         raise LinkError(
-            f"the link's {words} are {'too long' if len(text) > wanted else 'cut short'}: {len(text)} characters, "
+            f"the link's {words} are {wrong}: {len(text)} characters, "
             f"where {layers} layers take {wanted}; {again}"
         )
     data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

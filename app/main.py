@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     splash = Splash(options.host, port)
     splash.start()
     try:
-        splash.step("Starting up")
+        splash.step("Importing torch, transformers and gradio")
         from app.serve import launch, open_service  # heavy imports happen behind the loading screen
 
         service = open_service(options.model or [DEFAULT_MODEL], int(options.budget * 1e9), splash.step)

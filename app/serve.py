@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.service import Service
+from app.service import Sample, Service
 from app.splash import Splash
 from app.tabs.about import build_about
 from app.tabs.chat import build_chat
@@ -18,6 +18,7 @@ from quept.runtime import ElasticModel
 
 STYLE = Path(__file__).parent / "style.css"
 TITLE = "QuEPT · precision explorer"
+TEXT = "boolq-passages"
 
 
 def open_service(sources: Sequence[str], budget: int, progress: Callable[[str, float | None], None]) -> Service:
@@ -28,10 +29,9 @@ def open_service(sources: Sequence[str], budget: int, progress: Callable[[str, f
         name = source if source in zoo.MODELS else Path(source).name
         progress(f"Opening {name}", None)
         models[name] = ElasticModel.open(source, budget=budget // len(sources), progress=progress)
-    service = Service(models, Results.open(cache / "results.sqlite"), cache)
-    for opened in service.opened.values():
-        progress("Reading the evaluation text", None)
-        opened.windows  # noqa: B018  read once, before the first visitor
+    progress("Reading the evaluation text", None)
+    sample = Sample(zoo.text(TEXT, progress), zoo.TEXTS[TEXT].title)
+    service = Service(models, sample, Results.open(cache / "results.sqlite"), cache)
     progress("Drawing the pages", None)
     return service
 

@@ -10,39 +10,52 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from quept import zoo
+import torch
+
 from quept.allocate import SensitivityTable
 from quept.evaluate import Estimate, Reference, ResultKey, Results, Windows, cut, divergence
+from quept.evaluate.shipped import load_shipped
 from quept.plan import ACTIVATION_BITS, FULL, KV_BITS, QUANTISED_BITS, WEIGHT_BITS, Bits, PrecisionPlan
 from quept.presets import presets
 from quept.runtime import ElasticModel
 
 from .gate import Admission, Gate
+from .link import encode
 
 ASSETS = Path(__file__).parent.parent / "assets"
-TEXT, TOKENS, CONTEXT = "boolq-passages", 4096, 512
 CHATS_AT_ONCE = 4
 
 Wire = Mapping[str, object]  # {"w": [bits per layer], "a": [bits per layer], "kv": bits}: a plan as the browser holds it
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What plans are measured on: the first `tokens` tokens of a text, in windows of `context`; `title` is shown."""
+
+    text: str
+    title: str
+    tokens: int = 4096
+    context: int = 512
+
+
 class OpenModel:
     """One opened model with all that the pages show of it."""
 
-    def __init__(self, name: str, elastic: ElasticModel, results: Results, cache: Path):
-        self.name, self.elastic, self.results, self._cache = name, elastic, results, cache
+    def __init__(self, name: str, elastic: ElasticModel, sample: Sample, results: Results, cache: Path):
+        self.name, self.elastic, self.sample, self.results, self._cache = name, elastic, sample, results, cache
         self.presets: list[PrecisionPlan] = presets(name, elastic.layers)
         shipped = ASSETS / name
         self.sensitivity = _fitting_table(shipped / "sensitivity.json", elastic)
         if (shipped / "results.json").exists():
-            results.load(shipped / "results.json")
+            load_shipped(results, shipped / "results.json")
 
     @cached_property
     def windows(self) -> Windows:
-        return cut(zoo.text(TEXT), self.elastic.tokenizer, CONTEXT, TOKENS)
+        return cut(self.sample.text, self.elastic.tokenizer, self.sample.context, self.sample.tokens)
 
     @cached_property
     def reference(self) -> Reference:
@@ -74,18 +87,19 @@ class OpenModel:
 
     @property
     def conditions(self) -> str:
-        return f"{zoo.TEXTS[TEXT].title}, {TOKENS:,} tokens, context {CONTEXT}, {str(self.elastic.dtype)[6:]}"
+        dtype = str(self.elastic.dtype).removeprefix("torch.")
+        return f"{self.sample.title}, {self.sample.tokens:,} tokens, context {self.sample.context}, {dtype}"
 
     def stored(self, plan: PrecisionPlan) -> Estimate | None:
-        """What was measured of this plan before, here or for the release; None if nothing was."""
-        found = self.results.get(self.result_key(plan))
+        """What was measured of this plan before, here or for the release (in float32); None if nothing was."""
+        found = self.results.get(self.result_key(plan)) or self.results.get(self.result_key(plan, torch.float32))
         return found and Estimate.from_dict(found.payload)
 
-    def result_key(self, plan: PrecisionPlan) -> ResultKey:
-        """Where measurements of this plan are kept."""
+    def result_key(self, plan: PrecisionPlan, dtype: torch.dtype | None = None) -> ResultKey:
+        """Where measurements of this plan in a compute dtype (the model's own unless given) are kept."""
         elastic = self.elastic
-        dtype = str(elastic.dtype).removeprefix("torch.")
-        return ResultKey(plan.key(elastic.layers), elastic.artifact.identity, self.windows.id, dtype)
+        name = str(dtype or elastic.dtype).removeprefix("torch.")
+        return ResultKey(plan.key(elastic.layers), elastic.artifact.identity, self.windows.id, name)
 
     def named_plans(self) -> dict[str, PrecisionPlan]:
         """Every plan that has a name here, by the value that the pages' menus send."""
@@ -110,9 +124,9 @@ class OpenModel:
 class Service:
     """All that visitors share."""
 
-    def __init__(self, models: Mapping[str, ElasticModel], results: Results, cache: Path):
+    def __init__(self, models: Mapping[str, ElasticModel], sample: Sample, results: Results, cache: Path):
         self.models = dict(models)
-        self.opened = {name: OpenModel(name, elastic, results, cache) for name, elastic in models.items()}
+        self.opened = {name: OpenModel(name, elastic, sample, results, cache) for name, elastic in models.items()}
         self.gate = Gate()
         self.admission = Admission(CHATS_AT_ONCE)
         self._newest: dict[str, object] = {}
@@ -189,6 +203,7 @@ class Service:
             "switch_ms": None,
             "switch_kind": None,
             "conditions": opened.conditions,
+            "link": encode(self.wire_of(model, plan), model),
         } | changes
 
     def measure(self, model: str, plan: PrecisionPlan, visitor: str) -> Iterator[dict]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ KV_BITS = (2, 3, 4, 5, 6, 7, 8, FULL)
 
 FORMAT, VERSION = "quept-plan", 1
 MAX_BYTES = 1_000_000  # a plan for a 100-billion-parameter model with every layer named is a tenth of this
+MAX_RULES, MAX_PATTERN = 5_000, 300  # and has under 1,000 rules; a stranger's file must not keep the matching busy
 
 
 class PlanError(ValueError):
@@ -65,6 +67,9 @@ class PrecisionPlan:
 
     def __post_init__(self) -> None:
         _check("KV cache", self.kv, KV_BITS)
+        last = {pattern: position for position, (pattern, _) in enumerate(self.rules)}
+        if len(last) < len(self.rules):  # a pattern said twice: only the last saying counts, and JSON can hold only one
+            object.__setattr__(self, "rules", tuple(self.rules[i] for i in sorted(last.values())))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PrecisionPlan) and self._identity == other._identity
@@ -139,9 +144,9 @@ class PrecisionPlan:
 
         Raises PlanError with a sentence for anything that is not such a plan."""
         if len(text) > MAX_BYTES:
-            raise PlanError(f"a plan file is at most {MAX_BYTES // 1000} kB; this one has {len(text) / 1e6:.1f} MB")
+            raise PlanError(f"this file is not a plan: a plan has at most {MAX_BYTES // 1000} kB")
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=_last_wins)
         except (ValueError, RecursionError):
             raise PlanError("this file is not a plan: it is not valid JSON") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -155,26 +160,34 @@ class PrecisionPlan:
         if unknown:
             raise PlanError(f"unknown plan entries: {', '.join(sorted(map(repr, unknown)))}")
         made_for = data.get("model")
+        if made_for is not None and not isinstance(made_for, str):
+            raise PlanError(f'"model" must be a text; got {made_for!r:.100}')
         if model and made_for and made_for != model:
             raise PlanError(f"this plan was made for the model {made_for!r}; the one open here is {model!r}")
         rules = data.get("layers", {})
         if not isinstance(rules, dict):
             raise PlanError('"layers" must be an object of layer name or pattern to bits')
-        activations = data.get("activations", FULL)
-        default = Bits(data.get("weights", FULL), activations)
+        if len(rules) > MAX_RULES or any(len(pattern) > MAX_PATTERN for pattern in rules):
+            raise PlanError(f'"layers" holds at most {MAX_RULES} rules of at most {MAX_PATTERN} characters')
+        default = Bits(data.get("weights", FULL), data.get("activations", FULL))
         name = data.get("name", "")
         if not isinstance(name, str) or len(name) > 200:
             raise PlanError('"name" must be a text of at most 200 characters')
-        as_bits = {pattern: _rule(pattern, value, activations) for pattern, value in rules.items()}
+        as_bits = {pattern: _rule(pattern, value, default) for pattern, value in rules.items()}
         return cls(default, tuple(as_bits.items()), data.get("kv", FULL), name)
 
     @classmethod
     def load(cls, path: str | Path, model: str | None = None) -> PrecisionPlan:
         """Read a plan file; PlanError names the file."""
         try:
-            return cls.from_json(Path(path).read_bytes(), model)
+            with Path(path).open("rb") as file:
+                text = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise PlanError(f"cannot read the plan {path}: {error.strerror}") from None
+        except ValueError:
+            raise PlanError(f"cannot read the plan {str(path)!r}: that is not the name of a file") from None
+        try:
+            return cls.from_json(text, model)
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from None
 
@@ -183,23 +196,33 @@ class PrecisionPlan:
         """From what a person types: `full`, `W4`, `W4A8`, `W4A8KV4`, or the path of a plan file."""
         if text.lower() in ("full", "fp", "16"):
             return cls.full()
-        short = re.fullmatch(r"[wW]?(\d+)(?:[aA](\d+))?(?:[kK][vV](\d+))?", text)
+        short = re.fullmatch(r"[wW]?(\d{1,3})(?:[aA](\d{1,3}))?(?:[kK][vV](\d{1,3}))?", text)
         if short:
             return cls.uniform(*(int(bits) if bits else FULL for bits in short.groups()))
+        if not Path(text).suffix and not os.path.isfile(text):
+            raise PlanError(f"{text!r:.100} is not a plan: give full, W4, W4A8, W4A8KV4 or the path of a plan file (.json)")
         return cls.load(text)
 
     def save(self, path: str | Path, model: str | None = None) -> None:
         Path(path).write_text(self.to_json(model))
 
 
-def _rule(pattern: str, value: object, activations: int) -> Bits:
-    if isinstance(value, dict):
-        unknown = set(value) - {"weights", "activations"}
-        if unknown:
-            raise PlanError(f"layer {pattern!r}: unknown entries {', '.join(sorted(map(repr, unknown)))}")
-        return Bits(value.get("weights", FULL), value.get("activations", activations))
+def _last_wins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; an entry said twice stands where it was said last, as the last rule wins."""
+    said: dict[str, object] = {}
+    for key, value in pairs:
+        said.pop(key, None)
+        said[key] = value
+    return said
+
+
+def _rule(pattern: str, value: object, default: Bits) -> Bits:
+    said = value if isinstance(value, dict) else {"weights": value}
+    unknown = set(said) - {"weights", "activations"}
+    if unknown:
+        raise PlanError(f"layer {pattern!r}: unknown entries {', '.join(sorted(map(repr, unknown)))}")
     try:
-        return Bits(value, activations)  # type: ignore[arg-type]  # Bits checks it
+        return Bits(said.get("weights", default.weights), said.get("activations", default.activations))
     except PlanError as error:
         raise PlanError(f"layer {pattern!r}: {error}") from None
 

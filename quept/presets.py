@@ -1,6 +1,8 @@
-"""Named plans, as files people can read: `presets/*.json`, each a plan with a `note` that says what it is good for.
+"""Named plans, as files people can read: `presets/*.json`, each a plan with a `note` that says what it is
+good for.
 
-A preset may name the model it was made for; one that names none fits every model that has the layers its patterns speak of.
+A preset may name the model it was made for; one that names none fits every model that has the layers its
+patterns speak of.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ FOLDER = Path(__file__).parent.parent / "presets"
 
 
 def presets(model: str, layers: Iterable[str], folder: str | Path = FOLDER) -> list[PrecisionPlan]:
-    """The presets that fit this model, in order of their file names. A file that is no plan raises PlanError naming it."""
+    """The presets that fit this model, in order of their file names. A file that is no plan raises PlanError
+    naming it."""
     layers = list(layers)
     fitting = []
     for path in _files(folder):

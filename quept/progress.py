@@ -1,7 +1,9 @@
-"""One progress line on stderr: what is being done, how far it is, and about how long it will take. Results go to stdout, so they mix with nothing.
+"""One progress line on stderr: what is being done, how far it is, and about how long it will take. Results go
+to stdout, so they mix with nothing.
 
-A `Progress` is called with (stage, fraction), as every long function of this package does; fraction is None where the length is unknown.
-On a terminal the line is redrawn in place; in a log file a line is written at most every half minute.
+A `Progress` is called with (stage, fraction), as every long function of this package does; fraction is None
+where the length is unknown. On a terminal the line is redrawn in place; in a log file a line is written at
+most every half minute.
 """
 
 from __future__ import annotations

@@ -2,41 +2,48 @@
 
    This file is the body of a function that gr.HTML calls once, with
      element   where to draw;
-     props     props.value ({points, reference, floor}, see chart.py), props.plotly_file (where the server has plotly.js);
+     props     props.value ({points, reference, floor}, see chart.py), props.plotly_file (plotly.js);
      trigger   trigger("point", {id}) when the visitor chooses a plan, in the chart or in the table;
      watch     watch("value", f) calls f when Python sent another value.
 
-   The visitor's own plan follows the DOM event quept:predict, which the equaliser sends with every change: no request is made.
-   It is hollow while it is predicted, and filled once Python has sent a measured point of kind "current" for it. It lies in a
-   layer of its own above Plotly's figure, because an update of the figure takes longer than a frame. The figure is drawn once
-   and then updated, never rebuilt; what the visitor zoomed to is kept for each quantity.
+   The visitor's own plan follows the DOM event quept:predict, which the equaliser sends with every change:
+   no request is made. It is hollow while it is predicted, and filled once Python has sent a measured point
+   of kind "current" for it. It lies in a layer of its own above Plotly's figure, because an update of the
+   figure takes longer than a frame. The figure is drawn once and then updated, never rebuilt; what the
+   visitor zoomed to is kept for each quantity.
 
-   plotly.js is loaded when the chart first comes into sight. Plotly reads a little HTML in its texts, so all of them pass
-   through `plain`; everywhere else text is written with textContent. */
+   plotly.js is loaded when the chart first comes into sight. Plotly reads a little HTML in its texts, so
+   all of them pass through `plain`; everywhere else text is written with textContent. */
 
 const METRICS = {
   kl: {
-    button: "KL", title: "Mean KL divergence from full precision", log: true, better: "lower",
+    button: "KL", title: "Mean KL divergence from full precision", log: true,
+    better: "lower", names: "bottom left",
     of: (p) => p.kl, error: (p) => p.kl_se,
   },
   ppl: {
-    button: "Perplexity", title: "Perplexity", log: true, better: "lower",
+    button: "Perplexity", title: "Perplexity", log: true,
+    better: "lower", names: "top right",
     of: (p) => p.ppl, error: (p) => p.ppl_se,
   },
   same_top: {
-    button: "Same top", title: "Tokens with the same first choice as full precision, %", log: false, better: "higher",
+    button: "Same top", title: "Tokens with the same first choice as full precision, %", log: false,
+    better: "higher", names: "bottom right",
     of: (p) => percent(p.same_top), error: (p) => percent(p.same_top_se),
   },
 };
 const MEMORIES = {
   bytes: { button: "MB", title: "Memory to deploy, MB", of: (p) => (known(p.bytes) ? p.bytes / 1e6 : null) },
-  bits_per_param: { button: "Bits", title: "Bits per parameter, scales included", of: (p) => p.bits_per_param },
+  bits_per_param: {
+    button: "Bits", title: "Bits per parameter, scales included", of: (p) => p.bits_per_param,
+  },
 };
 const MARKERS = { uniform: ["circle", 9], named: ["diamond", 11], tried: ["square", 9] };
 const STAR = "m0-9.6 2.6 6.2 6.7.6-5.1 4.4 1.6 6.6L0 4.7l-5.8 3.5 1.6-6.6-5.1-4.4 6.7-.6Z";
 const UNIFORM = /^(?:uniform )?W(\d+)$/i; // the label of a preset on the uniform line
 const CROP = 6; // perplexities beyond this many times the best start above the edge
-const NEAR = 0.98; // a plan with this share of the full model's bytes starts beyond the right edge, like the full model
+const NAME_PX = 40; // room beside the outermost points for their names
+const NEAR = 0.98; // plans with this share of the full model's bytes start beyond the right edge
 
 const known = (number) => typeof number === "number" && Number.isFinite(number);
 const percent = (share) => (known(share) ? 100 * share : null);
@@ -57,8 +64,6 @@ let box = null; // once drawn: the figure's axes, {across, up, margin}
 let legend = ""; // what the legend shows
 let frame = 0;
 
-/* ---- values ---- */
-
 function readValue() {
   const { points, reference, floor } = props.value || {};
   return { points: points ?? [], reference: reference ?? {}, floor: floor ?? null };
@@ -76,14 +81,14 @@ function series() {
 const measuredCurrent = () => value.points.find((p) => p.kind === "current" && p.measured);
 const faders = () => JSON.stringify(prediction.link ?? [prediction.bytes, prediction.predicted]);
 
-/* A measurement belongs to what is on the faders if the bytes agree when both have arrived, in whichever order. */
+/* A measurement is of what is on the faders if the bytes agree once both have arrived, in either order. */
 function meet() {
   const current = measuredCurrent();
   if (!current || met || !prediction || prediction.dragging) return;
   if (Math.abs(current.bytes - prediction.bytes) <= 1) met = faders();
 }
 
-/* The visitor's plan as a point: measured if Python has measured just this one, else predicted; null if nothing is known. */
+/* The visitor's plan as a point: measured if Python has measured this very one, else predicted. */
 function live() {
   const current = measuredCurrent();
   if (current && (!prediction || met === faders())) return current;
@@ -103,38 +108,39 @@ function front(points) {
     .filter((p) => sign * y(p) < best && ((best = sign * y(p)), true));
 }
 
+const rated = (p) => known(METRICS[metric].of(p));
+
+/* Whether a point has its place on the axes: a log axis has none for 0. */
 function drawable(p) {
   const y = METRICS[metric].of(p);
   return known(MEMORIES[memory].of(p)) && known(y) && (y > 0 || !METRICS[metric].log);
 }
 
-/* ---- words ---- */
-
-const rounded = (number, digits) => new Intl.NumberFormat("en", { maximumSignificantDigits: digits }).format(number);
+const inEnglish = (number, options) => new Intl.NumberFormat("en", options).format(number);
+const rounded = (number, digits) => inEnglish(number, { maximumSignificantDigits: digits });
 const fixed = (number, decimals) =>
-  new Intl.NumberFormat("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals }).format(number);
+  inEnglish(number, { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
 const megabytes = (p) => fixed(p.bytes / 1e6, 1);
 const share = (number) => fixed(100 * number, 1);
 
-/* A number with its standard error, to the decimals that the error leaves meaningful: "34.3 ± 1.2". */
+/* A number and its standard error, as precise as the error allows (two digits of it up to 2, then one). */
 function measurement(number, error) {
   if (!known(number)) return "–";
   if (!known(error) || error <= 0 || number >= 10000) return rounded(number, number >= 10000 ? 2 : 3);
-  const decimals = Math.min(6, Math.max(0, 1 - Math.ceil(Math.log10(error / 2)))); // one digit of the error, two below 2
+  const decimals = Math.min(6, Math.max(0, 1 - Math.ceil(Math.log10(error / 2))));
   return `${fixed(number, decimals)} ± ${fixed(error, decimals)}`;
 }
 
 function hover(p) {
   const lines = [`<b>${plain(nameOf(p))}</b>` + (p.measured ? "" : " (predicted)")];
-  if (known(p.bytes)) lines.push(`${megabytes(p)} MB, ${known(p.bits_per_param) ? fixed(p.bits_per_param, 2) : "–"} bits per parameter`);
+  if (known(p.bytes)) lines.push(`${megabytes(p)} MB`);
+  if (known(p.bits_per_param)) lines.push(`${fixed(p.bits_per_param, 2)} bits per parameter`);
   if (known(p.kl)) lines.push(`KL ${plain(measurement(p.kl, p.kl_se))}`);
   if (known(p.ppl)) lines.push(`perplexity ${plain(measurement(p.ppl, p.ppl_se))}`);
   if (known(p.same_top)) lines.push(`same top token ${share(p.same_top)} %`);
   lines.push("<i>click to load this plan</i>");
-  return lines.join("<br>");
+  return lines.map((line) => `\u00a0${line}\u00a0`).join("<br>");
 }
-
-/* ---- the page around the figure ---- */
 
 function make(tag, attributes = {}, ...children) {
   const { text, ...rest } = attributes;
@@ -148,7 +154,7 @@ function make(tag, attributes = {}, ...children) {
 function choice(name, label, options, chosen, choose) {
   const group = make("div", { class: "choices", role: "radiogroup", "aria-label": label });
   for (const [key, { button }] of Object.entries(options)) {
-    const input = make("input", { type: "radio", name: `${uid}-${name}`, id: `${uid}-${name}-${key}`, value: key });
+    const input = make("input", { type: "radio", name: `${uid}-${name}`, id: `${uid}-${key}`, value: key });
     input.checked = key === chosen;
     input.addEventListener("change", () => { choose(key); draw(); });
     group.append(input, make("label", { for: input.id, text: button }));
@@ -166,6 +172,7 @@ function glyph(kind) {
     live: `<path d="${STAR}" transform="translate(10 8) scale(.82)" class="fill live"/>`,
     predicted: `<path d="${STAR}" transform="translate(10 8) scale(.82)" class="hollow live"/>`,
     reference: '<path d="M1 8h18" class="line reference"/>',
+    guide: '<path d="M10 1v14" class="line guide"/>',
     floor: '<path d="M1 8h18" class="line floor"/>',
   };
   const svg = make("span", { class: "glyph", "aria-hidden": "true" });
@@ -185,70 +192,83 @@ const view = {
 };
 
 function build() {
-  const heading = make("h3", { text: "Quality against memory", id: `${uid}-title` });
-  const choices = make(
+  const title = make("h3", { text: "Quality against memory", id: `${uid}-title` });
+  const toolbar = make(
     "div", { class: "toolbar" },
-    make("div", { class: "heading" }, heading, view.hint),
+    make("div", { class: "heading" }, title, view.hint),
     choice("metric", "Quality shown", METRICS, metric, (key) => (metric = key)),
     choice("memory", "Memory shown", MEMORIES, memory, (key) => (memory = key)),
   );
-  const figure = make(
-    "figure", { "aria-labelledby": `${uid}-title` },
-    view.yTitle, make("div", { class: "plot" }, view.canvas, view.overlay), view.message,
-  );
-  view.overlay.innerHTML = `<svg><line class="guide"/><g class="star"><line class="error"/><path d="${STAR}"/><text/></g></svg>`;
-  const columns = ["Plan", "MB", "Bits per parameter", "Perplexity", "KL", "Same top token"];
-  const head = make("tr", { role: "row" }, ...columns.map((text) => make("th", { scope: "col", role: "columnheader", text })));
-  head.append(make("th", { scope: "col", role: "columnheader" }, make("span", { class: "unseen", text: "Load" })));
+  const plot = make("div", { class: "plot" }, view.yTitle, view.canvas, view.overlay);
+  view.overlay.innerHTML =
+    `<svg><line class="guide"/><g class="star"><line class="error"/><path d="${STAR}"/><text/></g></svg>`;
+
+  const columns = ["Plan", "MB", "Bits per parameter", "Perplexity", "KL", "Same top token", "Load"];
+  const heading = (text) => make("th", { scope: "col", role: "columnheader" }, make("span", { text }));
+  const heads = columns.map(heading);
+  heads.at(-1).firstChild.className = "unseen";
   const table = make(
     "table", { role: "table", "aria-labelledby": `${uid}-plans` },
-    make("thead", { role: "rowgroup" }, head), view.body,
+    make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, ...heads)), view.body,
   );
-  view.history = make("section", { class: "history" },
+  const region = { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": `${uid}-plans` };
+  view.history = make(
+    "section", { class: "history" },
     make("h4", { id: `${uid}-plans`, text: "Measured so far " }, view.count),
-    make("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": `${uid}-plans` }, table));
-  root.append(choices, figure, view.legend, view.history);
+    make("div", region, table),
+  );
+  const figure = make("figure", { "aria-labelledby": `${uid}-title` }, plot, view.message);
+  root.append(toolbar, figure, view.legend, view.history);
   view.body.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (button) trigger("point", { id: button.dataset.id });
   });
 }
 
+function row(p) {
+  const name = nameOf(p);
+  const cell = (about, text) => make("td", { role: "cell", "data-name": about, text });
+  const kind = p.kind === "tried" ? "tried" : isUniform(p) ? "uniform" : "named";
+  const load = { type: "button", "data-id": p.id, "aria-label": `Load ${name}`, text: "Load" };
+  return make(
+    "tr", { role: "row" },
+    make(
+      "th", { scope: "row", role: "rowheader" },
+      glyph(kind), make("span", { text: p.measured ? name : `${name} (predicted)` }),
+    ),
+    cell("MB", known(p.bytes) ? megabytes(p) : "–"),
+    cell("bits", known(p.bits_per_param) ? fixed(p.bits_per_param, 2) : "–"),
+    cell("perplexity", measurement(p.ppl, p.ppl_se)),
+    cell("KL", measurement(p.kl, p.kl_se)),
+    cell("same top", known(p.same_top) ? `${share(p.same_top)} %` : "–"),
+    make("td", { role: "cell" }, make("button", load)),
+  );
+}
+
 function writeTable() {
-  const focused = root.contains(document.activeElement) ? document.activeElement.dataset?.id : undefined;
+  const focused = view.body.contains(document.activeElement) ? document.activeElement.dataset.id : null;
   const { uniform, named, tried } = series();
-  const row = (p) => {
-    const cell = (name, text) => make("td", { role: "cell", "data-name": name, text });
-    const kind = p.kind === "tried" ? "tried" : isUniform(p) ? "uniform" : "named";
-    const load = make("button", { type: "button", "data-id": p.id, "aria-label": `Load ${nameOf(p)}`, text: "Load" });
-    const word = p.measured ? "" : " (predicted)";
-    return make(
-      "tr", { role: "row" },
-      make("th", { scope: "row", role: "rowheader" }, glyph(kind), make("span", { text: nameOf(p) + word })),
-      cell("MB", known(p.bytes) ? megabytes(p) : "–"),
-      cell("bits", known(p.bits_per_param) ? fixed(p.bits_per_param, 2) : "–"),
-      cell("perplexity", measurement(p.ppl, p.ppl_se)),
-      cell("KL", measurement(p.kl, p.kl_se)),
-      cell("same top", known(p.same_top) ? `${share(p.same_top)} %` : "–"),
-      make("td", { role: "cell" }, load),
-    );
-  };
-  const group = (text) => make("tr", { class: "group", role: "row" }, make("th", { colspan: "7", role: "cell", text }));
-  const presets = [...named, ...uniform];
+  const presets = [...named, ...uniform.reverse()];
   const rows = [];
-  if (tried.length) rows.push(group("Tried by you, newest first"), ...[...tried].reverse().map(row));
-  if (presets.length) rows.push(group("Presets"), ...presets.map(row));
+  const list = (text, points) => {
+    if (!points.length) return;
+    const heading = make("th", { colspan: "7", role: "cell", text });
+    rows.push(make("tr", { class: "group", role: "row" }, heading), ...points.map(row));
+  };
+  list("Tried by you, newest first", [...tried].reverse());
+  list("Presets", presets);
   view.body.replaceChildren(...rows);
   view.history.hidden = !rows.length;
   view.count.textContent = String(tried.length + presets.length);
-  if (focused) [...view.body.querySelectorAll("button")].find((button) => button.dataset.id === focused)?.focus();
+  if (focused) [...view.body.querySelectorAll("button")].find((b) => b.dataset.id === focused)?.focus();
 }
 
 function writeLegend(groups) {
   const own = live();
   const floor = metric === "kl" && known(value.floor);
+  const state = own && (!rated(own) ? "guide" : own.measured ? "live" : "predicted");
   const entries = [
-    own && (own.measured ? ["live", "your plan"] : ["predicted", "your plan, predicted"]),
+    own && [state, state === "predicted" ? "your plan, predicted" : "your plan"],
     groups.tried.length && ["tried", "tried by you"],
     groups.named.length && ["named", "presets"],
     groups.uniform.length && ["uniform", "same bits in every layer"],
@@ -257,10 +277,9 @@ function writeLegend(groups) {
     metric === "kl" && known(value.floor) && ["floor", "noise floor"],
   ].filter(Boolean);
   if (legend === (legend = JSON.stringify(entries))) return;
-  view.legend.replaceChildren(...entries.map(([kind, text]) => make("li", {}, glyph(kind), make("span", { text }))));
+  const items = entries.map(([kind, text]) => make("li", {}, glyph(kind), make("span", { text })));
+  view.legend.replaceChildren(...items);
 }
-
-/* ---- the figure ---- */
 
 const perfect = () => ({ kl: 0, ppl: value.reference.ppl, same_top: 100 })[metric];
 
@@ -279,13 +298,13 @@ function ranges(groups) {
   if (own && known(x(own))) xs.push(x(own));
   if (!xs.length) xs = [known(full) ? full : 1];
   const low = Math.min(...xs), high = Math.max(...xs);
-  const pad = Math.max(0.06 * (high - low), 0.02 * high);
-  const across = [low - pad, high + 1.3 * pad];
+  const room = NAME_PX / Math.max(view.canvas.clientWidth - 2 * NAME_PX, 100);
+  const pad = Math.max(room * (high - low), 0.02 * high);
+  const across = [low - pad, high + pad];
 
-  let ys = kept.map(y);
-  let up;
+  let ys = kept.map(y), up;
   if (metric === "kl") {
-    if (known(value.floor) && value.floor > 0) ys.push(value.floor);
+    if (value.floor > 0) ys = [value.floor, ...points.map(y), ...kept.map((p) => Math.max(y(p), value.floor))];
     up = [Math.log10(Math.min(...ys)) - 0.4, Math.log10(Math.max(...ys)) + 0.3];
   } else if (metric === "ppl") {
     if (known(perfect())) ys.push(perfect());
@@ -300,9 +319,8 @@ function ranges(groups) {
   }
   const settle = (name, range) => {
     if (zoom[name]) return zoom[name];
-    const before = shown[name];
-    if (before && prediction?.dragging) range = [Math.min(before[0], range[0]), Math.max(before[1], range[1])];
-    return (shown[name] = range);
+    const [low, high] = (prediction?.dragging && shown[name]) || range; // while dragging it only grows
+    return (shown[name] = [Math.min(low, range[0]), Math.max(high, range[1])]);
   };
   return { across: settle(memory, across), up: settle(metric, up) };
 }
@@ -325,7 +343,7 @@ function pointsTrace(kind, points, colour) {
     hovertext: points.map(hover), hoverinfo: "text",
     error_y: {
       type: "data", symmetric: false, array: errors,
-      arrayminus: errors.map((e, i) => Math.min(e, 0.9 * of(points[i]))), // a bar on a log axis must not reach 0
+      arrayminus: errors.map((e, i) => Math.min(e, 0.9 * of(points[i]))), // a log axis has no 0
       color: tone, thickness: 1.2, width: 3,
     },
     marker: {
@@ -336,78 +354,95 @@ function pointsTrace(kind, points, colour) {
   if (kind === "uniform") {
     Object.assign(extra, {
       mode: "lines+markers+text", line: { color: tone, width: 1.2 },
-      text: points.map((p) => plain(nameOf(p))), textposition: METRICS[metric].better === "lower" ? "bottom left" : "top left",
+      text: points.map((p) => plain(nameOf(p))), textposition: METRICS[metric].names,
       textfont: { size: 11.5, color: colour("--soft") },
     });
   }
   return trace(points, extra);
 }
 
-function layout(points, { across, up }, colour) {
-  const { log } = METRICS[metric];
-  const { width } = view.canvas.getBoundingClientRect();
-  const small = width < 520;
-  const ink = colour("--ink"), soft = colour("--soft"), line = colour("--line"), grid = colour("--grid");
+/* Lines and words in the figure: the reference, the noise floor, and which presets lie above the edge. */
+function marks(points, { across, up }, small, colour) {
+  const { log, better, of } = METRICS[metric];
   const shapes = [], annotations = [];
-  const flat = (y, dash, tone, w) => shapes.push({
-    type: "line", layer: "below", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: tone, width: w, dash },
-  });
-  const note = (text, extra) => annotations.push({
-    text, showarrow: false, font: { size: 11, color: soft }, ...extra,
-  });
-  const inside = (at) => at > up[0] && at < up[1];
   const place = (y) => (log ? Math.log10(y) : y);
-  const where = known(value.reference.bytes) && !small ? ` (${memory === "bytes" ? megabytes(value.reference) + " MB" : fixed(value.reference.bits_per_param ?? 16, 1) + " bits"})` : "";
+  const inside = (y) => known(y) && (y > 0 || !log) && place(y) > up[0] && place(y) < up[1];
+  const line = (y, dash, color) => shapes.push({
+    type: "line", layer: "below", xref: "paper", x0: 0, x1: 1, y0: y, y1: y,
+    line: { color, width: 1.4, dash },
+  });
+  const words = (text, at, color = colour("--soft")) => annotations.push({
+    text, showarrow: false, xref: "paper", x: 0, xshift: 6, xanchor: "left", font: { size: 11, color }, ...at,
+  });
+  const { bytes, bits_per_param } = value.reference;
+  let size = "";
+  if (!small && memory === "bytes" && known(bytes)) size = ` (${megabytes(value.reference)} MB)`;
+  if (!small && memory !== "bytes" && known(bits_per_param)) size = ` (${fixed(bits_per_param, 1)} bits)`;
 
   if (metric === "kl") {
-    if (known(value.floor) && value.floor > 0 && inside(place(value.floor))) {
-      flat(value.floor, "dot", colour("--floor"), 1.4);
-      note(`noise floor of 16-bit arithmetic, ${rounded(value.floor, 1)}`, { xref: "paper", x: 0, xshift: 6, y: place(value.floor), yanchor: "bottom", xanchor: "left" });
+    if (inside(value.floor)) {
+      line(value.floor, "dot", colour("--floor"));
+      const text = `noise floor of 16-bit arithmetic, ${rounded(value.floor, 1)}`;
+      words(text, { y: place(value.floor), yanchor: "bottom" });
     }
-    note(`↓ full precision, KL 0${where}`, { xref: "paper", x: 0, xshift: 6, yref: "paper", y: 0, yshift: 1, yanchor: "bottom", xanchor: "left", font: { size: 11, color: ink } });
-  } else if (known(perfect()) && inside(place(perfect()))) {
-    flat(perfect(), "dash", colour("--reference"), 1.4);
-    note(`full precision${metric === "ppl" ? ` ${rounded(perfect(), 3)}` : ""}${where}`, {
-      xref: "paper", x: 0, xshift: 6, y: place(perfect()), xanchor: "left",
-      yanchor: METRICS[metric].better === "lower" ? "bottom" : "top", font: { size: 11, color: ink },
-    });
+    const bottom = { yref: "paper", y: 0, yshift: 1, yanchor: "bottom" };
+    words(`↓ full precision, KL 0${size}`, bottom, colour("--ink"));
+  } else if (inside(perfect())) {
+    line(perfect(), "dash", colour("--reference"));
+    const text = `full precision${metric === "ppl" ? ` ${rounded(perfect(), 3)}` : ""}${size}`;
+    words(text, { y: place(perfect()), yanchor: better === "lower" ? "bottom" : "top" }, colour("--ink"));
   }
-  for (const p of points) { // what lies above the edge is named there
-    const x = MEMORIES[memory].of(p), y = METRICS[metric].of(p);
-    if (p.kind !== "preset" || x < across[0] || x > across[1] || place(y) <= up[1]) continue;
-    note(`↑ ${plain(nameOf(p))}, ${plain(measurement(y, null))}`, { x, yref: "paper", y: 1, yanchor: "top", xanchor: "left", xshift: -4 });
+  for (const p of points) {
+    const x = MEMORIES[memory].of(p);
+    if (p.kind !== "preset" || x < across[0] || x > across[1] || place(of(p)) <= up[1]) continue;
+    const text = `↑ ${plain(nameOf(p))}, ${rounded(of(p), 2)}`;
+    words(text, { xref: "x", x, xshift: -4, yref: "paper", y: 1, yanchor: "top" });
   }
+  return { shapes, annotations };
+}
+
+function layout(points, range, colour) {
+  const small = view.canvas.clientWidth < 520;
+  const family = getComputedStyle(root).fontFamily;
+  const ink = colour("--ink"), soft = colour("--soft"), line = colour("--line"), clear = "rgba(0,0,0,0)";
   const axis = {
-    gridcolor: grid, zeroline: false, showline: true, linecolor: line, ticks: "", tickfont: { size: 11.5, color: soft },
-    fixedrange: false, automargin: false,
+    gridcolor: colour("--grid"), zeroline: false, showline: true, linecolor: line, ticks: "",
+    tickfont: { size: 11.5, color: soft },
   };
+  const title = { text: MEMORIES[memory].title, font: { size: 12, color: soft }, standoff: 8 };
   return {
     autosize: true, showlegend: false, hovermode: "closest", hoverdistance: 24,
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
-    margin: { l: small ? 44 : 52, r: 14, t: 8, b: 46 },
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: getComputedStyle(root).fontFamily, color: ink, size: 12 },
-    hoverlabel: { bgcolor: colour("--paper"), bordercolor: line, font: { color: ink, size: 12.5 }, align: "left" },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink, orientation: "h" },
-    xaxis: { ...axis, range: across, title: { text: MEMORIES[memory].title, font: { size: 12, color: soft }, standoff: 8 }, nticks: small ? 6 : 10 },
-    yaxis: { ...axis, range: up, type: log ? "log" : "linear", ...yTicks(up, log) },
-    shapes, annotations,
+    margin: { l: small ? 44 : 52, r: 14, t: 28, b: 46 }, // the title of y and Plotly's buttons lie above
+    paper_bgcolor: clear, plot_bgcolor: clear,
+    font: { family, color: ink, size: 12 },
+    hoverlabel: {
+      bgcolor: colour("--paper"), bordercolor: line, font: { family, color: ink, size: 12.5 }, align: "left",
+    },
+    modebar: { bgcolor: clear, color: soft, activecolor: ink, orientation: "h" },
+    xaxis: { ...axis, range: range.across, title, nticks: small ? 6 : 10 },
+    yaxis: { ...axis, range: range.up, ...(METRICS[metric].log ? logTicks(range.up) : { nticks: 7 }) },
+    ...marks(points, range, small, colour),
   };
 }
 
-/* Round numbers on a log axis: 1, 2, 5 times a power of ten, fewer or more of them with the span. */
-function yTicks(range, log) {
-  if (!log) return { tickmode: "auto", nticks: 7 };
-  const span = range[1] - range[0];
-  const steps = span > 2.5 ? [1] : span > 1.1 ? [1, 2, 5] : span > 0.5 ? [1, 1.5, 2, 3, 4, 5, 6, 8] : [1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2, 2.2, 2.4, 2.6, 2.8, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 8, 9];
+/* A log axis with round numbers, as many to a power of ten as its span leaves room for. */
+function logTicks([low, high]) {
+  const span = high - low;
+  let steps = [1];
+  if (span < 2.5) steps = [1, 2, 5];
+  if (span < 1.1) steps = [1, 1.5, 2, 3, 4, 5, 6, 8];
+  if (span < 0.5) steps = Array.from({ length: 45 }, (_, i) => 1 + i / 5);
+  if (span < 0.15) steps = Array.from({ length: 180 }, (_, i) => 1 + i / 20);
   const tickvals = [];
-  for (let power = Math.floor(range[0]); power <= Math.ceil(range[1]); power++) {
-    for (const step of steps) {
-      const at = power + Math.log10(step);
-      if (at >= range[0] && at <= range[1]) tickvals.push(step * 10 ** power);
-    }
+  for (let power = Math.floor(low); power <= Math.ceil(high); power++) {
+    tickvals.push(...steps.map((step) => step * 10 ** power));
   }
-  return { tickmode: "array", tickvals, ticktext: tickvals.map((v) => (v >= 1e5 || v < 1e-5 ? v.toExponential(0) : rounded(v, 3))) };
+  const seen = tickvals.filter((v) => Math.log10(v) >= low && Math.log10(v) <= high);
+  const every = Math.ceil(seen.length / 9);
+  const kept = seen.filter((_, i) => i % every === 0);
+  const word = (v) => (v >= 1e6 || v < 1e-4 ? v.toExponential(0) : rounded(v, 3));
+  return { type: "log", tickmode: "array", tickvals: kept, ticktext: kept.map(word) };
 }
 
 const RESET = {
@@ -460,43 +495,50 @@ const drawSoon = () => { frame ||= requestAnimationFrame(() => { frame = 0; draw
 const moveSoon = () => {
   frame ||= requestAnimationFrame(() => {
     frame = 0;
+    if (!box || root.classList.contains("empty")) return draw();
     const groups = series();
     const { across, up } = ranges(groups);
-    if (!box || root.classList.contains("empty") || String([across, up]) !== String([box.across, box.up])) return draw();
+    if (String([across, up]) !== String([box.across, box.up])) return draw();
     writeLegend(groups);
     placeLive();
   });
 };
 
-/* The visitor's plan: a star where its memory and quality are, or, while its quality is unknown, a line at its memory. */
+/* The visitor's plan: a star at its memory and quality; a line at its memory while the quality is unknown. */
 function placeLive() {
   const own = live();
   const { margin, across, up } = box;
   const { of, error, log } = METRICS[metric];
-  const width = view.canvas.clientWidth - margin.l - margin.r, height = view.canvas.clientHeight - margin.t - margin.b;
+  const width = view.canvas.clientWidth - margin.l - margin.r;
+  const height = view.canvas.clientHeight - margin.t - margin.b;
   const place = (y) => margin.t + height * (1 - ((log ? Math.log10(y) : y) - up[0]) / (up[1] - up[0]));
   const inside = (at, start, length) => at >= start - 1 && at <= start + length + 1;
-  const set = (node, attributes) => Object.entries(attributes).forEach(([name, text]) => node.setAttribute(name, text));
+  const set = (node, attributes) => {
+    for (const [name, text] of Object.entries(attributes)) node.setAttribute(name, text);
+  };
 
   const at = own ? MEMORIES[memory].of(own) : null;
   const x = known(at) ? margin.l + (width * (at - across[0])) / (across[1] - across[0]) : -1;
-  const y = own && drawable(own) ? place(of(own)) : null;
+  const bottom = margin.t + height;
+  let y = own && rated(own) ? (drawable(own) ? place(of(own)) : bottom) : null;
+  if (metric === "kl" && y !== null && !zoom.kl) y = Math.min(y, bottom); // better than the noise floor
   const guide = view.overlay.querySelector(".guide"), star = view.overlay.querySelector(".star");
   const seen = inside(x, margin.l, width);
   guide.style.display = seen && y === null ? "" : "none";
   star.style.display = seen && (y === null || inside(y, margin.t, height)) ? "" : "none";
   star.classList.toggle("predicted", !own?.measured);
   star.classList.toggle("unknown", y === null);
-  star.setAttribute("transform", `translate(${x.toFixed(1)} ${(y ?? margin.t + 16).toFixed(1)})`);
-  set(guide, { x1: x, x2: x, y1: margin.t, y2: margin.t + height });
+  set(star, { transform: `translate(${x.toFixed(1)} ${(y ?? margin.t + 16).toFixed(1)})` });
+  set(guide, { x1: x, x2: x, y1: margin.t, y2: bottom });
 
   const right = x > margin.l + 0.75 * width; // then the words go to the left
   const words = star.querySelector("text");
   words.textContent = y === null ? "your plan, not measured yet" : own.measured ? "" : "predicted";
   set(words, { x: (y === null ? 8 : 15) * (right ? -1 : 1), y: 4, "text-anchor": right ? "end" : "start" });
-  const spread = own?.measured && y !== null && known(error(own)) ? error(own) : 0;
-  const ends = spread ? [place(of(own) + spread) - y, place(Math.max(of(own) - spread, 0.1 * of(own))) - y] : [0, 0];
-  set(star.querySelector(".error"), { y1: ends[0], y2: ends[1] });
+  const spread = (own?.measured && drawable(own) && error(own)) || 0;
+  const reach = (to) => place(Math.max(to, 0.1 * of(own))) - y;
+  const bar = star.querySelector(".error");
+  set(bar, spread ? { y1: reach(of(own) + spread), y2: reach(of(own) - spread) } : { y1: 0, y2: 0 });
 }
 
 function listen() {
@@ -508,14 +550,14 @@ function listen() {
     drawSoon();
   };
   const isPlan = (hit) => typeof hit?.customdata === "string";
-  view.canvas.on("plotly_click", ({ points: [hit] }) => { if (isPlan(hit)) trigger("point", { id: hit.customdata }); });
+  view.canvas.on("plotly_click", ({ points: [hit] }) => {
+    if (isPlan(hit)) trigger("point", { id: hit.customdata });
+  });
   view.canvas.on("plotly_hover", ({ points: [hit] }) => root.classList.toggle("over", isPlan(hit)));
   view.canvas.on("plotly_unhover", () => root.classList.remove("over"));
   view.canvas.on("plotly_doubleclick", RESET.click);
   view.canvas.on("plotly_relayout", ranged);
 }
-
-/* ---- starting ---- */
 
 function loadPlotly() {
   window.queptPlotly ??= new Promise((resolve, reject) => {
@@ -523,7 +565,10 @@ function loadPlotly() {
     const path = props.plotly_file.split("/").map(encodeURIComponent).join("/");
     const script = make("script", { src: `${base.replace(/\/$/, "")}${api_prefix}/file=${path}` });
     script.onload = () => resolve(window.Plotly);
-    script.onerror = () => { window.queptPlotly = undefined; script.remove(); reject(new Error("plotly.js")); };
+    script.onerror = () => {
+      window.queptPlotly = undefined; // the next chart may try again
+      reject(new Error(`cannot load ${script.src}`));
+    };
     document.head.append(script);
   });
   return window.queptPlotly;
@@ -539,10 +584,14 @@ function onPredict(event) {
 const sight = new IntersectionObserver((entries) => {
   if (!entries.some((entry) => entry.isIntersecting)) return;
   sight.disconnect();
-  loadPlotly().then(
-    (library) => { Plotly = library; draw(); },
-    () => { view.message.textContent = "The chart could not be loaded. The table below holds all of it; reload the page to try again."; },
-  );
+  const drawWith = (library) => {
+    Plotly = library;
+    draw();
+  };
+  const sayWhy = () => {
+    view.message.textContent = "The chart could not be loaded; reload the page to try again.";
+  };
+  loadPlotly().then(drawWith, sayWhy);
 }, { rootMargin: "300px" });
 const size = new ResizeObserver(() => { if (box && view.canvas.clientWidth) drawSoon(); });
 const theme = new MutationObserver(drawSoon);
@@ -559,7 +608,9 @@ meet();
 draw();
 sight.observe(root);
 size.observe(view.canvas);
-for (const node of [document.body, document.documentElement]) theme.observe(node, { attributes: true, attributeFilter: ["class"] });
+for (const node of [document.body, document.documentElement]) {
+  theme.observe(node, { attributes: true, attributeFilter: ["class"] });
+}
 document.addEventListener("quept:predict", onPredict);
 watch("value", () => {
   const before = JSON.stringify(measuredCurrent());

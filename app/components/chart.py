@@ -1,14 +1,17 @@
 """Chart: quality against memory of every plan measured, with the visitor's own plan moving among them.
 
-In:  {"points": [{"id", "label", "kind": "preset" | "tried" | "current", "bytes", "bits_per_param", "kl", "kl_se", "ppl", "ppl_se",
-     "same_top", "same_top_se"?, "measured"}], "reference": {"bytes", "ppl", "bits_per_param"}, "floor": KL of the 16-bit reference}.
-     `same_top` is a share, 0 to 1; what is not known is None. Presets labelled W2 ... W16 are joined as the uniform line; tried plans
-     come oldest first and are listed newest first; `current` is the plan on the faders, once measured. Where it was not measured the
-     browser shows what the DOM event `quept:predict` predicts, without asking Python.
-Out: nothing. What a browser sends as the value is dropped. Event: `point`, a click on a point or on its "Load" button in
-     the table; its listener takes a gr.EventData and asks `point_id` which plan is meant.
+In: {"points": [{"id", "label", "kind": "preset" | "tried" | "current", "bytes", "bits_per_param", "kl",
+     "kl_se", "ppl", "ppl_se", "same_top", "same_top_se"?, "measured"}], "reference": {"bytes", "ppl",
+     "bits_per_param"}, "floor": KL of the reference in 16 bits}. `same_top` is a share, 0 to 1; what is not
+     known is None. Presets labelled W2 ... W16 are joined as the uniform line; tried plans come oldest
+     first and are listed newest first; `current` is the plan on the faders, once measured. Where it was not
+     measured the browser shows what the DOM event `quept:predict` predicts, without asking Python.
+Out: nothing. What a browser sends as the value is dropped. Event: `point`, a click on a point or on its
+     "Load" button in the table; its listener takes a gr.EventData and asks `point_id` which plan is meant.
+     Give the listeners that return this component `show_progress="hidden"`, or it fades while they run.
 
-plotly.js comes from the Python package plotly and is served by this app, once, when the chart first comes into sight.
+plotly.js comes from the Python package plotly and is served by this app, once, when the chart first comes
+into sight.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ LONGEST_ID = 120
 
 
 def point_id(event: gr.EventData) -> str:
-    """The id of the point that a `point` event means; gr.Error in words when the browser sent anything but a short string."""
+    """The id of the point that a `point` event means; gr.Error in words when it is no short string."""
     sent = event._data
     identity = sent.get("id") if isinstance(sent, Mapping) else None
     if not isinstance(identity, str) or not 0 < len(identity) <= LONGEST_ID or not identity.isprintable():
@@ -43,7 +46,9 @@ def point_id(event: gr.EventData) -> str:
 class Chart(Widget):
     """Scatter chart with a table of the same plans below it; see the module's docstring."""
 
-    EVENTS = [EventListener("point", doc="Triggered when the visitor chooses a point; `point_id` reads which.")]
+    EVENTS = [
+        EventListener("point", doc="Triggered when the visitor chooses a point; `point_id` reads which.")
+    ]
 
     def __init__(
         self,
@@ -83,7 +88,7 @@ class Chart(Widget):
         return
 
     def postprocess(self, value: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The value as JSON that a browser can draw; ValueError for a point without an id, a label or a known kind."""
+        """The value as JSON to draw; ValueError for a point without an id, a label or a known kind."""
         value = value or {}
         reference = value.get("reference") or {}
         return {
@@ -109,9 +114,16 @@ def _point(point: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(label, str):
         raise ValueError(f"the chart point {identity!r} needs a 'label'")  # noqa: TRY004 - a wrong value of a field
     if kind not in KINDS:
-        raise ValueError(f"the chart point {identity!r} has the kind {kind!r}; choose one of {', '.join(KINDS)}")
+        raise ValueError(
+            f"the chart point {identity!r} has the kind {kind!r}; choose one of {', '.join(KINDS)}"
+        )
     numbers = {name: _number(point.get(name)) for name in NUMBERS}
-    return {"id": identity, "label": label[:80], "kind": kind, "measured": bool(point.get("measured"))} | numbers
+    return {
+        "id": identity,
+        "label": label[:80],
+        "kind": kind,
+        "measured": bool(point.get("measured")),
+    } | numbers
 
 
 def _number(value: Any) -> float | None:

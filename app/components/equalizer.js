@@ -53,7 +53,6 @@ function rangeBetween(a, b) {
   };
 }
 
-
 function setBits(layers, bits) {
   for (const i of layers) {
     plan[kind][i] = bits;
@@ -261,7 +260,8 @@ function makeMap() {
   view.map.append(head);
   model.roles.forEach((role, row) => {
     const line = make("div", { role: "row" }, mapButton("rowheader", row, ALL, role, `role ${role}`));
-    model.grid[row].forEach((i, col) => line.append(i === undefined ? makeHole() : makeCell(i, row, col)));
+    const place = (i, col) => (i === undefined ? makeHole(row, col) : makeCell(i, row, col));
+    line.append(...model.grid[row].map(place));
     view.map.append(line);
   });
   view.map.querySelector("button").tabIndex = 0;
@@ -269,9 +269,10 @@ function makeMap() {
   return view.map;
 }
 
+const placement = (row, col) => `grid-row: ${row + 2}; grid-column: ${col + 2}`;
+
 function mapButton(role, row, col, text, label) {
-  const place = `grid-row: ${row + 2}; grid-column: ${col + 2}`;
-  const button = make("button", { type: "button", role, text, style: place, tabindex: -1 });
+  const button = make("button", { type: "button", role, text, style: placement(row, col), tabindex: -1 });
   Object.assign(button.dataset, { row, col });
   if (label) button.setAttribute("aria-label", `${label}: set bits`);
   button.className = row === ALL && col === ALL ? "name corner" : col === ALL ? "name side" : "name";
@@ -288,7 +289,7 @@ function makeCell(i, row, col) {
   return cell;
 }
 
-const makeHole = () => make("span", { role: "gridcell", class: "hole" });
+const makeHole = (row, col) => make("span", { role: "gridcell", class: "hole", style: placement(row, col) });
 
 function makeFoot() {
   view.summary = make("span", { class: "summary", "data-summary": "" });
@@ -757,13 +758,21 @@ function closePicker() {
 
 async function copyLink() {
   const link = addressOf(model, plan, window.location.href);
-  const done = (await copyText(link)) ? "Copied" : null;
-  if (!done) return window.prompt("Copy this link:", link);
+  if (!(await copyText(link))) return showLink(link);
   const word = view.copy.querySelector(".word");
-  word.textContent = done;
+  word.textContent = "Copied";
   view.copy.classList.add("done");
   announce("The link is on the clipboard.");
   setTimeout(() => { word.textContent = "Copy link"; view.copy.classList.remove("done"); }, 2000);
+}
+
+/* Where no way of copying is allowed: the link itself, selected. */
+function showLink(link) {
+  root.querySelector(".link")?.remove();
+  const field = make("input", { class: "link", readonly: "", "aria-label": "Link to this plan to copy" });
+  field.value = link;
+  view.copy.closest(".toolbar").append(field);
+  field.select();
 }
 
 /* The clipboard needs https or localhost; elsewhere the old way, by selecting hidden text. */

@@ -80,7 +80,8 @@ function drawTiles(measured) {
   put("ppl", figure(ppl),
     compare(ppl.value, reference, ppl.error, `full, ${plain(reference)}`),
     compare(ppl.value, uniform?.ppl, ppl.error, "uniform"));
-  put("kl", figure(kl), { text: known(floor) ? `0 is full, noise floor ${plain(floor)}` : "0 is full" }, against);
+  put("kl", figure(kl),
+    { text: known(floor) ? `0 is full, noise floor ${plain(floor)}` : "0 is full precision" }, against);
   put("same", figure(same, 100, "%"),
     { text: known(same.value) ? "of full precision's choices" : "" },
     { text: known(p99) ? `99% of tokens: KL under ${plain(p99)}` : "" });

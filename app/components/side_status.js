@@ -12,6 +12,7 @@ const highlights = window.CSS?.highlights;
 let value = {};
 let chat = null;
 let asked = 0;
+let looking = 0;
 
 function make(tag, name, parent, attributes = {}) {
   const node = document.createElement(tag);
@@ -89,11 +90,18 @@ function soon() {
   if (!asked) asked = requestAnimationFrame(mark);
 }
 
+/* The chat may be drawn after this: then look again a little later. */
 function follow() {
   const found = document.getElementById(props.chat);
-  if (found === chat) return;
+  if (found === chat && chat) return;
   chat = found;
-  if (chat) new MutationObserver(soon).observe(chat, { childList: true, subtree: true, characterData: true });
+  if (chat) {
+    new MutationObserver(soon).observe(chat, { childList: true, subtree: true, characterData: true });
+    soon();
+  } else if (element.isConnected) {
+    clearTimeout(looking);
+    looking = setTimeout(follow, 250);
+  }
 }
 
 /* ---- drawing ---- */

@@ -22,8 +22,8 @@ def asset(name: str) -> str:
 class Widget(gr.HTML):
     """gr.HTML without its guessing: only the names in `EVENTS` are events.
 
-    gr.HTML answers for every quoted word in its script with an event listener: a script that says "description"
-    has an event of that name, and the listener would end up in the page's configuration, which must be JSON.
+    gr.HTML makes an event listener of every quoted word in its script: one that says "description" has an
+    event of that name, and the listener would end up in the page's configuration, which must be JSON.
     """
 
     EVENTS: ClassVar[list] = []

@@ -126,7 +126,9 @@ def send(desk: Desk, ask: Ask, history: list[dict], prompt: str, visitor: str) -
 def regenerate(desk: Desk, ask: Ask, history: list[dict], visitor: str) -> Iterator[dict]:
     """Another answer to the last message: at the plans and settings of now, or, if they are still the same, with another seed."""
     if not history:
-        gr.Warning("There is no answer to write again yet: send a message first.", title="Nothing to regenerate")
+        gr.Warning(
+            "There is no answer to write again yet: send a message first.", title="Nothing to regenerate"
+        )
         yield {}
         return
     if history[-1].get("made_with") == ask.made_with():
@@ -177,7 +179,9 @@ def switched(desk: Desk, ask: Ask, visitor: str) -> dict:
     offered = desk.service.choices(ask.model)
     values = [value for _, value in offered]
     kept = [c if c in values else d for c, d in zip(ask.choices, _starting(values), strict=True)]
-    menus = {f"plan_{side}": gr.Dropdown(offered, value=choice) for side, choice in zip(SIDES, kept, strict=True)}
+    menus = {
+        f"plan_{side}": gr.Dropdown(offered, value=choice) for side, choice in zip(SIDES, kept, strict=True)
+    }
     ask = Ask(ask.model, tuple(kept), None)
     return clear(desk, ask, visitor) | menus
 
@@ -189,7 +193,13 @@ def statuses(desk: Desk, ask: Ask, only: str | None = None) -> dict:
 
 
 def _answer(
-    desk: Desk, ask: Ask, before: list[dict], prompt: str, visitor: str, old: list[dict], returned: str | None = None
+    desk: Desk,
+    ask: Ask,
+    before: list[dict],
+    prompt: str,
+    visitor: str,
+    old: list[dict],
+    returned: str | None = None,
 ) -> Iterator[dict]:
     """Run both sides on `before` plus the prompt. Without any text at the end the page goes back to `old` and gives `returned` back."""
     try:
@@ -198,7 +208,9 @@ def _answer(
             raise PromptError(
                 f"this message has {len(prompt):,} characters; the chat takes at most {LONGEST_PROMPT:,}: shorten it"
             )
-        elastic = desk.service.models[ask.model]
+        elastic = desk.service.models.get(ask.model)
+        if elastic is None:
+            raise PromptError("the model of this page is not open here any more: reload the page")
         sides = [_side(desk, ask, choice) for choice in ask.choices]
     except (ValueError, KeyError) as error:
         _refuse(error)
@@ -207,14 +219,26 @@ def _answer(
     histories = [messages(before, side) + [{"role": "user", "content": prompt}] for side in SIDES]
     job = desk.running.begin(visitor)
     shared = (desk.service.gate, desk.service.admission)
-    frames = chat(elastic, sides, histories, sampling, ask.system or "", *shared, stopped=job.is_set, shelf=desk.shelf, visitor=visitor)
+    frames = chat(
+        elastic,
+        sides,
+        histories,
+        sampling,
+        ask.system or "",
+        *shared,
+        stopped=job.is_set,
+        shelf=desk.shelf,
+        visitor=visitor,
+    )
     frame, history, problem = None, old, None
     try:
         with closing(frames):
             for frame in frames:
                 if not desk.running.is_newest(visitor, job):
                     return  # the visitor has asked for something else, which now owns the page
-                turn = {"user": prompt, "made_with": ask.made_with()} | dict(zip(SIDES, _texts(frame), strict=True))
+                turn = {"user": prompt, "made_with": ask.made_with()} | dict(
+                    zip(SIDES, _texts(frame), strict=True)
+                )
                 change = _drawn([*before, turn], frame, editable=None) | _reported(sides, frame)
                 yield change | (_busy(cleared=returned is not None) if history is old else {})
                 history = [*before, turn]
@@ -235,7 +259,9 @@ def _answer(
         yield _drawn(history, frame) | shown | _resting()
         return
     if frame and all(answer.state == "done" for answer in frame.answers):
-        gr.Info("Both sides ended their answer at once, without a word. Ask in other words.", title="No answer")
+        gr.Info(
+            "Both sides ended their answer at once, without a word. Ask in other words.", title="No answer"
+        )
     problem = problem or (frame and next((a.error for a in frame.answers if a.state == "error"), None))
     if problem:
         _refuse(problem)
@@ -257,7 +283,9 @@ def _refuse(error: object) -> None:
 
 def messages(history: list[dict], side: str) -> list[dict]:
     """One side's conversation: the visitor's turns are common, the answers its own."""
-    pairs = ([{"role": "user", "content": t["user"]}, {"role": "assistant", "content": t[side]}] for t in history)
+    pairs = (
+        [{"role": "user", "content": t["user"]}, {"role": "assistant", "content": t[side]}] for t in history
+    )
     return [message for pair in pairs for message in pair]
 
 
@@ -282,7 +310,11 @@ def _drawn(history: list[dict], frame: Frame | None = None, editable: str | None
 
 
 def _busy(cleared: bool) -> dict:
-    change = {"send": gr.Button(visible=False), "stop": gr.Button(visible=True), "examples": gr.Dataset(visible=False)}
+    change = {
+        "send": gr.Button(visible=False),
+        "stop": gr.Button(visible=True),
+        "examples": gr.Dataset(visible=False),
+    }
     return change | {"again": gr.Button(interactive=False)} | ({"prompt": ""} if cleared else {})
 
 
@@ -300,17 +332,28 @@ def _ready(desk: Desk, ask: Ask, choice: str) -> dict:
         size = desk.service.models[ask.model].sizes.deploy(side.plan)
     except (ValueError, KeyError) as error:
         return {"state": "error", "words": str(error), "facts": _facts(Answer())}
-    return {"state": "idle", "words": f"Next answer: {side.label}", "facts": _facts(Answer(deploy_bytes=size))}
+    return {
+        "state": "idle",
+        "words": f"Next answer: {side.label}",
+        "facts": _facts(Answer(deploy_bytes=size)),
+    }
 
 
 def _reported(sides: list[Side], frame: Frame) -> dict:
     """The status of both sides."""
     change = {}
     for i, (name, side, answer) in enumerate(zip(SIDES, sides, frame.answers, strict=True)):
-        status = {"state": answer.state, "words": _words(side, answer), "facts": _facts(answer), "progress": answer.progress}
+        status = {
+            "state": answer.state,
+            "words": _words(side, answer),
+            "facts": _facts(answer),
+            "progress": answer.progress,
+        }
         if frame.parting:
             here, there = frame.parting.pieces[i], frame.parting.pieces[1 - i]
-            status["line"] = f"Parts at token {frame.parting.index + 1}: {_piece(here)} here, {_piece(there)} there"
+            status["line"] = (
+                f"Parts at token {frame.parting.index + 1}: {_piece(here)} here, {_piece(there)} there"
+            )
             mark = None if here is None else [frame.parting.starts[i], max(1, len(here))]
             status |= {"parted": True, "text": answer.text, "mark": mark}
         else:
@@ -364,10 +407,22 @@ def _facts(answer: Answer) -> list[list[str]]:
     first, switch = answer.first_token_s, answer.switch_ms
     return [
         ["Deploy", _bytes(size), "Bytes of the model if this plan alone were shipped"],
-        ["Speed", "–" if speed is None else f"{speed:.1f} tok/s", "Tokens a second of this side's own steps; the two sides take turns"],
-        ["First token", "–" if first is None else f"{first:.2f} s", "From its turn until the first token, reading the prompt included"],
+        [
+            "Speed",
+            "–" if speed is None else f"{speed:.1f} tok/s",
+            "Tokens a second of this side's own steps; the two sides take turns",
+        ],
+        [
+            "First token",
+            "–" if first is None else f"{first:.2f} s",
+            "From its turn until the first token, reading the prompt included",
+        ],
         ["KV cache", _bytes(cache), "Bytes of the keys and values of this conversation"],
-        ["Switch", "–" if switch is None else f"{switch:,.0f} ms", "Time to put this side's precision together"],
+        [
+            "Switch",
+            "–" if switch is None else f"{switch:,.0f} ms",
+            "Time to put this side's precision together",
+        ],
     ]
 
 
@@ -427,7 +482,11 @@ def build_chat(service: Shared, model: gr.Dropdown | gr.State, plan: gr.State) -
         for side, choice in zip(SIDES, start.choices, strict=True):
             with gr.Column(min_width=300, elem_id=f"chat-side-{side}", elem_classes="chat-side"):
                 drawn[f"plan_{side}"] = gr.Dropdown(
-                    offered, value=choice, label=f"{side.capitalize()} precision", elem_id=f"chat-plan-{side}", filterable=False
+                    offered,
+                    value=choice,
+                    label=f"{side.capitalize()} precision",
+                    elem_id=f"chat-plan-{side}",
+                    filterable=False,
                 )
                 drawn[f"chat_{side}"] = gr.Chatbot(
                     label=f"{side.capitalize()} answer",
@@ -465,26 +524,55 @@ def build_chat(service: Shared, model: gr.Dropdown | gr.State, plan: gr.State) -
             autofocus=False,
         )
         drawn["send"] = gr.Button("Send", variant="primary", scale=0, min_width=88, elem_id="chat-send")
-        drawn["stop"] = gr.Button("Stop", variant="stop", scale=0, min_width=88, visible=False, elem_id="chat-stop")
+        drawn["stop"] = gr.Button(
+            "Stop", variant="stop", scale=0, min_width=88, visible=False, elem_id="chat-stop"
+        )
         drawn["again"] = gr.Button("Regenerate", scale=0, min_width=128, elem_id="chat-regenerate")
         drawn["clear"] = gr.Button("Clear", scale=0, min_width=80, elem_id="chat-clear")
     with gr.Accordion("Settings", open=False, elem_id="chat-settings"):
         drawn["system"] = gr.Textbox(
-            label="System prompt", value=start.system, lines=2, max_lines=6, elem_id="chat-system", placeholder="Empty: the model's own"
+            label="System prompt",
+            value=start.system,
+            lines=2,
+            max_lines=6,
+            elem_id="chat-system",
+            placeholder="Empty: the model's own",
         )
         with gr.Row():
             drawn["temperature"] = gr.Slider(
-                0, 2, start.temperature, step=0.05, label="Temperature", info="0: always the likeliest token", elem_id="chat-temperature"
+                0,
+                2,
+                start.temperature,
+                step=0.05,
+                label="Temperature",
+                info="0: always the likeliest token",
+                elem_id="chat-temperature",
             )
             drawn["top_p"] = gr.Slider(
-                0.05, 1, start.top_p, step=0.05, label="Top-p", info="Draw from this share of probability", elem_id="chat-top-p"
+                0.05,
+                1,
+                start.top_p,
+                step=0.05,
+                label="Top-p",
+                info="Draw from this share of probability",
+                elem_id="chat-top-p",
             )
             drawn["max_tokens"] = gr.Slider(
-                16, 1024, start.max_tokens, step=16, label="Longest answer", info="In tokens", elem_id="chat-max-tokens"
+                16,
+                1024,
+                start.max_tokens,
+                step=16,
+                label="Longest answer",
+                info="In tokens",
+                elem_id="chat-max-tokens",
             )
             with gr.Column(min_width=160, elem_id="chat-seed-box"):
                 drawn["seed"] = gr.Number(
-                    start.seed, label="Seed", info="The same seed gives the same text", precision=0, elem_id="chat-seed"
+                    start.seed,
+                    label="Seed",
+                    info="The same seed gives the same text",
+                    precision=0,
+                    elem_id="chat-seed",
                 )
                 drawn["dice"] = gr.Button("🎲 New seed", size="sm", elem_id="chat-new-seed")
     page = ChatPage(**drawn)
@@ -494,10 +582,29 @@ def build_chat(service: Shared, model: gr.Dropdown | gr.State, plan: gr.State) -
 
 def _wire(desk: Desk, page: ChatPage, model: gr.Dropdown | gr.State, plan: gr.State) -> None:
     parts = {f.name: getattr(page, f.name) for f in fields(page)}
-    asked = [model, page.plan_left, page.plan_right, plan, page.system, page.temperature, page.top_p, page.max_tokens, page.seed]
-    running = {"concurrency_id": "chat", "concurrency_limit": CHATS_WAITING, "show_progress": "hidden", "api_visibility": "private"}
+    asked = [
+        model,
+        page.plan_left,
+        page.plan_right,
+        plan,
+        page.system,
+        page.temperature,
+        page.top_p,
+        page.max_tokens,
+        page.seed,
+    ]
+    running = {
+        "concurrency_id": "chat",
+        "concurrency_limit": CHATS_WAITING,
+        "show_progress": "hidden",
+        "api_visibility": "private",
+    }
     light = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    outputs = [part for name, part in parts.items() if name not in ("clear", "dice", "system", "temperature", "top_p", "max_tokens")]
+    outputs = [
+        part
+        for name, part in parts.items()
+        if name not in ("clear", "dice", "system", "temperature", "top_p", "max_tokens")
+    ]
 
     def on_page(change: dict) -> dict:
         return {parts[name]: value for name, value in change.items()} or {page.history: gr.skip()}
@@ -541,7 +648,13 @@ def _wire(desk: Desk, page: ChatPage, model: gr.Dropdown | gr.State, plan: gr.St
         return on_page(statuses(desk, ask(values), only=EQUALISER))
 
     both = [page.status_left, page.status_right]
-    gr.on([page.send.click, page.prompt.submit], on_send, [page.history, page.prompt, *asked], outputs, **running)
+    gr.on(
+        [page.send.click, page.prompt.submit],
+        on_send,
+        [page.history, page.prompt, *asked],
+        outputs,
+        **running,
+    )
     page.examples.click(on_example, [page.history, page.examples, *asked], outputs, **running)
     page.again.click(on_again, [page.history, *asked], outputs, **running)
     gr.on([page.chat_left.edit, page.chat_right.edit], on_edit, [page.history, *asked], outputs, **running)

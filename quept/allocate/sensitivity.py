@@ -1,13 +1,16 @@
-"""Measure a SensitivityTable: one layer (or one block) at b bits, everything else full precision, for every layer and width.
+"""Measure a SensitivityTable: one layer (or one block) at b bits, everything else full precision, for every
+layer and width.
 
-In: an elastic model, windows to change layers on, a reference to measure whole uniform plans against. Out: the table. For every window
-the full-precision pass is run once and keeps two things: the hidden state that enters each block, and its own log-probabilities. A pass
-with a change in block k then starts there: the blocks before it become stubs, the last of which hands out the kept state. It computes
-what the whole pass computes, and a test holds the two equal. Both sides of the KL divergence run in the model's compute dtype (open the
-model in float32: a narrower one adds its own noise), over the whole vocabulary, at every position of a window but the last.
+In: an elastic model, windows to change layers on, a reference to measure whole uniform plans against. Out:
+the table. For every window the full-precision pass is run once and keeps two things: the hidden state that
+enters each block, and its own log-probabilities. A pass with a change in block k then starts there: the
+blocks before it become stubs, the last of which hands out the kept state. It computes what the whole pass
+computes, and a test holds the two equal. Both sides of the KL divergence run in the model's compute dtype
+(open the model in float32: a narrower one adds its own noise), over the whole vocabulary, at every position
+of a window but the last.
 
-With `resume` every figure is appended to a JSON-lines file at once; a run that finds figures of the same measurement there goes on
-after them and gives the same table as an uninterrupted one.
+With `resume` every figure is appended to a JSON-lines file at once; a run that finds figures of the same
+measurement there goes on after them and gives the same table as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from quept.runtime.model import ElasticModel, clone
 from .table import SensitivityError, SensitivityTable
 
 Progress = Callable[[str, float | None], None]
+WHOLE = ("kl", "kl_se", "ppl", "ppl_se", "same_top", "tokens", "ppl_ref")  # kept of a whole uniform plan
 ROWS = 32  # positions whose probabilities are handled together, to stay near the processor's cache
 
 
@@ -45,15 +49,27 @@ def sensitivity(
     progress: Progress | None = None,
     resume: str | Path | None = None,
 ) -> SensitivityTable:
-    """Change one layer (or block) at a time on `windows`; measure uniform plans whole on the windows of `reference`.
+    """Change one layer (or block) at a time on `windows`; measure uniform plans whole on the windows of
+    `reference`.
 
     `model` and `text` are names for the file. progress(stage, fraction) is called after every pass.
     Raises SensitivityError when `resume` holds another measurement."""
     if per not in ("layer", "block"):
         raise ValueError(f'per must be "layer" or "block"; got {per!r}')
-    data = {"text": text, "tokens": windows.ids.numel(), "context": windows.context, "dtype": str(elastic.dtype)[6:]}
+    data = {
+        "text": text,
+        "tokens": windows.ids.numel(),
+        "context": windows.context,
+        "dtype": str(elastic.dtype)[6:],
+    }
     head = {"measurement": "sensitivity", "fingerprint": elastic.fingerprint, "group": elastic.artifact.group}
-    head |= {"method": elastic.artifact.manifest.method, "per": per, "windows": windows.id, "uniform": reference.windows.id, **data}
+    head |= {
+        "method": elastic.artifact.manifest.method,
+        "per": per,
+        "windows": windows.id,
+        "uniform": reference.windows.id,
+        **data,
+    }
     done = _Lines(resume, head)
     units = _units(elastic, per)
     passes = len(windows) * len(units) * len(widths)
@@ -81,9 +97,11 @@ def sensitivity(
     for bits in widths:
         key = f"uniform {bits}"
         if key not in done:
-            for estimate in divergence(elastic.view(PrecisionPlan.uniform(bits)), reference, reference.windows):
+            view = elastic.view(PrecisionPlan.uniform(bits))
+            estimate = None
+            for estimate in divergence(view, reference, reference.windows):  # noqa: B007  the last one is of all windows
                 report(f"all layers at {bits} bits")
-            done[key] = {k: getattr(estimate, k) for k in ("kl", "kl_se", "ppl", "ppl_se", "same_top", "tokens", "ppl_ref")}
+            done[key] = {name: getattr(estimate, name) for name in WHOLE}
         else:
             step += len(reference.windows)
         uniform[bits] = dict(done[key])
@@ -96,7 +114,11 @@ def sensitivity(
         per=per,
         data=data,
         reference={"ppl": ppl[0], **size},
-        layers={name: row for unit in units for name, row in _shared_out(unit, costs[unit.name], elastic.sizes.weights)},
+        layers={
+            name: row
+            for unit in units
+            for name, row in _shared_out(unit, costs[unit.name], elastic.sizes.weights)
+        },
         uniform=uniform,
     )
 
@@ -117,8 +139,11 @@ def _units(elastic: ElasticModel, per: str) -> list[Unit]:
     return [Unit(name, (name,), i) for i, block in enumerate(blocks) for name in block.layers.values()]
 
 
-def _shared_out(unit: Unit, row: Mapping[int, float], weights: Mapping[str, int]) -> Iterator[tuple[str, dict[int, float]]]:
-    """The cost of a unit as costs of its layers, by their number of weights; six digits are more than the data give."""
+def _shared_out(
+    unit: Unit, row: Mapping[int, float], weights: Mapping[str, int]
+) -> Iterator[tuple[str, dict[int, float]]]:
+    """The cost of a unit as costs of its layers, by their number of weights; six digits are more than the
+    data give."""
     whole = sum(weights[name] for name in unit.layers)
     for name in unit.layers:
         yield name, {bits: float(f"{kl * weights[name] / whole:.6g}") for bits, kl in row.items()}
@@ -126,8 +151,8 @@ def _shared_out(unit: Unit, row: Mapping[int, float], weights: Mapping[str, int]
 
 @dataclass(frozen=True)
 class FullPass:
-    """What the full-precision pass over one window left: its ids (1, t), the hidden state entering each block, its log-probabilities
-    (t - 1, vocabulary) in float32."""
+    """What the full-precision pass over one window left: its ids (1, t), the hidden state entering each
+    block, its log-probabilities (t - 1, vocabulary) in float32."""
 
     ids: LongTensor
     states: tuple[Tensor, ...]
@@ -147,7 +172,8 @@ class _Kept(nn.Module):
 
 
 class _Given(nn.Module):
-    """A stub for a block before the changed one: answers with the state it was made with, whatever it is given."""
+    """A stub for a block before the changed one: answers with the state it was made with, whatever it is
+    given."""
 
     def __init__(self, state: Tensor):
         super().__init__()
@@ -170,7 +196,8 @@ def full_pass(elastic: ElasticModel, ids: LongTensor) -> FullPass:
 
 @torch.inference_mode()
 def changed_logits(elastic: ElasticModel, start: FullPass, plan: PrecisionPlan, block: int) -> Tensor:
-    """Logits (t - 1, vocabulary) of `plan`, which changes nothing before block number `block`, from that block on."""
+    """Logits (t - 1, vocabulary) of `plan`, which changes nothing before block number `block`, from that
+    block on."""
     names = [b.name for b in elastic.anatomy.blocks[:block]]
     stubs = dict.fromkeys(names, _Given(start.states[block]))
     return clone(elastic.view(plan), stubs)(input_ids=start.ids, use_cache=False).logits[0, :-1]
@@ -181,15 +208,19 @@ def changed_kl(elastic: ElasticModel, start: FullPass, unit: Unit, bits: int) ->
     plan = PrecisionPlan.of(dict.fromkeys(unit.layers, bits))
     kl = mean_kl(start.log_probs, changed_logits(elastic, start, plan, unit.block))
     if not kl == kl:
-        raise SensitivityError(f"{unit.name} at {bits} bits gives no finite answer: the model's weights are damaged")
+        raise SensitivityError(
+            f"{unit.name} at {bits} bits gives no finite answer: the model's weights are damaged"
+        )
     return kl
 
 
 @torch.inference_mode()
 def mean_kl(log_probs: Tensor, logits: Tensor) -> float:
-    """Mean over rows of KL(p || q): log_probs (n, vocabulary) float32 of p, logits (n, vocabulary) of q. Never below 0.
+    """Mean over rows of KL(p || q): log_probs (n, vocabulary) float32 of p, logits (n, vocabulary) of q.
+    Never below 0.
 
-    log p - log q is formed first and then weighted: near-equal distributions then lose no digits to cancellation."""
+    log p - log q is formed first and then weighted: near-equal distributions then lose no digits to
+    cancellation."""
     total = 0.0
     for rows in range(0, len(log_probs), ROWS):
         p, q = log_probs[rows : rows + ROWS], logits[rows : rows + ROWS].float()
@@ -199,7 +230,8 @@ def mean_kl(log_probs: Tensor, logits: Tensor) -> float:
 
 
 class _Lines(dict):
-    """Figures by key, each appended to a file as one JSON line when it is set. A broken last line is what a killed run leaves."""
+    """Figures by key, each appended to a file as one JSON line when it is set. A broken last line is what a
+    killed run leaves."""
 
     def __init__(self, path: str | Path | None, head: Mapping[str, object]):
         super().__init__()
@@ -209,7 +241,9 @@ class _Lines(dict):
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         rows = [row for row in map(_parsed, lines) if row is not None]
         if rows and rows[0] != dict(head):
-            raise SensitivityError(f"{path} holds another measurement; delete it to start afresh, or choose another file")
+            raise SensitivityError(
+                f"{path} holds another measurement; delete it to start afresh, or choose another file"
+            )
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = rows or [dict(head)]
         self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))

@@ -1,13 +1,14 @@
 """SensitivityTable: what each layer's rounding costs by itself, and what that predicts for whole plans.
 
-    S[layer, b] = mean over positions of KL(p_full || p_changed), that one layer at b bits, everything else full precision
+    S[layer, b] = mean over positions of KL(p_full || p_new): that layer at b bits, all else full precision
     s(plan)     = sum over layers of S[layer, b of the layer]
 
-Isolated costs do not simply add up at low widths, so s is only an abscissa: the *curve* holds s of every uniform plan beside the KL,
-perplexity and same-top share that the same plan showed when it was measured whole. A prediction reads that curve: linear in log s, with
-KL and perplexity in log and the same-top share as it is, and constant beyond the last point. Below the first point the distance to full
-precision (KL, log perplexity, share of differing tokens) shrinks in proportion to s. Activation and KV bits take no part in it. The
-equaliser does the same arithmetic in the browser from `prediction(...)`.
+Isolated costs do not simply add up at low widths, so s is only an abscissa: the *curve* holds s of every
+uniform plan beside the KL, perplexity and same-top share that the same plan showed when it was measured
+whole. A prediction reads that curve: linear in log s, with KL and perplexity in log and the same-top share as
+it is, and constant beyond the last point. Below the first point the distance to full precision (KL, log
+perplexity, share of differing tokens) shrinks in proportion to s. Activation and KV bits take no part in it.
+The equaliser does the same arithmetic in the browser from `prediction(...)`.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ class SensitivityError(ValueError):
 
 @dataclass(frozen=True)
 class SensitivityTable:
-    """model: its name. fingerprint, group: of the weights and the grid. per: "layer", or "block" where a block was changed as a whole
-    and its cost is shared out over its layers by their number of weights. data: what S was measured on. layers: `{name: {bits: S}}`.
-    uniform: `{bits: {"kl", "kl_se", "ppl", "ppl_se", "same_top", "tokens"}}` of whole uniform plans; reference: full precision on
-    the same, longer data: `{"ppl", "tokens", "context"}`."""
+    """model: its name. fingerprint, group: of the weights and the grid. per: "layer", or "block" where a
+    block was changed as a whole and its cost is shared out over its layers by their number of weights. data:
+    what S was measured on. layers: `{name: {bits: S}}`. uniform: `{bits: {"kl", "kl_se", "ppl", "ppl_se",
+    "same_top", "tokens"}}` of whole uniform plans; reference: full precision on the same, longer data:
+    `{"ppl", "tokens", "context"}`."""
 
     model: str
     fingerprint: str
@@ -63,13 +65,16 @@ class SensitivityTable:
         )
 
     def total(self, plan: PrecisionPlan) -> float:
-        """s(plan): the summed sensitivity. SensitivityError for a width that was not measured, PlanError for a plan of another model."""
+        """s(plan): the summed sensitivity. SensitivityError for a width that was not measured, PlanError for
+        a plan of another model."""
         total = 0.0
         for name, bits in plan.resolve(self.layers).items():
             if bits.weights == FULL:
                 continue
             if bits.weights not in self.layers[name]:
-                raise SensitivityError(f"{name} was not measured at {bits.weights} bits; measured: {self.widths}")
+                raise SensitivityError(
+                    f"{name} was not measured at {bits.weights} bits; measured: {self.widths}"
+                )
             total += self.layers[name][bits.weights]
         return total
 
@@ -97,10 +102,13 @@ class SensitivityTable:
                 points.append((s, whole["kl"], whole["ppl"], whole["same_top"]))
         if not points:
             raise SensitivityError("this table has no uniform plan to predict from; measure it again")
-        return dict(zip(("sum", "kl", "ppl", "same_top"), map(list, zip(*sorted(points), strict=True)), strict=True))
+        return dict(
+            zip(("sum", "kl", "ppl", "same_top"), map(list, zip(*sorted(points), strict=True)), strict=True)
+        )
 
     def prediction(self, layers: Iterable[str]) -> dict | None:
-        """What the browser needs to predict by itself, for `layers` in this order; None where a layer or a width is missing."""
+        """What the browser needs to predict by itself, for `layers` in this order; None where a layer or a
+        width is missing."""
         layers = list(layers)
         measured = [bits for bits in WEIGHT_BITS if bits != FULL]
         if not set(layers) <= set(self.layers) or not set(measured) <= set(self.widths) or not self.uniform:
@@ -118,7 +126,9 @@ class SensitivityTable:
         tables = {key: data.pop(key) for key in ("layers", "uniform")}
         body = json.dumps(data, indent=1).rstrip("\n}")
         for key, table in tables.items():
-            rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in _text_keys(table).items())
+            rows = ",\n".join(
+                f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in _text_keys(table).items()
+            )
             body += f',\n "{key}": {{\n{rows}\n }}'
         return body + "\n}\n"
 
@@ -133,16 +143,24 @@ class SensitivityTable:
             raise SensitivityError(f'this file is not a sensitivity table ("format" is not "{FORMAT}")')
         version = data.get("version")
         if not isinstance(version, int) or version > VERSION:
-            raise SensitivityError(f"this table has version {version}; this program reads up to {VERSION}: update it")
+            raise SensitivityError(
+                f"this table has version {version}; this program reads up to {VERSION}: update it"
+            )
         names = {f.name for f in fields(cls)}
         wrong = names.symmetric_difference(set(data) - {"format", "version"})
         if wrong:
-            raise SensitivityError(f"this sensitivity table is damaged: missing or unknown {', '.join(sorted(wrong))}")
+            raise SensitivityError(
+                f"this sensitivity table is damaged: missing or unknown {', '.join(sorted(wrong))}"
+            )
         try:
-            layers = {name: {int(b): float(kl) for b, kl in row.items()} for name, row in data["layers"].items()}
+            layers = {
+                name: {int(b): float(kl) for b, kl in row.items()} for name, row in data["layers"].items()
+            }
             uniform = {int(b): dict(row) for b, row in data["uniform"].items()}
         except (AttributeError, TypeError, ValueError):
-            raise SensitivityError("this sensitivity table is damaged: its figures are not numbers by width") from None
+            raise SensitivityError(
+                "this sensitivity table is damaged: its figures are not numbers by width"
+            ) from None
         if not layers:
             raise SensitivityError("this sensitivity table is empty; measure it again")
         return cls(**{name: data[name] for name in names} | {"layers": layers, "uniform": uniform})
@@ -170,7 +188,9 @@ class SensitivityTable:
 
 def _text_keys(table: Mapping) -> dict:
     return {
-        str(key): {str(inner): value for inner, value in sorted(row.items())} if isinstance(key, str) else dict(row)
+        str(key): {str(inner): value for inner, value in sorted(row.items())}
+        if isinstance(key, str)
+        else dict(row)
         for key, row in table.items()
     }
 

@@ -146,7 +146,9 @@ def divergence(
     measurement after the current window. Raises NonFiniteLogits when the model answers NaN or infinity.
     """
     if windows.id != reference.windows.id:
-        raise ValueError("these windows are not the reference's: open the reference with the windows you measure on")
+        raise ValueError(
+            "these windows are not the reference's: open the reference with the windows you measure on"
+        )
     start = time.perf_counter()
     seen: list[TokenScores] = []
     for i in range(len(windows)):

@@ -31,7 +31,9 @@ def window_logits(model: nn.Module, ids: LongTensor, make_cache: MakeCache | Non
     quantise it; without it no cache is used.
     """
     ids = ids[None].to(device_of(model))
-    cache = {"use_cache": False} if make_cache is None else {"past_key_values": make_cache(), "use_cache": True}
+    cache = (
+        {"use_cache": False} if make_cache is None else {"past_key_values": make_cache(), "use_cache": True}
+    )
     with gate():
         return model(input_ids=ids, **cache).logits[0]
 

@@ -78,7 +78,9 @@ class Reference:
     forward: Forward
     folder: Path
     limit: int = LIMIT
-    _checked: set[int] = field(default_factory=set, repr=False)  # windows whose checksum this object has seen right
+    _checked: set[int] = field(
+        default_factory=set, repr=False
+    )  # windows whose checksum this object has seen right
 
     @classmethod
     def open(
@@ -148,8 +150,12 @@ class Reference:
             _log.warning("reference window %s is damaged (%s); computing it again", path.name, error)
             return None
         if i not in self._checked:
-            if labels != self._labels(i, parts) or any(parts[n].dtype != dtype for n, dtype in _DTYPES.items()):
-                _log.warning("reference window %s is not what was written there; computing it again", path.name)
+            if labels != self._labels(i, parts) or any(
+                parts[n].dtype != dtype for n, dtype in _DTYPES.items()
+            ):
+                _log.warning(
+                    "reference window %s is not what was written there; computing it again", path.name
+                )
                 return None
             self._checked.add(i)
         if i == 0:
@@ -197,7 +203,9 @@ class Reference:
         temporary = self.folder / f".{uuid.uuid4().hex}.tmp"
         try:
             if size + _bytes_in(self.folder) - _size(self._path(i)) > self.limit:
-                _log.warning("reference window %d is not stored: it would pass the limit of %d bytes", i, self.limit)
+                _log.warning(
+                    "reference window %d is not stored: it would pass the limit of %d bytes", i, self.limit
+                )
                 return
             self.folder.mkdir(parents=True, exist_ok=True)
             for left_behind in self.folder.glob(".*.tmp"):  # by a process that was killed: we hold the lock

@@ -90,9 +90,7 @@ class Results:
 
     def get(self, key: ResultKey) -> Stored | None:
         """The measurement of `key`, or None."""
-        rows = self._select(
-            "plan = ? AND model = ? AND data = ? AND dtype = ? AND version = ?", astuple(key)
-        )
+        rows = self._select("plan = ? AND model = ? AND data = ? AND dtype = ? AND version = ?", astuple(key))
         return rows[0] if rows else None
 
     def put(self, key: ResultKey, payload: Mapping[str, Any]) -> bool:
@@ -143,7 +141,9 @@ class Results:
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None)
-        db.text_factory = lambda raw: raw.decode(errors="replace")  # so that a damaged payload fails as JSON, alone
+        db.text_factory = lambda raw: raw.decode(
+            errors="replace"
+        )  # so that a damaged payload fails as JSON, alone
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
@@ -166,7 +166,9 @@ class Results:
             except (sqlite3.Error, _NotOurs) as still:
                 if not _is_damage(still):
                     return
-            aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+            aside = self.path.with_name(
+                f"{self.path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            )
             try:
                 os.replace(self.path, aside)
                 for suffix in ("-wal", "-shm"):  # they belong to the old file and would damage the new one
@@ -174,7 +176,9 @@ class Results:
             except OSError as failed:
                 raise self._unusable(failed) from failed
         _log.warning(
-            "the results store could not be read (%s); it was moved to %s and a fresh one begun", error, aside.name
+            "the results store could not be read (%s); it was moved to %s and a fresh one begun",
+            error,
+            aside.name,
         )
 
     def _unusable(self, error: Exception) -> ResultsError:

@@ -1,13 +1,15 @@
-"""One plan as one safetensors file: packed codes, scales and zero-points, and everything that is not quantised in 16 bits.
+"""One plan as one safetensors file: packed codes, scales and zero-points, and everything that is not
+quantised in 16 bits.
 
     {layer}.codes    uint8    (out, packed row)      2..8 bits a weight, see numerics.packing
     {layer}.scales   float16  (out, groups)
     {layer}.zeros    uint8    (out, packed row)      not at 8 bits, where every zero-point is 128
-    {parameter}      16 bits                         layers at 16 bits, embeddings, head, norms, biases; tied ones once
+    {parameter}      16 bits                         layers at 16 bits, embeddings, norms, biases; ties once
 
-The bytes of these tensors are exactly `elastic.sizes.deploy(plan)`. The metadata hold what else is needed: format and version, the plan,
-the model's config and fingerprint, the grid of every layer and which parameters are tied. The tokenizer is not in the file. Activation
-and KV widths are in the plan, for whoever runs it; they change no stored tensor. `open_packed` gives the values of the view, bit for bit.
+The bytes of these tensors are exactly `elastic.sizes.deploy(plan)`. The metadata hold what else is needed:
+format and version, the plan, the model's config and fingerprint, the grid of every layer and which parameters
+are tied. The tokenizer is not in the file. Activation and KV widths are in the plan, for whoever runs it;
+they change no stored tensor. `open_packed` gives the values of the view, bit for bit.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class ExportError(RuntimeError):
 
 @dataclass(frozen=True)
 class PackedModel:
-    """An exported plan, read back. grids: `{layer: (bits, group, columns)}` of the quantised layers; tied: `{parameter: its owner}`."""
+    """An exported plan, read back. grids: `{layer: (bits, group, columns)}` of the quantised layers; tied:
+    `{parameter: its owner}`."""
 
     plan: PrecisionPlan
     model: str
@@ -58,7 +61,8 @@ class PackedModel:
         return Quantised(*self.grids[layer], *(self.tensors.get(f"{layer}.{part}") for part in PARTS))
 
     def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Values of every parameter by its name in the model, tied ones under each of their names: what `load_state_dict` takes."""
+        """Values of every parameter by its name in the model, tied ones under each of their names: what
+        `load_state_dict` takes."""
         state = {f"{layer}.weight": dequantise(self.packed(layer)).to(dtype) for layer in self.grids}
         parts = {f"{layer}.{part}" for layer in self.grids for part in PARTS}
         state |= {name: tensor.to(dtype) for name, tensor in self.tensors.items() if name not in parts}
@@ -66,7 +70,8 @@ class PackedModel:
 
 
 def export(elastic: ElasticModel, plan: PrecisionPlan, path: str | Path) -> PackedModel:
-    """Write the plan to `path`, read it back, compare, and return what was read. The file appears whole or not at all.
+    """Write the plan to `path`, read it back, compare, and return what was read. The file appears whole or
+    not at all.
 
     Raises PlanError if the plan does not fit the model, OSError where the file cannot be written."""
     path = Path(path)
@@ -95,7 +100,8 @@ def export(elastic: ElasticModel, plan: PrecisionPlan, path: str | Path) -> Pack
 
 
 def open_packed(path: str | Path) -> PackedModel:
-    """Read an exported plan. ExportError for a file that is missing, truncated, of another kind, or newer than this program."""
+    """Read an exported plan. ExportError for a file that is missing, truncated, of another kind, or newer
+    than this program."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -103,7 +109,9 @@ def open_packed(path: str | Path) -> PackedModel:
                 raise ExportError(f'{path} is not an exported plan ("format" is not "{FORMAT}")')
             if not metadata.get("version", "").isdecimal() or int(metadata["version"]) > VERSION:
                 version = metadata.get("version")
-                raise ExportError(f"{path} has version {version}; this program reads up to {VERSION}: update it")
+                raise ExportError(
+                    f"{path} has version {version}; this program reads up to {VERSION}: update it"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
         return PackedModel(
             plan=PrecisionPlan.from_json(metadata["plan"]),
@@ -120,7 +128,9 @@ def open_packed(path: str | Path) -> PackedModel:
         raise ExportError(f"{path} is damaged or no exported plan: {error}") from None
 
 
-def _tensors(elastic: ElasticModel, plan: PrecisionPlan) -> tuple[dict[str, Tensor], dict[str, tuple[int, int, int]]]:
+def _tensors(
+    elastic: ElasticModel, plan: PrecisionPlan
+) -> tuple[dict[str, Tensor], dict[str, tuple[int, int, int]]]:
     """What is stored, by name, and the grids of the quantised layers."""
     quantised = {name: b.weights for name, b in plan.resolve(elastic.layers).items() if b.weights != FULL}
     tensors, grids = {}, {}
@@ -144,6 +154,8 @@ def _tied(model: torch.nn.Module) -> dict[str, str]:
 
 
 def _compare(read: PackedModel, written: Mapping[str, Tensor], size: int) -> None:
-    if set(read.tensors) != set(written) or not all(torch.equal(read.tensors[name], t) for name, t in written.items()):
+    if set(read.tensors) != set(written) or not all(
+        torch.equal(read.tensors[name], t) for name, t in written.items()
+    ):
         raise ExportError("the file does not read back as it was written: the disk may be full or failing")
     assert read.nbytes == size, f"{read.nbytes} bytes written, {size} computed"

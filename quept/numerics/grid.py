@@ -108,7 +108,7 @@ def _scale_and_zero(x: Tensor, bits: int, low: Tensor | float, high: Tensor | fl
     lo, hi = lo.clamp_(max=0) * low, hi.clamp_(min=0) * high
     top = 2**bits - 1
     span = 2 * torch.maximum(-lo, hi) / (top - 1) if bits == SYMMETRIC_BITS else (hi - lo) / top
-    scale = torch.where(span > 0, span.clamp(min=TINY), torch.ones_like(span)).to(torch.float16).float()
+    scale = torch.where(span == 0, torch.ones_like(span), span.clamp(min=TINY)).to(torch.float16).float()
     if not torch.isfinite(scale).all():
         raise ValueError("a weight is not finite, or its range does not fit a float16 scale")
     if bits == SYMMETRIC_BITS:

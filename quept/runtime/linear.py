@@ -14,8 +14,8 @@ class BoundLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, bits: Bits):
         super().__init__()
-        self.weight = nn.Buffer(weight, persistent=False)
-        self.bias = None if bias is None else nn.Buffer(bias, persistent=False)
+        self.register_buffer("weight", weight, persistent=False)  # the bank's own tensor, which nn.Buffer would wrap anew
+        self.register_buffer("bias", None if bias is None else bias.data, persistent=False)
         self.bits = bits
         self.out_features, self.in_features = weight.shape
 

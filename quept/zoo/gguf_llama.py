@@ -44,7 +44,7 @@ CONTROL_TOKEN = 3  # gguf.TokenType.CONTROL
 
 
 def convert(source: Path, folder: Path, progress: Progress | None = None) -> None:
-    """Write the model folder of the GGUF file `source` into `folder`. SourceError if it is of another kind."""
+    """Write the model folder of the GGUF file `source` into `folder`. SourceError for other kinds."""
     reader = gguf.GGUFReader(source)
     architecture = _field(reader, "general.architecture")
     vocabulary = _field(reader, "tokenizer.ggml.model")

@@ -33,8 +33,8 @@ def model_folder(name: str, progress: Progress | None = None, verify: bool = Fal
     """
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise SourceError(f"there is no built-in model {name!r}.{hint} Built in are: {', '.join(MODELS)}.")
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise SourceError(f"there is no built-in model {name!r}{hint}. Built in are: {', '.join(MODELS)}.")
     entry = MODELS[name]
     version, conversion = CONVERSIONS[entry.recipe]
     return build_folder(

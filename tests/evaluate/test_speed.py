@@ -19,7 +19,9 @@ def test_speed_says_its_numbers_and_their_conditions(model):
         make_cache=lambda: made.append(DynamicCache()) or made[-1],
     )
     hook.remove()
-    assert calls == [(1, 1, 211)] * (3 * 5), "every run is one prefill and four steps, each for one position's logits"
+    assert calls == [(1, 1, 211)] * (3 * 5), (
+        "every run is one prefill and four steps, each for one position's logits"
+    )
     assert [cache.get_seq_length() for cache in made] == [20] * 3
     assert result.prefill_ms > 0 and result.decode_tokens_per_s > 0
     said = json.loads(json.dumps(result.to_dict()))

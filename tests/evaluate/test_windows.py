@@ -26,6 +26,13 @@ def test_no_more_tokens_than_asked_for(tokenizer):
     assert len(cut("a b c " * 50, tokenizer, context=4, tokens=11)) == 2
 
 
+@pytest.mark.parametrize("gap", [1, 5, 40])
+def test_a_long_text_gives_the_windows_of_the_whole_text(tokenizer, gap):
+    text = (" " * gap).join("abc"[i * i % 3] for i in range(5000))
+    whole = tokenizer(text, verbose=False)["input_ids"]
+    assert cut(text, tokenizer, context=10, tokens=400).ids.flatten().tolist() == whole[:400]
+
+
 def test_a_text_longer_than_the_models_context_warns_nobody(tokenizer, caplog):
     logging.getLogger("transformers").addHandler(caplog.handler)
     cut("a b c " * 50, tokenizer, context=4)

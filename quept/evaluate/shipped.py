@@ -1,0 +1,86 @@
+"""Measured results as a file that travels with a model: written once by `quept evaluate --export-results`,
+read into the store at start.
+
+    {"format": "quept-results", "version": 1, "model": …, "data": …, "measure": …, "text": …, "tokens": …, …,
+     "results": [{"name": "W4", "plan": key, "dtype": "float32", "payload": {…}}, …]}
+
+`model` and `data` are those of a ResultKey. What the store already holds was measured here and is left as it
+is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from quept.evaluate.results import VERSION as MEASURE
+from quept.evaluate.results import ResultKey, Results, ResultsError
+
+FORMAT, VERSION = "quept-results", 1
+
+
+def write_shipped(
+    path: str | Path, results: Iterable[tuple[str, ResultKey, Mapping[str, Any]]], **conditions
+) -> None:
+    """Write (name, key, payload) of one model on one text, with what they were measured on; the file appears
+    whole or not at all."""
+    results = list(results)
+    if len({(key.model, key.data) for _, key, _ in results}) != 1:
+        raise ValueError("a results file holds results of one model on one text, and at least one")
+    first = results[0][1]
+    head = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": first.model,
+        "data": first.data,
+        "measure": MEASURE,
+        **conditions,
+    }
+    rows = [
+        json.dumps(
+            {"name": name, "plan": key.plan, "dtype": key.dtype, "payload": dict(payload)}, allow_nan=False
+        )
+        for name, key, payload in results
+    ]
+    body = (
+        json.dumps(head, indent=1).rstrip("\n}") + ',\n "results": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(body)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def load_shipped(results: Results, path: str | Path) -> int:
+    """Put what the file holds and the store does not into the store; returns how many. A file of an older
+    measure holds nothing of use.
+
+    Raises ResultsError for a file that is no results file, is damaged, or is newer than this program."""
+    try:
+        data = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise ResultsError(f"cannot read the results file {path}: {error.strerror}") from None
+    except ValueError:
+        raise ResultsError(f"{path} is not a results file: it is not valid JSON") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ResultsError(f'{path} is not a results file ("format" is not "{FORMAT}")')
+    version = data.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise ResultsError(f"{path} has version {version}; this program reads up to {VERSION}: update it")
+    if data.get("measure") != MEASURE:
+        return 0
+    try:
+        rows = [
+            (ResultKey(row["plan"], data["model"], data["data"], row["dtype"]), row["payload"])
+            for row in data["results"]
+        ]
+        return sum(results.put(key, payload) for key, payload in rows if results.get(key) is None)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise ResultsError(f"{path} is damaged; copy it afresh or write it again") from None

@@ -1,0 +1,274 @@
+"""The handlers of the chat page as plain functions over a tiny model: what is typed is kept, errors are sentences."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+
+import gradio as gr
+import pytest
+
+from app.harmless import harmless, plain
+from app.tabs import chat
+from app.tabs.chat import Ask, Desk
+
+ASK = Ask("tiny", ("full precision", "W2"), None, max_tokens=16)
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    """What the page tells the visitor beside the status lines."""
+    words: list[str] = []
+    for name in ("Warning", "Info"):
+        monkeypatch.setattr(gr, name, lambda text, **_: words.append(text))
+    return words
+
+
+@pytest.fixture
+def desk(service) -> Desk:
+    return Desk(service)
+
+
+def settled(changes) -> dict:
+    """The page after all changes."""
+    page: dict = {}
+    for change in changes:
+        page |= change
+    return page
+
+
+def shown(part: gr.Chatbot) -> list[dict]:
+    return [
+        {
+            "role": m["role"],
+            "content": m["content"][0]["text"] if isinstance(m["content"], list) else m["content"],
+        }
+        for m in part.value
+    ]
+
+
+def asked(desk, ask=ASK, history=(), prompt="Hello", visitor="a") -> dict:
+    return settled(chat.send(desk, ask, list(history), prompt, visitor))
+
+
+def test_a_message_is_answered_on_both_sides(desk, said):
+    changes = list(chat.send(desk, ASK, [], "Hello", "a"))
+    assert changes[0]["prompt"] == "" and changes[0]["stop"].visible and not changes[0]["send"].visible
+    page = settled(changes)
+    assert page["send"].visible and not page["stop"].visible
+    (turn,) = page["history"]
+    assert turn["user"] == "Hello" and turn["left"] and turn["right"]
+    assert page["status_left"]["state"] == page["status_right"]["state"] == "done"
+    assert not said
+
+
+def test_the_second_turn_shows_each_side_its_own_answers(desk):
+    first = asked(desk)["history"]
+    history = asked(desk, history=first, prompt="And?")["history"]
+    assert [turn["user"] for turn in history] == ["Hello", "And?"]
+    left, right = chat.messages(history, "left"), chat.messages(history, "right")
+    assert left[::2] == right[::2] and left[1]["content"] == first[0]["left"]
+
+
+@pytest.mark.parametrize("prompt", ["", "   \n ", None])
+def test_an_empty_message_changes_nothing(desk, said, prompt):
+    assert asked(desk, prompt=prompt) == {}
+    assert "type a message" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("<|start|><|end|>", "control tokens"),
+        ("x" * 100_000, "shorten it"),
+        ("long words " * 300, "shorten the message"),
+    ],
+)
+def test_a_message_that_cannot_be_answered_is_kept_and_the_reason_said(desk, said, prompt, words):
+    before = asked(desk)["history"]
+    page = asked(desk, history=before, prompt=prompt)
+    assert page["history"] == before and page.get("prompt", prompt) == prompt
+    assert len(said) == 1 and words in said[0]
+    assert "send" not in page or page["send"].visible
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"temperature": math.nan}, "temperature must be a number"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": None}, "temperature"),
+        ({"top_p": 0}, "top-p must be above 0"),
+        ({"top_p": math.inf}, "top-p"),
+        ({"max_tokens": 1e9}, "longest answer"),
+        ({"seed": 0.5}, "seed must be a whole number"),
+        ({"seed": None}, "seed"),
+        ({"seed": "<b>1</b>"}, "seed"),
+        ({"choices": ("full precision", "<b>no</b>")}, "not"),
+        ({"model": "other"}, "reload the page"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_in_words(desk, said, changes, words):
+    page = asked(desk, replace(ASK, **changes))
+    assert page["history"] == [] and "prompt" not in page
+    assert len(said) == 1 and words.lower() in said[0].lower() or "choices" in changes
+    assert "<b>" not in said[0]
+
+
+def test_regenerate_after_a_change_keeps_the_seed_and_otherwise_draws_one(desk, said):
+    ask = replace(ASK, temperature=1.0)
+    history = asked(desk, ask)["history"]
+    changed = settled(chat.regenerate(desk, replace(ask, choices=("W2", "W2")), history, "a"))
+    assert "seed" not in changed and len(changed["history"]) == 1
+    again = settled(chat.regenerate(desk, ask, history, "a"))
+    assert again["seed"] != ask.seed and again["history"][0]["user"] == "Hello"
+    assert not said
+
+
+def test_regenerate_at_temperature_0_says_why_nothing_changes(desk, said):
+    history = asked(desk)["history"]
+    again = settled(chat.regenerate(desk, ASK, history, "a"))
+    assert again["history"] == history and "temperature 0" in said[0]
+    assert settled(chat.regenerate(desk, ASK, [], "a")) == {}
+
+
+def test_editing_a_message_answers_from_there(desk, said):
+    history = asked(desk, history=asked(desk)["history"], prompt="And?")["history"]
+    edited = settled(chat.edit(desk, ASK, history, 0, harmless("Is <b> bold?"), "a"))["history"]
+    assert [turn["user"] for turn in edited] == ["Is <b> bold?"]
+    for index, text in [(1, "an answer"), (0, " "), (99, "x"), (None, "x")]:
+        kept = settled(chat.edit(desk, ASK, history, index, text, "a"))
+        assert kept["history"] == history and len(shown(kept["chat_left"])) == 4
+    assert len(said) == 4
+
+
+def test_stop_keeps_what_was_written(desk):
+    changes = chat.send(desk, replace(ASK, max_tokens=400, temperature=1.0), [], "Hello", "a")
+    page: dict = {}
+    for change in changes:
+        page |= change
+        if page["history"][0]["left"] and page["history"][0]["right"]:
+            chat.stop(desk, "a")
+            chat.stop(desk, "a")
+    assert page["send"].visible and page["history"][0]["left"]
+    chat.stop(desk, "a")
+
+
+def test_stop_before_the_first_word_gives_the_message_back(desk, service):
+    service.admission._slots = 1
+    with service.admission.enter():
+        changes = chat.send(desk, ASK, [], "Hello", "a")
+        waiting = next(changes)
+        assert waiting["status_left"]["words"] == "Waiting: place 1 in line"
+        chat.stop(desk, "a")
+        page = settled(changes)
+    assert page["prompt"] == "Hello" and page["history"] == [] and page["send"].visible
+
+
+def test_a_newer_question_of_the_visitor_takes_the_page_over(desk):
+    older = chat.send(desk, replace(ASK, max_tokens=400, temperature=1.0), [], "Old", "a")
+    next(older)
+    newer = asked(desk, prompt="New")
+    assert newer["history"][0]["user"] == "New"
+    assert list(older) == []
+
+
+def test_a_tab_closed_mid_answer_leaves_nothing(desk, service):
+    changes = chat.send(desk, replace(ASK, max_tokens=400, temperature=1.0), [], "Hello", "a")
+    for change in changes:
+        if change["history"][0]["left"]:
+            break
+    chat.forget(desk, "a")
+    changes.close()
+    assert len(desk.shelf) == 0 and not desk.running._jobs
+    with service.admission.enter() as place, service.gate:
+        assert list(place.wait()) == []
+
+
+def test_clear_forgets_the_conversation(desk):
+    asked(desk)
+    assert len(desk.shelf) == 2
+    page = chat.clear(desk, ASK, "a")
+    assert page["history"] == [] and shown(page["chat_left"]) == [] and len(desk.shelf) == 0
+    assert page["status_left"]["state"] == "idle" and page["examples"].visible
+
+
+def test_a_failure_is_a_sentence_and_nothing_is_lost(desk, said, elastic, monkeypatch):
+    monkeypatch.setattr(elastic, "view", lambda plan: 1 / 0)
+    page = asked(desk)
+    assert page["prompt"] == "Hello" and page["history"] == []
+    assert page["status_left"]["state"] == "error" and "ZeroDivision" not in page["status_left"]["words"]
+    assert len(said) == 1 and "Traceback" not in said[0]
+
+
+def test_the_parting_is_said_on_both_sides_and_marked_in_the_text(desk):
+    page = asked(desk)
+    left, right = page["status_left"], page["status_right"]
+    assert left["parted"] and left["line"].startswith("Parts at token ")
+    for status, side in ((left, "left"), (right, "right")):
+        if status["mark"]:
+            assert status["text"] == page["history"][0][side] and status["mark"][0] < len(status["text"])
+
+
+def test_equal_plans_are_said_to_be_identical(desk):
+    page = asked(desk, replace(ASK, choices=("W2", "W2")))
+    assert page["status_left"]["line"].startswith("Identical: both sides wrote the same")
+
+
+def test_the_equalisers_plan_is_used_and_named(desk, elastic):
+    wire = {"w": [2] * len(elastic.layers), "a": [16] * len(elastic.layers), "kv": 16}
+    page = asked(desk, replace(ASK, choices=("equaliser", "W2"), wire=wire))
+    assert page["history"][0]["left"] == page["history"][0]["right"]
+    assert "equaliser, mixed" in page["status_left"]["words"]
+    assert set(
+        chat.statuses(desk, replace(ASK, choices=("equaliser", "W2"), wire=wire), only="equaliser")
+    ) == {"status_left"}
+
+
+def test_choosing_another_model_empties_the_chat_and_keeps_what_choices_it_can(desk):
+    page = chat.switched(desk, replace(ASK, choices=("W4", "gone")), "a")
+    assert page["plan_left"].value == "W4" and page["plan_right"].value == "W4"
+    assert page["history"] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a <img src=x> b",
+        "</div><script>alert(1)</script>",
+        "~~~\n```\n~~~\n<b>",
+        "- ```\n<i>\n```~~\n<b style=x>",
+        "> ```html\nx\n\n<b>",
+        "```mermaid\n<b>\n```\n<i>",
+        "<!-- x --><?php",
+    ],
+)
+def test_no_tag_survives_outside_fenced_code(text):
+    outside, fenced = [], False
+    for line in harmless(text).split("\n"):
+        if line.startswith("```"):
+            fenced = not fenced
+            assert "mermaid" not in line
+        elif not fenced:
+            outside.append(line)
+    assert not any("<" + c in line for line in outside for c in "bi/!?s")
+    assert "~~~" not in "".join(outside)
+
+
+def test_fenced_code_and_ordinary_text_stay_as_they_are():
+    text = "Use **bold**, 1 < 2:\n\n```python\nif a <b>c: print('<b>')\n```\nDone."
+    assert harmless(text) == text
+    assert plain(harmless("a <b> c")) == "a <b> c"
+
+
+def test_the_page_is_drawn_with_names_and_labels(service):
+    with warnings.catch_warnings(), gr.Blocks() as blocks:
+        warnings.simplefilter("error", UserWarning)  # Gradio's, about handlers that do not fit
+        page = chat.build_chat(service, gr.State("tiny"), gr.State({}))
+    ids = [part.elem_id for name, part in vars(page).items() if name != "history"]
+    assert all(ids) and len(set(ids)) == len(ids)
+    assert len(blocks.blocks) < 45
+    assert {"chat-prompt", "chat-send", "chat-stop", "chat-left", "chat-right", "chat-status-left"} <= set(
+        ids
+    )

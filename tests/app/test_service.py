@@ -1,0 +1,138 @@
+"""The service and the Explore page's handlers, on a tiny model: every visitor gets the numbers of the plan they asked for."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from app.service import Sample, Service
+from app.tabs import explore
+from quept.evaluate import Results
+from quept.plan import FULL, PlanError, PrecisionPlan
+from quept.runtime import ElasticModel
+
+MODEL = "tiny"
+
+
+@pytest.fixture
+def service(elastic: ElasticModel, tmp_path: Path) -> Service:
+    sample = Sample("The quick brown fox jumps over the lazy dog. " * 40, "foxes", tokens=256, context=64)
+    return Service({MODEL: elastic}, sample, Results.open(tmp_path / "results.sqlite"), tmp_path)
+
+
+def measured(service: Service, plan: PrecisionPlan, visitor: str = "a") -> dict:
+    return list(service.measure(MODEL, plan, visitor))[-1]
+
+
+def test_the_description_fits_the_browser_and_its_sizes_are_the_deploy_bytes(service: Service, elastic: ElasticModel):
+    described = json.loads(json.dumps(service.describe(MODEL)))
+    assert [layer["name"] for layer in described["layers"]] == list(elastic.layers)
+    for i, bits in enumerate(described["bits"]):
+        total = described["fixed_bytes"] + sum(sizes[i] for sizes in described["sizes"])
+        assert total == elastic.sizes.deploy(PrecisionPlan.uniform(bits))
+
+
+def test_estimates_grow_with_every_window_and_the_last_is_kept(service: Service):
+    states = list(service.measure(MODEL, PrecisionPlan.uniform(3), "a"))
+    tokens = [s["estimate"]["tokens"] for s in states if s["estimate"]]
+    assert tokens == sorted(tokens) and tokens[-1] == 4 * 63
+    assert states[-1]["status"] == "done"
+    again = list(service.measure(MODEL, PrecisionPlan.uniform(3), "b"))
+    assert [s["status"] for s in again] == ["stored"]
+    assert again[0]["estimate"]["kl"] == states[-1]["estimate"]["kl"]
+
+
+def test_a_newer_edit_ends_the_older_measurement_of_the_same_visitor_only(service: Service):
+    older = service.measure(MODEL, PrecisionPlan.uniform(2), "a")
+    other = service.measure(MODEL, PrecisionPlan.uniform(5), "b")
+    next(older), next(older), next(other)
+    newer = service.measure(MODEL, PrecisionPlan.uniform(3), "a")
+    next(newer)
+    assert list(older) == []
+    assert list(other)[-1]["status"] == "done"
+    assert list(newer)[-1]["status"] == "done"
+    assert service._newest == {}
+
+
+def test_visitors_at_once_get_the_numbers_they_would_get_alone(service: Service, elastic: ElasticModel, tmp_path: Path):
+    plans = [PrecisionPlan.uniform(b) for b in (2, 3, 4, 5, 6, 7, 8, FULL)]
+    together: dict[int, float] = {}
+
+    def visit(i: int) -> None:
+        together[i] = measured(service, plans[i], f"visitor {i}")["estimate"]["kl"]
+
+    threads = [threading.Thread(target=visit, args=(i,)) for i in range(len(plans))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    sample = service.opened[MODEL].sample
+    alone = Service({MODEL: elastic}, sample, Results.open(tmp_path / "alone.sqlite"), tmp_path)
+    assert together == {i: measured(alone, plan)["estimate"]["kl"] for i, plan in enumerate(plans)}
+
+
+def test_wire_and_plan_are_two_spellings_of_one_thing(service: Service, elastic: ElasticModel):
+    plan = PrecisionPlan.of({"*.down_proj": 8, elastic.layers[0]: 2}, default=4, kv=8)
+    wire = service.wire_of(MODEL, plan)
+    back = service.plan_of(MODEL, wire)
+    assert back.key(elastic.layers) == plan.key(elastic.layers)
+    assert back.name.startswith("mixed")
+    assert service.plan_of(MODEL, service.wire_of(MODEL, PrecisionPlan.uniform(4))).name == "W4"
+
+
+def test_uniform_at_equal_bytes_lies_between_its_neighbours(service: Service, elastic: ElasticModel):
+    three, four = (measured(service, PrecisionPlan.uniform(b)) for b in (3, 4))
+    size = (three["deploy_bytes"] + four["deploy_bytes"]) // 2
+    between = service.opened[MODEL].uniform_at(size)
+    assert sorted([three["estimate"]["kl"], four["estimate"]["kl"], between["kl"]])[1] == between["kl"]
+    assert "between W3 and W4" in between["label"]
+    assert service.opened[MODEL].uniform_at(four["deploy_bytes"])["kl"] == pytest.approx(four["estimate"]["kl"])
+    assert service.opened[MODEL].uniform_at(10**12) is None
+
+
+def test_the_history_joins_the_chart_and_a_point_loads_its_plan(service: Service):
+    wire = service.wire_of(MODEL, PrecisionPlan.of({"*.down_proj": 6}, default=3))
+    *_, (state, chart, tried) = explore.measure(service, MODEL, wire, [], "a")
+    assert state["status"] == "done" and tried == [wire]
+    point = next(p for p in chart["points"] if p["kind"] == "tried")
+    assert point["bytes"] == state["deploy_bytes"]
+    assert explore.chosen_point(service, MODEL, tried, point["id"]) == (wire, wire)
+    uniform = service.wire_of(MODEL, PrecisionPlan.uniform(5))
+    assert explore.chosen_point(service, MODEL, [], "W5") == (uniform, uniform)
+
+
+@pytest.mark.parametrize("identity", ["tried:7", "tried:-1", "tried:", "no such plan", ""])
+def test_an_unknown_point_changes_nothing(service: Service, identity: str):
+    equalizer, plan = explore.chosen_point(service, MODEL, [], identity)
+    assert isinstance(equalizer, dict) and isinstance(plan, dict)
+    assert "w" not in equalizer and "w" not in plan
+
+
+def test_a_plan_of_another_size_is_refused(service: Service):
+    with pytest.raises((PlanError, ValueError)):
+        service.plan_of(MODEL, {"w": [4, 4], "a": [16, 16], "kv": 16})
+
+
+def test_upload_reads_what_download_wrote(service: Service):
+    wire = service.wire_of(MODEL, PrecisionPlan.of({"*.o_proj": 2}, default=7))
+    text = service.plan_of(MODEL, wire).to_json(MODEL)
+    assert explore.uploaded(service, MODEL, text.encode()) == (wire, wire)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00" * 99, b"[]", b'{"format": "quept-plan", "version": 9}', b"[" * 9999])
+def test_a_bad_upload_changes_nothing(service: Service, content: bytes):
+    equalizer, plan = explore.uploaded(service, MODEL, content)
+    assert "w" not in equalizer and "w" not in plan
+
+
+def test_a_link_restores_the_plan_and_a_broken_one_the_start(service: Service):
+    from app.link import encode
+
+    wire = service.wire_of(MODEL, PrecisionPlan.uniform(3, kv=4))
+    assert explore.restore(service, encode(wire, MODEL))[2] == wire
+    start = service.wire_of(MODEL, PrecisionPlan.uniform(4))
+    assert explore.restore(service, {"m": MODEL, "w": "!!"})[2] == start
+    assert explore.restore(service, {})[2] == start

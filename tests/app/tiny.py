@@ -1,0 +1,75 @@
+"""A tiny random Llama with a byte tokenizer and a chat template, opened as an elastic model, and a service over it."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from app.gate import Admission, Gate
+from quept.artifact import Artifact
+from quept.models import LoadedModel, anatomy_of, fingerprint_of
+from quept.plan import Bits, PrecisionPlan
+from quept.runtime import ElasticModel
+
+CONTROL = ["<|start|>", "<|end|>"]
+TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|end|>", additional_special_tokens=CONTROL
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def tiny_elastic() -> ElasticModel:
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).half().eval().requires_grad_(False)
+    loaded = LoadedModel(model, tokenizer, anatomy_of(model), "tiny", "Tiny", fingerprint_of(model), "random")
+    return ElasticModel(loaded, Artifact.rtn(loaded), dtype=torch.float32)
+
+
+class FakeService:
+    """What the chat page needs of the service, over any models."""
+
+    def __init__(self, models: dict[str, ElasticModel], slots: int = 4):
+        self.models, self.gate, self.admission = models, Gate(), Admission(slots)
+        plans = [PrecisionPlan.full(), *map(PrecisionPlan.uniform, (8, 4, 2))]
+        self.named = {plan.name: plan for plan in plans}
+
+    def choices(self, model: str) -> list[tuple[str, str]]:
+        return [
+            ("Equaliser (Explore page)", "equaliser"),
+            *((name.capitalize(), name) for name in self.named),
+        ]
+
+    def plan(self, model: str, choice: str, wire=None) -> PrecisionPlan:
+        if choice != "equaliser":
+            return self.named[choice]
+        if not wire:
+            return PrecisionPlan.full()
+        layers = self.models[model].layers
+        return PrecisionPlan.of(
+            {name: Bits(w) for name, w in zip(layers, wire["w"], strict=True)}, name="mixed"
+        )

@@ -1,0 +1,29 @@
+"""The built-in texts: every passage once, none empty."""
+
+from __future__ import annotations
+
+import pytest
+
+from quept import zoo
+from quept.zoo import SourceError
+
+
+def test_the_boolq_passages_are_distinct_and_not_empty():
+    passages = zoo.text("boolq-passages").split("\n\n")
+    assert len(passages) == len(set(passages)) > 2000
+    assert all(passage.strip() for passage in passages)
+    assert not any("Question:" in passage or "Answer:" in passage for passage in passages)
+    assert passages[0].startswith("All biomass goes through at least some of these steps")
+
+
+def test_lambada_is_a_context_and_the_word_that_follows():
+    pairs = zoo.lambada()
+    assert len(pairs) == 5153
+    assert pairs[0][1] == "signs"
+    assert all(context and word and " " not in word for context, word in pairs)
+    assert zoo.text("lambada").startswith(pairs[0][0] + " signs\n\n")
+
+
+def test_an_unknown_text_names_those_there_are():
+    with pytest.raises(SourceError, match=r"'wikitext'.*boolq-passages, lambada"):
+        zoo.text("wikitext")
