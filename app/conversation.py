@@ -1,13 +1,16 @@
-"""Two answers side by side: one generator that steps both in turn and tells, ten to fifteen times a second, how far they are.
+"""Two answers side by side: one generator that steps both in turn and tells, ten to fifteen times a second,
+how far they are.
 
-`chat(...)` checks the prompt (PromptError in words, before anything is waited for), waits for admission, puts the two precisions together
-and steps both answers alternately. The gate is held for one step at a time, so that other visitors come in between. It yields a
-`Frame`: per side an `Answer` (text so far, state, speed, memory), and where the two part. A side that fails says so in its answer
-and the other goes on. Closing the generator, or `stopped()` turning true, ends it within one step and frees what it held.
+`chat(...)` checks the prompt (PromptError in words, before anything is waited for), waits for admission, puts
+the two precisions together and steps both answers alternately. The gate is held for one step at a time, so
+that other visitors come in between. It yields a `Frame`: per side an `Answer` (text so far, state, speed,
+memory), and where the two part. A side that fails says so in its answer and the other goes on. Closing the
+generator, or `stopped()` turning true, ends it within one step and frees what it held.
 
-`Shelf` keeps the key-value caches of a visitor's two sides between turns, so that only the new words are read: bounded in bytes,
-the longest unused dropped first, forgotten with the visitor. `Running` knows each visitor's newest answer, so that it can be stopped.
-Nothing here knows of Gradio, and nothing depends on what else runs: the same seed gives the same text.
+`Shelf` keeps the key-value caches of a visitor's two sides between turns, so that only the new words are
+read: bounded in bytes, the longest unused dropped first, forgotten with the visitor. `Running` knows each
+visitor's newest answer, so that it can be stopped. Nothing here knows of Gradio, and nothing depends on what
+else runs: the same seed gives the same text.
 """
 
 from __future__ import annotations
@@ -42,7 +45,10 @@ from .gate import Admission
 
 FRAMES_PER_SECOND = 12
 SHELF_BYTES = 64_000_000  # keys and values kept between turns, all visitors together
-UNEXPECTED = "This side failed for a reason of its own, not yours; the other side goes on. Try again, or choose another plan."
+UNEXPECTED = (
+    "This side failed for a reason of its own, not yours; the other side goes on. "
+    "Try again, or choose another plan."
+)
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +65,8 @@ class Side:
 class Answer:
     """How far one side is. state: queued, preparing, reading, writing, done, stopped or error.
 
-    cut: done because the longest answer was reached. tokens_per_second counts this side's own steps, the first token left out."""
+    cut: done because the longest answer was reached. tokens_per_second counts this side's own steps, the
+    first token left out."""
 
     state: str = "queued"
     text: str = ""
@@ -77,8 +84,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Parting:
-    """The first token at which the answers differ: its index, both pieces of text (None: the answer ended there, "" : half a
-    character), and where each piece begins in its answer's text."""
+    """The first token at which the answers differ: its index, both pieces of text (None: the answer ended
+    there, "" : half a character), and where each piece begins in its answer's text."""
 
     index: int
     pieces: tuple[str | None, str | None]
@@ -127,9 +134,11 @@ class Running:
 
 
 class Shelf:
-    """Conversations between turns, by visitor and side, at most `budget` bytes of keys and values. Safe between threads.
+    """Conversations between turns, by visitor and side, at most `budget` bytes of keys and values. Safe
+    between threads.
 
-    What is taken is on loan until it is given back; what a visitor who has been forgotten gives back is not kept."""
+    What is taken is on loan until it is given back; what a visitor who has been forgotten gives back is not
+    kept."""
 
     def __init__(self, budget: int = SHELF_BYTES):
         self._budget = budget
@@ -138,7 +147,8 @@ class Shelf:
         self._lock = threading.Lock()
 
     def take(self, visitor: str, side: int, key: str) -> Conversation:
-        """The visitor's conversation on this side, emptied if it was held at another precision (`key`); a new one if there is none."""
+        """The visitor's conversation on this side, emptied if it was held at another precision (`key`); a new
+        one if there is none."""
         with self._lock:
             conversation = self._kept.pop((visitor, side), None) or Conversation(key)
             self._lent[visitor, side] = conversation
@@ -185,10 +195,11 @@ def chat(
     shelf: Shelf | None = None,
     visitor: str = "",
 ) -> Iterator[Frame]:
-    """Answer `histories` (per side {"role", "content"} messages, the last one the user's) at the precisions of `sides`.
+    """Answer `histories` (per side {"role", "content"} messages, the last one the user's) at the precisions
+    of `sides`.
 
-    The first and the last frame always come; between them at most FRAMES_PER_SECOND. Raises PromptError for a prompt that cannot be
-    given to the model and PlanError for a plan that does not fit it."""
+    The first and the last frame always come; between them at most FRAMES_PER_SECOND. Raises PromptError for a
+    prompt that cannot be given to the model and PlanError for a plan that does not fit it."""
     context = context_length(elastic, elastic.tokenizer)
     for messages in histories:
         check_fits(prompt_ids(elastic.tokenizer, messages, system or None), context, sampling.max_tokens)
@@ -236,7 +247,8 @@ def _run(
 
 
 class _Writer:
-    """One side at work: puts its view together in the first step, then runs one step of its stream at a time."""
+    """One side at work: puts its view together in the first step, then runs one step of its stream at a
+    time."""
 
     def __init__(
         self,
@@ -252,7 +264,8 @@ class _Writer:
     ):
         self._elastic, self._side, self._messages = elastic, side, messages
         self._sampling, self._system = sampling, system
-        # In 16 bits, text read at once and text read in two parts differ enough to change a word now and then: there nothing is kept.
+        # In 16 bits, text read at once and text read in two parts differ enough to change a word now and
+        # then: there nothing is kept.
         self._shelf = shelf if elastic.dtype == torch.float32 else None
         self._visitor, self._place = visitor, place
         self._stream: Stream | None = None

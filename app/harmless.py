@@ -1,12 +1,16 @@
-"""Text that nobody should trust, as Markdown that a Chatbot can show: no HTML of its own, nothing loaded from elsewhere.
+"""Text that nobody should trust, as Markdown that a Chatbot can show: no HTML of its own, nothing loaded from
+elsewhere.
 
-Gradio's sanitiser stops scripts but lets `<div style="background: url(http://…)">` and buttons over the whole page through. So
-`harmless(text)` keeps Markdown and takes the HTML out of it: outside fenced code an invisible word joiner (U+2060) goes behind every `<`
-that could begin a tag, which then reads the same and is none. Inside fenced code nothing is changed (Markdown shows it as it is, and a copy
-of it must run), so what is fenced must be what the browser's parser, marked, takes for fenced: fence lines are written anew at the
-start of a line, list and quote marks before them on a line of their own; tilde fences are undone; diagrams (```mermaid) become plain code.
+Gradio's sanitiser stops scripts but lets `<div style="background: url(http://…)">` and buttons over the whole
+page through. So `harmless(text)` keeps Markdown and takes the HTML out of it: outside fenced code an
+invisible word joiner (U+2060) goes behind every `<` that could begin a tag, which then reads the same and is
+none. Inside fenced code nothing is changed (Markdown shows it as it is, and a copy of it must run), so what
+is fenced must be what the browser's parser, marked, takes for fenced: fence lines are written anew at the
+start of a line, list and quote marks before them on a line of their own; tilde fences are undone; diagrams
+(```mermaid) become plain code.
 
-Images need `allow_tags=TAGS_SHOWN_AS_TEXT` on the Chatbot as well: Gradio then writes the tags that Markdown made of them as text.
+Images need `allow_tags=TAGS_SHOWN_AS_TEXT` on the Chatbot as well: Gradio then writes the tags that Markdown
+made of them as text.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ import gradio as gr
 from app.service import Sample, Service
 from app.splash import Splash
 from app.tabs.about import build_about
-from app.tabs.chat import build_chat
+from app.tabs.chat import CSS as CHAT_CSS
+from app.tabs.chat import HEAD, build_chat
 from app.tabs.explore import build_explore
 from quept import zoo
 from quept.evaluate import Results
@@ -19,6 +20,12 @@ from quept.runtime import ElasticModel
 STYLE = Path(__file__).parent / "style.css"
 TITLE = "QuEPT · precision explorer"
 TEXT = "boolq-passages"
+THEME = gr.themes.Soft(
+    primary_hue="indigo",
+    neutral_hue="slate",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+)
 
 
 def open_service(sources: Sequence[str], budget: int, progress: Callable[[str, float | None], None]) -> Service:
@@ -72,8 +79,9 @@ def launch(service: Service, splash: Splash, host: str) -> None:
     demo.launch(
         server_name=host,
         server_port=splash.port,
-        theme=gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        css_paths=[STYLE],
+        theme=THEME,
+        css=STYLE.read_text() + CHAT_CSS,
+        head=HEAD,
         show_error=False,
         ssr_mode=False,
         enable_monitoring=False,

@@ -148,6 +148,8 @@ class _Server(socketserver.TCPServer):
     request_queue_size = 64
 
     def __init__(self, host: str, port: int, splash: Splash):
+        if not 0 <= port <= 65535:  # getaddrinfo would wrap it around
+            raise OverflowError(port)
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         self.address_family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         self.splash = splash

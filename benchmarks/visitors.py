@@ -76,7 +76,7 @@ def answer(service: Service, plan: PrecisionPlan, prompt: str) -> str:
     frame = None
     for frame in chat(service.models[MODEL], [Side(plan, plan.name)], history, sampling, "", service.gate, service.admission):
         pass
-    return frame.sides[0].text
+    return frame.answers[0].text
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ stopped. Every error is one sentence.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import sys
@@ -527,11 +528,8 @@ def plan_of(text: str, elastic: ElasticModel) -> PrecisionPlan:
         try:
             plan = PrecisionPlan.parse(text)
         except PlanError as error:
-            if not str(error).startswith("cannot read"):
-                raise
-            raise PlanError(
-                f"no plan {text!r}: give W2 ... W8, W4A8, full, a plan file, or one of {', '.join(notes())}"
-            ) from None
+            close = difflib.get_close_matches(text, notes(), n=1)
+            raise PlanError(f"{error}; did you mean {close[0]!r}?" if close else str(error)) from None
     plan.resolve(elastic.layers)
     return plan
 
@@ -543,7 +541,7 @@ def _plans(options: argparse.Namespace, elastic: ElasticModel) -> list[Precision
     plans = [plan_of(text, elastic) for text in options.plan or ([] if options.presets else ["W4"])]
     if options.presets:
         plans += [PrecisionPlan.full(), *(PrecisionPlan.uniform(bits) for bits in reversed(QUANTISED_BITS))]
-        plans += presets(_name(options.model), elastic.layers)
+        plans += presets(_name(elastic.source), elastic.layers)
     return list({plan.key(elastic.layers): plan for plan in plans}.values())
 
 

@@ -20,7 +20,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from pathlib import Path
 
 FULL = 16
@@ -110,7 +110,7 @@ class PrecisionPlan:
             if pattern in resolved:
                 resolved[pattern] = bits
                 continue
-            matching = [name for name in layers if fnmatchcase(name, pattern)]
+            matching = list(filter(re.compile(translate(pattern)).match, layers))
             if not matching:
                 raise PlanError(_no_match(pattern, layers))
             resolved.update(dict.fromkeys(matching, bits))

@@ -8,6 +8,7 @@ most every half minute.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TextIO
@@ -22,14 +23,14 @@ class Progress:
     def __init__(self, quiet: bool = False, stream: TextIO | None = None):
         self._quiet, self._stream = quiet, stream or sys.stderr
         self._live = self._stream.isatty()
-        self._shown = 0.0
+        self._shown = -math.inf
         self._began: tuple[float, float] | None = None  # when the fraction was first given, and what it was
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._live and self._shown and not self._quiet:
+        if self._live and self._shown > -math.inf and not self._quiet:
             self._stream.write("\r\033[K")
             self._stream.flush()
 

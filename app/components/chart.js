@@ -304,7 +304,8 @@ function ranges(groups) {
 
   let ys = kept.map(y), up;
   if (metric === "kl") {
-    if (value.floor > 0) ys = [value.floor, ...points.map(y), ...kept.map((p) => Math.max(y(p), value.floor))];
+    const floor = value.floor ?? 0; // a prediction below it does not stretch the axis
+    if (floor > 0) ys = [floor, ...points.map(y), ...kept.map((p) => Math.max(y(p), floor))];
     up = [Math.log10(Math.min(...ys)) - 0.4, Math.log10(Math.max(...ys)) + 0.3];
   } else if (metric === "ppl") {
     if (known(perfect())) ys.push(perfect());

@@ -1,12 +1,15 @@
 """SideStatus: what one side of the chat is doing, under its answer, and the mark where the two answers part.
 
-In:  {"state": "idle|queued|preparing|reading|writing|done|stopped|error", "words": a sentence, "progress": 0..1 or None,
-     "facts": [[name, value, explanation], ...], "line": how this answer compares with the other side's, "parted": true or false,
-     "text": the answer as the model wrote it, "mark": [start, length] in `text` of the first token that differs, or None}.
+In:  {"state": "idle|queued|preparing|reading|writing|done|stopped|error", "words": a sentence,
+     "progress": 0..1 or None, "facts": [[name, value, explanation], ...],
+     "line": how this answer compares with the other side's, "parted": true or false,
+     "text": the answer as the model wrote it,
+     "mark": [start, length] in `text` of the first token that differs, or None}.
 Out: nothing; as an input of a handler it gives None. It has no events.
 
-`chat` is the elem_id of the Chatbot whose last answer is marked. The mark is a CSS highlight laid over the rendered text by the
-script: the text itself, which nobody should trust, is not touched, and a copy of it has no marks in it.
+`chat` is the elem_id of the Chatbot whose last answer is marked. The mark is a CSS highlight laid over the
+rendered text by the script: the text itself, which nobody should trust, is not touched, and a copy of it has
+no marks in it.
 """
 
 from __future__ import annotations

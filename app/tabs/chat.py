@@ -1,8 +1,9 @@
 """The Chat page: one prompt, two precisions, two answers side by side, and the token where they part.
 
-`build_chat` draws and wires. The handlers below it are plain functions and generators: they take a `Desk` (what all visitors
-share) and values, and give or yield a change of the page, `{component name: new value}`, names as in `ChatPage`. The history
-in the visitor's state is a list of turns, `{"user": ..., "left": ..., "right": ..., "made_with": ...}`.
+`build_chat` draws and wires. The handlers below it are plain functions and generators: they take a `Desk`
+(what all visitors share) and values, and give or yield a change of the page, `{component name: new value}`,
+names as in `ChatPage`. The history in the visitor's state is a list of turns, `{"user": ..., "left": ...,
+"right": ..., "made_with": ...}`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from quept.runtime.generate import PromptError, Sampling
 logger = logging.getLogger(__name__)
 
 CSS = (Path(__file__).parent / "chat.css").read_text(encoding="utf-8")
+# Gradio hides what overflows the page, which keeps everything in it from sticking, and does not let css reach
+# the page itself.
+HEAD = "<style>.gradio-container { overflow: clip !important; }</style>"
 
 SIDES = ("left", "right")
 EQUALISER, FULL_PRECISION = "equaliser", "full precision"
@@ -45,8 +49,10 @@ EXAMPLES = [
     "List five fruits and their colours.",
 ]
 EMPTY = {
-    "left": "Ask something below.\n\nBoth sides get the same words and the same seed; only the precision differs.",
-    "right": "The answer at this precision appears here.\n\nThe first token that differs from the other side is marked.",
+    "left": "Ask something below.\n\n"
+    "Both sides get the same words and the same seed; only the precision differs.",
+    "right": "The answer at this precision appears here.\n\n"
+    "The first token that differs from the other side is marked.",
 }
 NEW_SEED_JS = f"() => Math.floor(Math.random() * {LARGEST_SEED})"
 
@@ -65,7 +71,8 @@ class Shared(Protocol):
 
 @dataclass
 class Desk:
-    """What all visitors share: the service, the answers under way, and the key-value caches kept between turns."""
+    """What all visitors share: the service, the answers under way, and the key-value caches kept between
+    turns."""
 
     service: Shared
     running: Running = field(default_factory=Running)
@@ -74,7 +81,8 @@ class Desk:
 
 @dataclass(frozen=True)
 class Ask:
-    """The page as it was when the visitor asked: model, plan choices, the equaliser's plan, and the settings."""
+    """The page as it was when the visitor asked: model, plan choices, the equaliser's plan, and the
+    settings."""
 
     model: str
     choices: tuple[str, str]
@@ -96,7 +104,8 @@ class Ask:
         return Sampling(temperature=temperature, top_p=top_p, max_tokens=int(max_tokens), seed=int(seed))
 
     def made_with(self) -> str:
-        """Identity of all that decides the text of an answer, to know whether asking again can give another one."""
+        """Identity of all that decides the text of an answer, to know whether asking again can give another
+        one."""
         wire = self.wire if EQUALISER in self.choices else None
         everything = [getattr(self, f.name) if f.name != "wire" else wire for f in fields(self)]
         return hashlib.sha256(repr(everything).encode()).hexdigest()[:16]
@@ -124,7 +133,8 @@ def send(desk: Desk, ask: Ask, history: list[dict], prompt: str, visitor: str) -
 
 
 def regenerate(desk: Desk, ask: Ask, history: list[dict], visitor: str) -> Iterator[dict]:
-    """Another answer to the last message: at the plans and settings of now, or, if they are still the same, with another seed."""
+    """Another answer to the last message: at the plans and settings of now, or, if they are still the same,
+    with another seed."""
     if not history:
         gr.Warning(
             "There is no answer to write again yet: send a message first.", title="Nothing to regenerate"
@@ -134,7 +144,8 @@ def regenerate(desk: Desk, ask: Ask, history: list[dict], visitor: str) -> Itera
     if history[-1].get("made_with") == ask.made_with():
         if ask.temperature == 0:
             gr.Info(
-                "At temperature 0 the same settings give the same answer. Raise the temperature or choose another plan.",
+                "At temperature 0 the same settings give the same answer. "
+                "Raise the temperature or choose another plan.",
                 title="Same answer again",
             )
         else:
@@ -144,7 +155,8 @@ def regenerate(desk: Desk, ask: Ask, history: list[dict], visitor: str) -> Itera
 
 
 def edit(desk: Desk, ask: Ask, history: list[dict], index: int, text: str, visitor: str) -> Iterator[dict]:
-    """A message of the visitor was rewritten: what came after it is dropped and answered anew. `index` counts shown messages."""
+    """A message of the visitor was rewritten: what came after it is dropped and answered anew. `index` counts
+    shown messages."""
     turn, role = divmod(index, 2) if isinstance(index, int) else (-1, 0)
     if role or not 0 <= turn < len(history):
         gr.Warning("Only your own messages can be edited.", title="Not edited")
@@ -201,12 +213,14 @@ def _answer(
     old: list[dict],
     returned: str | None = None,
 ) -> Iterator[dict]:
-    """Run both sides on `before` plus the prompt. Without any text at the end the page goes back to `old` and gives `returned` back."""
+    """Run both sides on `before` plus the prompt. Without any text at the end the page goes back to `old` and
+    gives `returned` back."""
     try:
         sampling = ask.sampling()
         if len(prompt) > LONGEST_PROMPT:
             raise PromptError(
-                f"this message has {len(prompt):,} characters; the chat takes at most {LONGEST_PROMPT:,}: shorten it"
+                f"this message has {len(prompt):,} characters; "
+                f"the chat takes at most {LONGEST_PROMPT:,}: shorten it"
             )
         elastic = desk.service.models.get(ask.model)
         if elastic is None:
@@ -297,7 +311,8 @@ def _texts(frame: Frame) -> list[str]:
 
 
 def _drawn(history: list[dict], frame: Frame | None = None, editable: str | None = "user") -> dict:
-    """Both chats and the history behind them. While an answer is under way its empty beginning is left out."""
+    """Both chats and the history behind them. While an answer is under way its empty beginning is left
+    out."""
     change: dict = {"history": history}
     for i, side in enumerate(SIDES):
         shown = messages(history, side)
@@ -469,9 +484,10 @@ def _starting(values: list[str]) -> tuple[str, str]:
 
 
 def build_chat(service: Shared, model: gr.Dropdown | gr.State, plan: gr.State) -> ChatPage:
-    """Draw the page and wire it; call inside a Blocks and a Tab. `model` holds the model's name, `plan` the equaliser's plan on the wire.
+    """Draw the page and wire it; call inside a Blocks and a Tab. `model` holds the model's name, `plan` the
+    equaliser's plan on the wire.
 
-    Launch with `CSS` of this module among the page's styles."""
+    Launch with this module's `CSS` among the page's styles and `HEAD` in its head."""
     desk = Desk(service)
     first = model.value if model.value in service.models else next(iter(service.models))
     offered = service.choices(first)
@@ -514,7 +530,7 @@ def build_chat(service: Shared, model: gr.Dropdown | gr.State, plan: gr.State) -
         drawn["prompt"] = gr.Textbox(
             label="Message to both sides",
             show_label=False,
-            placeholder="Message both sides  (Enter sends, Shift+Enter starts a new line)",
+            placeholder="Message both sides (Shift+Enter: new line)",
             lines=1,
             max_lines=8,
             scale=1,

@@ -124,7 +124,7 @@ class SensitivityTable:
         """The file: one line a layer."""
         data = {"format": FORMAT, "version": VERSION, **asdict(self)}
         tables = {key: data.pop(key) for key in ("layers", "uniform")}
-        body = json.dumps(data, indent=1).rstrip("\n}")
+        body = json.dumps(data, indent=1).removesuffix("\n}")
         for key, table in tables.items():
             rows = ",\n".join(
                 f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in _text_keys(table).items()

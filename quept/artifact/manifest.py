@@ -42,12 +42,14 @@ class Manifest:
             data = json.loads(path.read_bytes())
         except OSError as error:
             raise ArtifactError(f"{folder} holds no artifact: cannot read {FILE_NAME} ({error.strerror})") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ArtifactError(f"{path} is damaged: it is not valid JSON; calibrate again or copy it afresh") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ArtifactError(f'{path} does not describe an artifact ("format" is not "{FORMAT}")')
         version = data.get("format_version")
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise ArtifactError(f"{path} is damaged: format_version must be a whole number from 1; got {version!r:.100}")
+        if version > FORMAT_VERSION:
             raise ArtifactError(
                 f"{folder} has format version {version}; this program reads up to {FORMAT_VERSION}: update it"
             )
@@ -58,4 +60,29 @@ class Manifest:
             raise ArtifactError(f"{path} is damaged: {', '.join(what)}")
         if data["method"] not in METHODS:
             raise ArtifactError(f"{path}: method {data['method']!r} is not known here (known: {', '.join(METHODS)})")
+        wrong = [name for name, sound in _SOUND.items() if not sound(data[name])]
+        if wrong:
+            raise ArtifactError(f"{path} is damaged: {', '.join(wrong)} cannot be read")
         return cls(**data | {"layers": tuple(data["layers"])})
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _file(value: object) -> bool:
+    return isinstance(value, dict) and _text(value.get("sha256")) and _number(value.get("bytes"))
+
+
+_SOUND = {
+    "base": _text,
+    "fingerprint": _text,
+    "group": lambda value: value in ("auto", "row") or (_number(value) and value > 0),
+    "layers": lambda value: isinstance(value, list) and all(map(_text, value)),
+    "files": lambda value: isinstance(value, dict) and all(map(_file, value.values())),
+    "provenance": lambda value: isinstance(value, dict) and all(map(_text, value.values())),
+}

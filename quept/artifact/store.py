@@ -64,7 +64,9 @@ class Artifact:
         """Every file that the manifest lists is there, whole and unchanged."""
         for name, expected in self.manifest.files.items():
             path = Path(folder) / name
-            if Path(name).name != name or not path.is_file():
+            if Path(name).name != name or name in ("", "..") or "\\" in name:
+                raise ArtifactError(f"{folder} is damaged: its manifest names {name!r}, which lies outside its folder")
+            if not path.is_file():
                 raise ArtifactError(f"{folder} is incomplete: {name} is missing; copy it afresh or calibrate again")
             if path.stat().st_size != expected["bytes"]:
                 raise ArtifactError(f"{path} is truncated: {path.stat().st_size} of {expected['bytes']} bytes")
@@ -88,6 +90,8 @@ class Artifact:
                 f"this artifact was made for {self.base!r} with fingerprint {self.manifest.fingerprint[:12]}…; the weights of "
                 f"{loaded.source!r} have {loaded.fingerprint[:12]}…: open it with the base it was made for"
             )
+        if loaded.anatomy.layers != self.manifest.layers:
+            raise ArtifactError(f"this artifact names other layers than {self.base!r} has: calibrate again or copy it afresh")
 
     def quantise(self, layer: str, weight: Tensor, bits: int) -> tuple[Quantised, Tensor]:
         """One layer's weight (out, in) at 2..8 bits: packed, and as values on the grid."""

@@ -1,4 +1,5 @@
-"""Measuring a model or a view: perplexity, divergence from full precision, speed; and the store of what was measured.
+"""Measuring a model or a view: perplexity, divergence from full precision, speed; and the store of what was
+measured.
 
 windows   = cut(text, tokenizer, context=512, tokens=4096)
 reference = Reference.open(fingerprint, windows, forward, cache_dir() / "reference")

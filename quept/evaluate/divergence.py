@@ -1,20 +1,24 @@
-"""How far a model at some precision is from full precision: one forward pass per window against the stored reference.
+"""How far a model at some precision is from full precision: one forward pass per window against the stored
+reference.
 
-With p the reference's distribution over the vocabulary, q the model's, at each scored position t of each window (METHOD section 8):
+With p the reference's distribution over the vocabulary, q the model's, at each scored position t of each
+window (METHOD section 8):
 
     kl(t)   = sum_v p_v (log p_v - log q_v)             in nats, softmax over the vocabulary
     nll(t)  = -log q(next token),  nll_ref(t) = -log p(next token)
     same(t) = the two most likely tokens are equal      (argmax: of equal logits the first counts)
     dp(t)   = q(next token) - p(next token)
 
-and an `Estimate` sums up the positions seen so far: mean, median and tail of kl, exp of the mean nll, share of same, root mean square
-of dp. Standard errors come from the spread over positions, `std / sqrt(n)`, as if positions were independent; neighbours in a text
-are not quite, so the true errors are somewhat larger. `ppl_se` is the delta method's. `ppl_ratio` is paired (the same tokens under
-both models), which takes the spread between texts away.
+and an `Estimate` sums up the positions seen so far: mean, median and tail of kl, exp of the mean nll, share
+of same, root mean square of dp. Standard errors come from the spread over positions, `std / sqrt(n)`, as if
+positions were independent; neighbours in a text are not quite, so the true errors are somewhat larger.
+`ppl_se` is the delta method's. `ppl_ratio` is paired (the same tokens under both models), which takes the
+spread between texts away.
 
-Cost of the comparison for SmolLM2 (V = 49,152) and a window of 512: 150 MB from memory (2 V bytes of the reference and 4 V of logits
-per position), once, since a chunk of rows stays in the core's cache for the eleven passes made over it. Those passes are what takes
-the time, about 60 ms on two cores of 2023; the memory alone would take 4 ms at 37 GB/s.
+Cost of the comparison for SmolLM2 (V = 49,152) and a window of 512: 150 MB from memory (2 V bytes of the
+reference and 4 V of logits per position), once, since a chunk of rows stays in the core's cache for the
+eleven passes made over it. Those passes are what takes the time, about 60 ms on two cores of 2023; the memory
+alone would take 4 ms at 37 GB/s.
 """
 
 from __future__ import annotations
@@ -37,7 +41,9 @@ from .windows import Windows
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `tokens` scored positions say. All numbers are finite; `seconds` is wall time since the start, waiting included."""
+    """What `tokens` scored positions say. All numbers are finite; `seconds` is wall time since the start,
+    waiting included.
+    """
 
     tokens: int
     kl: float
@@ -77,10 +83,11 @@ class TokenScores:
 
 @torch.no_grad()
 def compare(logits: Tensor, reference: ReferenceWindow, targets: Tensor) -> TokenScores:
-    """Score logits (T, V) of any float dtype against a reference window of T positions; targets (T,) are the next tokens.
+    """Score logits (T, V) of any float dtype against a reference window of T positions; targets (T,) are the
+    next tokens.
 
-    Works in fp32 on the logits' device and leaves `logits` as they are. Non-finite logits come out as non-finite scores. `kl` is
-    exact to about 2e-6 and may be negative by that much.
+    Works in fp32 on the logits' device and leaves `logits` as they are. Non-finite logits come out as
+    non-finite scores. `kl` is exact to about 2e-6 and may be negative by that much.
     """
     if logits.shape != reference.logits.shape:
         raise ValueError(
@@ -141,9 +148,10 @@ def divergence(
 ) -> Iterator[Estimate]:
     """One estimate after every window, over all windows so far; the last one covers them all.
 
-    Each window is one forward pass with `gate()` held (a fair lock of the caller's; do not hold it around this generator yourself), and
-    one more for a window that the reference does not have yet. Closing the generator, or not asking for the next estimate, stops the
-    measurement after the current window. Raises NonFiniteLogits when the model answers NaN or infinity.
+    Each window is one forward pass with `gate()` held (a fair lock of the caller's; do not hold it around
+    this generator yourself), and one more for a window that the reference does not have yet. Closing the
+    generator, or not asking for the next estimate, stops the measurement after the current window. Raises
+    NonFiniteLogits when the model answers NaN or infinity.
     """
     if windows.id != reference.windows.id:
         raise ValueError(

@@ -1,4 +1,6 @@
-"""One window through a model: the forward pass that perplexity and divergence share, and the chunks they read its logits in."""
+"""One window through a model: the forward pass that perplexity and divergence share, and the chunks they read
+its logits in.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ def device_of(model: nn.Module) -> torch.device:
 def window_logits(model: nn.Module, ids: LongTensor, make_cache: MakeCache | None, gate: Gate) -> Tensor:
     """Logits (context, vocabulary) of one window of ids (context,), in the model's dtype, on its device.
 
-    The gate is held for the forward pass alone. `make_cache` gives a fresh (for example quantised) KV cache for plans that
-    quantise it; without it no cache is used.
+    The gate is held for the forward pass alone. `make_cache` gives a fresh (for example quantised) KV cache
+    for plans that quantise it; without it no cache is used.
     """
     ids = ids[None].to(device_of(model))
     cache = (
@@ -39,8 +41,9 @@ def window_logits(model: nn.Module, ids: LongTensor, make_cache: MakeCache | Non
 
 
 def chunks(rows: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
-    """Slices that cover `rows`, small enough that a chunk of fp32 rows stays in a CPU's cache (8 MiB) while several passes go
-    over it; on an accelerator, 256 MiB."""
+    """Slices that cover `rows`, small enough that a chunk of fp32 rows stays in a CPU's cache (8 MiB) while
+    several passes go over it; on an accelerator, 256 MiB.
+    """
     step = max(1, (2**21 if device.type == "cpu" else 2**26) // vocabulary)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

@@ -1,8 +1,9 @@
 """Perplexity of a model on windows, without a reference, window by window.
 
-`ppl = exp(mean over scored positions of -log p(token | what stands before it in its window))`, with the scored positions as
-`windows.py` states them. The standard error is the delta method's, `ppl * std(nll) / sqrt(n)`; it is the spread over *texts*, so for
-comparing two models on one text the paired `ppl_ratio` of a divergence is far sharper.
+`ppl = exp(mean over scored positions of -log p(token | what stands before it in its window))`, with the
+scored positions as `windows.py` states them. The standard error is the delta method's, `ppl * std(nll) /
+sqrt(n)`; it is the spread over *texts*, so for comparing two models on one text the paired `ppl_ratio` of a
+divergence is far sharper.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from .windows import Windows
 
 @dataclass(frozen=True)
 class Perplexity:
-    """A running estimate: scored `tokens`, mean `nll` in nats, `ppl` and its standard error, `seconds` since the start."""
+    """A running estimate: scored `tokens`, mean `nll` in nats, `ppl` and its standard error, `seconds` since
+    the start.
+    """
 
     tokens: int
     nll: float
@@ -36,13 +39,17 @@ class Perplexity:
 
 
 def exp_capped(nll: float) -> float:
-    """exp that stays a finite double (and so valid JSON) for models so broken that it or its error would overflow."""
+    """exp that stays a finite double (and so valid JSON) for models so broken that it or its error would
+    overflow.
+    """
     return math.exp(min(nll, 600.0))
 
 
 @torch.no_grad()
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(logits)[target] in fp32, per row: logits (T, V) of any float dtype, targets (T,); returns (T,)."""
+    """-log softmax(logits)[target] in fp32, per row: logits (T, V) of any float dtype, targets (T,); returns
+    (T,).
+    """
     targets = targets.to(logits.device)
     nll = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     for rows in chunks(*logits.shape, logits.device):
@@ -54,7 +61,8 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
 def perplexity(
     model: nn.Module, windows: Windows, make_cache: MakeCache | None = None, gate: Gate = nullcontext
 ) -> Iterator[Perplexity]:
-    """One estimate after every window, over all windows so far. Stop it between windows by closing the generator.
+    """One estimate after every window, over all windows so far. Stop it between windows by closing the
+    generator.
 
     Raises NonFiniteLogits when the model answers NaN or infinity.
     """

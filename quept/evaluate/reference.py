@@ -1,26 +1,30 @@
-"""What full precision answers on the windows: computed once in fp32, kept on disk, read back by every measurement.
+"""What full precision answers on the windows: computed once in fp32, kept on disk, read back by every
+measurement.
 
-A reference is a folder `<model fingerprint>-<data id>` with one safetensors file per window, made when the window is first wanted, so
-that the first estimate of a new model waits for one window and not for all. A file holds, for the P = context - 1 scored positions
-and a vocabulary of V:
+A reference is a folder `<model fingerprint>-<data id>` with one safetensors file per window, made when the
+window is first wanted, so that the first estimate of a new model waits for one window and not for all. A file
+holds, for the P = context - 1 scored positions and a vocabulary of V:
 
     logits  (P, V) fp16   the row's logits minus the row's largest one
     lse     (P,)   fp32   log-sum-exp of *these rounded values*: log p = logits - lse sums to 1 again
     nll     (P,)   fp32   -log p(next token), before rounding
     top     (P,)   int32  the most likely token, before rounding
 
-Why fp16 is enough. Rounding changes a value x by a relative error of at most u = 2^-11, and x is small where p is large, because it
-is counted from the row's largest logit. After the renormalisation, KL(p || p_rounded) = Var_p(error) / 2 + ...: the first-order term
-is the mean error, and the normaliser takes exactly that away. So a model compared with itself shows at most u^2 E_p[x^2] / 2, about
-1e-6 nats (quantising to 8 bits costs 1e-3). Against another distribution q the first-order term is Cov_p(error, log p/q), a sum of tens
-of thousands of rounding errors of either sign, far below the standard error of the mean over tokens.
+Why fp16 is enough. Rounding changes a value x by a relative error of at most u = 2^-11, and x is small where
+p is large, because it is counted from the row's largest logit. After the renormalisation, KL(p || p_rounded)
+= Var_p(error) / 2 + ...: the first-order term is the mean error, and the normaliser takes exactly that away.
+So a model compared with itself shows at most u^2 E_p[x^2] / 2, about 1e-6 nats (quantising to 8 bits costs
+1e-3). Against another distribution q the first-order term is Cov_p(error, log p/q), a sum of tens of
+thousands of rounding errors of either sign, far below the standard error of the mean over tokens.
 
-Size: `P * (2 V + 12)` bytes a window and a small header, 50 MB for SmolLM2 with windows of 512, so 402 MB for 4,096 tokens. All
-references together stay within `limit` bytes (4 GB unless told otherwise): the ones not used for longest are removed, never the one
-being written; windows that would not fit beside the reference's own others are computed again each time instead of being stored.
+Size: `P * (2 V + 12)` bytes a window and a small header, 50 MB for SmolLM2 with windows of 512, so 402 MB for
+4,096 tokens. All references together stay within `limit` bytes (4 GB unless told otherwise): the ones not
+used for longest are removed, never the one being written; windows that would not fit beside the reference's
+own others are computed again each time instead of being stored.
 
-Files appear by rename and carry a checksum. A truncated, damaged or foreign file is computed again. Any number of threads and
-processes may share a folder: a lock lets one of them compute a missing window while the others wait for it.
+Files appear by rename and carry a checksum. A truncated, damaged or foreign file is computed again. Any
+number of threads and processes may share a folder: a lock lets one of them compute a missing window while the
+others wait for it.
 """
 
 from __future__ import annotations
@@ -57,7 +61,9 @@ Forward = Callable[[LongTensor], Tensor]
 
 @dataclass(frozen=True)
 class ReferenceWindow:
-    """One window of the reference; `logits` is mapped from disk and read-only in spirit. Drop it to give the pages back."""
+    """One window of the reference; `logits` is mapped from disk and read-only in spirit. Drop it to give the
+    pages back.
+    """
 
     logits: Tensor
     lse: Tensor
@@ -86,10 +92,12 @@ class Reference:
     def open(
         cls, fingerprint: str, windows: Windows, forward: Forward, cache: Path, limit: int = LIMIT
     ) -> Reference:
-        """The reference of model `fingerprint` on `windows`, kept under `cache` (normally `cache_dir() / "reference"`).
+        """The reference of model `fingerprint` on `windows`, kept under `cache` (normally `cache_dir() /
+        "reference"`).
 
-        `forward` takes ids (1, context) and gives fp32 logits (1, context, V) of the full-precision model; it is called only for
-        windows that are not on disk, so it may load that model when first called. Nothing is computed by opening.
+        `forward` takes ids (1, context) and gives fp32 logits (1, context, V) of the full-precision model; it
+        is called only for windows that are not on disk, so it may load that model when first called. Nothing
+        is computed by opening.
         """
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{fingerprint}-{windows.id}")
         return cls(fingerprint, windows, forward, Path(cache) / name, limit)
@@ -193,7 +201,8 @@ class Reference:
             lse[rows] = rounded[rows].to(logits.device, torch.float32).logsumexp(-1).cpu()
         if not (nll.isfinite().all() and lse.isfinite().all()):
             raise NonFiniteLogits(
-                f"the full-precision model's logits are not finite in window {i}: its weights or its float32 cast are damaged"
+                f"the full-precision model's logits are not finite in window {i}: "
+                "its weights or its float32 cast are damaged"
             )
         return ReferenceWindow(rounded, lse, nll, top)
 
@@ -221,7 +230,8 @@ class Reference:
 
 
 def make_room(cache: Path, limit: int, keep: Path | None = None) -> None:
-    """Remove the references under `cache` that were not used for longest until all together hold at most `limit` bytes.
+    """Remove the references under `cache` that were not used for longest until all together hold at most
+    `limit` bytes.
 
     `keep` is never removed. A window that another process has mapped stays readable for it until it lets go.
     """

@@ -1,12 +1,14 @@
 """What has been measured before, in one SQLite file that threads and processes share.
 
-One row per (plan, model, data, dtype, version): `plan` is `PrecisionPlan.key`, `model` the model's fingerprint, `data` the windows' id,
-`dtype` what was computed in, `version` that of the measuring code, so that a changed measure never mixes with older numbers. The payload
-is a JSON object with at least `tokens`, usually an `Estimate.to_dict()` and what the caller wants to find beside it; of two
-measurements of one key the one over more tokens stays (the later one of equals).
+One row per (plan, model, data, dtype, version): `plan` is `PrecisionPlan.key`, `model` the model's
+fingerprint, `data` the windows' id, `dtype` what was computed in, `version` that of the measuring code, so
+that a changed measure never mixes with older numbers. The payload is a JSON object with at least `tokens`,
+usually an `Estimate.to_dict()` and what the caller wants to find beside it; of two measurements of one key
+the one over more tokens stays (the later one of equals).
 
-Every call opens the file, does one transaction and closes it (milliseconds): nothing is shared between threads or over a
-fork. A file that SQLite cannot read is moved aside with a warning and a fresh one begun: results can be measured again.
+Every call opens the file, does one transaction and closes it (milliseconds): nothing is shared between
+threads or over a fork. A file that SQLite cannot read is moved aside with a warning and a fresh one begun:
+results can be measured again.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ VERSION = 1  # of the measures and the payload: raise it when a number would com
 _SCHEMA = 1
 _CREATE = """
 CREATE TABLE IF NOT EXISTS results (
-    plan TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL, dtype TEXT NOT NULL, version INTEGER NOT NULL,
+    plan TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL, dtype TEXT NOT NULL,
+    version INTEGER NOT NULL,
     tokens INTEGER NOT NULL, measured REAL NOT NULL, payload TEXT NOT NULL,
     PRIMARY KEY (plan, model, data, dtype, version)
 )"""
@@ -43,7 +46,8 @@ _T = TypeVar("_T")
 
 
 class ResultsError(RuntimeError):
-    """The store cannot be used (a folder that cannot be written, a full disk); the message says what to do."""
+    """The store cannot be used (a folder that cannot be written, a full disk); the message says what to do.
+    """
 
 
 class _NotOurs(Exception):
@@ -96,7 +100,8 @@ class Results:
     def put(self, key: ResultKey, payload: Mapping[str, Any]) -> bool:
         """Keep `payload` unless a measurement over more tokens is there already; True when it was kept.
 
-        Raises ValueError for a payload that is not JSON (NaN and infinity are not) or has no positive integer `tokens`.
+        Raises ValueError for a payload that is not JSON (NaN and infinity are not) or has no positive integer
+        `tokens`.
         """
         tokens = payload.get("tokens")
         if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
@@ -205,5 +210,6 @@ def _check(db: sqlite3.Connection) -> None:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Locks, full disks, permissions (OperationalError) and wrong calls are no reason to put the file away."""
+    """Locks, full disks, permissions (OperationalError) and wrong calls are no reason to put the file away.
+    """
     return isinstance(error, _NotOurs) or type(error) is sqlite3.DatabaseError

@@ -47,7 +47,7 @@ def write_shipped(
         for name, key, payload in results
     ]
     body = (
-        json.dumps(head, indent=1).rstrip("\n}") + ',\n "results": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
+        json.dumps(head, indent=1).removesuffix("\n}") + ',\n "results": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

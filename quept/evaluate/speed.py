@@ -1,9 +1,9 @@
 """How fast a model runs here: prefill in milliseconds, decoding in tokens per second.
 
-One sequence (batch 1) of random tokens, so no tokenizer and no text: speed does not depend on which tokens they are. A prefill
-is one forward pass over `context` tokens that computes the last position's logits only, as generation does, and so is the time to
-the first token. Decoding is greedy, one token per pass, on the cache which that prefill filled. Warm-up runs are thrown away; the
-numbers are medians over `repeats` runs.
+One sequence (batch 1) of random tokens, so no tokenizer and no text: speed does not depend on which tokens
+they are. A prefill is one forward pass over `context` tokens that computes the last position's logits only,
+as generation does, and so is the time to the first token. Decoding is greedy, one token per pass, on the
+cache which that prefill filled. Warm-up runs are thrown away; the numbers are medians over `repeats` runs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def speed(
     gate: Gate = nullcontext,
     seed: int = 0,
 ) -> Speed:
-    """Time `model`; `gate()` is held for each prefill and for each decoding step, and waiting for it is not counted."""
+    """Time `model`; `gate()` is held for each prefill and for each decoding step, and waiting for it is not
+    counted.
+    """
     if min(context, decode_tokens, repeats) < 1 or warmup < 0:
         raise ValueError(
             "context, decode_tokens and repeats must be at least 1 and warmup at least 0, "

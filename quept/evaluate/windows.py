@@ -1,10 +1,11 @@
 """Text in, token windows out: the data that perplexity and divergence are measured on.
 
-A text is tokenised without special tokens, and cut from its start into consecutive windows of `context` tokens. Windows do
-not overlap (the stride equals the context) and a last, partial window is left out. Inside a window the model reads tokens
-0 .. context-1 and is scored on predicting tokens 1 .. context-1 from what stands before them *in the window*: the first token of a
-window is never predicted, every other one exactly once. `n` windows therefore score `n * (context - 1)` positions: 8 windows of 512
-hold 4,096 tokens and score 4,088.
+A text is tokenised without special tokens, and cut from its start into consecutive windows of `context`
+tokens. Windows do not overlap (the stride equals the context) and a last, partial window is left out. Inside
+a window the model reads tokens 0 .. context-1 and is scored on predicting tokens 1 .. context-1 from what
+stands before them *in the window*: the first token of a window is never predicted, every other one exactly
+once. `n` windows therefore score `n * (context - 1)` positions: 8 windows of 512 hold 4,096 tokens and score
+4,088.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """`ids` (n, context) int64 on the CPU; `id` is the data id, a sha256 over the token ids and the context."""
+    """`ids` (n, context) int64 on the CPU; `id` is the data id, a sha256 over the token ids and the context.
+    """
 
     ids: LongTensor
     id: str = field(init=False)
@@ -31,7 +33,7 @@ class Windows:
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.shape[0] < 1 or self.ids.shape[1] < 2:
             raise ValueError(
-                f"windows need a (n, context) tensor with n >= 1 and context >= 2, not {tuple(self.ids.shape)}"
+                f"windows are a (n, context) tensor with n >= 1 and context >= 2, not {tuple(self.ids.shape)}"
             )
         ids = self.ids.to("cpu", torch.int64).contiguous()
         digest = hashlib.sha256(f"context {ids.shape[1]}\n".encode())
@@ -53,7 +55,9 @@ class Windows:
 
     @cached_property
     def targets(self) -> Tensor:
-        """The tokens to predict, (n, context - 1): `targets[i, t]` is predicted by the logits at position t of window i."""
+        """The tokens to predict, (n, context - 1): `targets[i, t]` is predicted by the logits at position t
+        of window i.
+        """
         return self.ids[:, 1:]
 
 
@@ -68,16 +72,18 @@ def cut(text: str, tokenizer: PreTrainedTokenizerBase, context: int = 512, token
         )
     if tokens < context:
         raise ValueError(
-            f"{tokens} tokens do not fill one window of {context}: ask for at least {context} tokens or a smaller context"
+            f"{tokens} tokens do not fill one window of {context}: "
+            f"ask for at least {context} tokens or a smaller context"
         )
-    # A token is hardly ever longer than 16 characters, and where a text is cut changes only the few tokens before the cut:
-    # megabytes need not be tokenised (a second each) for the first few thousand tokens.
+    # A token is hardly ever longer than 16 characters, and where a text is cut changes only the few tokens
+    # before the cut: megabytes need not be tokenised (a second each) for the first few thousand tokens.
     ids = _ids(text[: 16 * tokens], tokenizer)
     if len(ids) < tokens + 64:
         ids = _ids(text, tokenizer)
     if len(ids) < context:
         raise ValueError(
-            f"the text has {len(ids)} tokens, less than one window of {context}: give a longer text or a smaller context"
+            f"the text has {len(ids)} tokens, less than one window of {context}: "
+            "give a longer text or a smaller context"
         )
     n = min(tokens, len(ids)) // context
     return Windows(torch.tensor(ids[: n * context], dtype=torch.int64).view(n, context))

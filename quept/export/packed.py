@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from quept.numerics.grid import Quantised, dequantise
 from quept.plan import FULL, PrecisionPlan
@@ -79,10 +80,10 @@ def export(elastic: ElasticModel, plan: PrecisionPlan, path: str | Path) -> Pack
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
-        "model": elastic.source,
+        "model": elastic.title,
         "fingerprint": elastic.fingerprint,
         "plan": plan.to_json(),
-        "config": elastic.config.to_json_string(use_diff=False),
+        "config": json.dumps(_config(elastic.config)),
         "grids": json.dumps(grids),
         "tied": json.dumps(_tied(elastic.base)),
     }
@@ -144,6 +145,13 @@ def _tensors(
         parts = {f"{layer}.{part}": getattr(packed, part) for part in PARTS}
         tensors |= {key: part.cpu().contiguous() for key, part in parts.items() if part is not None}
     return tensors, grids
+
+
+def _config(config: PretrainedConfig) -> dict[str, object]:
+    """The config as plain data, without where it was read from."""
+    return {
+        key: value for key, value in json.loads(config.to_json_string()).items() if key != "_name_or_path"
+    }
 
 
 def _tied(model: torch.nn.Module) -> dict[str, str]:

@@ -56,15 +56,21 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
         raise LoadError(f"no model {source!r}: give a built-in name ({names}), an existing folder, or a hub id like org/name")
     report("reading the weights", None)
     try:
-        config = AutoConfig.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         family_of(config.model_type)
-        tokenizer = AutoTokenizer.from_pretrained(where)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=_storage(config), use_safetensors=True)
+        if getattr(config, "quantization_config", None):
+            raise ValueError("its weights are already quantised; give the model it was made from")
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        model, read = AutoModelForCausalLM.from_pretrained(
+            where, dtype=_storage(config), use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        if read["missing_keys"]:  # transformers would go on with random numbers in their place
+            raise ValueError(f"its weights are incomplete: {', '.join(sorted(read['missing_keys'])[:3])} is not there")
         anatomy = anatomy_of(model)
-    except (OSError, ValueError, KeyError) as error:
-        raise LoadError(f"cannot load {source!r}: {error}") from error
+    except Exception as error:  # a damaged folder makes transformers raise nearly anything
+        raise LoadError(f"cannot load {source!r}: {error or type(error).__name__}") from error
     model.eval().requires_grad_(False)
-    title = entry.title if entry else Path(source).name
+    title = entry.title if entry else Path(source).resolve().name
     provenance = entry.provenance if entry else f"loaded from {Path(source).name if Path(source).is_dir() else source}"
     report("checking the weights", None)
     return LoadedModel(model, tokenizer, anatomy, source, title, fingerprint_of(model), provenance, entry.group if entry else "auto")

@@ -49,11 +49,11 @@ class WeightBank:
             found = self._alive.get(key)
             if found is not None:
                 return found
-            turn = self._making.setdefault(key, threading.Lock())
+            turn = self._making.setdefault(key, threading.Lock())  # kept for good: a new one could let two makers in
         with turn:
             with self._lock:
                 found = self._alive.get(key)
-                packed = self._packed.get(key)
+                packed = self._find_packed(key)
             if found is not None:
                 return found
             if packed is None:
@@ -63,14 +63,19 @@ class WeightBank:
             dense = values.to(self._dtype)
             with self._lock:
                 self._keep(key, packed, dense)
-                self._making.pop(key, None)
             return dense
 
     def packed(self, layer: str, bits: int) -> Quantised:
         """The layer at this width as it is deployed."""
         with self._lock:
-            found = self._packed.get((layer, bits))
+            found = self._find_packed((layer, bits))
         return found if found is not None else self._make(layer, bits)[0]
+
+    def _find_packed(self, key: Key) -> Quantised | None:
+        found = self._packed.get(key)
+        if found is not None:
+            self._packed.move_to_end(key)
+        return found
 
     def _keep(self, key: Key, packed: Quantised | None, dense: Tensor) -> None:
         if packed is not None and key not in self._packed:

@@ -1,16 +1,17 @@
 """Text from a view, one forward step at a time.
 
-`stream(view, tokenizer, messages, sampling)` checks and tokenises the conversation at once (PromptError in words), then every `next()` runs
-the model at most once, on at most 256 tokens: `Progress` while the prompt is read, then a `Token` for each token of the answer, the last one
-with `finished` set. A caller can therefore take a lock for each step, stop between two, and step several streams in turn
-(`interleave`). A stream owns its KV cache and its random generator: the same seed gives the same text whatever runs beside it. Closing
-a stream, or dropping it, frees its cache.
+`stream(view, tokenizer, messages, sampling)` checks and tokenises the conversation at once (PromptError in
+words); then every `next()` runs the model at most once, on at most 256 tokens: `Progress` while the prompt is
+read, then a `Token` for each token of the answer, the last one with `finished` set. A caller can therefore
+take a lock for each step, stop between two, and step several streams in turn (`interleave`). A stream owns
+its KV cache and its random generator: the same seed gives the same text whatever runs beside it. Closing a
+stream, or dropping it, frees its cache.
 
-A token is drawn from softmax(logits / temperature), cut to the smallest set of most likely tokens whose probability reaches top_p;
-temperature 0 takes the most likely one. `logprob` is the token's log-probability under the model itself (temperature 1, nothing
-cut), so it can be compared between precisions. Texts of the tokens join to exactly
-`tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)`, the end token left out, and never hold half a
-character.
+A token is drawn from softmax(logits / temperature), cut to the smallest set of most likely tokens whose
+probability reaches top_p; temperature 0 takes the most likely one. `logprob` is the token's log-probability
+under the model itself (temperature 1, nothing cut), so it can be compared between precisions. The texts of
+the tokens join to exactly `tokenizer.decode(ids, skip_special_tokens=True,
+clean_up_tokenization_spaces=False)`, the end token left out, and none holds half a character.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -54,7 +57,9 @@ class GenerationError(RuntimeError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. temperature 0 is greedy; top_p in (0, 1]; max_tokens 1..4096; seed 0..2**63-1. Raises ValueError."""
+    """How tokens are chosen. temperature 0 is greedy; top_p in (0, 1]; max_tokens 1..4096; seed 0..2**63-1.
+
+    Raises ValueError, naming the value."""
 
     temperature: float = 0.7
     top_p: float = 0.95
@@ -62,16 +67,26 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        for name, value in (("temperature", self.temperature), ("top_p", self.top_p)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number; got {value!r}")
+        _require_number("temperature", self.temperature)
+        _require_number("top_p", self.top_p)
+        _require_whole("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        _require_whole("seed", self.seed, 0, 2**63 - 1)
         if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 (always the most likely token) or more; got {self.temperature!r}")
+            raise ValueError(
+                f"temperature must be 0 (the most likely token) or more; got {self.temperature!r}"
+            )
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1 (1 keeps every token); got {self.top_p!r}")
-        for name, value, low, high in (("max_tokens", self.max_tokens, 1, MAX_TOKENS), ("seed", self.seed, 0, 2**63 - 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name} must be a whole number from {low} to {high}; got {value!r}")
+            raise ValueError(f"top_p must be above 0 and at most 1 (keeps every token); got {self.top_p!r}")
+
+
+def _require_number(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number; got {value!r}")
+
+
+def _require_whole(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}; got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +103,8 @@ class Progress:
 class Token:
     """One token of the answer. `text` may be empty (a character is not complete yet); index counts from 0.
 
-    finished: None, "stop" (the model ended its answer; the token is its end token, whose name is not in `text`) or "length"."""
+    finished: None, "stop" (the model ended its answer; this is its end token, and not part of the text) or
+    "length" (max_tokens are out)."""
 
     id: int
     text: str
@@ -108,7 +124,7 @@ class Failure:
 
 @dataclass
 class Stats:
-    """Counts and seconds of one stream. Compute is time spent in its own steps; wall includes everything that ran between them."""
+    """Counts and seconds of one stream. Compute is time in its own steps; wall includes what ran between."""
 
     prompt_tokens: int = 0
     reused_tokens: int = 0  # of the prompt, already in the conversation's cache
@@ -131,7 +147,7 @@ class Stats:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Decoded tokens a second of this stream's own compute, the first token (which the prompt pays for) left out."""
+        """Tokens a second of this stream's own compute, without the first, which reading the prompt gave."""
         return (self.tokens - 1) / self.decode_seconds if self.tokens > 1 else None
 
     @property
@@ -144,9 +160,10 @@ class Stats:
 class Conversation:
     """The keys and values of a chat, kept from one answer to the next so that only new tokens are read.
 
-    key: what they were computed with: PrecisionPlan.key, KV bits included. Give one to `stream` for every turn of a chat, and call
-    `switch` when the plan changes: what was kept is dropped and read again at the new plan, or with keep=True it stays and `mixed`
-    says so until the next drop. A running stream has the cache on loan: a second one beside it starts from nothing."""
+    key: what they were computed with: PrecisionPlan.key, which knows the KV bits too. Give one to `stream`
+    for every turn of a chat, and call `switch` when the plan changes: what was kept is dropped, and read anew
+    at the new plan; or with keep=True it stays, and `mixed` says so until the next drop. A running stream has
+    the cache on loan: a second one beside it starts from nothing."""
 
     key: str = ""
     ids: list[int] = field(default_factory=list)
@@ -168,22 +185,19 @@ class Conversation:
         """The cache cut to the tokens it shares with the prompt, which keeps at least one token to read."""
         cache, held, mixed = self.cache, self.ids, self.mixed
         self.drop()
-        shared = 0
-        for ours, theirs in zip(held, prompt[:-1], strict=False):
-            if ours != theirs:
-                break
-            shared += 1
-        if shared < len(held):
-            if shared and cache.is_croppable and not any(cache.is_sliding):  # what slid out of a window cannot come back
+        pairs = zip(held, prompt[:-1], strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if 0 < shared < len(held):
+            if cache.is_croppable and not any(cache.is_sliding):
                 cache.crop(shared - len(held))
-            else:
+            else:  # what has left a window cannot come back
                 shared = 0
-        return Loan(self, self.key, cache, shared, mixed) if shared else Loan(self, self.key, None, 0, False)
+        return Loan(self, self.key, cache if shared else None, shared, mixed and shared > 0)
 
 
 @dataclass(frozen=True)
 class Loan:
-    """A conversation's cache while a stream runs: it holds the first `length` tokens of the prompt (None where that is 0)."""
+    """A conversation's cache while a stream runs: it holds `length` tokens of the prompt (None where 0)."""
 
     conversation: Conversation
     key: str
@@ -192,13 +206,14 @@ class Loan:
     mixed: bool
 
     def give_back(self, ids: list[int], cache: Cache) -> None:
-        """Unless the plan was switched meanwhile, keep the cache, which holds these tokens, for the next turn."""
+        """Keep the cache, which holds these tokens, for the next turn; not if the plan has been switched."""
         if self.conversation.key == self.key:
-            self.conversation.ids, self.conversation.cache, self.conversation.mixed = ids, cache, self.mixed
+            kept = self.conversation
+            kept.ids, kept.cache, kept.mixed = ids, cache, self.mixed
 
 
 class Stream:
-    """What `stream` returns: an iterator of Progress and Token events, with `stats`, `prompt` (its ids), and `close`."""
+    """What `stream` returns: an iterator of Progress and Token, with `stats`, `prompt` (ids) and `close`."""
 
     def __init__(self, steps: Iterator[Progress | Token], prompt: list[int], stats: Stats):
         self._steps, self.prompt, self.stats = steps, prompt, stats
@@ -217,10 +232,8 @@ class Stream:
     def close(self) -> None:
         """Stop and free the cache; from any thread, any number of times. A step under way is the last."""
         self._closed = True
-        try:
+        with suppress(ValueError):  # a step is running in another thread, which closes when it is done
             self._steps.close()
-        except ValueError:
-            pass  # a step is running in another thread, which closes when it is done
 
 
 def stream(
@@ -235,9 +248,10 @@ def stream(
 ) -> Stream:
     """Answer the conversation with a view, one bounded step per `next()`; see the module for what a step is.
 
-    messages: [{"role", "content"}, ...], the last one the user's. system: a system prompt, None for the template's own.
-    make_cache: makes the KV cache (`lambda: elastic.make_cache(plan)`); full precision if None. conversation: reuse of the chat's
-    earlier cache; the caller keeps its key in step with the plan. Raises PromptError here; GenerationError while stepping."""
+    messages: [{"role", "content"}, ...], the last one the user's. system: a system prompt; None leaves it to
+    the template. make_cache: makes the KV cache (`lambda: elastic.make_cache(plan)`); full precision if None.
+    conversation: reuse of this chat's cache; the caller keeps its key in step with the plan. Raises
+    PromptError here, and GenerationError while stepping."""
     sampling = sampling or Sampling()
     ids = prompt_ids(tokenizer, messages, system)
     check_fits(ids, context_length(view, tokenizer), sampling.max_tokens)
@@ -247,7 +261,7 @@ def stream(
 
 
 def interleave(streams: Sequence[Iterator]) -> Iterator[tuple[int, Progress | Token | Failure]]:
-    """Step the streams in turn until all have ended: (which, event), one step of one stream for each `next()`.
+    """Step the streams in turn until all have ended: (which, event), one step of one stream a `next()`.
 
     A stream that raises gives a Failure and is done; the others go on. Closing this closes them all."""
     running = dict(enumerate(streams))
@@ -269,7 +283,7 @@ def interleave(streams: Sequence[Iterator]) -> Iterator[tuple[int, Progress | To
 
 
 def context_length(view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
-    """Tokens the model can see at once, as its config (or else its tokenizer) says; None where neither does."""
+    """Tokens the model sees at once, as its config (or else its tokenizer) says; None where neither does."""
     length = getattr(view.config.get_text_config(), "max_position_embeddings", None)
     if length is None and tokenizer is not None and tokenizer.model_max_length < 1_000_000_000:
         length = tokenizer.model_max_length
@@ -277,7 +291,7 @@ def context_length(view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
 
 
 def _steps(view, tokenizer, ids, sampling, make_cache, conversation, stats) -> Iterator[Progress | Token]:
-    """The generator behind a Stream: one turn of the loop is one step. `fed` are the tokens that the cache holds."""
+    """The generator behind a Stream: one turn of the loop is one step. `fed` are the tokens in the cache."""
     began = started = time.perf_counter()
     loan = conversation.lend(ids) if conversation else None
     cache, shared = (loan.cache, loan.length) if loan and loan.length else (make_cache(), 0)
@@ -296,7 +310,8 @@ def _steps(view, tokenizer, ids, sampling, make_cache, conversation, stats) -> I
                 id, logprob = _choose(logits, sampling, generator)
                 index = len(fed) - len(ids)
                 finished = "stop" if id in ends else "length" if index + 1 == sampling.max_tokens else None
-                piece = text.flush() if finished == "stop" else text.add(id) + (text.flush() if finished else "")
+                piece = "" if finished == "stop" else text.add(id)
+                piece += text.flush() if finished else ""
                 event = Token(id, piece, index, logprob, finished)
                 pending = [id]
             stats.count(event, time.perf_counter() - began, time.perf_counter() - started)
@@ -304,8 +319,10 @@ def _steps(view, tokenizer, ids, sampling, make_cache, conversation, stats) -> I
             if event.finished:
                 return
             began = time.perf_counter()
-    except Exception:
-        loan = None  # the cache may be half written
+    except GeneratorExit:  # closed between two steps
+        raise
+    except BaseException:  # stopped inside one: the cache may be half written
+        loan = None
         raise
     finally:
         if loan:
@@ -325,17 +342,17 @@ def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> t
     """logits (vocabulary,) -> a token and its log-probability under the model itself."""
     total = float(logits.logsumexp(0))
     if not math.isfinite(total):
-        raise GenerationError("The model's output is not finite at this precision: give its layers more bits.")
+        raise GenerationError("The model's output is not finite at this precision: give it more bits.")
     if sampling.temperature == 0:
         id = int(logits.argmax())
     else:
-        scaled = logits.double().sub_(logits.max()).div_(sampling.temperature)  # at most 0: no temperature overflows
+        scaled = logits.double().sub_(logits.max()).div_(sampling.temperature)  # at most 0: cannot overflow
         id = _draw(scaled.softmax(0), sampling.top_p, generator)
     return id, float(logits[id]) - total
 
 
 def _draw(p: Tensor, top_p: float, generator: torch.Generator) -> int:
-    """A token from probabilities p (vocabulary,), cut to the smallest set of most likely tokens that reaches top_p."""
+    """A token from p (vocabulary,), cut to the smallest set of most likely tokens that reaches top_p."""
     if top_p == 1:
         order, mass = None, p.cumsum(0)
     else:
@@ -350,7 +367,7 @@ def _draw(p: Tensor, top_p: float, generator: torch.Generator) -> int:
 
 
 def _end_tokens(view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids that end an answer: those of the generation config (one or a list), the config and the tokenizer."""
+    """Ids that end an answer: of the generation config (one or a list), the config and the tokenizer."""
     ends: set[int] = set()
     for said in (getattr(view, "generation_config", None), view.config.get_text_config(), tokenizer):
         ids = getattr(said, "eos_token_id", None)
@@ -361,8 +378,8 @@ def _end_tokens(view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> se
 class _Detokeniser:
     """Token ids in, the text each adds out; characters split over several tokens come with the last of them.
 
-    How a token reads depends on those before it, so the tokens since the last but one piece are decoded again each time and the new
-    end of their text is the piece."""
+    How a token reads depends on those before it, so the tokens since the last but one piece are decoded again
+    each time, and the new end of their text is the piece."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer

@@ -8,16 +8,25 @@ from torch.nn.functional import linear
 from quept.numerics.grid import fake_quantise_tokens
 from quept.plan import FULL, Bits
 
+from .clone import twin
+
 
 class BoundLinear(nn.Module):
     """x (..., in) -> (..., out) with a weight (out, in) that is already on its grid; x is rounded per token if asked to be."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, bits: Bits):
         super().__init__()
-        self.register_buffer("weight", weight, persistent=False)  # the bank's own tensor, which nn.Buffer would wrap anew
-        self.register_buffer("bias", None if bias is None else bias.data, persistent=False)
+        self.register_buffer("weight", weight, persistent=False)  # the bank's own: nn.Buffer would wrap it anew
+        self.register_buffer("bias", bias, persistent=False)
         self.bits = bits
         self.out_features, self.in_features = weight.shape
+
+    def bound(self, weight: Tensor, bits: Bits) -> BoundLinear:
+        """The same layer with these values; cheap, since a view needs one for every layer."""
+        other = twin(self)
+        other.__dict__["bits"] = bits
+        other._buffers["weight"] = weight
+        return other
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bits.activations != FULL:

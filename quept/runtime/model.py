@@ -7,7 +7,8 @@ precisions never see each other and A -> B -> A gives bit-identical results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,9 +19,10 @@ from transformers.cache_utils import Cache
 from quept.artifact import Artifact
 from quept.models import Anatomy, LoadedModel, load
 from quept.numerics.grid import Quantised
-from quept.plan import FULL, PrecisionPlan
+from quept.plan import FULL, Bits, PrecisionPlan
 
 from .bank import WeightBank
+from .clone import clone
 from .kvcache import make_cache
 from .linear import BoundLinear
 from .sizes import Sizes
@@ -60,7 +62,7 @@ class ElasticModel:
         self.sizes = Sizes.of(loaded.model, self.layers, artifact.group)
         self._weights = {name: loaded.model.get_submodule(name).weight.data for name in self.layers}
         self._skeleton = _skeleton(loaded.model, self.layers, self.device, self.dtype)
-        self._biases = {name: self._skeleton.get_submodule(name).bias for name in self.layers}
+        self._unbound = {name: _unbound(self._skeleton.get_submodule(name)) for name in self.layers}
         self._full_bytes = sum(p.nbytes for p in self._skeleton.parameters() if not p.is_meta)
         self._loaded = loaded
         self.bank = WeightBank(self._make, self.dtype, budget)
@@ -90,10 +92,12 @@ class ElasticModel:
     def view(self, plan: PrecisionPlan) -> PreTrainedModel:
         """The model at this plan; raises PlanError if the plan does not fit it. Weights not yet in the bank are made now."""
         bound = {
-            name: BoundLinear(self.bank.dense(name, bits.weights), self._biases[name], bits)
+            name: self._unbound[name].bound(self._values(name, bits.weights), bits)
             for name, bits in plan.resolve(self.layers).items()
         }
-        return clone(self._skeleton, bound)
+        view = clone(self._skeleton, bound)
+        view.generation_config = copy.copy(view.generation_config)
+        return view
 
     def reference(self, ids: Tensor) -> Tensor:
         """Logits (n, t, vocabulary) of the full-precision model, computed in float32 whatever the compute dtype: what plans are measured against.
@@ -117,24 +121,17 @@ class ElasticModel:
         """The *elastic* memory: bytes of all weights in memory now, source, unquantised parts and bank."""
         return sum(w.nbytes for w in self._weights.values()) + self._full_bytes + self.bank.resident_bytes
 
+    def _values(self, layer: str, bits: int) -> Tensor:
+        source = self._weights[layer]
+        if bits == FULL and (source.dtype, source.device) == (self.dtype, self.device):
+            return source  # nothing to make, and nothing for the bank to count a second time
+        return self.bank.dense(layer, bits)
+
     def _make(self, layer: str, bits: int) -> tuple[Quantised | None, Tensor]:
         weight = self._weights[layer].to(self.device)
         if bits == FULL:
             return None, weight
         return self.artifact.quantise(layer, weight, bits)
-
-
-def clone(module: nn.Module, replaced: Mapping[str, nn.Module], name: str = "") -> nn.Module:
-    """A copy of the module tree that shares all tensors, with the modules named in `replaced` put in place of the originals."""
-    if name in replaced:
-        return replaced[name]
-    copy = object.__new__(type(module))
-    copy.__dict__.update(module.__dict__)
-    prefix = f"{name}." if name else ""
-    children = {key: child and clone(child, replaced, prefix + key) for key, child in module._modules.items()}
-    copy.__dict__["_modules"] = children
-    copy.__dict__["_buffers"] = dict(module._buffers)
-    return copy
 
 
 def _skeleton(model: PreTrainedModel, layers: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -158,3 +155,8 @@ def _hollow(linear: nn.Linear) -> nn.Linear:
     hollow = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
     hollow.bias = linear.bias
     return hollow.requires_grad_(False)
+
+
+def _unbound(linear: nn.Linear) -> BoundLinear:
+    """The layer as a view holds it, still without values."""
+    return BoundLinear(linear.weight, None if linear.bias is None else linear.bias.data, Bits())

@@ -1,12 +1,14 @@
 """A conversation -> the token ids a model is given.
 
-`prompt_ids(tokenizer, messages)` renders the messages through the tokenizer's own chat template and tokenises the result. What people
-typed stays text: where it spells a token of the template ("<|im_end|>"), that stretch is tokenised letter by letter as ordinary text, so a
-message can neither end its own turn nor open a system one. To keep the two apart the stretch is marked with two Unicode noncharacters
-before rendering (taken out of the text first, so nobody can forge a mark), and found again by them after it. Everything else is tokenised in
-one go and gives exactly the ids of `apply_chat_template`.
+`prompt_ids(tokenizer, messages)` renders the messages through the tokenizer's own chat template and tokenises
+the result. What people typed stays text: where it spells a token of the template ("<|im_end|>"), that stretch
+is tokenised as ordinary letters, so a message can neither end its own turn nor open a system one. To be found
+again after rendering, the stretch goes through the template between two Unicode noncharacters (taken out of
+the text first: nobody can forge a mark). All the rest is tokenised as it stands and gives exactly the ids of
+`apply_chat_template`.
 
-A model without a chat template (OPT and other base models) gets the tokenizer's own start token, if it adds one, and
+A model without a chat template (OPT and other base models) gets the tokenizer's own start token, if it adds
+one, and
 
     {system}
 
@@ -15,7 +17,7 @@ A model without a chat template (OPT and other base models) gets the tokenizer's
     User: {text}
     Assistant:
 
-(the system lines only where there is a system prompt). Nothing is changed in the tokenizer, so threads can share it.
+(no system lines without a system prompt). Nothing is changed in the tokenizer, so threads can share it.
 """
 
 from __future__ import annotations
@@ -28,33 +30,35 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 ROLES = ("system", "user", "assistant")
-MAX_CHARACTERS = 1_000_000  # more is refused unread: no context is that long, and counting its tokens takes a second
+MAX_CHARACTERS = 1_000_000  # more is refused unread: no context is that long, and counting takes a second
 START, END = "\ufdd0", "\ufdd1"
 
 
 class PromptError(ValueError):
-    """A conversation that cannot be given to the model; the message is a sentence for the person who typed it."""
+    """A conversation the model cannot be given; the message is a sentence for the person who typed it."""
 
 
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], system: str | None = None
 ) -> list[int]:
-    """messages [{"role": "system" | "user" | "assistant", "content": text}, ...], the last one the user's -> token ids.
+    """messages [{"role": "system" | "user" | "assistant", "content": text}, ...] -> token ids.
 
-    system: put in front as a system message; None or blank leaves it to the template. Raises PromptError in words."""
+    The last message is the user's. system: put in front as a system message; None or blank leaves that to the
+    template. Raises PromptError in words."""
     control = _control_tokens(tokenizer)
     turns = _checked(messages, system, control)
-    marked = [{"role": t["role"], "content": control.sub(f"{START}\\g<0>{END}", t["content"])} for t in turns]
+    marked = [turn | {"content": control.sub(f"{START}\\g<0>{END}", turn["content"])} for turn in turns]
     text, ids = _rendered(tokenizer, marked)
+    # A template may tear a pair of marks apart; a mark left alone is dropped and still parts the text.
+    pieces = re.split(f"{START}({control.pattern}){END}|[{START}{END}]", text)
     encode = partial(tokenizer.encode, add_special_tokens=False)
-    pieces = re.split(f"{START}({control.pattern}){END}|[{START}{END}]", text)  # text, spelled token or None, text, ...
     spelled: dict[str, list[int]] = {}
-    for i, piece in enumerate(pieces):
+    for i, piece in enumerate(pieces):  # text, control token spelled out or None, text, ...
         if not piece:
             continue
         if i % 2:
             if piece not in spelled:
-                spelled[piece] = _as_text(tokenizer, piece)
+                spelled[piece] = _spelled_out(tokenizer, piece)
             ids += spelled[piece]
         else:
             ids += _inside(encode, piece) if i else encode(piece)
@@ -62,38 +66,44 @@ def prompt_ids(
 
 
 def check_fits(ids: Sequence[int], context: int | None, max_tokens: int) -> None:
-    """Raises PromptError, with the numbers, where the prompt and an answer of max_tokens exceed the model's context."""
+    """Raises PromptError, with the numbers, where prompt and answer exceed the context (None: no limit)."""
     if context is None or len(ids) + max_tokens <= context:
         return
     room = context - max_tokens
     if room <= 0:
         raise PromptError(
-            f"An answer of up to {max_tokens:,} tokens leaves no room for a prompt in this model's context of {context:,}: "
-            "ask for a shorter answer."
+            f"An answer of up to {max_tokens:,} tokens leaves no room for a prompt in this model's context "
+            f"of {context:,}: ask for a shorter answer."
         )
     raise PromptError(
-        f"The conversation is {len(ids):,} tokens long and {room:,} fit (the model's context is {context:,}, and {max_tokens:,} "
-        "are kept for the answer): shorten the message, start a new chat, or ask for a shorter answer."
+        f"The conversation is {len(ids):,} tokens long and {room:,} fit (the model's context is {context:,}, "
+        f"of which {max_tokens:,} are kept for the answer): shorten the message, start a new chat, or ask "
+        "for a shorter answer."
     )
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """Matches any added token, special or not, longest first; those made of whitespace are ordinary text."""
-    tokens = [token for token in tokenizer.get_added_vocab() if token.strip()]
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+    tokens = sorted(filter(str.strip, tokenizer.get_added_vocab()), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
 
 
-def _checked(messages: Sequence[Mapping[str, str]], system: str | None, control: re.Pattern[str]) -> list[dict[str, str]]:
+def _checked(
+    messages: Sequence[Mapping[str, str]], system: str | None, control: re.Pattern[str]
+) -> list[dict[str, str]]:
     turns = list(messages)
     if system is not None and system.strip():
         turns.insert(0, {"role": "system", "content": system})
-    for i, turn in enumerate(turns):
-        fine = isinstance(turn, Mapping) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
-        if not fine:
-            raise PromptError(f'message {i + 1} must be {{"role": one of {", ".join(ROLES)}, "content": text}}; got {str(turn)[:80]}')
+    for turn in turns:
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str):
+            raise PromptError(f'A message must be {{"role": ..., "content": text}}; got {str(turn)[:80]}')
+        if turn.get("role") not in ROLES:
+            raise PromptError(f"A message's role must be one of {', '.join(ROLES)}; got {turn.get('role')!r}")
     characters = sum(len(turn["content"]) for turn in turns)
     if characters > MAX_CHARACTERS:
-        raise PromptError(f"The conversation is {characters:,} characters long; at most {MAX_CHARACTERS:,} are read.")
+        raise PromptError(
+            f"The conversation is {characters:,} characters long; at most {MAX_CHARACTERS:,} are read."
+        )
     turns = [{"role": turn["role"], "content": _clean(turn["content"])} for turn in turns]
     if not turns or turns[-1]["role"] != "user":
         raise PromptError("There is nothing to answer: the last message must be the user's.")
@@ -105,8 +115,9 @@ def _checked(messages: Sequence[Mapping[str, str]], system: str | None, control:
 
 
 def _clean(text: str) -> str:
-    """Without our marks; halves of surrogate pairs joined where they fit and replaced where they do not."""
-    return text.replace(START, "").replace(END, "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    """Without our marks; halves of surrogate pairs joined where they fit, replaced where they do not."""
+    text = text.replace(START, "").replace(END, "")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> tuple[str, list[int]]:
@@ -116,17 +127,22 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -
             return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True), []
         except TemplateError as error:
             raise PromptError(f"This model's chat template refuses the conversation: {error}") from error
-    opening = "".join(f"{turn['content']}\n\n" for turn in turns if turn["role"] == "system")
-    spoken = [f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in turns if turn["role"] != "system"]
-    starts = tokenizer.encode("")[:1]  # what the tokenizer puts around nothing: the start token first, where it has one
-    return opening + "".join(spoken) + "Assistant:", starts if starts == [tokenizer.bos_token_id] else []
+    around_nothing = tokenizer.encode("")
+    start = around_nothing[:1] if around_nothing[:1] == [tokenizer.bos_token_id] else []
+    lines = [
+        f"{turn['content']}\n\n"
+        if turn["role"] == "system"
+        else f"{turn['role'].title()}: {turn['content']}\n"
+        for turn in turns
+    ]
+    return "".join(lines) + "Assistant:", start
 
 
-def _as_text(tokenizer: PreTrainedTokenizerBase, spelled: str) -> list[int]:
-    """The ids of a control token's spelling, none of them the token itself."""
+def _spelled_out(tokenizer: PreTrainedTokenizerBase, spelled: str) -> list[int]:
+    """The ids of a control token's letters, none of them the token itself."""
     encode = partial(_plain, tokenizer)
     ids = _inside(encode, spelled)
-    if tokenizer.convert_tokens_to_ids(spelled) in ids:  # a vocabulary that holds it as a word too
+    if tokenizer.convert_tokens_to_ids(spelled) in ids:  # a vocabulary that also holds it as a word
         ids = [id for letter in spelled for id in _inside(encode, letter)]
     return ids
 
@@ -135,13 +151,13 @@ def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of a text in which no added token is looked for."""
     if not tokenizer.is_fast:
         return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    steps = tokenizer.backend_tokenizer
+    steps = tokenizer.backend_tokenizer  # its parts, because its own switch for this is state others share
     text = steps.normalizer.normalize_str(text) if steps.normalizer else text
-    words = [word for word, _ in steps.pre_tokenizer.pre_tokenize_str(text)] if steps.pre_tokenizer else [text]
-    return [token.id for word in words for token in steps.model.tokenize(word)]
+    words = steps.pre_tokenizer.pre_tokenize_str(text) if steps.pre_tokenizer else [(text, None)]
+    return [token.id for word, _ in words for token in steps.model.tokenize(word)]
 
 
 def _inside(encode: Callable[[str], list[int]], text: str) -> list[int]:
-    """Ids of a text that continues another: without the space some tokenizers put before the start of a text."""
+    """Ids of a text that continues another: without the space some tokenizers put before the first word."""
     newline, ids = encode("\n"), encode("\n" + text)
     return ids[len(newline) :] if ids[: len(newline)] == newline else encode(text)

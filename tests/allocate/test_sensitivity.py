@@ -1,4 +1,4 @@
-"""A pass started at the changed block is the whole pass; a run killed half-way and resumed gives the same table."""
+"""A pass started at the changed block is the whole pass; a run killed and resumed gives the same table."""
 
 import json
 from contextlib import suppress

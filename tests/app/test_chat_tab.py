@@ -1,4 +1,5 @@
-"""The handlers of the chat page as plain functions over a tiny model: what is typed is kept, errors are sentences."""
+"""The handlers of the chat page as plain functions over a tiny model: what is typed is kept, errors are
+sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Two answers side by side: same seed same text, stopped within a step, queued with a place, bounded in memory."""
+"""Two answers side by side: same seed same text, stopped within a step, queued with a place, bounded in
+memory."""
 
 from __future__ import annotations
 

@@ -46,7 +46,10 @@ def test_one_who_takes_many_steps_lets_the_others_through_between_them():
                 log.append(name)
                 time.sleep(0.002)
 
-    long, short = threading.Thread(target=steps, args=("long", 60)), threading.Thread(target=steps, args=("short", 5))
+    long, short = (
+        threading.Thread(target=steps, args=("long", 60)),
+        threading.Thread(target=steps, args=("short", 5)),
+    )
     long.start()
     time.sleep(0.01)
     short.start()

@@ -27,7 +27,9 @@ def measured(service: Service, plan: PrecisionPlan, visitor: str = "a") -> dict:
     return list(service.measure(MODEL, plan, visitor))[-1]
 
 
-def test_the_description_fits_the_browser_and_its_sizes_are_the_deploy_bytes(service: Service, elastic: ElasticModel):
+def test_the_description_fits_the_browser_and_its_sizes_are_the_deploy_bytes(
+    service: Service, elastic: ElasticModel
+):
     described = json.loads(json.dumps(service.describe(MODEL)))
     assert [layer["name"] for layer in described["layers"]] == list(elastic.layers)
     for i, bits in enumerate(described["bits"]):
@@ -57,7 +59,9 @@ def test_a_newer_edit_ends_the_older_measurement_of_the_same_visitor_only(servic
     assert service._newest == {}
 
 
-def test_visitors_at_once_get_the_numbers_they_would_get_alone(service: Service, elastic: ElasticModel, tmp_path: Path):
+def test_visitors_at_once_get_the_numbers_they_would_get_alone(
+    service: Service, elastic: ElasticModel, tmp_path: Path
+):
     plans = [PrecisionPlan.uniform(b) for b in (2, 3, 4, 5, 6, 7, 8, FULL)]
     together: dict[int, float] = {}
 
@@ -89,7 +93,9 @@ def test_uniform_at_equal_bytes_lies_between_its_neighbours(service: Service, el
     between = service.opened[MODEL].uniform_at(size)
     assert sorted([three["estimate"]["kl"], four["estimate"]["kl"], between["kl"]])[1] == between["kl"]
     assert "between W3 and W4" in between["label"]
-    assert service.opened[MODEL].uniform_at(four["deploy_bytes"])["kl"] == pytest.approx(four["estimate"]["kl"])
+    assert service.opened[MODEL].uniform_at(four["deploy_bytes"])["kl"] == pytest.approx(
+        four["estimate"]["kl"]
+    )
     assert service.opened[MODEL].uniform_at(10**12) is None
 
 
@@ -122,7 +128,9 @@ def test_upload_reads_what_download_wrote(service: Service):
     assert explore.uploaded(service, MODEL, text.encode()) == (wire, wire)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\x00" * 99, b"[]", b'{"format": "quept-plan", "version": 9}', b"[" * 9999])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\x00" * 99, b"[]", b'{"format": "quept-plan", "version": 9}', b"[" * 9999]
+)
 def test_a_bad_upload_changes_nothing(service: Service, content: bytes):
     equalizer, plan = explore.uploaded(service, MODEL, content)
     assert "w" not in equalizer and "w" not in plan

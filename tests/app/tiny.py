@@ -1,4 +1,5 @@
-"""A tiny random Llama with a byte tokenizer and a chat template, opened as an elastic model, and a service over it."""
+"""A tiny random Llama with a byte tokenizer and a chat template, opened as an elastic model, and a service
+over it."""
 
 from __future__ import annotations
 

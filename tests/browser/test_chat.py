@@ -1,4 +1,5 @@
-"""The chat page in a real browser, over a tiny model: two answers streaming, stop, regenerate, edit, phone, and evil text."""
+"""The chat page in a real browser, over a tiny model: two answers streaming, stop, regenerate, edit, phone,
+and evil text."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from app.components.side_status import SideStatus
 from app.gate import Gate
 from app.harmless import TAGS_SHOWN_AS_TEXT, harmless
-from app.tabs.chat import CSS, build_chat
+from app.tabs.chat import CSS, HEAD, build_chat
 from tests.app.tiny import FakeService, tiny_elastic
 
 EVIL = """Hi ![x](http://evil.test/1.png) <img src="http://evil.test/2.png"> <b id="owned">b</b>
@@ -49,7 +50,7 @@ def address():
         build_chat(service, gr.State("tiny"), plan)
     blocks.queue(max_size=20)
     _, address, _ = blocks.launch(
-        css=CSS, prevent_thread_lock=True, ssr_mode=False, quiet=True, server_name="127.0.0.1"
+        css=CSS, head=HEAD, prevent_thread_lock=True, ssr_mode=False, quiet=True, server_name="127.0.0.1"
     )
     yield address
     blocks.close()
@@ -137,6 +138,7 @@ def answers(page: Page, side: str):
 
 def test_one_prompt_two_answers_streaming_then_stopped(page: Page):
     expect(page.locator("#chat-left")).to_contain_text("Both sides get the same words")
+    expect(page.locator("#chat-send")).to_be_in_viewport(ratio=1)
     limit(page, 1024 - 640)
     ask(page, "What is the capital of France?")
     expect(page.locator("#chat-stop")).to_be_visible()

@@ -1,0 +1,164 @@
+"""The loading page, over real sockets: there at once, truthful, and gone when the app comes."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from app.splash import Splash, SplashError
+
+HOST = "127.0.0.1"
+
+
+@pytest.fixture
+def splash():
+    splash = Splash(HOST, 0)  # 0: any free port
+    splash.start()
+    yield splash
+    splash.stop()
+
+
+def ask(splash: Splash, path: str = "/", method: str = "GET"):
+    connection = HTTPConnection(HOST, splash.port, timeout=5)
+    connection.request(method, path)
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    connection.close()
+    return answer, body
+
+
+def status(splash: Splash) -> dict:
+    return json.loads(ask(splash, "/__loading")[1])
+
+
+@pytest.mark.parametrize("path", ["/", "/?m=toy&w=Q4A", "/chat", "/config", "/favicon.ico", "//x", "/%00"])
+def test_every_path_answers_with_the_page(splash, path):
+    answer, body = ask(splash, path)
+    assert answer.status == 200
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["X-Quept-Loading"] == "1"
+    assert answer.headers.get_content_type() == "text/html"
+    assert "Loading…" in body
+
+
+def test_a_health_check_may_ask_for_the_head_only(splash):
+    answer, body = ask(splash, method="HEAD")
+    assert answer.status == 200
+    assert body == ""
+
+
+def test_the_page_asks_nothing_of_other_hosts(splash):
+    assert "//" not in ask(splash)[1].replace("  // ", "")
+
+
+def test_steps_are_told_as_they_happen(splash):
+    splash.step("importing torch")
+    splash.step("fetching the model")
+    splash.step("fetching the model", fraction=0.43)
+    told = status(splash)
+    assert told["state"] == "loading"
+    assert [(s["text"], s["state"], s["fraction"]) for s in told["steps"]] == [
+        ("importing torch", "done", None),
+        ("fetching the model", "running", 0.43),
+    ]
+    assert 0 <= told["steps"][1]["elapsed"] <= told["elapsed"]
+
+
+@pytest.mark.parametrize(("given", "told"), [(1.7, 1.0), (-1, 0.0), (float("nan"), None), (None, None)])
+def test_a_fraction_stays_between_none_and_all(splash, given, told):
+    splash.step("fetching", fraction=given)
+    assert status(splash)["steps"][-1]["fraction"] == told
+
+
+def test_a_failure_is_shown_as_its_sentence(splash):
+    splash.step("fetching the model")
+    splash.fail("there is no network")
+    told = status(splash)
+    assert (told["state"], told["error"], told["steps"][-1]["state"]) == (
+        "failed",
+        "there is no network",
+        "failed",
+    )
+    assert "there is no network" in ask(splash)[1]
+
+
+def test_texts_are_escaped(splash):
+    splash.step("<script>alert(1)</script>")
+    splash.fail("<!--steps--> & <b>")
+    page = ask(splash)[1]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "&lt;!--steps--&gt; &amp; &lt;b&gt;" in page
+
+
+def test_stop_frees_the_port_though_browsers_hold_on(splash):
+    silent = socket.create_connection((HOST, splash.port))
+    ask(splash)
+    time.sleep(0.05)
+    began = time.monotonic()
+    splash.stop()
+    assert time.monotonic() - began < 1
+    with socket.socket() as app:  # as uvicorn binds
+        app.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        app.bind((HOST, splash.port))
+        app.listen()
+    assert not [t for t in threading.enumerate() if t.name.startswith("splash")]
+    silent.close()
+    splash.stop()  # twice is harmless
+
+
+def test_it_can_be_started_again_after_stop(splash):
+    splash.stop()
+    splash.start()
+    assert ask(splash)[0].status == 200
+
+
+def test_a_taken_port_is_a_sentence():
+    with socket.create_server((HOST, 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(SplashError, match=f"port {port} is in use by another program.*--port"):
+            Splash(HOST, port).start()
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "words"),
+    [(HOST, 70000, "no port 70000"), ("203.0.113.9", 0, "not an address of this machine.*--host")],
+)
+def test_an_impossible_address_is_a_sentence(host, port, words):
+    with pytest.raises(SplashError, match=words):
+        Splash(host, port).start()
+
+
+def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
+    with socket.create_server((HOST, 0)) as other:
+        monkeypatch.setattr("app.splash.DEFAULT_PORT", other.getsockname()[1])
+        splash = Splash(HOST)
+        splash.start()
+        try:
+            assert other.getsockname()[1] < splash.port <= other.getsockname()[1] + 100
+            assert ask(splash)[0].status == 200
+        finally:
+            splash.stop()
+
+
+def test_many_ask_at_once(splash):
+    splash.step("opening")
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(status(splash))) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 40
+
+
+def test_it_imports_nothing_heavy():
+    code = "import sys, app.splash; print(*{name.partition('.')[0] for name in sys.modules})"
+    root = Path(__file__).parents[2]
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert not set(found.stdout.split()) & {"torch", "transformers", "gradio", "numpy", "quept", "uvicorn"}
