@@ -42,7 +42,7 @@ class Artifact:
     @staticmethod
     def is_one(source: str | Path) -> bool:
         """Whether `source` is a folder with an artifact in it (readable or not)."""
-        return (Path(source) / FILE_NAME).is_file()
+        return os.path.isfile(Path(source) / FILE_NAME)
 
     @classmethod
     def rtn(cls, loaded: LoadedModel, group: int | str = "auto") -> Artifact:
@@ -66,7 +66,7 @@ class Artifact:
             path = Path(folder) / name
             if Path(name).name != name or name in ("", "..") or "\\" in name:
                 raise ArtifactError(f"{folder} is damaged: its manifest names {name!r}, which lies outside its folder")
-            if not path.is_file():
+            if not os.path.isfile(path):
                 raise ArtifactError(f"{folder} is incomplete: {name} is missing; copy it afresh or calibrate again")
             if path.stat().st_size != expected["bytes"]:
                 raise ArtifactError(f"{path} is truncated: {path.stat().st_size} of {expected['bytes']} bytes")
@@ -81,6 +81,7 @@ class Artifact:
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=FILE_NAME)
         with os.fdopen(handle, "w") as file:
             file.write(self.manifest.to_json())
+        os.chmod(temporary, 0o644)  # mkstemp makes it readable to nobody else
         os.replace(temporary, folder / FILE_NAME)
 
     def check_base(self, loaded: LoadedModel) -> None:

@@ -8,6 +8,7 @@ comes with a model is run.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
     entry = zoo.MODELS.get(source)
     if entry:
         where = str(zoo.model_folder(source, report))
-    elif Path(source).is_dir() or source.count("/") == 1 and not source.startswith((".", "/")):
+    elif os.path.isdir(source) or source.count("/") == 1 and not source.startswith((".", "/")):
         where = source
     else:
         names = ", ".join(zoo.MODELS)
@@ -71,7 +72,7 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
         raise LoadError(f"cannot load {source!r}: {error or type(error).__name__}") from error
     model.eval().requires_grad_(False)
     title = entry.title if entry else Path(source).resolve().name
-    provenance = entry.provenance if entry else f"loaded from {Path(source).name if Path(source).is_dir() else source}"
+    provenance = entry.provenance if entry else f"loaded from {Path(source).name if os.path.isdir(source) else source}"
     report("checking the weights", None)
     return LoadedModel(model, tokenizer, anatomy, source, title, fingerprint_of(model), provenance, entry.group if entry else "auto")
 
