@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from app.splash import Splash
 
 DEFAULT_MODEL = "smollm2-135m"
+LAST_WORDS = 2.0  # seconds
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     port = options.port or (int(os.environ["GRADIO_SERVER_PORT"]) if "GRADIO_SERVER_PORT" in os.environ else None)
     splash = Splash(options.host, port)
-    splash.start()
     try:
+        splash.start()
         splash.step("Importing torch, transformers and gradio")
         from app.serve import launch, open_service  # heavy imports happen behind the loading screen
 
@@ -47,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         splash.fail(str(error))
         print(f"quept app: {error}", file=sys.stderr)
+        time.sleep(LAST_WORDS)  # an open loading page asks again within this time, and then shows the sentence
         splash.stop()
         return 1
     launch(service, splash, options.host)

@@ -171,12 +171,16 @@ class Service:
         bits = plan.resolve(self.models[model].layers).values()
         return {"w": [b.weights for b in bits], "a": [b.activations for b in bits], "kv": plan.kv}
 
-    def points(self, model: str, tried: Sequence[PrecisionPlan] = ()) -> dict:
-        """The chart: every named plan and every plan tried that has been measured."""
+    def points(
+        self, model: str, tried: Sequence[PrecisionPlan] = (), current: PrecisionPlan | None = None
+    ) -> dict:
+        """The chart: every named plan and every plan tried that has been measured, and the one on the faders."""
         opened = self.opened[model]
         named = opened.named_plans()
         points = [_point(opened, plan, name, "preset") for name, plan in named.items()]
-        points += [_point(opened, plan, f"tried:{i}", "tried") for i, plan in enumerate(tried) if plan.name not in named]
+        history = [(f"tried:{i}", plan) for i, plan in enumerate(tried)]
+        points += [_point(opened, plan, identity, "tried") for identity, plan in history if plan.name not in named]
+        points.append(current and _point(opened, current, "current", "current"))
         full = opened.stored(PrecisionPlan.full())
         sizes = opened.elastic.sizes
         full_bytes = sizes.deploy(PrecisionPlan.full())

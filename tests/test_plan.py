@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from quept.plan import (
     ACTIVATION_BITS,
-    FULL,
     KV_BITS,
     MAX_PATTERN,
     MAX_RULES,
@@ -100,6 +99,7 @@ def test_plans_are_values_and_the_name_is_only_a_label():
         one.kv = 4
 
 
+@settings(deadline=None)
 @given(plans)
 def test_json_round_trip(plan):
     again = PrecisionPlan.from_json(plan.to_json())
@@ -233,13 +233,14 @@ def test_a_file_that_is_no_plan_is_refused_in_words(text, says):
     assert len(str(refusal.value)) < 500
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60) | st.text(max_size=60))
 def test_no_bytes_raise_anything_but_plan_error(text):
     with pytest.raises(PlanError):
         PrecisionPlan.from_json(text)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["version", "name", "model", "weights", "activations", "kv", "layers", "note", "x"]), json_values),
     st.booleans(),
@@ -266,12 +267,16 @@ def test_a_huge_file_is_refused_without_reading_it_all(tmp_path):
         PrecisionPlan.load(tmp_path / "huge.json")
 
 
-def test_the_nastiest_plan_that_is_accepted_still_resolves_quickly():
-    star = ["*" * (1 + i % 7) + "a*" * 40 + f"*[m{i:x}]*" for i in range(1, MAX_RULES)]
-    plan = PrecisionPlan.from_json(plan_json(layers={"*": 4} | {p: 4 for p in [f"*[{i}a-z]*" for i in range(MAX_RULES // 4)]}))
+def test_a_plan_of_the_largest_size_still_resolves_quickly():
+    rules = {"*": 4} | {f"*[{i}a-z]*": 4 for i in range(MAX_RULES - 1)}
+    plan = PrecisionPlan.from_json(plan_json(layers=rules))
     begun = time.process_time()
     plan.resolve(LAYERS)
-    with pytest.raises(PlanError):
-        PrecisionPlan.of(dict.fromkeys(star[:50], 4)).resolve(["a" * 200 + "b"])
     assert time.process_time() - begun < 5
-    assert FULL == 16
+
+
+def test_a_pattern_full_of_stars_does_not_hang():
+    begun = time.process_time()
+    with pytest.raises(PlanError):
+        PrecisionPlan.of({"a*" * 100 + "c": 4}).resolve(["a" * 300 + "b"])
+    assert time.process_time() - begun < 1

@@ -312,7 +312,7 @@ function ranges(groups) {
     const best = Math.min(...ys), limit = Math.max(CROP * best, own && drawable(own) ? y(own) : 0);
     const worst = Math.max(...ys.filter((p) => p <= limit));
     const span = Math.max(Math.log10(worst / best), 0.1);
-    up = [Math.log10(best) - 0.09 * span, Math.log10(worst) + 0.08 * span];
+    up = [Math.log10(best) - 0.09 * span, Math.log10(worst) + 0.14 * span];
   } else {
     const least = Math.min(...ys);
     const span = Math.max(100 - least, 2);
@@ -396,7 +396,7 @@ function marks(points, { across, up }, small, colour) {
   for (const p of points) {
     const x = MEMORIES[memory].of(p);
     if (p.kind !== "preset" || x < across[0] || x > across[1] || place(of(p)) <= up[1]) continue;
-    const text = `↑ ${plain(nameOf(p))}, ${rounded(of(p), 2)}`;
+    const text = `↑ ${plain(nameOf(p))}${small ? "" : `, ${rounded(of(p), 2)}`}`;
     words(text, { xref: "x", x, xshift: -4, yref: "paper", y: 1, yanchor: "top" });
   }
   return { shapes, annotations };

@@ -623,7 +623,7 @@ def _wire(desk: Desk, page: ChatPage, model: gr.Dropdown | gr.State, plan: gr.St
     ]
 
     def on_page(change: dict) -> dict:
-        return {parts[name]: value for name, value in change.items()} or {page.history: gr.skip()}
+        return {parts[name]: value for name, value in change.items()} or {page.status_left: gr.skip()}
 
     def ask(values: tuple) -> Ask:
         name, left, right, wire, *settings = values

@@ -76,6 +76,7 @@ def build_explore(service: Service, model: gr.Dropdown) -> Explore:
 def _wire(service: Service, page: Explore, uniform, named, download, upload, text) -> None:
     running = {"concurrency_id": "measure", "concurrency_limit": 16, "show_progress": "hidden", "api_visibility": "private"}
     light = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    warning = light | {"queue": True, "concurrency_limit": 16}  # words for the visitor travel through the queue only
 
     def measured(model: str, wire: Wire, tried: list, request: gr.Request) -> Iterator:
         yield from measure(service, model, wire, tried, request.session_hash)
@@ -95,8 +96,8 @@ def _wire(service: Service, page: Explore, uniform, named, download, upload, tex
     def pointed(model: str, tried: list, event: gr.EventData):
         return chosen_point(service, model, tried, point_id(event))
 
-    then_measure(page.chart.point(pointed, [page.model, page.tried], loads, **light))
-    then_measure(upload.upload(lambda m, f: uploaded(service, m, f), [page.model, upload], loads, **light))
+    then_measure(page.chart.point(pointed, [page.model, page.tried], loads, **warning))
+    then_measure(upload.upload(lambda m, f: uploaded(service, m, f), [page.model, upload], loads, **warning))
     download.click(lambda m, w: service.plan_of(m, w).to_json(m), [page.model, page.plan], text, **light).then(
         None, text, None, js=DOWNLOAD_JS
     )
@@ -110,7 +111,7 @@ def _wire(service: Service, page: Explore, uniform, named, download, upload, tex
         return restore(service, dict(request.query_params))
 
     blocks = gr.context.Context.root_block
-    then_measure(blocks.load(restored, None, [page.model, page.equalizer, page.plan, page.chart], **light))
+    then_measure(blocks.load(restored, None, [page.model, page.equalizer, page.plan, page.chart], **warning))
 
 
 def _widths() -> tuple[int, ...]:
@@ -138,7 +139,7 @@ def measure(service: Service, model: str, wire: Wire, tried: list[Wire], visitor
             yield state, gr.skip(), gr.skip()
         if state and state["status"] in ("done", "stored"):
             tried = [other for other in tried if other != wire][-TRIED_KEPT + 1 :] + [wire]
-            yield state, _chart(service, model, tried), tried
+            yield state, _chart(service, model, tried, plan), tried
     except Exception as error:  # whatever went wrong, the visitor gets a sentence and keeps the plan
         yield service.state(model, PrecisionPlan.full(), status="error", message=str(error)), gr.skip(), gr.skip()
         raise
@@ -181,16 +182,19 @@ def switch(service: Service, model: str):
 
 
 def restore(service: Service, query: dict):
-    """What the page's address says: a model and a plan; the starting plan where it says nothing or nothing valid."""
-    model = query.get("m") if query.get("m") in service.models else next(iter(service.models))
+    """What the page's address says: a model and a plan. Where it says nothing, or nothing valid, the page stays as it was drawn."""
+    first = next(iter(service.models))
+    model = query.get("m") if query.get("m") in service.models else first
     wire = None
     try:
         wire = decode(query, service.describe(model))
     except LinkError as error:
         gr.Warning(f"The link was not restored: {error}.")
+    if wire is None and model == first:
+        return gr.skip(), gr.skip(), gr.skip(), _chart(service, model, [])
     wire = wire or service.wire_of(model, service.plan(model, START))
     return model, Equalizer(wire, description=service.describe(model)), wire, _chart(service, model, [])
 
 
-def _chart(service: Service, model: str, tried: list[Wire]) -> dict:
-    return service.points(model, [service.plan_of(model, wire) for wire in tried])
+def _chart(service: Service, model: str, tried: list[Wire], current: PrecisionPlan | None = None) -> dict:
+    return service.points(model, [service.plan_of(model, wire) for wire in tried], current)

@@ -41,9 +41,7 @@ from .windows import Windows
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `tokens` scored positions say. All numbers are finite; `seconds` is wall time since the start,
-    waiting included.
-    """
+    """What `tokens` scored positions say, in finite numbers; `seconds` is wall time, waiting included."""
 
     tokens: int
     kl: float
@@ -148,10 +146,10 @@ def divergence(
 ) -> Iterator[Estimate]:
     """One estimate after every window, over all windows so far; the last one covers them all.
 
-    Each window is one forward pass with `gate()` held (a fair lock of the caller's; do not hold it around
-    this generator yourself), and one more for a window that the reference does not have yet. Closing the
-    generator, or not asking for the next estimate, stops the measurement after the current window. Raises
-    NonFiniteLogits when the model answers NaN or infinity.
+    Each window is one forward pass and its comparison with `gate()` held (a fair lock of the caller's; do not
+    hold it around this generator yourself), and one more turn for a window that the reference does not have
+    yet. Closing the generator, or not asking for the next estimate, stops the measurement after the current
+    window. Raises NonFiniteLogits when the model answers NaN or infinity.
     """
     if windows.id != reference.windows.id:
         raise ValueError(
@@ -161,8 +159,9 @@ def divergence(
     seen: list[TokenScores] = []
     for i in range(len(windows)):
         full_precision = reference.window(i, gate)
-        logits = window_logits(model, windows.ids[i], make_cache, gate)
-        scores = compare(logits[:-1], full_precision, windows.targets[i])
+        with gate():
+            logits = window_logits(model, windows.ids[i], make_cache)
+            scores = compare(logits[:-1], full_precision, windows.targets[i])
         del logits, full_precision  # 150 MB for SmolLM2: not kept while the consumer looks at the estimate
         broken = ~(scores.kl.isfinite() & scores.nll.isfinite())
         if broken.any():

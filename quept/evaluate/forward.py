@@ -13,6 +13,8 @@ from torch import LongTensor, Tensor, nn
 from transformers import Cache
 
 MakeCache = Callable[[], Cache]
+# Held for one step at a time: a window's forward pass and the arithmetic on its logits together. Both use all
+# cores; side by side with another visitor's step each would take several times as long.
 Gate = Callable[[], AbstractContextManager]
 
 
@@ -26,18 +28,17 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def window_logits(model: nn.Module, ids: LongTensor, make_cache: MakeCache | None, gate: Gate) -> Tensor:
+def window_logits(model: nn.Module, ids: LongTensor, make_cache: MakeCache | None) -> Tensor:
     """Logits (context, vocabulary) of one window of ids (context,), in the model's dtype, on its device.
 
-    The gate is held for the forward pass alone. `make_cache` gives a fresh (for example quantised) KV cache
-    for plans that quantise it; without it no cache is used.
+    `make_cache` gives a fresh (for example quantised) KV cache for plans that quantise it; without it no
+    cache is used.
     """
     ids = ids[None].to(device_of(model))
     cache = (
         {"use_cache": False} if make_cache is None else {"past_key_values": make_cache(), "use_cache": True}
     )
-    with gate():
-        return model(input_ids=ids, **cache).logits[0]
+    return model(input_ids=ids, **cache).logits[0]
 
 
 def chunks(rows: int, vocabulary: int, device: torch.device) -> Iterator[slice]:

@@ -24,9 +24,7 @@ from .windows import Windows
 
 @dataclass(frozen=True)
 class Perplexity:
-    """A running estimate: scored `tokens`, mean `nll` in nats, `ppl` and its standard error, `seconds` since
-    the start.
-    """
+    """A running estimate: scored `tokens`, mean `nll` in nats, `ppl` its standard error, wall `seconds`."""
 
     tokens: int
     nll: float
@@ -39,17 +37,13 @@ class Perplexity:
 
 
 def exp_capped(nll: float) -> float:
-    """exp that stays a finite double (and so valid JSON) for models so broken that it or its error would
-    overflow.
-    """
+    """exp that stays finite (and so valid JSON) for models so broken that it or its error would overflow."""
     return math.exp(min(nll, 600.0))
 
 
 @torch.no_grad()
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(logits)[target] in fp32, per row: logits (T, V) of any float dtype, targets (T,); returns
-    (T,).
-    """
+    """-log softmax(logits)[target] in fp32: logits (T, V) of any float dtype, targets (T,); gives (T,)."""
     targets = targets.to(logits.device)
     nll = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     for rows in chunks(*logits.shape, logits.device):
@@ -69,8 +63,9 @@ def perplexity(
     start = time.perf_counter()
     seen = torch.empty(0)
     for i in range(len(windows)):
-        logits = window_logits(model, windows.ids[i], make_cache, gate)
-        nll = token_nll(logits[:-1], windows.targets[i]).cpu()
+        with gate():
+            logits = window_logits(model, windows.ids[i], make_cache)
+            nll = token_nll(logits[:-1], windows.targets[i]).cpu()
         del logits  # 100 MB for SmolLM2: not kept while the consumer looks at the estimate
         if not nll.isfinite().all():
             position = (~nll.isfinite()).nonzero()[0].item()

@@ -24,7 +24,7 @@ own others are computed again each time instead of being stored.
 
 Files appear by rename and carry a checksum. A truncated, damaged or foreign file is computed again. Any
 number of threads and processes may share a folder: a lock lets one of them compute a missing window while the
-others wait for it.
+others wait for it (so nobody may ask for a window while holding the gate that the computing one waits for).
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Reference:
         return sum(self._path(i).exists() for i in range(len(self)))
 
     def window(self, i: int, gate: Gate = nullcontext) -> ReferenceWindow:
-        """Window i. When it must be computed, `gate` is held around that forward pass.
+        """Window i. When it must be computed, `gate` is held around that.
 
         Raises ValueError when `forward` does not give finite fp32 logits of the right shape.
         """
@@ -121,7 +121,8 @@ class Reference:
             found = self._read(i)  # another thread or process may have been first
             if found is not None:
                 return found
-            made = self._compute(i, gate)
+            with gate():
+                made = self._compute(i)
             self._write(i, made)
         return made
 
@@ -172,10 +173,9 @@ class Reference:
         return ReferenceWindow(**parts)
 
     @torch.no_grad()
-    def _compute(self, i: int, gate: Gate) -> ReferenceWindow:
+    def _compute(self, i: int) -> ReferenceWindow:
         ids = self.windows.ids[i]
-        with gate():
-            logits = self.forward(ids[None])
+        logits = self.forward(ids[None])
         logits = logits[0] if logits.ndim == 3 else logits
         if logits.dtype not in (torch.float32, torch.float64):
             raise ValueError(

@@ -46,8 +46,7 @@ _T = TypeVar("_T")
 
 
 class ResultsError(RuntimeError):
-    """The store cannot be used (a folder that cannot be written, a full disk); the message says what to do.
-    """
+    """The store cannot be used (folder not writable, disk full); the message says what to do."""
 
 
 class _NotOurs(Exception):
@@ -210,6 +209,5 @@ def _check(db: sqlite3.Connection) -> None:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Locks, full disks, permissions (OperationalError) and wrong calls are no reason to put the file away.
-    """
+    """Locks, full disks, permissions (OperationalError) and wrong calls are no reason to drop the file."""
     return isinstance(error, _NotOurs) or type(error) is sqlite3.DatabaseError

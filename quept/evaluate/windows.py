@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """`ids` (n, context) int64 on the CPU; `id` is the data id, a sha256 over the token ids and the context.
-    """
+    """`ids` (n, context) int64 on the CPU; `id` is the data id, a sha256 over token ids and context."""
 
     ids: LongTensor
     id: str = field(init=False)

@@ -22,7 +22,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if n % 8:
         codes = torch.nn.functional.pad(codes, (0, -n % 8))
     if bits == 8:
-        return codes.contiguous()
+        return codes.clone(memory_format=torch.contiguous_format)  # never the caller's own memory
     eight = codes.reshape(*codes.shape[:-1], -1, 8)
     columns = [torch.zeros_like(eight[..., 0]) for _ in range(bits)]
     for i in range(8):
@@ -39,7 +39,7 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     if packed.shape[-1] != packed_bytes(n, bits):
         raise ValueError(f"{n} codes of {bits} bits take {packed_bytes(n, bits)} bytes; got {packed.shape[-1]}")
     if bits == 8:
-        return packed[..., :n].contiguous()
+        return packed[..., :n].clone(memory_format=torch.contiguous_format)
     columns = packed.reshape(*packed.shape[:-1], -1, bits)
     mask = (1 << bits) - 1
     eight = torch.empty(*columns.shape[:-1], 8, dtype=torch.uint8, device=packed.device)

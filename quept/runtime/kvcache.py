@@ -43,7 +43,7 @@ def make_cache(config: PretrainedConfig, bits: int = FULL) -> Cache:
     """An empty cache for one conversation with a model of this config; 2..8 bits, or 16: as they come.
 
     Raises ValueError for other bits, and below 16 for models that remember more than keys and values."""
-    if isinstance(bits, bool) or bits not in (*CLIP, FULL):
+    if type(bits) is not int or bits not in (*CLIP, FULL):
         raise ValueError(f"KV bits must be 2..8, or 16 for none; got {bits!r}")
     cache = DynamicCache(config=config)
     for i, layer in enumerate(cache.layers):

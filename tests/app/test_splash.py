@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,40 @@ def test_many_ask_at_once(splash):
     for thread in threads:
         thread.join()
     assert len(answers) == 40
+
+
+class App(BaseHTTPRequestHandler):
+    """What comes after: a page that says where it was asked for; it knows nothing of `__loading`."""
+
+    def do_GET(self) -> None:
+        self.send_response(404 if self.path.endswith("__loading") else 200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(f"<h1>the app at {self.path}</h1>".encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_open_page_becomes_the_app_and_keeps_its_link(splash, browser):
+    asked = []
+    page = browser.new_page(viewport={"width": 390, "height": 700})
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{splash.url}chat?m=toy&w=Q4A")
+    splash.step("fetching <b>the model</b>", fraction=0.5)
+    page.get_by_text("fetching <b>the model</b>").wait_for()
+    assert page.locator("progress").evaluate("bar => bar.value") == 0.5
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    splash.stop()
+    app = ThreadingHTTPServer((HOST, splash.port), App)
+    threading.Thread(target=app.serve_forever, daemon=True).start()
+    try:
+        page.get_by_text("the app at /chat?m=toy&w=Q4A").wait_for(timeout=10_000)
+        assert all(url.startswith((splash.url, "data:")) for url in asked)
+    finally:
+        page.close()
+        app.shutdown()
+        app.server_close()
 
 
 def test_it_imports_nothing_heavy():

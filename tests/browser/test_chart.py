@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import gradio as gr
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from playwright.sync_api import Browser, Page, expect
 
 from app.components.chart import LONGEST_ID, Chart, point_id
@@ -348,8 +348,8 @@ def test_it_fits_the_width_and_follows_a_resize(visit, width: int):
 
 def test_plotly_is_found_under_a_path_of_its_own(visit):
     site = FastAPI()
-    demo = build([])
-    gr.mount_gradio_app(site, demo, path="/tool", ssr_mode=False)
+    site.get("/favicon.ico")(lambda: Response(status_code=204))  # the browser's own question, not the app's
+    gr.mount_gradio_app(site, build([]), path="/tool", ssr_mode=False)
     server = uvicorn.Server(uvicorn.Config(site, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

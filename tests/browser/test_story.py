@@ -150,7 +150,7 @@ def test_a_malformed_link_is_refused_in_words_and_the_page_works(browser: Browse
 def test_a_plan_file_comes_back_as_it_went_and_a_bad_one_is_refused(browser: Browser, app_url: str, tmp_path: Path):
     page = browser.new_page()
     page.goto(app_url)
-    page.locator("#preset-W6").click(timeout=60_000)
+    page.locator("#preset-W6").click(timeout=60_000)  # at once: what the page restores must not undo it
     expect(page.locator(SLIDERS).first).to_have_attribute("aria-valuenow", "6", timeout=15_000)
     page.wait_for_timeout(500)
     with page.expect_download() as download:

@@ -117,7 +117,7 @@ def test_an_estimate_leaves_autograd_as_it_was(other, reference, windows):
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
-def test_the_gate_is_held_for_forwards_and_nothing_else(model, other, windows, tmp_path):
+def test_the_gate_is_held_for_every_forward_and_free_between_estimates(model, other, windows, tmp_path):
     held, log = [], []
 
     @contextmanager

@@ -1,0 +1,84 @@
+"""Imports point down only, and the library knows nothing of the app."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LEVELS = (
+    {"plan", "config", "numerics"},
+    {"models", "artifact", "zoo", "presets", "progress"},
+    {"transforms"},
+    {"runtime"},
+    {"calibrate", "evaluate", "export"},
+    {"allocate"},
+    {"cli", "__main__"},
+)
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+FILES = sorted((ROOT / "quept").rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full dotted names of everything a file imports, wherever in the file it does."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{stem}.{alias.name}" for alias in node.names)
+
+
+def stage(dotted: str) -> str | None:
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "quept" and len(parts) > 1 else None
+
+
+def graph() -> dict[str, set[str]]:
+    """`{stage: stages it imports}` of the library."""
+    edges: dict[str, set[str]] = {}
+    for path in FILES:
+        own = path.relative_to(ROOT).with_suffix("").parts[1]
+        if own != "__init__":
+            edges.setdefault(own, set()).update(s for s in map(stage, imported(path)) if s in LEVEL and s != own)
+    return edges
+
+
+def test_every_stage_has_its_level():
+    assert set(graph()) <= set(LEVEL)
+
+
+@pytest.mark.parametrize("own", sorted(graph()))
+def test_imports_point_down_only(own):
+    upwards = {other for other in graph()[own] if LEVEL[other] > LEVEL[own]}
+    assert not upwards, f"quept.{own} imports from above: {upwards}"
+
+
+def test_no_two_stages_import_each_other():
+    edges = graph()
+
+    def below(own: str, seen: tuple[str, ...] = ()) -> None:
+        assert own not in seen, " -> ".join([*seen, own])
+        for other in edges.get(own, ()):
+            below(other, (*seen, own))
+
+    for own in edges:
+        below(own)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_library_imports_neither_gradio_nor_the_app(path):
+    if path.name != "cli.py":  # `quept app` starts the app; still no gradio
+        assert not {"app"} & {name.split(".")[0] for name in imported(path)}
+    assert not {"gradio", "gradio_client"} & {name.split(".")[0] for name in imported(path)}
+
+
+def test_the_library_never_trusts_what_comes_with_a_model():
+    forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib"}
+    for path in FILES:
+        assert not forbidden & {name.split(".")[0] for name in imported(path)}, path
+        text = path.read_text()
+        assert "trust_remote_code=True" not in text and "torch.load(" not in text, path
