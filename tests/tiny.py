@@ -78,7 +78,10 @@ def tiny_model(name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.fl
             for parameter in model.parameters():
                 if parameter.ndim == 1:  # norms begin at one and biases at zero, which would hide them
                     parameter += 0.1 * torch.randn_like(parameter)
-    return model.to(dtype).eval()
+    for parameter in model.parameters():  # not model.to(dtype), which would round the rotary frequencies too
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return model.eval()
 
 
 def save_tiny(name: str, folder: str | Path, seed: int = 0, dtype: torch.dtype = torch.float16, **changes) -> Path:

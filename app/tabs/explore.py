@@ -140,6 +140,8 @@ def measure(service: Service, model: str, wire: Wire, tried: list[Wire], visitor
         if state and state["status"] in ("done", "stored"):
             tried = [other for other in tried if other != wire][-TRIED_KEPT + 1 :] + [wire]
             yield state, _chart(service, model, tried, plan), tried
+        else:  # a newer edit took over: Gradio sends the last values again at the end, and these must not be ours
+            yield gr.skip(), gr.skip(), gr.skip()
     except Exception as error:  # whatever went wrong, the visitor gets a sentence and keeps the plan
         yield service.state(model, PrecisionPlan.full(), status="error", message=str(error)), gr.skip(), gr.skip()
         raise

@@ -65,6 +65,16 @@ def test_mean_kl_is_the_textbook_sum(rows=5, vocabulary=40):
     assert mean_kl(p.log_softmax(-1), p) == pytest.approx(0, abs=1e-7)
 
 
+def test_mean_kl_is_exact_for_near_equal_distributions_over_a_large_vocabulary():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(8, 50_000, generator=generator)
+    changed = logits + 1e-3 * torch.randn(logits.shape, generator=generator)
+    p, q = logits.double().log_softmax(-1), changed.double().log_softmax(-1)
+    exact = (p.exp() * (p - q)).sum(-1).mean().item()
+    assert exact < 1e-6
+    assert mean_kl(logits - logits.logsumexp(-1, keepdim=True), changed) == pytest.approx(exact, abs=1e-7)
+
+
 def test_a_layer_costs_what_the_plan_that_changes_only_it_diverges(elastic, reference):
     table = measured(elastic, reference)
     ids, layer = token_ids(2), elastic.layers[3]

@@ -111,6 +111,14 @@ def test_the_history_joins_the_chart_and_a_point_loads_its_plan(service: Service
     assert explore.chosen_point(service, MODEL, [], "W5") == (uniform, uniform)
 
 
+def test_a_measurement_that_was_taken_over_leaves_nothing_on_the_page(service: Service):
+    older = explore.measure(service, MODEL, service.wire_of(MODEL, PrecisionPlan.uniform(2)), [], "a")
+    next(older)
+    newer = service.measure(MODEL, PrecisionPlan.uniform(3), "a")
+    next(newer)
+    assert all("status" not in part for part in list(older)[-1])
+
+
 @pytest.mark.parametrize("identity", ["tried:7", "tried:-1", "tried:", "no such plan", ""])
 def test_an_unknown_point_changes_nothing(service: Service, identity: str):
     equalizer, plan = explore.chosen_point(service, MODEL, [], identity)

@@ -1,0 +1,285 @@
+import copy
+import gc
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+
+import pytest
+import torch
+from transformers import DynamicCache, LlamaConfig
+
+from quept import ElasticModel, PlanError, PrecisionPlan, load
+from quept.artifact import Artifact
+from quept.models import LoadError
+from quept.numerics import dequantise, fake_quantise_tokens
+from quept.plan import QUANTISED_BITS, Bits
+from quept.runtime.clone import clone
+from tests.tiny import FAMILIES, save_tiny, tiny_model, token_ids
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Every tiny family, loaded."""
+    root = tmp_path_factory.mktemp("models")
+    return {name: load(save_tiny(name, root / name)) for name in FAMILIES}
+
+
+@pytest.fixture
+def elastic(models):
+    return elastic_of(models["llama"])
+
+
+def elastic_of(loaded, dtype=torch.float32, **options):
+    return ElasticModel(loaded, Artifact.rtn(loaded), dtype=dtype, device="cpu", **options)
+
+
+@torch.no_grad()
+def logits(model, ids=None):
+    return model(token_ids() if ids is None else ids).logits
+
+
+def plain(loaded, dtype=torch.float32):
+    """The model as transformers would run it, in this dtype; the rotary frequencies stay as they are."""
+    model = copy.deepcopy(loaded.model)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_full_view_is_the_plain_model(models, family, dtype):
+    view = elastic_of(models[family], dtype).view(PrecisionPlan.full())
+    assert torch.equal(logits(view), logits(plain(models[family], dtype)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_view_is_the_plain_model_with_rounded_weights(models, family):
+    elastic = elastic_of(models[family])
+    plan = PrecisionPlan.of({elastic.layers[1]: 2, elastic.layers[-1]: 16}, default=4)
+    rounded = plain(models[family])
+    for name, bits in plan.resolve(elastic.layers).items():
+        if bits.weights != 16:
+            rounded.get_submodule(name).weight.data = dequantise(elastic.packed(name, bits.weights))
+    assert torch.equal(logits(elastic.view(plan)), logits(rounded))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_weights_of_a_view_are_its_packed_weights_unpacked(models, family):
+    elastic = elastic_of(models[family])
+    for bits in QUANTISED_BITS:
+        view = elastic.view(PrecisionPlan.uniform(bits))
+        for name in elastic.layers:
+            assert torch.equal(view.get_submodule(name).weight, dequantise(elastic.packed(name, bits)))
+
+
+def test_a_b_a_is_bit_identical(elastic):
+    a, b = PrecisionPlan.uniform(3), PrecisionPlan.of({"*.q_proj": Bits(8, 8)}, default=Bits(2, 4))
+    first, between, again = (logits(elastic.view(plan)) for plan in (a, b, a))
+    assert torch.equal(first, again) and not torch.equal(first, between)
+    small = elastic_of(load(elastic.source), budget=1)  # nothing is kept, everything is made again
+    assert torch.equal(logits(small.view(a)), first) and torch.equal(logits(small.view(b)), between)
+
+
+def test_two_plans_in_two_threads_do_not_see_each_other(elastic):
+    plans = [PrecisionPlan.uniform(2), PrecisionPlan.uniform(8), PrecisionPlan.full(), PrecisionPlan.uniform(4, 4)]
+    alone = [logits(elastic.view(plan)) for plan in plans]
+    start = threading.Barrier(len(plans))
+
+    def visit(i):
+        start.wait()
+        kept = elastic.view(plans[i])
+        return all(
+            torch.equal(logits(view), alone[i]) for _ in range(60) for view in (kept, elastic.view(plans[i]))
+        )
+
+    with ThreadPoolExecutor(len(plans)) as pool:
+        assert all(pool.map(visit, range(len(plans))))
+
+
+def test_threads_agree_while_the_bank_is_evicting(models):
+    elastic = elastic_of(models["llama"], budget=200_000)
+    plans = [PrecisionPlan.uniform(bits) for bits in (2, 3, 5, 8)]
+    alone = [logits(elastic.view(plan)) for plan in plans]
+
+    def visit(i):
+        return all(torch.equal(logits(elastic.view(plans[(i + k) % 4])), alone[(i + k) % 4]) for k in range(25))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(visit, range(4)))
+    assert elastic.bank.kept_bytes <= 200_000
+
+
+def test_views_share_every_tensor(models):
+    for loaded in models.values():
+        elastic = elastic_of(loaded)
+        one, two = elastic.view(PrecisionPlan.uniform(4)), elastic.view(PrecisionPlan.of({elastic.layers[0]: 8}, default=4))
+        for (name, p), q in zip(one.named_parameters(), two.parameters(), strict=True):
+            assert p is q, name
+        buffers = dict(two.named_buffers())
+        for name, buffer in one.named_buffers():
+            assert (buffer is buffers[name]) != (name == f"{elastic.layers[0]}.weight"), name
+
+
+def test_the_bank_hands_out_its_own_tensors_even_after_evicting_them(models):
+    elastic = elastic_of(models["llama"], budget=1)
+    one, two = elastic.view(PrecisionPlan.uniform(4)), elastic.view(PrecisionPlan.uniform(4))
+    for name in elastic.layers:
+        assert one.get_submodule(name).weight is two.get_submodule(name).weight
+    in_use = sum(one.get_submodule(name).weight.nbytes for name in elastic.layers)
+    assert elastic.bank.kept_bytes == 0 and elastic.bank.resident_bytes == in_use
+    del one, two
+    gc.collect()
+    assert elastic.bank.resident_bytes == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tied_heads_stay_tied_and_others_do_not(models, family):
+    elastic = elastic_of(models[family])
+    view = elastic.view(PrecisionPlan.uniform(4))
+    tied = models[family].model.config.tie_word_embeddings
+    assert (view.get_submodule(elastic.anatomy.head).weight is view.get_submodule(elastic.anatomy.embed).weight) == tied
+    assert tied == (family not in ("llama-untied", "mistral"))
+
+
+@pytest.mark.parametrize("family", ["opt", "qwen2"])
+def test_biases_are_kept(models, family):
+    elastic = elastic_of(models[family])
+    view = elastic.view(PrecisionPlan.uniform(4))
+    biased = [name for name in elastic.layers if models[family].model.get_submodule(name).bias is not None]
+    assert len(biased) == (len(elastic.layers) if family == "opt" else 6)
+    for name in elastic.layers:
+        bias = view.get_submodule(name).bias
+        assert (bias is not None) == (name in biased)
+        assert bias is None or torch.equal(bias, models[family].model.get_submodule(name).bias.float())
+
+
+def test_changing_a_view_does_not_show_on_another(elastic):
+    plan = PrecisionPlan.uniform(4)
+    before = logits(elastic.view(plan))
+    vandal, bystander = elastic.view(plan), elastic.view(plan)
+    vandal.train()
+    vandal.model.norm.weight = torch.nn.Parameter(torch.zeros(64))
+    vandal.lm_head.register_forward_hook(lambda *_: torch.zeros(()))
+    vandal.get_submodule(elastic.layers[0]).register_forward_pre_hook(lambda *_: 1 / 0)
+    vandal.model.layers[1].mlp = torch.nn.Identity()
+    vandal.get_submodule(elastic.layers[2]).weight = torch.zeros(32, 64)
+    vandal.get_submodule(elastic.layers[3]).bits = Bits(4, 4)
+    del vandal.model.layers[0].self_attn.k_proj
+    vandal.generation_config.max_new_tokens = 1
+    assert torch.equal(logits(bystander), before) and torch.equal(logits(elastic.view(plan)), before)
+    assert not bystander.training and bystander.generation_config.max_new_tokens is None
+
+
+def test_making_and_running_views_leaves_the_loaded_model_alone(models):
+    loaded = models["llama"]
+    before = logits(loaded.model)
+    elastic = elastic_of(loaded)
+    for bits in (2, 8, 16):
+        logits(elastic.view(PrecisionPlan.uniform(bits, 4)))
+    assert torch.equal(logits(loaded.model), before)
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float16}
+
+
+def test_activation_bits_change_the_result_and_are_per_token(elastic):
+    exact, coarse = (logits(elastic.view(PrecisionPlan.uniform(16, a))) for a in (16, 4))
+    fine = logits(elastic.view(PrecisionPlan.uniform(16, 8)))
+    assert not torch.equal(exact, fine)
+    assert (fine - exact).norm() < (coarse - exact).norm()
+    view = elastic.view(PrecisionPlan.uniform(4, 8))
+    layer = view.get_submodule(elastic.layers[0])
+    x = torch.randn(2, 5, 64)
+    assert torch.equal(layer(x), torch.nn.functional.linear(fake_quantise_tokens(x, 8), layer.weight))
+    alone = logits(view, token_ids()[:1])
+    torch.testing.assert_close(logits(view)[:1], alone)  # a neighbour in the batch changes no token's scale
+
+
+def test_views_at_every_plan_stay_finite(models):
+    for loaded in models.values():
+        elastic = elastic_of(loaded)
+        for bits in (*QUANTISED_BITS, 16):
+            assert logits(elastic.view(PrecisionPlan.uniform(bits, 4))).isfinite().all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generate_of_transformers_works_on_a_view(models, family):
+    elastic = elastic_of(models[family])
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    ids = token_ids(1, 6)
+    answer = elastic.view(PrecisionPlan.full()).generate(ids, **settings)
+    assert torch.equal(answer, plain(models[family]).generate(ids, **settings)) and answer.shape == (1, 14)
+    view = elastic.view(PrecisionPlan.uniform(4, 8))
+    assert torch.equal(view.generate(ids, **settings), view.generate(ids, use_cache=False, **settings))
+
+
+def test_a_view_continues_from_a_cache(elastic):
+    view, cache = elastic.view(PrecisionPlan.uniform(4)), DynamicCache(config=elastic.config)
+    ids = token_ids(1, 12)
+    with torch.no_grad():
+        view(ids[:, :8], past_key_values=cache, use_cache=True)
+        rest = view(ids[:, 8:], past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(rest, logits(view, ids)[:, 8:])
+
+
+def test_a_view_says_what_it_is(elastic):
+    view = elastic.view(PrecisionPlan.uniform(4, 8))
+    assert type(view) is type(elastic.base) and view.dtype == torch.float32 and view.device == elastic.device
+    assert "64 -> 64, W4 A8" in repr(view)
+    assert set(elastic.layers) <= {name for name, _ in view.named_modules()}
+
+
+def test_a_plan_that_does_not_fit_is_refused_before_anything_is_made(elastic):
+    with pytest.raises(PlanError, match="did you mean 'model.layers.0.mlp.gate_proj'"):
+        elastic.view(PrecisionPlan.of({"model.layers.0.mlp.gate": 4}, default=2))
+    assert elastic.bank.made == 0
+
+
+def test_a_warm_view_makes_nothing(elastic):
+    elastic.view(PrecisionPlan.uniform(4))
+    made = elastic.bank.made
+    assert made == len(elastic.layers)
+    elastic.view(PrecisionPlan.of({name: 4 for name in elastic.layers}))
+    assert elastic.bank.made == made
+    elastic.view(PrecisionPlan.of({elastic.layers[5]: 7}, default=4))
+    assert elastic.bank.made == made + 1
+
+
+def test_open_takes_a_folder_and_refuses_nonsense(elastic, tmp_path):
+    opened = ElasticModel.open(elastic.source, dtype=torch.float32)
+    plan = PrecisionPlan.uniform(4)
+    assert torch.equal(logits(opened.view(plan)), logits(elastic.view(plan)))
+    with pytest.raises(LoadError):
+        ElasticModel.open("no-such-model")
+
+
+def test_clone_shares_tensors_and_replaces_by_name():
+    model = tiny_model("llama")
+    other = torch.nn.Identity()
+    copied = clone(model, {"model.layers.1.mlp": other})
+    assert copied.model.layers[1].mlp is other and model.model.layers[1].mlp is not other
+    assert copied.lm_head.weight is model.lm_head.weight and copied.model is not model.model
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """As many layers as SmolLM2 has: 30 blocks, 210 linears."""
+    return ElasticModel.open(save_tiny("llama", tmp_path_factory.mktemp("deep"), num_hidden_layers=30))
+
+
+@pytest.mark.parametrize(
+    ("rules", "bound_ms"),
+    [({}, 60), ({"model.layers.7.mlp.up_proj": 8}, 5), ({"*.down_proj": 8, "model.layers.0.*": 6}, 10)],
+    ids=["uniform", "one layer", "patterns"],
+)
+def test_a_warm_switch_is_quick(deep, rules, bound_ms):
+    assert len(deep.layers) == 210 and LlamaConfig.model_type in str(deep.anatomy.family)
+    plans = [PrecisionPlan.of(rules, default=bits) for bits in ((4, 5) if not rules else (4,))]
+    for plan in plans:
+        deep.view(plan)
+    times = []
+    for i in range(30):
+        begun = time.thread_time()  # of this thread, so that a busy machine does not fail the test
+        deep.view(plans[i % len(plans)])
+        times.append(1000 * (time.thread_time() - begun))
+    assert median(times) <= bound_ms

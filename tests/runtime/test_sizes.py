@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from quept import ElasticModel, PrecisionPlan, load
+from quept.artifact import Artifact
+from quept.plan import QUANTISED_BITS
+from tests.tiny import FAMILIES, save_tiny
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def loaded(request, tmp_path_factory):
+    return load(save_tiny(request.param, tmp_path_factory.mktemp("sizes") / request.param))
+
+
+@pytest.mark.parametrize("group", ["auto", "row", 24])
+def test_the_bytes_of_every_layer_are_those_of_its_packed_tensors(loaded, group):
+    elastic = ElasticModel(loaded, Artifact.rtn(loaded, group))
+    for name in elastic.layers:
+        for bits in QUANTISED_BITS:
+            assert elastic.sizes.layers[name][bits] == elastic.packed(name, bits).nbytes
+
+
+def test_full_precision_weighs_what_the_model_weighs(loaded):
+    elastic = ElasticModel(loaded, Artifact.rtn(loaded))
+    whole = sum(p.nbytes for p in loaded.model.parameters())  # 16 bits each, tied ones once
+    assert elastic.sizes.deploy(PrecisionPlan.full()) == whole
+    assert elastic.sizes.bits_per_parameter(PrecisionPlan.full()) == 16
+    assert elastic.sizes.parameters == sum(p.numel() for p in loaded.model.parameters())
+
+
+def test_deploy_adds_up_layer_by_layer(loaded):
+    elastic = ElasticModel(loaded, Artifact.rtn(loaded))
+    plan = PrecisionPlan.of({elastic.layers[0]: 16, elastic.layers[-1]: 8}, default=3)
+    first, *middle, last = elastic.layers
+    expected = elastic.sizes.fixed + 2 * elastic.sizes.weights[first] + elastic.packed(last, 8).nbytes
+    assert elastic.sizes.deploy(plan) == expected + sum(elastic.packed(name, 3).nbytes for name in middle)
+
+
+def test_activation_and_cache_bits_weigh_nothing(loaded):
+    sizes = ElasticModel(loaded, Artifact.rtn(loaded)).sizes
+    assert sizes.deploy(PrecisionPlan.uniform(4, 8, 4)) == sizes.deploy(PrecisionPlan.uniform(4))
+
+
+def test_more_bits_weigh_more(loaded):
+    sizes = ElasticModel(loaded, Artifact.rtn(loaded)).sizes
+    deployed = [sizes.deploy(PrecisionPlan.uniform(bits)) for bits in (*QUANTISED_BITS, 16)]
+    assert deployed == sorted(set(deployed))
+
+
+def test_resident_bytes_are_the_source_the_rest_and_the_bank(loaded):
+    elastic = ElasticModel(loaded, Artifact.rtn(loaded), dtype=torch.float32)
+    source = sum(loaded.model.get_submodule(name).weight.nbytes for name in elastic.layers)
+    rest = elastic.sizes.fixed * 2  # float32
+    assert elastic.resident_bytes == source + rest
+    view = elastic.view(PrecisionPlan.uniform(4))
+    dense, packed = source * 2, sum(elastic.packed(name, 4).nbytes for name in elastic.layers)
+    assert elastic.resident_bytes == source + rest + dense + packed
+    assert view is not None
+
+
+def test_the_source_is_not_counted_again_where_it_is_computed_with(loaded):
+    elastic = ElasticModel(loaded, Artifact.rtn(loaded), dtype=torch.float16)
+    before = elastic.resident_bytes
+    view = elastic.view(PrecisionPlan.full())
+    assert elastic.resident_bytes == before == sum(p.nbytes for p in loaded.model.parameters())
+    assert view.get_submodule(elastic.layers[0]).weight.data_ptr() == loaded.model.get_submodule(elastic.layers[0]).weight.data_ptr()
