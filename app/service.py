@@ -196,7 +196,7 @@ class Service:
         return {
             "status": "stored" if stored else "idle",
             "position": 0,
-            "message": "measured before" if stored else "",
+            "message": "",
             "progress": 1.0 if stored else 0.0,
             "estimate": stored and stored.to_dict(),
             "reference": {"ppl": full and full.ppl_ref, "kl_floor": full and full.kl},

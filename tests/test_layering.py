@@ -43,7 +43,9 @@ def graph() -> dict[str, set[str]]:
     for path in FILES:
         own = path.relative_to(ROOT).with_suffix("").parts[1]
         if own != "__init__":
-            edges.setdefault(own, set()).update(s for s in map(stage, imported(path)) if s in LEVEL and s != own)
+            edges.setdefault(own, set()).update(
+                s for s in map(stage, imported(path)) if s in LEVEL and s != own
+            )
     return edges
 
 

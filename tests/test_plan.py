@@ -22,7 +22,9 @@ LAYERS = tuple(f"model.layers.{i}.{role}" for i in range(12) for role in ROLES)
 HEAD = {"format": "quept-plan", "version": 1}
 
 bits = st.builds(Bits, st.sampled_from(WEIGHT_BITS), st.sampled_from(ACTIVATION_BITS))
-patterns = st.sampled_from([*LAYERS[:6], "*", "*.down_proj", "model.layers.1.*", "model.layers.1?.*", "*.[qo]_proj"])
+patterns = st.sampled_from(
+    [*LAYERS[:6], "*", "*.down_proj", "model.layers.1.*", "model.layers.1?.*", "*.[qo]_proj"]
+)
 plans = st.builds(
     PrecisionPlan,
     bits,
@@ -61,7 +63,9 @@ def test_a_pattern_said_twice_counts_where_it_is_said_last():
 
 
 def test_patterns_match_whole_names_and_care_about_case():
-    assert PrecisionPlan.of({"*.layers.1.*": 2}, default=4).resolve(LAYERS)["model.layers.11.mlp.down_proj"] == Bits(4)
+    assert PrecisionPlan.of({"*.layers.1.*": 2}, default=4).resolve(LAYERS)[
+        "model.layers.11.mlp.down_proj"
+    ] == Bits(4)
     with pytest.raises(PlanError):
         PrecisionPlan.of({"*.DOWN_PROJ": 2}).resolve(LAYERS)
     with pytest.raises(PlanError):
@@ -123,7 +127,9 @@ def test_a_saved_plan_loads_and_records_its_model(tmp_path):
 
 
 def test_a_rule_inherits_what_it_does_not_say():
-    plan = PrecisionPlan.from_json(plan_json(weights=4, activations=8, layers={"a": 5, "b": {"weights": 6}, "c": {"activations": 16}}))
+    plan = PrecisionPlan.from_json(
+        plan_json(weights=4, activations=8, layers={"a": 5, "b": {"weights": 6}, "c": {"activations": 16}})
+    )
     assert plan.resolve("abc") == {"a": Bits(5, 8), "b": Bits(6, 8), "c": Bits(4, 16)}
 
 
@@ -145,7 +151,9 @@ def test_parse_reads_what_a_person_types(text, plan):
     assert PrecisionPlan.parse(text) == plan
 
 
-@pytest.mark.parametrize("plan", [PrecisionPlan.uniform(w, a, k) for w, a, k in itertools.product(WEIGHT_BITS, (4, 16), (4, 16))])
+@pytest.mark.parametrize(
+    "plan", [PrecisionPlan.uniform(w, a, k) for w, a, k in itertools.product(WEIGHT_BITS, (4, 16), (4, 16))]
+)
 def test_the_name_of_a_uniform_plan_parses_back(plan):
     assert plan.name == "full precision" or PrecisionPlan.parse(plan.name) == plan
 
@@ -153,10 +161,32 @@ def test_the_name_of_a_uniform_plan_parses_back(plan):
 def test_parse_takes_a_file(tmp_path):
     PrecisionPlan.uniform(3).save(tmp_path / "mine.json")
     PrecisionPlan.uniform(3).save(tmp_path / "mine")
-    assert PrecisionPlan.parse(str(tmp_path / "mine.json")) == PrecisionPlan.parse(str(tmp_path / "mine")) == PrecisionPlan.uniform(3)
+    assert (
+        PrecisionPlan.parse(str(tmp_path / "mine.json"))
+        == PrecisionPlan.parse(str(tmp_path / "mine"))
+        == PrecisionPlan.uniform(3)
+    )
 
 
-@pytest.mark.parametrize("text", ["", " ", "A8", "W4B8", "W1", "W9", "W4A3", "W4A8KV9", "W" + "4" * 5000, "x" * 9999, "no.json", "\0", "\0.json", "."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "A8",
+        "W4B8",
+        "W1",
+        "W9",
+        "W4A3",
+        "W4A8KV9",
+        "W" + "4" * 5000,
+        "x" * 9999,
+        "no.json",
+        "\0",
+        "\0.json",
+        ".",
+    ],
+)
 def test_parse_refuses_the_rest_in_words(text):
     with pytest.raises(PlanError):
         PrecisionPlan.parse(text)
@@ -242,12 +272,17 @@ def test_no_bytes_raise_anything_but_plan_error(text):
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.dictionaries(st.sampled_from(["version", "name", "model", "weights", "activations", "kv", "layers", "note", "x"]), json_values),
+    st.dictionaries(
+        st.sampled_from(["version", "name", "model", "weights", "activations", "kv", "layers", "note", "x"]),
+        json_values,
+    ),
     st.booleans(),
 )
 def test_no_json_raises_anything_but_plan_error(entries, sound_head):
     try:
-        plan = PrecisionPlan.from_json(json.dumps({"format": "quept-plan"} | entries | (HEAD if sound_head else {})), "tiny")
+        plan = PrecisionPlan.from_json(
+            json.dumps({"format": "quept-plan"} | entries | (HEAD if sound_head else {})), "tiny"
+        )
         plan.resolve(LAYERS)
     except PlanError:
         return

@@ -33,7 +33,8 @@ _LLAMA_LIKE = {
 
 CONFIGS: dict[str, dict] = {
     "llama": _LLAMA_LIKE | {"model_type": "llama", "tie_word_embeddings": True},
-    "llama-untied": _LLAMA_LIKE | {"model_type": "llama", "tie_word_embeddings": False, "intermediate_size": 80},
+    "llama-untied": _LLAMA_LIKE
+    | {"model_type": "llama", "tie_word_embeddings": False, "intermediate_size": 80},
     "mistral": _LLAMA_LIKE | {"model_type": "mistral", "tie_word_embeddings": False, "sliding_window": None},
     "qwen2": _LLAMA_LIKE | {"model_type": "qwen2", "tie_word_embeddings": True, "hidden_size": 96},
     "qwen3": _LLAMA_LIKE | {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 20},
@@ -66,9 +67,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_model(name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float16, **changes) -> PreTrainedModel:
+def tiny_model(
+    name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float16, **changes
+) -> PreTrainedModel:
     """A model of `CONFIGS` with random weights, norms and biases included; `changes` go into its config."""
-    settings = CONFIGS[name] | {"vocab_size": len(tiny_tokenizer()), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    settings = CONFIGS[name] | {
+        "vocab_size": len(tiny_tokenizer()),
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 3,
+    }
     settings |= changes
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     with torch.random.fork_rng(devices=[]):
@@ -84,7 +92,9 @@ def tiny_model(name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.fl
     return model.eval()
 
 
-def save_tiny(name: str, folder: str | Path, seed: int = 0, dtype: torch.dtype = torch.float16, **changes) -> Path:
+def save_tiny(
+    name: str, folder: str | Path, seed: int = 0, dtype: torch.dtype = torch.float16, **changes
+) -> Path:
     """Write the model and its tokenizer to `folder` and return it."""
     folder = Path(folder)
     tiny_model(name, seed, dtype, **changes).save_pretrained(folder)

@@ -6,9 +6,9 @@ every family, in the order in which data flows. `norms` maps each norm of a bloc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Mapping
 
 _LLAMA_ROLES = {
     "q": "self_attn.q_proj",

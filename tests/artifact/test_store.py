@@ -155,7 +155,10 @@ def test_no_manifest_raises_anything_but_artifact_error(folder, entry, value):
         path.write_text(original)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "sub/clips.safetensors", "..", "", "..\\secret", "./clips.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["../secret", "/etc/passwd", "sub/clips.safetensors", "..", "", "..\\secret", "./clips.safetensors"],
+)
 def test_a_file_list_that_leaves_the_folder_is_refused(folder, name):
     (folder.parent / "secret").write_bytes(b"")
     change_manifest(folder, files={name: {"sha256": sha256(b"").hexdigest(), "bytes": 0}})
@@ -207,7 +210,9 @@ artifact.save(sys.argv[1])
 def test_a_save_that_is_killed_leaves_the_artifact_valid(folder):
     before = Artifact.open(folder)
     command = [sys.executable, "-c", KILLED, str(folder)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONPATH": "."}, timeout=120)
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONPATH": "."}, timeout=120
+    )
     assert done.returncode == -signal.SIGKILL
     assert Artifact.open(folder) == before
     shutil.rmtree(folder)

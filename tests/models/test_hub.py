@@ -56,7 +56,8 @@ class Answer(BaseHTTPRequestHandler):
         if path.startswith(f"{api}/tree/"):
             under = path.removeprefix(f"{api}/tree/").partition("/")[2]
             files = [
-                {"type": "file", "path": n, "size": len(b), "oid": "0" * 40} for n, b in self.server.files.items()
+                {"type": "file", "path": n, "size": len(b), "oid": "0" * 40}
+                for n, b in self.server.files.items()
             ]
             return self.send(200, json.dumps(files).encode()) if not under else self.missing("EntryNotFound")
         self.missing("EntryNotFound" if path.startswith(f"/{REPO}/") else "RepoNotFound")
@@ -94,7 +95,9 @@ def hub(folder):
 
 
 def run(source: str, hub: Hub, home: Path, **settings: str) -> str:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))
+    }
     environment |= {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
         "HF_HOME": str(home),
@@ -103,7 +106,9 @@ def run(source: str, hub: Hub, home: Path, **settings: str) -> str:
         **settings,
     }
     command = [sys.executable, "-c", PROGRAM, source]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2]
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()
 

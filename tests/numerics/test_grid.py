@@ -40,8 +40,14 @@ WEIGHTS = {
 
 
 def every_weight(test):
-    cases = [pytest.param(w, bits, id=f"{name}-{bits}") for name, w in WEIGHTS.items() for bits in WIDTHS]
-    return pytest.mark.parametrize(("weight", "bits"), cases)(test)
+    """The claim for each of WEIGHTS, at every width."""
+
+    def at_every_width(weight):
+        for bits in WIDTHS:
+            test(weight, bits)
+
+    at_every_width.__name__ = test.__name__
+    return pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)(at_every_width)
 
 
 def nearest_f16(x: float) -> float:
@@ -77,7 +83,11 @@ def oracle(weight: torch.Tensor, bits: int, group: int, low: float = 1.0, high: 
 
 def zeros_of(packed) -> torch.Tensor:
     groups = packed.scales.shape[1]
-    return torch.full(packed.scales.shape, 128) if packed.zeros is None else unpack(packed.zeros, packed.bits, groups)
+    return (
+        torch.full(packed.scales.shape, 128)
+        if packed.zeros is None
+        else unpack(packed.zeros, packed.bits, groups)
+    )
 
 
 @every_weight
@@ -215,7 +225,15 @@ def test_what_is_no_matrix_is_refused(shape):
 
 @pytest.mark.parametrize(
     ("columns", "group", "size"),
-    [(576, "auto", 64), (1536, "auto", 128), (96, "auto", 32), (100, "auto", 100), (100, "row", 100), (100, 32, 32), (20, 32, 20)],
+    [
+        (576, "auto", 64),
+        (1536, "auto", 128),
+        (96, "auto", 32),
+        (100, "auto", 100),
+        (100, "row", 100),
+        (100, 32, 32),
+        (20, 32, 20),
+    ],
 )
 def test_group_size(columns, group, size):
     assert group_size(columns, group) == size
@@ -236,7 +254,9 @@ def test_activations_are_rounded_token_by_token(bits, dtype):
     for token, result in zip(x, rounded, strict=True):
         assert torch.equal(fake_quantise_tokens(token, bits), result)
         scale = token.float().abs().max() / (2 ** (bits - 1) - 1)
-        slack = 0.5 + 2 ** (bits - 1) * {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
+        slack = (
+            0.5 + 2 ** (bits - 1) * {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
+        )
         assert ((result - token).float().abs() <= slack * scale).all()
         assert len(result.unique()) < 2**bits
     assert torch.equal(fake_quantise_tokens(x.view(1, 5, 40), bits)[0], rounded)

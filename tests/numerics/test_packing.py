@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from quept.numerics import pack, packed_bytes, unpack
 
 WIDTHS = range(2, 9)
-shapes = st.lists(st.integers(1, 4), max_size=2).flatmap(lambda front: st.integers(0, 70).map(lambda n: (*front, n)))
+shapes = st.lists(st.integers(1, 4), max_size=2).flatmap(
+    lambda front: st.integers(0, 70).map(lambda n: (*front, n))
+)
 
 
 def oracle(codes: list[int], bits: int) -> list[int]:

@@ -61,7 +61,10 @@ def test_what_is_kept_is_counted(make):
     bank = WeightBank(make, torch.float32, ROOM)
     held = [bank.dense("a", 4), bank.dense("b", 3), bank.dense("c", 16)]
     assert bank.kept_bytes == bank.resident_bytes == 3 * DENSE + packed_bytes(4) + packed_bytes(3)
-    assert bank.kept_bytes == sum(t.nbytes for t in held) + bank.packed("a", 4).nbytes + bank.packed("b", 3).nbytes
+    assert (
+        bank.kept_bytes
+        == sum(t.nbytes for t in held) + bank.packed("a", 4).nbytes + bank.packed("b", 3).nbytes
+    )
 
 
 def test_the_budget_is_respected_at_every_step(make):
@@ -161,7 +164,9 @@ def test_different_weights_are_made_at_the_same_time():
 
 def test_contention_under_a_tight_budget_gives_right_values_and_right_counts(make):
     bank = WeightBank(make, torch.float32, 3 * DENSE)
-    expected = {(layer, bits): quantise(weight_of(layer), bits, 32)[1] for layer in "abcdef" for bits in (2, 5, 8)}
+    expected = {
+        (layer, bits): quantise(weight_of(layer), bits, 32)[1] for layer in "abcdef" for bits in (2, 5, 8)
+    }
 
     def churn(seed):
         order = torch.randperm(len(expected), generator=torch.Generator().manual_seed(seed)).tolist()

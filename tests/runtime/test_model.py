@@ -83,7 +83,12 @@ def test_a_b_a_is_bit_identical(elastic):
 
 
 def test_two_plans_in_two_threads_do_not_see_each_other(elastic):
-    plans = [PrecisionPlan.uniform(2), PrecisionPlan.uniform(8), PrecisionPlan.full(), PrecisionPlan.uniform(4, 4)]
+    plans = [
+        PrecisionPlan.uniform(2),
+        PrecisionPlan.uniform(8),
+        PrecisionPlan.full(),
+        PrecisionPlan.uniform(4, 4),
+    ]
     alone = [logits(elastic.view(plan)) for plan in plans]
     start = threading.Barrier(len(plans))
 
@@ -104,7 +109,9 @@ def test_threads_agree_while_the_bank_is_evicting(models):
     alone = [logits(elastic.view(plan)) for plan in plans]
 
     def visit(i):
-        return all(torch.equal(logits(elastic.view(plans[(i + k) % 4])), alone[(i + k) % 4]) for k in range(25))
+        return all(
+            torch.equal(logits(elastic.view(plans[(i + k) % 4])), alone[(i + k) % 4]) for k in range(25)
+        )
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(visit, range(4)))
@@ -114,7 +121,10 @@ def test_threads_agree_while_the_bank_is_evicting(models):
 def test_views_share_every_tensor(models):
     for loaded in models.values():
         elastic = elastic_of(loaded)
-        one, two = elastic.view(PrecisionPlan.uniform(4)), elastic.view(PrecisionPlan.of({elastic.layers[0]: 8}, default=4))
+        one, two = (
+            elastic.view(PrecisionPlan.uniform(4)),
+            elastic.view(PrecisionPlan.of({elastic.layers[0]: 8}, default=4)),
+        )
         for (name, p), q in zip(one.named_parameters(), two.parameters(), strict=True):
             assert p is q, name
         buffers = dict(two.named_buffers())
@@ -139,7 +149,9 @@ def test_tied_heads_stay_tied_and_others_do_not(models, family):
     elastic = elastic_of(models[family])
     view = elastic.view(PrecisionPlan.uniform(4))
     tied = models[family].model.config.tie_word_embeddings
-    assert (view.get_submodule(elastic.anatomy.head).weight is view.get_submodule(elastic.anatomy.embed).weight) == tied
+    assert (
+        view.get_submodule(elastic.anatomy.head).weight is view.get_submodule(elastic.anatomy.embed).weight
+    ) == tied
     assert tied == (family not in ("llama-untied", "mistral"))
 
 

@@ -63,4 +63,7 @@ def test_the_source_is_not_counted_again_where_it_is_computed_with(loaded):
     before = elastic.resident_bytes
     view = elastic.view(PrecisionPlan.full())
     assert elastic.resident_bytes == before == sum(p.nbytes for p in loaded.model.parameters())
-    assert view.get_submodule(elastic.layers[0]).weight.data_ptr() == loaded.model.get_submodule(elastic.layers[0]).weight.data_ptr()
+    assert (
+        view.get_submodule(elastic.layers[0]).weight.data_ptr()
+        == loaded.model.get_submodule(elastic.layers[0]).weight.data_ptr()
+    )
