@@ -31,7 +31,7 @@ KV_BITS = (2, 3, 4, 5, 6, 7, 8, FULL)
 
 FORMAT, VERSION = "quept-plan", 1
 MAX_BYTES = 1_000_000  # a plan for a 100-billion-parameter model with every layer named is a tenth of this
-MAX_RULES, MAX_PATTERN = 5_000, 300  # and has under 1,000 rules; a stranger's file must not keep the matching busy
+MAX_RULES, MAX_PATTERN = 5_000, 300  # and has under 1,000 rules; a stranger's file must not keep matching busy
 
 
 class PlanError(ValueError):
@@ -68,7 +68,7 @@ class PrecisionPlan:
     def __post_init__(self) -> None:
         _check("KV cache", self.kv, KV_BITS)
         last = {pattern: position for position, (pattern, _) in enumerate(self.rules)}
-        if len(last) < len(self.rules):  # a pattern said twice: only the last saying counts, and JSON can hold only one
+        if len(last) < len(self.rules):  # of a pattern said twice the last counts; JSON holds only one
             object.__setattr__(self, "rules", tuple(self.rules[i] for i in sorted(last.values())))
 
     def __eq__(self, other: object) -> bool:
@@ -200,7 +200,8 @@ class PrecisionPlan:
         if short:
             return cls.uniform(*(int(bits) if bits else FULL for bits in short.groups()))
         if not Path(text).suffix and not os.path.isfile(text):
-            raise PlanError(f"{text!r:.100} is not a plan: give full, W4, W4A8, W4A8KV4 or the path of a plan file (.json)")
+            choices = "full, W4, W4A8, W4A8KV4 or the path of a plan file (.json)"
+            raise PlanError(f"{text!r:.100} is not a plan: give {choices}")
         return cls.load(text)
 
     def save(self, path: str | Path, model: str | None = None) -> None:

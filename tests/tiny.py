@@ -1,10 +1,10 @@
-"""Tiny random models of every family, as folders that `from_pretrained` reads: two blocks, hidden 64..96, a real tokenizer.
+"""Tiny random models of every family, as folders for `from_pretrained`: two blocks, a real tokenizer.
 
-    folder = save_tiny("llama", tmp_path / "llama")      # config, safetensors, tokenizer with a chat template; some 100 kB
+    folder = save_tiny("llama", tmp_path / "llama")  # config, safetensors, tokenizer, chat template
     loaded = quept.load(folder)
 
-Hidden and intermediate sizes differ between the families on purpose: 64 and 96 take groups of 64 and 32, 72 and 80 take whole rows.
-The same seed gives the same weights. Nothing is fetched.
+Hidden and intermediate sizes differ between the families on purpose: 64 and 96 take groups of 64 and 32, 72
+and 80 take whole rows. The same seed gives the same weights. Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ FAMILIES = tuple(CONFIGS)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, without merges: one token a byte and four special ones, so any text survives encode and decode."""
+    """Byte-level, without merges: a token a byte and four special ones; any text survives."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
     inner = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))

@@ -48,7 +48,7 @@ class Manifest:
             raise ArtifactError(f'{path} does not describe an artifact ("format" is not "{FORMAT}")')
         version = data.get("format_version")
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise ArtifactError(f"{path} is damaged: format_version must be a whole number from 1; got {version!r:.100}")
+            raise ArtifactError(f"{path} is damaged: format_version must be a whole number from 1")
         if version > FORMAT_VERSION:
             raise ArtifactError(
                 f"{folder} has format version {version}; this program reads up to {FORMAT_VERSION}: update it"

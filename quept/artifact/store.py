@@ -65,7 +65,7 @@ class Artifact:
         for name, expected in self.manifest.files.items():
             path = Path(folder) / name
             if Path(name).name != name or name in ("", "..") or "\\" in name:
-                raise ArtifactError(f"{folder} is damaged: its manifest names {name!r}, which lies outside its folder")
+                raise ArtifactError(f"{folder} is damaged: it lists {name!r}, which lies outside its folder")
             if not os.path.isfile(path):
                 raise ArtifactError(f"{folder} is incomplete: {name} is missing; copy it afresh or calibrate again")
             if path.stat().st_size != expected["bytes"]:
@@ -92,7 +92,9 @@ class Artifact:
                 f"{loaded.source!r} have {loaded.fingerprint[:12]}…: open it with the base it was made for"
             )
         if loaded.anatomy.layers != self.manifest.layers:
-            raise ArtifactError(f"this artifact names other layers than {self.base!r} has: calibrate again or copy it afresh")
+            raise ArtifactError(
+                f"this artifact names other layers than {self.base!r} has: calibrate again or copy it afresh"
+            )
 
     def quantise(self, layer: str, weight: Tensor, bits: int) -> tuple[Quantised, Tensor]:
         """One layer's weight (out, in) at 2..8 bits: packed, and as values on the grid."""

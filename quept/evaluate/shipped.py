@@ -46,9 +46,8 @@ def write_shipped(
         )
         for name, key, payload in results
     ]
-    body = (
-        json.dumps(head, indent=1).removesuffix("\n}") + ',\n "results": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
-    )
+    body = json.dumps(head, indent=1).removesuffix("\n}")
+    body += ',\n "results": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)

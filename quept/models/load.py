@@ -72,7 +72,8 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
             where, dtype=_storage(config), use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         if read["missing_keys"]:  # transformers would go on with random numbers in their place
-            raise ValueError(f"its weights are incomplete: {', '.join(sorted(read['missing_keys'])[:3])} is not there")
+            first = min(read["missing_keys"])
+            raise ValueError(f"its weights are incomplete: {first} is not there")
         anatomy = anatomy_of(model)
     except Exception as error:  # a damaged folder makes transformers raise nearly anything
         raise LoadError(f"cannot load {source!r}: {error or type(error).__name__}") from error

@@ -49,7 +49,7 @@ class WeightBank:
             found = self._alive.get(key)
             if found is not None:
                 return found
-            turn = self._making.setdefault(key, threading.Lock())  # kept for good: a new one could let two makers in
+            turn = self._making.setdefault(key, threading.Lock())  # kept for good: a second lock would let two in
         with turn:
             with self._lock:
                 found = self._alive.get(key)

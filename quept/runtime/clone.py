@@ -1,8 +1,9 @@
 """Copies of a module tree that share every tensor: what a view is made of.
 
-A twin is a new module object with the same attributes, dictionaries of its own (parameters, buffers, children,
-hooks), and the very same tensors in them. Hanging a hook on one, or putting another parameter into it, does not
-show on the other; writing into a tensor does, and so does `.to(another dtype)`, which writes into parameters.
+A twin is a new module object with the same attributes, dictionaries of its own (parameters,
+buffers, children, hooks), and the very same tensors in them. Hanging a hook on one, or putting
+another parameter into it, does not show on the other; writing into a tensor does, and so does
+`.to(another dtype)`, which writes into parameters.
 """
 
 from __future__ import annotations

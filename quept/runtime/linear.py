@@ -16,7 +16,8 @@ class BoundLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, bits: Bits):
         super().__init__()
-        self.register_buffer("weight", weight, persistent=False)  # the bank's own: nn.Buffer would wrap it anew
+        # register_buffer keeps the bank's own tensor object, which its weak reference follows; nn.Buffer would not
+        self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
         self.bits = bits
         self.out_features, self.in_features = weight.shape

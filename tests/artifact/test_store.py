@@ -202,7 +202,8 @@ import os, signal, sys
 from pathlib import Path
 from quept.artifact import Artifact
 artifact = Artifact.open(sys.argv[1])
-os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # dies with the new manifest written and not yet in place
+# dies with the new manifest written and not yet in place
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 artifact.save(sys.argv[1])
 """
 

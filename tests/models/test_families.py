@@ -133,7 +133,8 @@ def test_code_that_comes_with_a_model_is_never_run(folder, model_type, monkeypat
     ran = folder / "ran"
     (folder / "custom.py").write_text(
         f"open({str(ran)!r}, 'w').close()\n"
-        "from transformers import LlamaConfig as Config, LlamaForCausalLM as Model, LlamaTokenizerFast as Tokenizer\n"
+        "from transformers import LlamaConfig as Config, LlamaForCausalLM as Model\n"
+        "from transformers import PreTrainedTokenizerFast as Tokenizer\n"
     )
     change_config(
         folder,

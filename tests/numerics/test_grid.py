@@ -59,7 +59,7 @@ def f32(x: float) -> float:
 
 
 def oracle(weight: torch.Tensor, bits: int, group: int, low: float = 1.0, high: float = 1.0):
-    """METHOD section 1 and its rules, one group after the other, in Python: lists of codes, scales, zero-points, values."""
+    """The formulas of quept/numerics/grid.py, group by group: lists of codes, scales, zeros, values."""
     top = 2**bits - 1
     codes, scales, zeros, values = [], [], [], []
     for row in weight.float().tolist():
