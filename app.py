@@ -1,4 +1,5 @@
-"""Start the precision explorer: `python app.py` (see `python app.py --help`). Also the entry point of the Hugging Face Space."""
+"""Start the precision explorer: `python app.py` (see `python app.py --help`). Also the entry point of the
+Hugging Face Space."""
 
 import sys
 

@@ -1,7 +1,9 @@
 """Taking turns: one model, many visitors.
 
-Gate       a fair lock: taken for one forward step at a time and handed over in order of arrival, so a long answer never starves a slider.
-Admission  how many long jobs (chats) may be under way at once; the others wait in line and know their place in it.
+Gate       a fair lock: taken for one forward step at a time and handed over in order of arrival, so a long
+           answer never starves a slider.
+Admission  how many long jobs (chats) may be under way at once; the others wait in line and know their place
+in it.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class Place:
         self._admission = admission
 
     def wait(self, poll: float = 0.25) -> Iterator[int]:
-        """Yield the position in line (1 = next) every `poll` seconds until admitted; yields nothing if there is room at once."""
+        """Yield the position in line (1 = next) every `poll` seconds until admitted; yields nothing if there
+        is room at once."""
         changed = self._admission._changed
         while True:
             with changed:

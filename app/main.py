@@ -1,6 +1,8 @@
-"""The app's command: shows a loading screen at once, opens the models, then serves the pages on the same port.
+"""The app's command: shows a loading screen at once, opens the models, then serves the pages on the same
+port.
 
-Run as `python app.py`, `python -m app.main` or `quept app`. Models are chosen here, by whoever starts the app, and never by a visitor.
+Run as `python app.py`, `python -m app.main` or `quept app`. Models are chosen here, by whoever starts the
+app, and never by a visitor.
 """
 
 from __future__ import annotations
@@ -23,12 +25,20 @@ def parser() -> argparse.ArgumentParser:
         "--model",
         action="append",
         metavar="SOURCE",
-        help=f"zoo name, artifact folder, model folder or hub id; repeat for several (default {DEFAULT_MODEL})",
+        help=f"zoo name, artifact or model folder, or hub id; repeat for several (default {DEFAULT_MODEL})",
     )
-    p.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on")
-    p.add_argument("--port", type=int, default=None, help="port to listen on (default: 7860, or the next free one)")
     p.add_argument(
-        "--budget", type=float, default=1.25, metavar="GB", help="memory for quantised weights kept ready (default 1.25)"
+        "--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on"
+    )
+    p.add_argument(
+        "--port", type=int, default=None, help="port to listen on (default: 7860, or the next free one)"
+    )
+    p.add_argument(
+        "--budget",
+        type=float,
+        default=1.25,
+        metavar="GB",
+        help="memory for quantised weights kept ready (default 1.25)",
     )
     return p
 
@@ -38,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    port = options.port or (int(os.environ["GRADIO_SERVER_PORT"]) if "GRADIO_SERVER_PORT" in os.environ else None)
+    port = options.port or (
+        int(os.environ["GRADIO_SERVER_PORT"]) if "GRADIO_SERVER_PORT" in os.environ else None
+    )
     splash = Splash(options.host, port)
     try:
         splash.start()
@@ -49,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         splash.fail(str(error))
         print(f"quept app: {error}", file=sys.stderr)
-        time.sleep(LAST_WORDS)  # an open loading page asks again within this time, and then shows the sentence
+        time.sleep(
+            LAST_WORDS
+        )  # an open loading page asks again within this time, and then shows the sentence
         splash.stop()
         return 1
     launch(service, splash, options.host)

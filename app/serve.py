@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,7 +29,9 @@ THEME = gr.themes.Soft(
 )
 
 
-def open_service(sources: Sequence[str], budget: int, progress: Callable[[str, float | None], None]) -> Service:
+def open_service(
+    sources: Sequence[str], budget: int, progress: Callable[[str, float | None], None]
+) -> Service:
     """Open every model and prepare its measurements; raises in words."""
     cache = zoo.cache_dir()
     models = {}
@@ -40,6 +43,8 @@ def open_service(sources: Sequence[str], budget: int, progress: Callable[[str, f
     sample = Sample(zoo.text(TEXT, progress), zoo.TEXTS[TEXT].title)
     service = Service(models, sample, Results.open(cache / "results.sqlite"), cache)
     progress("Drawing the pages", None)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: without this a collection stops every visitor for some 150 ms
     return service
 
 
@@ -48,7 +53,11 @@ def build_app(service: Service) -> gr.Blocks:
     names = list(service.models)
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as demo:
         with gr.Row(elem_id="masthead"):
-            what = service.models[names[0]].title if len(names) == 1 else "one model open, any precision a drag away"
+            what = (
+                service.models[names[0]].title
+                if len(names) == 1
+                else "one model open, any precision a drag away"
+            )
             gr.Markdown(f"# QuEPT precision explorer\n{what}", elem_id="title")
             model = gr.Dropdown(
                 [(service.models[name].title, name) for name in names],

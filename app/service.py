@@ -1,7 +1,9 @@
-"""What the pages ask for: the opened models, and measurements of a plan, for many visitors at once. No gradio here.
+"""What the pages ask for: the opened models, and measurements of a plan, for many visitors at once. No gradio
+here.
 
-The models are opened once and shared; a visitor's precision is an argument of every call. Everything that runs a model goes through one fair
-gate, one forward step at a time. A visitor's newer measurement ends the older one. What was measured once is kept in the results store.
+The models are opened once and shared; a visitor's precision is an argument of every call. Everything that
+runs a model goes through one fair gate, one forward step at a time. A visitor's newer measurement ends the
+older one. What was measured once is kept in the results store.
 """
 
 from __future__ import annotations
@@ -29,12 +31,15 @@ from .link import encode
 ASSETS = Path(__file__).parent.parent / "assets"
 CHATS_AT_ONCE = 4
 
-Wire = Mapping[str, object]  # {"w": [bits per layer], "a": [bits per layer], "kv": bits}: a plan as the browser holds it
+Wire = Mapping[
+    str, object
+]  # {"w": [bits per layer], "a": [bits per layer], "kv": bits}: a plan as the browser holds it
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What plans are measured on: the first `tokens` tokens of a text, in windows of `context`; `title` is shown."""
+    """What plans are measured on: the first `tokens` tokens of a text, in windows of `context`; `title` is
+    shown."""
 
     text: str
     title: str
@@ -46,7 +51,13 @@ class OpenModel:
     """One opened model with all that the pages show of it."""
 
     def __init__(self, name: str, elastic: ElasticModel, sample: Sample, results: Results, cache: Path):
-        self.name, self.elastic, self.sample, self.results, self._cache = name, elastic, sample, results, cache
+        self.name, self.elastic, self.sample, self.results, self._cache = (
+            name,
+            elastic,
+            sample,
+            results,
+            cache,
+        )
         self.presets: list[PrecisionPlan] = presets(name, elastic.layers)
         shipped = ASSETS / name
         self.sensitivity = _fitting_table(shipped / "sensitivity.json", elastic)
@@ -59,14 +70,21 @@ class OpenModel:
 
     @cached_property
     def reference(self) -> Reference:
-        return Reference.open(self.elastic.fingerprint, self.windows, self.elastic.reference, self._cache / "reference")
+        return Reference.open(
+            self.elastic.fingerprint, self.windows, self.elastic.reference, self._cache / "reference"
+        )
 
     @cached_property
     def description(self) -> dict:
         """What the browser needs to draw the equaliser and to answer while it is dragged; JSON."""
         elastic, anatomy = self.elastic, self.elastic.anatomy
         layers = [
-            {"name": name, "block": b, "role": anatomy.roles.index(role), "params": elastic.sizes.weights[name]}
+            {
+                "name": name,
+                "block": b,
+                "role": anatomy.roles.index(role),
+                "params": elastic.sizes.weights[name],
+            }
             for b, block in enumerate(anatomy.blocks)
             for role, name in block.layers.items()
         ]
@@ -91,8 +109,11 @@ class OpenModel:
         return f"{self.sample.title}, {self.sample.tokens:,} tokens, context {self.sample.context}, {dtype}"
 
     def stored(self, plan: PrecisionPlan) -> Estimate | None:
-        """What was measured of this plan before, here or for the release (in float32); None if nothing was."""
-        found = self.results.get(self.result_key(plan)) or self.results.get(self.result_key(plan, torch.float32))
+        """What was measured of this plan before, here or for the release (in float32); None if nothing
+        was."""
+        found = self.results.get(self.result_key(plan)) or self.results.get(
+            self.result_key(plan, torch.float32)
+        )
         return found and Estimate.from_dict(found.payload)
 
     def result_key(self, plan: PrecisionPlan, dtype: torch.dtype | None = None) -> ResultKey:
@@ -101,13 +122,23 @@ class OpenModel:
         name = str(dtype or elastic.dtype).removeprefix("torch.")
         return ResultKey(plan.key(elastic.layers), elastic.artifact.identity, self.windows.id, name)
 
+    @property
+    def floor(self) -> float | None:
+        """KL of the untouched model in the compute dtype from the float32 reference: differences below it
+        mean nothing. None in float32."""
+        if self.elastic.dtype == torch.float32:
+            return None
+        found = self.results.get(self.result_key(PrecisionPlan.full()))
+        return found and Estimate.from_dict(found.payload).kl
+
     def named_plans(self) -> dict[str, PrecisionPlan]:
         """Every plan that has a name here, by the value that the pages' menus send."""
         uniform = [PrecisionPlan.uniform(bits) for bits in reversed(WEIGHT_BITS)]
         return {plan.name: plan for plan in [*uniform, *self.presets]}
 
     def uniform_at(self, size: int) -> dict | None:
-        """Quality of uniform plans at the same bytes, interpolated between the two widths beside them; None outside their range."""
+        """Quality of uniform plans at the same bytes, interpolated between the two widths beside them; None
+        outside their range."""
         measured = [(b, PrecisionPlan.uniform(b)) for b in QUANTISED_BITS]
         points = [(b, self.elastic.sizes.deploy(plan), self.stored(plan)) for b, plan in measured]
         points = [p for p in points if p[2]]
@@ -116,7 +147,8 @@ class OpenModel:
                 t = (size - below) / (above - below)
                 label = f"W{low}" if t == 0 else f"W{high}" if t == 1 else f"between W{low} and W{high}"
                 return {"label": f"uniform, equal bytes ({label})"} | {
-                    k: math.exp((1 - t) * math.log(getattr(poor, k)) + t * math.log(getattr(good, k))) for k in ("kl", "ppl")
+                    k: math.exp((1 - t) * math.log(getattr(poor, k)) + t * math.log(getattr(good, k)))
+                    for k in ("kl", "ppl")
                 }
         return None
 
@@ -126,7 +158,9 @@ class Service:
 
     def __init__(self, models: Mapping[str, ElasticModel], sample: Sample, results: Results, cache: Path):
         self.models = dict(models)
-        self.opened = {name: OpenModel(name, elastic, sample, results, cache) for name, elastic in models.items()}
+        self.opened = {
+            name: OpenModel(name, elastic, sample, results, cache) for name, elastic in models.items()
+        }
         self.gate = Gate()
         self.admission = Admission(CHATS_AT_ONCE)
         self._newest: dict[str, object] = {}
@@ -154,7 +188,9 @@ class Service:
         layers = self.models[model].layers
         pairs = zip(layers, wire["w"], wire.get("a") or [FULL] * len(layers), strict=True)
         rules = {name: Bits(w, a) for name, w, a in pairs}
-        return PrecisionPlan.of(rules, kv=wire.get("kv", FULL), name=self.name_of(model, rules, wire.get("kv", FULL)))
+        return PrecisionPlan.of(
+            rules, kv=wire.get("kv", FULL), name=self.name_of(model, rules, wire.get("kv", FULL))
+        )
 
     def name_of(self, model: str, rules: Mapping[str, Bits], kv: int) -> str:
         """The name of a plan that has one, else its mean bits."""
@@ -174,18 +210,25 @@ class Service:
     def points(
         self, model: str, tried: Sequence[PrecisionPlan] = (), current: PrecisionPlan | None = None
     ) -> dict:
-        """The chart: every named plan and every plan tried that has been measured, and the one on the faders."""
+        """The chart: every named plan and every plan tried that has been measured, and the one on the
+        faders."""
         opened = self.opened[model]
         named = opened.named_plans()
         points = [_point(opened, plan, name, "preset") for name, plan in named.items()]
         history = [(f"tried:{i}", plan) for i, plan in enumerate(tried)]
-        points += [_point(opened, plan, identity, "tried") for identity, plan in history if plan.name not in named]
+        points += [
+            _point(opened, plan, identity, "tried") for identity, plan in history if plan.name not in named
+        ]
         points.append(current and _point(opened, current, "current", "current"))
         full = opened.stored(PrecisionPlan.full())
         sizes = opened.elastic.sizes
         full_bytes = sizes.deploy(PrecisionPlan.full())
-        reference = {"bytes": full_bytes, "ppl": full and full.ppl_ref, "bits_per_param": 8 * full_bytes / sizes.parameters}
-        return {"points": [p for p in points if p], "reference": reference, "floor": full.kl if full else None}
+        reference = {
+            "bytes": full_bytes,
+            "ppl": full and full.ppl_ref,
+            "bits_per_param": 8 * full_bytes / sizes.parameters,
+        }
+        return {"points": [p for p in points if p], "reference": reference, "floor": opened.floor}
 
     def state(self, model: str, plan: PrecisionPlan, **changes) -> dict:
         """The numbers strip for a plan: what is known of it without running anything."""
@@ -199,7 +242,7 @@ class Service:
             "message": "",
             "progress": 1.0 if stored else 0.0,
             "estimate": stored and stored.to_dict(),
-            "reference": {"ppl": full and full.ppl_ref, "kl_floor": full and full.kl},
+            "reference": {"ppl": full and full.ppl_ref, "kl_floor": opened.floor},
             "uniform": opened.uniform_at(size),
             "deploy_bytes": size,
             "full_bytes": elastic.sizes.deploy(PrecisionPlan.full()),
@@ -228,10 +271,15 @@ class Service:
         if state["estimate"]:
             yield state
             return
-        yield state | {"status": "queued", "position": self.gate.waiting} if self.gate.waiting else state | {
-            "status": "measuring",
-            "message": "preparing the weights",
-        }
+        yield (
+            state | {"status": "queued", "position": self.gate.waiting}
+            if self.gate.waiting
+            else state
+            | {
+                "status": "measuring",
+                "message": "preparing the weights",
+            }
+        )
         made, start = opened.elastic.bank.made, time.perf_counter()
         with self.gate:
             if not wanted():
@@ -245,7 +293,9 @@ class Service:
             "elastic_bytes": opened.elastic.resident_bytes,
         }
         cache = None if plan.kv == FULL else lambda: opened.elastic.make_cache(plan)
-        estimates = divergence(view, opened.reference, opened.windows, make_cache=cache, gate=lambda: self.gate)
+        estimates = divergence(
+            view, opened.reference, opened.windows, make_cache=cache, gate=lambda: self.gate
+        )
         estimate = None
         for estimate in estimates:
             if not wanted():
@@ -281,4 +331,6 @@ def _fitting_table(path: Path, elastic: ElasticModel) -> SensitivityTable | None
     if not path.exists():
         return None
     table = SensitivityTable.load(path)
-    return table if (table.fingerprint, table.group) == (elastic.fingerprint, elastic.artifact.group) else None
+    return (
+        table if (table.fingerprint, table.group) == (elastic.fingerprint, elastic.artifact.group) else None
+    )

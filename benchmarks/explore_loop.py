@@ -2,8 +2,10 @@
 
     python benchmarks/explore_loop.py [--repeats 3]
 
-page_usable_s        process start until the equaliser can be dragged; loading_state_s until the loading screen answers
-first_estimate_s     release of a drag to the first measured estimate on screen; full_estimate_s to the one over all tokens
+page_usable_s        process start until the equaliser can be dragged
+loading_state_s      process start until the loading screen answers
+first_estimate_s     release of a drag to the first measured estimate on screen
+full_estimate_s      the same to the estimate over all tokens
 requests_while_dragging   requests that the page sends between pressing and releasing
 """
 
@@ -22,7 +24,9 @@ USABLE = '#equalizer [role="slider"]'
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     with app() as (url, _, _):
@@ -42,11 +46,19 @@ def main() -> None:
         "full_estimate_s": statistics.median(r[1] for r in runs),
         "requests_while_dragging": sum(r[2] for r in runs),
     }
-    report("Exploring in the browser", figures, model="smollm2-135m", tokens=4096, context=512, repeats=options.repeats)
+    report(
+        "Exploring in the browser",
+        figures,
+        model="smollm2-135m",
+        tokens=4096,
+        context=512,
+        repeats=options.repeats,
+    )
 
 
 def drag(page: Page, index: int) -> tuple[float, float, int]:
-    """Paint over a few blocks to bits not tried before; (first estimate, full estimate) in seconds after release, requests before it."""
+    """Paint over a few blocks to bits not tried before; (first estimate, full estimate) in seconds after
+    release, requests before it."""
     sliders = page.locator(USABLE)
     first, last = sliders.nth(3 + 4 * index), sliders.nth(9 + 4 * index)
     a, b = first.bounding_box(), last.bounding_box()

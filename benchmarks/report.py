@@ -1,4 +1,5 @@
-"""How every benchmark prints: a table for people, then one JSON object with the figures and their conditions as the last line."""
+"""How every benchmark prints: a table for people, then one JSON object with the figures and their conditions
+as the last line."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import torch
 
 
 def report(title: str, figures: dict, **conditions: object) -> None:
-    """Print figures (numbers by key) under a title; conditions such as model and dtype go along, the machine's are added."""
+    """Print figures (numbers by key) under a title; conditions such as model and dtype go along, the
+    machine's are added."""
     print(f"\n{title}")
     for key, value in figures.items():
         print(f"  {key:<28} {value:>12.3f}" if isinstance(value, float) else f"  {key:<28} {value!s:>12}")
@@ -27,5 +29,7 @@ def report(title: str, figures: dict, **conditions: object) -> None:
 
 
 def _commit() -> str:
-    result = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
     return result.stdout.strip() or "unknown"

@@ -15,7 +15,13 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).parent.parent
-ARGUMENTS = "--no-sandbox --disable-dev-shm-usage --disable-gpu --no-first-run --disable-background-networking".split()
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+]
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""What a change of precision costs, and what a view costs to run: against the plain model, in one process, same dtype.
+"""What a change of precision costs, and what a view costs to run: against the plain model, in one process,
+same dtype.
 
     python benchmarks/switching.py [--model smollm2-135m] [--repeats 5]
 
-Limits: a warm change makes objects and moves no weights; a cold one reads each 16-bit weight once, and writes codes and dense values once. A view's
-forward pass runs the same matrix products as the plain model, so its ratio should be 1. Decoding reads every dense weight once a token.
+Limits: a warm change makes objects and moves no weights; a cold one reads each 16-bit weight once, and writes
+codes and dense values once. A view's forward pass runs the same matrix products as the plain model, so its
+ratio should be 1. Decoding reads every dense weight once a token.
 """
 
 from __future__ import annotations
@@ -28,12 +30,16 @@ TOKENS = 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
 
     elastic = ElasticModel.open(options.model)
+    gc.collect()
+    gc.freeze()  # as the app does once it has loaded
     figures = layer_switch(elastic, options.repeats) | uniform_switch(elastic)
     figures["rss_gb"] = psutil.Process().memory_info().rss / 1e9  # every uniform width has been tried by now
     figures |= against_plain(elastic, options.repeats)
@@ -41,7 +47,8 @@ def main() -> None:
 
 
 def layer_switch(elastic: ElasticModel, repeats: int) -> dict[str, float]:
-    """Median milliseconds from asking for one changed layer to having the view; widths new to the bank, then known to it."""
+    """Median milliseconds from asking for one changed layer to having the view; widths new to the bank, then
+    known to it."""
     keep = elastic.view(PrecisionPlan.uniform(4))
     middle = elastic.layers[len(elastic.layers) // 2 :]
     plans = [PrecisionPlan.of({layer: 6}, default=4) for layer in middle[:repeats]]
@@ -53,7 +60,9 @@ def layer_switch(elastic: ElasticModel, repeats: int) -> dict[str, float]:
 
 def uniform_switch(elastic: ElasticModel) -> dict[str, float]:
     """The same for all layers at once, over every width; warm alternates between two widths."""
-    cold = [milliseconds(lambda b=b: elastic.view(PrecisionPlan.uniform(b))) for b in QUANTISED_BITS if b != 4]
+    cold = [
+        milliseconds(lambda b=b: elastic.view(PrecisionPlan.uniform(b))) for b in QUANTISED_BITS if b != 4
+    ]
     for bits in (3, 4):
         elastic.view(PrecisionPlan.uniform(bits))
     warm = [milliseconds(lambda b=b: elastic.view(PrecisionPlan.uniform(b))) for b in (3, 4) * 5]
@@ -67,7 +76,9 @@ def against_plain(elastic: ElasticModel, repeats: int) -> dict[str, float]:
     for block in elastic.anatomy.blocks:
         for name in block.layers.values():
             bound = plain.get_submodule(name)
-            linear = torch.nn.Linear(bound.in_features, bound.out_features, bias=bound.bias is not None, device="meta")
+            linear = torch.nn.Linear(
+                bound.in_features, bound.out_features, bias=bound.bias is not None, device="meta"
+            )
             linear.weight = torch.nn.Parameter(bound.weight, requires_grad=False)
             if bound.bias is not None:
                 linear.bias = torch.nn.Parameter(bound.bias, requires_grad=False)
@@ -79,7 +90,9 @@ def against_plain(elastic: ElasticModel, repeats: int) -> dict[str, float]:
             model(ids, use_cache=False)
 
     forward(view), forward(plain)
-    times = [(milliseconds(lambda: forward(view)), milliseconds(lambda: forward(plain))) for _ in range(repeats)]
+    times = [
+        (milliseconds(lambda: forward(view)), milliseconds(lambda: forward(plain))) for _ in range(repeats)
+    ]
     rates = [(decode_view(elastic, view), decode_plain(elastic, plain)) for _ in range(repeats + 1)][1:]
     return {
         "forward_ratio": statistics.median(a / b for a, b in times),
@@ -100,7 +113,9 @@ def decode_view(elastic: ElasticModel, view) -> float:
 
 def decode_plain(elastic: ElasticModel, plain) -> float:
     messages = [{"role": "user", "content": PROMPT}]
-    inputs = elastic.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    inputs = elastic.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     start = time.perf_counter()
     with torch.inference_mode():
         plain.generate(**inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
@@ -108,7 +123,6 @@ def decode_plain(elastic: ElasticModel, plain) -> float:
 
 
 def milliseconds(job: Callable[[], object]) -> float:
-    gc.collect()
     start = time.perf_counter()
     job()
     return 1000 * (time.perf_counter() - start)

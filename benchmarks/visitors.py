@@ -2,8 +2,9 @@
 
     python benchmarks/visitors.py [--minutes 5] [--visitors 8]
 
-Each visitor is a thread that calls the service as the pages' handlers do, all in this process, so that memory growth is the service's own.
-Texts are greedy; they are compared with each other and with the same conversations run alone afterwards.
+Each visitor is a thread that calls the service as the pages' handlers do, all in this process, so that memory
+growth is the service's own. Texts are greedy; they are compared with each other and with the same
+conversations run alone afterwards.
 
 errors            exceptions any visitor met
 texts_differ      answers that differ from the same run alone
@@ -28,7 +29,11 @@ from quept.plan import PrecisionPlan
 from quept.runtime import Sampling
 
 PLANS = [PrecisionPlan.uniform(b) for b in (2, 3, 4, 5, 6, 7, 8, 16)]
-PROMPTS = ("What is the capital of France?", "Name three colours of the rainbow.", "Write one sentence about the sea.")
+PROMPTS = (
+    "What is the capital of France?",
+    "Name three colours of the rainbow.",
+    "Write one sentence about the sea.",
+)
 MODEL = "smollm2-135m"
 
 
@@ -73,14 +78,15 @@ def answer(service: Service, plan: PrecisionPlan, prompt: str) -> str:
     """One greedy answer at a plan."""
     history = [[{"role": "user", "content": prompt}]]
     sampling = Sampling(temperature=0.0, max_tokens=24)
-    frame = None
-    for frame in chat(service.models[MODEL], [Side(plan, plan.name)], history, sampling, "", service.gate, service.admission):
-        pass
-    return frame.answers[0].text
+    side = Side(plan, plan.name)
+    *_, last = chat(service.models[MODEL], [side], history, sampling, "", service.gate, service.admission)
+    return last.answers[0].text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--visitors", type=int, default=8)
     options = parser.parse_args()

@@ -2,10 +2,10 @@
 
 The flow, which the folders follow from top to bottom::
 
-    elastic = ElasticModel.open("smollm2-135m")    # zoo name, hub id, folder, or an artifact folder; loaded once
+    elastic = ElasticModel.open("smollm2-135m")    # zoo name, hub id, folder or artifact; loaded once
     plan    = PrecisionPlan.uniform(4)             # or .load("presets/..."), or from the app's equaliser
     view    = elastic.view(plan)                   # an ordinary module at that precision; nothing is mutated
-    for estimate in divergence(view, ...): ...     # perplexity and divergence from full precision, as they come in
+    for estimate in divergence(view, ...): ...     # perplexity and divergence, as they come in
     table   = sensitivity(elastic, ...)            # which layer suffers at which width
     export(elastic, plan, "out.safetensors")       # the packed tensors of one plan
 

@@ -1,8 +1,9 @@
 """What precision each layer runs at: a value that is passed along, never a state that is set.
 
-A plan is a default plus rules. A rule is a layer name or a glob pattern over layer names with the bits it stands for;
-the last matching rule wins. The same plan therefore reads well in a file ("everything at 4, every down_proj at 8"), applies
-to any model, and turns into one number per layer only when it meets a model's layer names::
+A plan is a default plus rules. A rule is a layer name or a glob pattern over layer names with the bits it
+stands for; the last matching rule wins. The same plan therefore reads well in a file ("everything at 4, every
+down_proj at 8"), applies to any model, and turns into one number per layer only when it meets a model's layer
+names::
 
     PrecisionPlan.uniform(4)
     PrecisionPlan.of({"*.down_proj": 8}, default=4)
@@ -31,7 +32,10 @@ KV_BITS = (2, 3, 4, 5, 6, 7, 8, FULL)
 
 FORMAT, VERSION = "quept-plan", 1
 MAX_BYTES = 1_000_000  # a plan for a 100-billion-parameter model with every layer named is a tenth of this
-MAX_RULES, MAX_PATTERN = 5_000, 300  # and has under 1,000 rules; a stranger's file must not keep matching busy
+MAX_RULES, MAX_PATTERN = (
+    5_000,
+    300,
+)  # and has under 1,000 rules; a stranger's file must not keep matching busy
 
 
 class PlanError(ValueError):
@@ -58,7 +62,8 @@ class Bits:
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """A default, rules that override it, and the width of the KV cache. Hashable; `name` is a label and takes no part in it."""
+    """A default, rules that override it, and the width of the KV cache. Hashable; `name` is a label and takes
+    no part in it."""
 
     default: Bits = Bits()
     rules: tuple[tuple[str, Bits], ...] = ()
@@ -91,7 +96,11 @@ class PrecisionPlan:
         """The same widths for every layer."""
         if weights == activations == kv == FULL:
             return cls.full()
-        name = f"W{weights}" + (f"A{activations}" if activations != FULL else "") + (f"KV{kv}" if kv != FULL else "")
+        name = (
+            f"W{weights}"
+            + (f"A{activations}" if activations != FULL else "")
+            + (f"KV{kv}" if kv != FULL else "")
+        )
         return cls(Bits(weights, activations), kv=kv, name=name)
 
     @classmethod
@@ -103,7 +112,8 @@ class PrecisionPlan:
         return cls(default if isinstance(default, Bits) else Bits(default), tuple(as_bits.items()), kv, name)
 
     def resolve(self, layers: Iterable[str]) -> dict[str, Bits]:
-        """Bits of every layer, in the order given. A rule that fits no layer is an error: it is a typo or another model's."""
+        """Bits of every layer, in the order given. A rule that fits no layer is an error: it is a typo or
+        another model's."""
         layers = list(layers)
         resolved = dict.fromkeys(layers, self.default)
         for pattern, bits in self.rules:
@@ -140,7 +150,8 @@ class PrecisionPlan:
 
     @classmethod
     def from_json(cls, text: str | bytes, model: str | None = None) -> PrecisionPlan:
-        """Read what `to_json` writes. `model` is the model it is wanted for: a plan made for another is refused.
+        """Read what `to_json` writes. `model` is the model it is wanted for: a plan made for another is
+        refused.
 
         Raises PlanError with a sentence for anything that is not such a plan."""
         if len(text) > MAX_BYTES:
@@ -156,7 +167,17 @@ class PrecisionPlan:
             raise PlanError(f"the plan's version must be a whole number from 1; got {version!r}")
         if version > VERSION:
             raise PlanError(f"this plan has version {version}; this program reads up to {VERSION}: update it")
-        unknown = set(data) - {"format", "version", "name", "model", "weights", "activations", "kv", "layers", "note"}
+        unknown = set(data) - {
+            "format",
+            "version",
+            "name",
+            "model",
+            "weights",
+            "activations",
+            "kv",
+            "layers",
+            "note",
+        }
         if unknown:
             raise PlanError(f"unknown plan entries: {', '.join(sorted(map(repr, unknown)))}")
         made_for = data.get("model")
@@ -230,6 +251,12 @@ def _rule(pattern: str, value: object, default: Bits) -> Bits:
 
 def _no_match(pattern: str, layers: list[str]) -> str:
     close = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; its layers are named like {layers[0]!r}" if layers else ""
+    hint = (
+        f"; did you mean {close[0]!r}?"
+        if close
+        else f"; its layers are named like {layers[0]!r}"
+        if layers
+        else ""
+    )
     kind = "pattern" if any(c in pattern for c in "*?[") else "layer"
     return f"{kind} {pattern!r} is not in this model{hint}"

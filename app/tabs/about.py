@@ -8,30 +8,39 @@ from app.service import Service
 
 METHOD = """
 ### What this is
-One transformer is opened **once**. Every linear layer can run at 2 to 8 bits, or untouched at 16, each on its own; a precision is a value that is passed along
-with each request, so visitors never see each other's. Moving a fader changes which stored weights a layer reads, nothing is calibrated again.
+One transformer is opened **once**. Every linear layer can run at 2 to 8 bits, or untouched at 16, each on
+its own; a precision is a value that is passed along with each request, so visitors never see
+each other's. Moving a fader changes which stored weights a layer reads, nothing is calibrated again.
 
-Weights are rounded to an asymmetric grid with one 16-bit scale and one zero-point per group of columns (8 bits are symmetric). Activation bits round each token's input
-to a layer on a dynamic symmetric grid. KV bits store the attention cache itself at that width. The method *rtn* (round to nearest) is the baseline that
-calibrated methods such as [QuEPT](https://arxiv.org/abs/2602.12609) start from and are compared with.
+Weights are rounded to an asymmetric grid with one 16-bit scale and one zero-point per group of columns (8
+bits are symmetric). Activation bits round each token's input to a layer on a dynamic symmetric grid. KV
+bits store the attention cache itself at that width. The method *rtn* (round to nearest) is the baseline
+that calibrated methods such as [QuEPT](https://arxiv.org/abs/2602.12609) start from and are compared with.
 
 ### What the numbers mean
-- **Deploy memory** counts the bytes of packed codes, scales and zero-points of this plan, and 2 bytes for every parameter that stays as it is (embeddings, norms).
-  An exported plan has exactly these bytes. **Bits per parameter** is that, times eight, over all parameters.
+- **Deploy memory** counts the bytes of packed codes, scales and zero-points of this plan, and 2 bytes for
+  every parameter that stays as it is (embeddings, norms). An exported plan has exactly these bytes. **Bits
+  per parameter** is that, times eight, over all parameters.
 - **Elastic memory** is what this server holds now to serve every precision at once.
-- **Predicted** numbers add up how much each layer alone hurts at its width, and read the sum off a curve measured on uniform plans. They ignore how layers
-  interact, and activation and KV bits.
-- **Measured** numbers come from running the plan: perplexity, and divergence (mean KL over the vocabulary) from the full-precision model in float32, with standard errors.
-  *Same top token* is how often both put the same token first.
+- **Predicted** numbers add up how much each layer alone hurts at its width, and read the sum off a curve
+  measured on uniform plans. They ignore how layers interact, and activation and KV bits.
+- **Measured** numbers come from running the plan: perplexity, and divergence (mean KL over the vocabulary)
+  from the full-precision model in float32, with standard errors. *Same top token* is how often both put the
+  same token first.
 
 ### Limits
-Perplexity and divergence are measured on a few thousand tokens of Wikipedia text: good for comparing plans, not a verdict on a task. Speed here is that of dense
-arithmetic after unpacking: fewer bits save memory when deployed, they do not make this page faster.
+Perplexity and divergence are measured on a few thousand tokens of Wikipedia text: good for comparing plans,
+not a verdict on a task. Speed here is that of dense arithmetic after unpacking: fewer bits save memory when
+deployed, they do not make this page faster.
 """
 
 
 def build_about(service: Service) -> None:
     """Draw the page."""
     models = "\n".join(f"- **{elastic.title}**: {elastic.provenance}" for elastic in service.models.values())
-    conditions = "\n".join(f"- {opened.elastic.title}: {opened.conditions}" for opened in service.opened.values())
-    gr.Markdown(f"{METHOD}\n### The models here\n{models}\n\n### Measured on\n{conditions}\n", elem_id="about")
+    conditions = "\n".join(
+        f"- {opened.elastic.title}: {opened.conditions}" for opened in service.opened.values()
+    )
+    gr.Markdown(
+        f"{METHOD}\n### The models here\n{models}\n\n### Measured on\n{conditions}\n", elem_id="about"
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import gradio as gr
 
@@ -31,7 +32,8 @@ DOWNLOAD_JS = """(text) => {
 
 @dataclass
 class Explore:
-    """The page's components that others listen to. `plan` holds the visitor's plan on the wire, `model` the chosen model's name."""
+    """The page's components that others listen to. `plan` holds the visitor's plan on the wire, `model` the
+    chosen model's name."""
 
     model: gr.Dropdown
     plan: gr.State
@@ -49,7 +51,10 @@ def build_explore(service: Service, model: gr.Dropdown) -> Explore:
     tried = gr.State([])
     numbers = Numbers(value=service.state(first, start), elem_id="numbers")
     with gr.Row(elem_id="presets"):
-        uniform = [gr.Button(_short(bits), size="sm", min_width=48, elem_id=f"preset-{_short(bits)}") for bits in _widths()]
+        uniform = [
+            gr.Button(_short(bits), size="sm", min_width=48, elem_id=f"preset-{_short(bits)}")
+            for bits in _widths()
+        ]
         named = gr.Dropdown(
             _named(service, first),
             value="",
@@ -60,11 +65,18 @@ def build_explore(service: Service, model: gr.Dropdown) -> Explore:
             allow_custom_value=False,
             filterable=False,
         )
-    equalizer = Equalizer(service.wire_of(first, start), description=service.describe(first), elem_id="equalizer")
+    equalizer = Equalizer(
+        service.wire_of(first, start), description=service.describe(first), elem_id="equalizer"
+    )
     with gr.Row(elem_id="plan-files"):
         download = gr.Button("Download plan", size="sm", elem_id="plan-download", min_width=120)
         upload = gr.UploadButton(
-            "Upload plan", file_types=[".json"], type="binary", size="sm", elem_id="plan-upload", min_width=120
+            "Upload plan",
+            file_types=[".json"],
+            type="binary",
+            size="sm",
+            elem_id="plan-upload",
+            min_width=120,
         )
     text = gr.Textbox(visible=False)
     chart = Chart(service.points(first), elem_id="chart")
@@ -74,9 +86,17 @@ def build_explore(service: Service, model: gr.Dropdown) -> Explore:
 
 
 def _wire(service: Service, page: Explore, uniform, named, download, upload, text) -> None:
-    running = {"concurrency_id": "measure", "concurrency_limit": 16, "show_progress": "hidden", "api_visibility": "private"}
+    running = {
+        "concurrency_id": "measure",
+        "concurrency_limit": 16,
+        "show_progress": "hidden",
+        "api_visibility": "private",
+    }
     light = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    warning = light | {"queue": True, "concurrency_limit": 16}  # words for the visitor travel through the queue only
+    warning = light | {
+        "queue": True,
+        "concurrency_limit": 16,
+    }  # words for the visitor travel through the queue only
 
     def measured(model: str, wire: Wire, tried: list, request: gr.Request) -> Iterator:
         yield from measure(service, model, wire, tried, request.session_hash)
@@ -87,10 +107,12 @@ def _wire(service: Service, page: Explore, uniform, named, download, upload, tex
     def then_measure(event) -> None:
         event.then(measured, inputs, outputs, trigger_mode="multiple", **running)
 
-    then_measure(page.equalizer.commit(lambda wire: wire, page.equalizer, page.plan, trigger_mode="multiple", **light))
+    then_measure(
+        page.equalizer.commit(lambda wire: wire, page.equalizer, page.plan, trigger_mode="multiple", **light)
+    )
     loads = [page.equalizer, page.plan]
     for bits, button in zip(_widths(), uniform, strict=True):
-        then_measure(button.click(lambda m, n=_name(bits): named_plan(service, m, n), page.model, loads, **light))
+        then_measure(button.click(partial(named_plan, service, name=_name(bits)), page.model, loads, **light))
     then_measure(named.input(lambda m, n: named_plan(service, m, n), [page.model, named], loads, **light))
 
     def pointed(model: str, tried: list, event: gr.EventData):
@@ -98,14 +120,18 @@ def _wire(service: Service, page: Explore, uniform, named, download, upload, tex
 
     then_measure(page.chart.point(pointed, [page.model, page.tried], loads, **warning))
     then_measure(upload.upload(lambda m, f: uploaded(service, m, f), [page.model, upload], loads, **warning))
-    download.click(lambda m, w: service.plan_of(m, w).to_json(m), [page.model, page.plan], text, **light).then(
-        None, text, None, js=DOWNLOAD_JS
-    )
+    download.click(
+        lambda m, w: service.plan_of(m, w).to_json(m), [page.model, page.plan], text, **light
+    ).then(None, text, None, js=DOWNLOAD_JS)
 
     def switched(model: str):
         return [*switch(service, model), gr.Dropdown(_named(service, model), value="")]
 
-    then_measure(page.model.input(switched, page.model, [page.equalizer, page.plan, page.tried, page.chart, named], **light))
+    then_measure(
+        page.model.input(
+            switched, page.model, [page.equalizer, page.plan, page.tried, page.chart, named], **light
+        )
+    )
 
     def restored(request: gr.Request):
         return restore(service, dict(request.query_params))
@@ -140,10 +166,14 @@ def measure(service: Service, model: str, wire: Wire, tried: list[Wire], visitor
         if state and state["status"] in ("done", "stored"):
             tried = [other for other in tried if other != wire][-TRIED_KEPT + 1 :] + [wire]
             yield state, _chart(service, model, tried, plan), tried
-        else:  # a newer edit took over: Gradio sends the last values again at the end, and these must not be ours
+        else:  # a newer edit took over; Gradio sends the last values again at the end: not ours, then
             yield gr.skip(), gr.skip(), gr.skip()
     except Exception as error:  # whatever went wrong, the visitor gets a sentence and keeps the plan
-        yield service.state(model, PrecisionPlan.full(), status="error", message=str(error)), gr.skip(), gr.skip()
+        yield (
+            service.state(model, PrecisionPlan.full(), status="error", message=str(error)),
+            gr.skip(),
+            gr.skip(),
+        )
         raise
 
 
@@ -184,7 +214,8 @@ def switch(service: Service, model: str):
 
 
 def restore(service: Service, query: dict):
-    """What the page's address says: a model and a plan. Where it says nothing, or nothing valid, the page stays as it was drawn."""
+    """What the page's address says: a model and a plan. Where it says nothing, or nothing valid, the page
+    stays as it was drawn."""
     first = next(iter(service.models))
     model = query.get("m") if query.get("m") in service.models else first
     wire = None

@@ -1,4 +1,5 @@
-"""manifest.json: what an artifact is, in a form people can read. Unknown entries, other formats and newer versions are refused in words."""
+"""manifest.json: what an artifact is, in a form people can read. Unknown entries, other formats and newer
+versions are refused in words."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ class ArtifactError(RuntimeError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """base: what `load` was given. fingerprint: of the base's weights. group: columns per scale, or "auto" or "row".
-    files: `{name: {"sha256", "bytes"}}` of the tensors beside the manifest. provenance: free text entries."""
+    """base: what `load` was given. fingerprint: of the base's weights. group: columns per scale, or "auto" or
+    "row". files: `{name: {"sha256", "bytes"}}` of the tensors beside the manifest. provenance: free text
+    entries."""
 
     method: str
     base: str
@@ -41,9 +43,13 @@ class Manifest:
         try:
             data = json.loads(path.read_bytes())
         except OSError as error:
-            raise ArtifactError(f"{folder} holds no artifact: cannot read {FILE_NAME} ({error.strerror})") from None
+            raise ArtifactError(
+                f"{folder} holds no artifact: cannot read {FILE_NAME} ({error.strerror})"
+            ) from None
         except (ValueError, RecursionError):
-            raise ArtifactError(f"{path} is damaged: it is not valid JSON; calibrate again or copy it afresh") from None
+            raise ArtifactError(
+                f"{path} is damaged: it is not valid JSON; calibrate again or copy it afresh"
+            ) from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ArtifactError(f'{path} does not describe an artifact ("format" is not "{FORMAT}")')
         version = data.get("format_version")
@@ -56,10 +62,14 @@ class Manifest:
         missing = {f.name for f in fields(cls)} - set(data)
         unknown = set(data) - {f.name for f in fields(cls)}
         if missing or unknown:
-            what = [f"without {name}" for name in sorted(missing)] + [f"unknown {name}" for name in sorted(unknown)]
+            what = [f"without {name}" for name in sorted(missing)] + [
+                f"unknown {name}" for name in sorted(unknown)
+            ]
             raise ArtifactError(f"{path} is damaged: {', '.join(what)}")
         if data["method"] not in METHODS:
-            raise ArtifactError(f"{path}: method {data['method']!r} is not known here (known: {', '.join(METHODS)})")
+            raise ArtifactError(
+                f"{path}: method {data['method']!r} is not known here (known: {', '.join(METHODS)})"
+            )
         wrong = [name for name, sound in _SOUND.items() if not sound(data[name])]
         if wrong:
             raise ArtifactError(f"{path} is damaged: {', '.join(wrong)} cannot be read")

@@ -1,6 +1,7 @@
 """An artifact in a folder: manifest.json, and safetensors beside it where the method has tensors.
 
-`rtn`, elastic round-to-nearest, is method zero: it needs nothing beyond the base weights and the grid, and stays the baseline for ever.
+`rtn`, elastic round-to-nearest, is method zero: it needs nothing beyond the base weights and the grid, and
+stays the baseline for ever.
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ class Artifact:
 
     @property
     def identity(self) -> str:
-        """What numbers measured with it belong to: 64 hex digits over base weights, method, grid and tensors; not over where it lies."""
+        """What numbers measured with it belong to: 64 hex digits over base weights, method, grid and tensors;
+        not over where it lies."""
         m = self.manifest
-        return hashlib.sha256(repr((m.method, m.fingerprint, m.group, sorted(f["sha256"] for f in m.files.values()))).encode()).hexdigest()
+        return hashlib.sha256(
+            repr((m.method, m.fingerprint, m.group, sorted(f["sha256"] for f in m.files.values()))).encode()
+        ).hexdigest()
 
     @staticmethod
     def is_one(source: str | Path) -> bool:
@@ -67,15 +71,20 @@ class Artifact:
             if Path(name).name != name or name in ("", "..") or "\\" in name:
                 raise ArtifactError(f"{folder} is damaged: it lists {name!r}, which lies outside its folder")
             if not os.path.isfile(path):
-                raise ArtifactError(f"{folder} is incomplete: {name} is missing; copy it afresh or calibrate again")
+                raise ArtifactError(
+                    f"{folder} is incomplete: {name} is missing; copy it afresh or calibrate again"
+                )
             if path.stat().st_size != expected["bytes"]:
-                raise ArtifactError(f"{path} is truncated: {path.stat().st_size} of {expected['bytes']} bytes")
+                raise ArtifactError(
+                    f"{path} is truncated: {path.stat().st_size} of {expected['bytes']} bytes"
+                )
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
                     raise ArtifactError(f"{path} is damaged: its contents are not those the manifest names")
 
     def save(self, folder: str | Path) -> None:
-        """Write the artifact; the manifest is renamed into place last, so a reader never sees half an artifact."""
+        """Write the artifact; the manifest is renamed into place last, so a reader never sees half an
+        artifact."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=FILE_NAME)
@@ -88,8 +97,9 @@ class Artifact:
         """ArtifactError unless it was made for exactly these weights."""
         if loaded.fingerprint != self.manifest.fingerprint:
             raise ArtifactError(
-                f"this artifact was made for {self.base!r} with fingerprint {self.manifest.fingerprint[:12]}…; the weights of "
-                f"{loaded.source!r} have {loaded.fingerprint[:12]}…: open it with the base it was made for"
+                f"this artifact was made for {self.base!r} with fingerprint "
+                f"{self.manifest.fingerprint[:12]}…; the weights of {loaded.source!r} have "
+                f"{loaded.fingerprint[:12]}…: open it with the base it was made for"
             )
         if loaded.anatomy.layers != self.manifest.layers:
             raise ArtifactError(

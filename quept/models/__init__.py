@@ -9,4 +9,14 @@ from .anatomy import Anatomy, Block, anatomy_of
 from .families import FAMILIES, Family
 from .load import LoadedModel, LoadError, fingerprint_of, load
 
-__all__ = ["FAMILIES", "Anatomy", "Block", "Family", "LoadError", "LoadedModel", "anatomy_of", "fingerprint_of", "load"]
+__all__ = [
+    "FAMILIES",
+    "Anatomy",
+    "Block",
+    "Family",
+    "LoadError",
+    "LoadedModel",
+    "anatomy_of",
+    "fingerprint_of",
+    "load",
+]

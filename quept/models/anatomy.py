@@ -1,4 +1,5 @@
-"""The family table applied to one model: its blocks, and each block's linear layers by role, all by full name."""
+"""The family table applied to one model: its blocks, and each block's linear layers by role, all by full
+name."""
 
 from __future__ import annotations
 
@@ -48,11 +49,15 @@ def family_of(model_type: str) -> str:
 
 
 def anatomy_of(model: nn.Module) -> Anatomy:
-    """Anatomy of a Hugging Face causal language model; ValueError if a part that the table names is missing."""
+    """Anatomy of a Hugging Face causal language model; ValueError if a part that the table names is
+    missing."""
     name = family_of(model.config.model_type)
     family: Family = FAMILIES[name]
     blocks = tuple(
-        Block(f"{family.blocks}.{i}", {role: f"{family.blocks}.{i}.{path}" for role, path in family.roles.items()})
+        Block(
+            f"{family.blocks}.{i}",
+            {role: f"{family.blocks}.{i}.{path}" for role, path in family.roles.items()},
+        )
         for i in range(len(model.get_submodule(family.blocks)))
     )
     for block in blocks:

@@ -1,7 +1,8 @@
 """Architectures as a table: a new family is a new entry here, and no loop elsewhere knows its name.
 
-Paths are relative to the model (blocks, embed, head, final_norm) or to one block (roles, norms). Roles carry the same short names in
-every family, in the order in which data flows. `norms` maps each norm of a block to the roles that read its output.
+Paths are relative to the model (blocks, embed, head, final_norm) or to one block (roles, norms). Roles carry
+the same short names in every family, in the order in which data flows. `norms` maps each norm of a block to
+the roles that read its output.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _LLAMA_NORMS = {"input_layernorm": ("q", "k", "v"), "post_attention_layernorm": 
 
 @dataclass(frozen=True)
 class Family:
-    """Where the parts of one architecture are. `model_types` are the `model_type` values of its Hugging Face configs."""
+    """Where the parts of one architecture are. `model_types` are the `model_type` values of its Hugging Face
+    configs."""
 
     model_types: tuple[str, ...]
     blocks: str = "model.layers"

@@ -1,8 +1,8 @@
 """Load a model for elastic quantisation: a zoo name, a Hugging Face hub id, or a local folder.
 
-The weights stay in 16 bits, as they are on disk (they are the *source* that every width is made from); nothing is quantised here. The
-fingerprint, a hash of every parameter, is what an artifact is bound to. Only safetensors are read, never pickled weights, and no code that
-comes with a model is run.
+The weights stay in 16 bits, as they are on disk (they are the *source* that every width is made from);
+nothing is quantised here. The fingerprint, a hash of every parameter, is what an artifact is bound to. Only
+safetensors are read, never pickled weights, and no code that comes with a model is run.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class LoadError(RuntimeError):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A full-precision model and what is known of it. `source` is what was asked for, so that it can be loaded again; `group` the columns that
-    share a scale unless somebody asks otherwise."""
+    """A full-precision model and what is known of it. `source` is what was asked for, so that it can be
+    loaded again; `group` the columns that share a scale unless somebody asks otherwise."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -60,7 +60,9 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
         where = source
     else:
         names = ", ".join(zoo.MODELS)
-        raise LoadError(f"no model {source!r}: give a built-in name ({names}), an existing folder, or a hub id like org/name")
+        raise LoadError(
+            f"no model {source!r}: give a built-in name ({names}), a folder, or a hub id like org/name"
+        )
     report("reading the weights", None)
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
@@ -69,7 +71,11 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
             raise ValueError("its weights are already quantised; give the model it was made from")
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         model, read = AutoModelForCausalLM.from_pretrained(
-            where, dtype=_storage(config), use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            where,
+            dtype=_storage(config),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
         if read["missing_keys"]:  # transformers would go on with random numbers in their place
             first = min(read["missing_keys"])
@@ -79,19 +85,32 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
         raise LoadError(f"cannot load {source!r}: {error or type(error).__name__}") from error
     model.eval().requires_grad_(False)
     title = entry.title if entry else Path(source).resolve().name
-    provenance = entry.provenance if entry else f"loaded from {Path(source).name if os.path.isdir(source) else source}"
+    provenance = (
+        entry.provenance if entry else f"loaded from {Path(source).name if os.path.isdir(source) else source}"
+    )
     report("checking the weights", None)
-    return LoadedModel(model, tokenizer, anatomy, source, title, fingerprint_of(model), provenance, entry.group if entry else "auto")
+    return LoadedModel(
+        model,
+        tokenizer,
+        anatomy,
+        source,
+        title,
+        fingerprint_of(model),
+        provenance,
+        entry.group if entry else "auto",
+    )
 
 
 def _storage(config) -> torch.dtype:
-    """Keep 16-bit weights as they are; hold wider ones as float16, which keeps three more digits than bfloat16."""
+    """Keep 16-bit weights as they are; hold wider ones as float16, which keeps three more digits than
+    bfloat16."""
     dtype = getattr(config, "dtype", None)
     return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
 
 
 def fingerprint_of(model: torch.nn.Module) -> str:
-    """SHA-256 over names, shapes, types and bytes of all parameters, as 64 hex digits. Tied parameters count once."""
+    """SHA-256 over names, shapes, types and bytes of all parameters, as 64 hex digits. Tied parameters count
+    once."""
     parameters = sorted(model.named_parameters())
 
     def digest(item: tuple[str, torch.Tensor]) -> bytes:

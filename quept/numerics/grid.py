@@ -1,12 +1,14 @@
-"""The rounding grid of one width: a weight (out, in) -> integer codes, one scale and one zero-point per group of columns.
+"""The rounding grid of one width: a weight (out, in) -> integer codes, one scale and one zero-point per group
+of columns.
 
-    lo = min(0, x.min()) * sigmoid(beta)     hi = max(0, x.max()) * sigmoid(alpha)       (no clipping: factors 1)
+    lo = min(0, x.min()) * sigmoid(beta)     hi = max(0, x.max()) * sigmoid(alpha)    (no clipping: factors 1)
     s  = (hi - lo) / (2^b - 1)               z  = clamp(round(-lo / s), 0, 2^b - 1)
     q  = clamp(round(x / s) + z, 0, 2^b - 1)          x' = (q - z) * s
 
-QuEPT (arXiv 2602.12609), section on learned clipping, with four rules that let real engines hold the codes: zero is always inside
-the range (a one-sided group would need a zero-point that no format stores), `s` is a float16 value, 8 bits are symmetric
-(z = 128, hence not stored), and a group of zeros gets s = 1 instead of dividing by zero. Rounding is half-to-even.
+QuEPT (arXiv 2602.12609), section on learned clipping, with four rules that let real engines hold the codes:
+zero is always inside the range (a one-sided group would need a zero-point that no format stores), `s` is a
+float16 value, 8 bits are symmetric (z = 128, hence not stored), and a group of zeros gets s = 1 instead of
+dividing by zero. Rounding is half-to-even.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ TINY = torch.finfo(torch.float16).tiny  # smallest normal float16: a scale below
 
 @dataclass(frozen=True)
 class Quantised:
-    """One weight at one width, packed. codes (out, packed row) uint8, scales (out, groups) float16, zeros (out, packed row)
-    uint8 or None at 8 bits. `columns` is in_features and `group` the columns that share a scale."""
+    """One weight at one width, packed. codes (out, packed row) uint8, scales (out, groups) float16, zeros
+    (out, packed row) uint8 or None at 8 bits. `columns` is in_features and `group` the columns that share a
+    scale."""
 
     bits: int
     group: int
@@ -40,7 +43,8 @@ class Quantised:
 
 
 def group_size(columns: int, group: int | str = "auto") -> int:
-    """Columns per group: a number, "row" for one group a row, or "auto" for the largest of 128, 64, 32 dividing `columns`."""
+    """Columns per group: a number, "row" for one group a row, or "auto" for the largest of 128, 64, 32
+    dividing `columns`."""
     if group == "auto":
         return next((g for g in (128, 64, 32) if columns % g == 0), columns)
     if group == "row":
@@ -62,9 +66,12 @@ def quantise(
 ) -> tuple[Quantised, Tensor]:
     """weight (out, in) -> (its packed form, its values on the grid (out, in) float32).
 
-    low, high: clip factors in (0, 1] for the lower and upper end, broadcastable to (out, groups, 1). The last group may be ragged."""
+    low, high: clip factors in (0, 1] for the lower and upper end, broadcastable to (out, groups, 1). The last
+    group may be ragged."""
     if weight.ndim != 2 or 0 in weight.shape:
-        raise ValueError(f"a weight to quantise is a non-empty (out, in) matrix; got shape {tuple(weight.shape)}")
+        raise ValueError(
+            f"a weight to quantise is a non-empty (out, in) matrix; got shape {tuple(weight.shape)}"
+        )
     rows, columns = weight.shape
     x = _grouped(weight.float(), group)
     scale, zero = _scale_and_zero(x, bits, low, high)
@@ -81,13 +88,18 @@ def dequantise(packed: Quantised) -> Tensor:
     """The values on the grid, (out, in) float32: exactly those `quantise` returned."""
     groups = packed.scales.shape[1]
     q = _grouped(unpack(packed.codes, packed.bits, packed.columns).float(), packed.group)
-    zero = SYMMETRIC_ZERO if packed.zeros is None else unpack(packed.zeros, packed.bits, groups).float()[..., None]
+    zero = (
+        SYMMETRIC_ZERO
+        if packed.zeros is None
+        else unpack(packed.zeros, packed.bits, groups).float()[..., None]
+    )
     values = q.sub_(zero).mul_(packed.scales.float()[..., None])
     return values.reshape(values.shape[0], -1)[:, : packed.columns].contiguous()
 
 
 def fake_quantise_tokens(x: Tensor, bits: int) -> Tensor:
-    """Activations (..., features) on a dynamic symmetric grid, one scale a token: s = max|x| / (2^(bits-1) - 1). Same dtype."""
+    """Activations (..., features) on a dynamic symmetric grid, one scale a token: s = max|x| / (2^(bits-1) -
+    1). Same dtype."""
     top = 2 ** (bits - 1) - 1
     scale = x.abs().amax(dim=-1, keepdim=True).div_(top)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -95,7 +107,8 @@ def fake_quantise_tokens(x: Tensor, bits: int) -> Tensor:
 
 
 def _grouped(x: Tensor, group: int) -> Tensor:
-    """(out, in) -> (out, groups, group); a ragged last group is filled with zeros, which never change its range."""
+    """(out, in) -> (out, groups, group); a ragged last group is filled with zeros, which never change its
+    range."""
     rows, columns = x.shape
     if columns % group:
         x = torch.nn.functional.pad(x, (0, -columns % group))
@@ -103,7 +116,8 @@ def _grouped(x: Tensor, group: int) -> Tensor:
 
 
 def _scale_and_zero(x: Tensor, bits: int, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
-    """x (out, groups, group) -> scale and zero-point, each (out, groups, 1) float32 holding float16 / integer values."""
+    """x (out, groups, group) -> scale and zero-point, each (out, groups, 1) float32 holding float16 / integer
+    values."""
     lo, hi = (end[..., None] for end in torch.aminmax(x, dim=-1))
     lo, hi = lo.clamp_(max=0) * low, hi.clamp_(min=0) * high
     top = 2**bits - 1

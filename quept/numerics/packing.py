@@ -1,7 +1,8 @@
 """Codes of 2..8 bits <-> bytes, exactly, along the last axis.
 
-Eight codes of b bits fill exactly b bytes: code i of the eight sits at bits [b*i, b*(i+1)) of one little-endian word. A row whose
-length is not a multiple of eight is filled up with zero codes, so a row of n codes takes ceil(n/8) * b bytes.
+Eight codes of b bits fill exactly b bytes: code i of the eight sits at bits [b*i, b*(i+1)) of one
+little-endian word. A row whose length is not a multiple of eight is filled up with zero codes, so a row of n
+codes takes ceil(n/8) * b bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     """bytes (..., packed_bytes(n, bits)) uint8 -> codes (..., n) uint8; the inverse of `pack`."""
     _check_bits(bits)
     if packed.shape[-1] != packed_bytes(n, bits):
-        raise ValueError(f"{n} codes of {bits} bits take {packed_bytes(n, bits)} bytes; got {packed.shape[-1]}")
+        raise ValueError(
+            f"{n} codes of {bits} bits take {packed_bytes(n, bits)} bytes; got {packed.shape[-1]}"
+        )
     if bits == 8:
         return packed[..., :n].clone(memory_format=torch.contiguous_format)
     columns = packed.reshape(*packed.shape[:-1], -1, bits)

@@ -15,4 +15,13 @@ from .kvcache import make_cache
 from .model import ElasticModel, compute_dtype
 from .sizes import Sizes
 
-__all__ = ["ElasticModel", "Sampling", "Sizes", "WeightBank", "compute_dtype", "interleave", "make_cache", "stream"]
+__all__ = [
+    "ElasticModel",
+    "Sampling",
+    "Sizes",
+    "WeightBank",
+    "compute_dtype",
+    "interleave",
+    "make_cache",
+    "stream",
+]

@@ -1,9 +1,12 @@
-"""(layer, width) -> weight: made once when first wanted, shared by all views, bounded in bytes, safe between threads.
+"""(layer, width) -> weight: made once when first wanted, shared by all views, bounded in bytes, safe between
+threads.
 
-Two things are kept of each pair: the packed form (what a deployed model stores, 2..8 bits a weight) and the dense values in the dtype that the
-processor multiplies in. When the budget is full the least recently used dense values go first, since they can be unpacked again, then
-packed forms, since they can be made again. A view holds its weights strongly: what somebody still uses is never taken from under them, and a
-second request finds it again through a weak reference instead of making a copy. What is kept and what is in use are both counted.
+Two things are kept of each pair: the packed form (what a deployed model stores, 2..8 bits a weight) and the
+dense values in the dtype that the processor multiplies in. When the budget is full the least recently used
+dense values go first, since they can be unpacked again, then packed forms, since they can be made again. A
+view holds its weights strongly: what somebody still uses is never taken from under them, and a second request
+finds it again through a weak reference instead of making a copy. What is kept and what is in use are both
+counted.
 """
 
 from __future__ import annotations
@@ -22,11 +25,14 @@ Key = tuple[str, int]  # layer name, bits
 
 
 class WeightBank:
-    """make(layer, bits) -> (packed, values) builds one pair; packed is None for the untouched layer (16 bits).
+    """make(layer, bits) -> (packed, values) builds one pair; packed is None for the untouched layer (16
+    bits).
 
     Called once per pair for as long as the pair stays within the budget (bytes)."""
 
-    def __init__(self, make: Callable[[str, int], tuple[Quantised | None, Tensor]], dtype: torch.dtype, budget: int):
+    def __init__(
+        self, make: Callable[[str, int], tuple[Quantised | None, Tensor]], dtype: torch.dtype, budget: int
+    ):
         if budget <= 0:
             raise ValueError(f"the weight bank needs a positive budget in bytes; got {budget}")
         self._make, self._dtype, self.budget = make, dtype, budget
@@ -49,7 +55,9 @@ class WeightBank:
             found = self._alive.get(key)
             if found is not None:
                 return found
-            turn = self._making.setdefault(key, threading.Lock())  # kept for good: a second lock would let two in
+            turn = self._making.setdefault(
+                key, threading.Lock()
+            )  # kept for good: a second lock would let two in
         with turn:
             with self._lock:
                 found = self._alive.get(key)

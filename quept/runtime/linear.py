@@ -1,4 +1,5 @@
-"""The linear layer of a view: a weight bound from the bank, the bias of the source layer, and the width of its input."""
+"""The linear layer of a view: a weight bound from the bank, the bias of the source layer, and the width of
+its input."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ from .clone import twin
 
 
 class BoundLinear(nn.Module):
-    """x (..., in) -> (..., out) with a weight (out, in) that is already on its grid; x is rounded per token if asked to be."""
+    """x (..., in) -> (..., out) with a weight (out, in) that is already on its grid; x is rounded per token
+    if asked to be."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, bits: Bits):
         super().__init__()
-        # register_buffer keeps the bank's own tensor object, which its weak reference follows; nn.Buffer would not
+        # register_buffer keeps the bank's own tensor object, which its weak reference follows; nn.Buffer
+        # would not
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
         self.bits = bits

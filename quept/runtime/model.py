@@ -1,8 +1,9 @@
 """ElasticModel: one loaded model, any number of views of it, each at its own precision.
 
-A view is an ordinary Hugging Face module: a clone of the module tree (a few hundred small objects, about a millisecond) that shares every tensor
-with its siblings and carries a bound linear at each layer the plan speaks of. Nothing is mutated by making or running one, so two threads at two
-precisions never see each other and A -> B -> A gives bit-identical results.
+A view is an ordinary Hugging Face module: a clone of the module tree (a few hundred small objects, about a
+millisecond) that shares every tensor with its siblings and carries a bound linear at each layer the plan
+speaks of. Nothing is mutated by making or running one, so two threads at two precisions never see each other
+and A -> B -> A gives bit-identical results.
 """
 
 from __future__ import annotations
@@ -27,20 +28,25 @@ from .kvcache import make_cache
 from .linear import BoundLinear
 from .sizes import Sizes
 
-DEFAULT_BUDGET = 1_250_000_000  # bytes the bank may keep: two uniform widths of a 135M model, dense in float32, and every width packed
+# Bytes the bank may keep: two uniform widths of a 135M model dense in float32, and every width packed.
+DEFAULT_BUDGET = 1_250_000_000
 
 
 def compute_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """The dtype this device multiplies fastest in without losing a model: bfloat16 where the hardware has it, else float32."""
+    """The dtype this device multiplies fastest in without losing a model: bfloat16 where the hardware has it,
+    else float32."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    has = (getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile"))
+    has = (
+        getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile")
+    )
     return torch.bfloat16 if device.type == "cpu" and any(has) else torch.float32
 
 
 class ElasticModel:
-    """Open once with `ElasticModel.open(...)`, or build from a loaded model and its artifact; safe to share between threads."""
+    """Open once with `ElasticModel.open(...)`, or build from a loaded model and its artifact; safe to share
+    between threads."""
 
     def __init__(
         self,
@@ -71,7 +77,8 @@ class ElasticModel:
     def open(
         cls, source: str | Path, *, progress: Callable[[str, float | None], None] | None = None, **options
     ) -> ElasticModel:
-        """Open an artifact folder, or a model by zoo name, hub id or folder (then with round-to-nearest at the default group).
+        """Open an artifact folder, or a model by zoo name, hub id or folder (then with round-to-nearest at
+        the default group).
 
         Options: device, dtype, budget (bytes). Raises ArtifactError or LoadError in words."""
         if Artifact.is_one(source):
@@ -82,7 +89,8 @@ class ElasticModel:
 
     @property
     def base(self) -> PreTrainedModel:
-        """The model that was loaded, in 16 bits: what every width is made from, and what an export stores of the rest. Never write to it."""
+        """The model that was loaded, in 16 bits: what every width is made from, and what an export stores of
+        the rest. Never write to it."""
         return self._loaded.model
 
     @property
@@ -90,7 +98,8 @@ class ElasticModel:
         return self._skeleton.config
 
     def view(self, plan: PrecisionPlan) -> PreTrainedModel:
-        """The model at this plan; raises PlanError if the plan does not fit it. Weights not yet in the bank are made now."""
+        """The model at this plan; raises PlanError if the plan does not fit it. Weights not yet in the bank
+        are made now."""
         bound = {
             name: self._unbound[name].bound(self._values(name, bits.weights), bits)
             for name, bits in plan.resolve(self.layers).items()
@@ -100,11 +109,17 @@ class ElasticModel:
         return view
 
     def reference(self, ids: Tensor) -> Tensor:
-        """Logits (n, t, vocabulary) of the full-precision model, computed in float32 whatever the compute dtype: what plans are measured against.
+        """Logits (n, t, vocabulary) of the full-precision model, computed in float32 whatever the compute
+        dtype: what plans are measured against.
 
-        Where the compute dtype is narrower a float32 copy is made for the call: references are computed once and cached by whoever asks."""
+        Where the compute dtype is narrower a float32 copy is made for the call: references are computed once
+        and cached by whoever asks."""
         exact = self.dtype == torch.float32
-        model = self.view(PrecisionPlan.full()) if exact else _skeleton(self._loaded.model, (), self.device, torch.float32)
+        model = (
+            self.view(PrecisionPlan.full())
+            if exact
+            else _skeleton(self._loaded.model, (), self.device, torch.float32)
+        )
         with torch.inference_mode():
             return model(input_ids=ids.to(self.device), use_cache=False).logits
 
@@ -134,14 +149,19 @@ class ElasticModel:
         return self.artifact.quantise(layer, weight, bits)
 
 
-def _skeleton(model: PreTrainedModel, layers: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model without the weights that plans speak of; the rest in the compute dtype on the device. Ties are kept."""
+def _skeleton(
+    model: PreTrainedModel, layers: tuple[str, ...], device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The model without the weights that plans speak of; the rest in the compute dtype on the device. Ties
+    are kept."""
     hollow = {name: _hollow(model.get_submodule(name)) for name in layers}
     skeleton = clone(model, hollow)
     moved: dict[int, nn.Parameter] = {}
     for module in skeleton.modules():
         module.__dict__["_parameters"] = {
-            key: p if p is None or p.is_meta else moved.setdefault(id(p), nn.Parameter(p.to(device, dtype), requires_grad=False))
+            key: p
+            if p is None or p.is_meta
+            else moved.setdefault(id(p), nn.Parameter(p.to(device, dtype), requires_grad=False))
             for key, p in module._parameters.items()
         }
         for key, buffer in module._buffers.items():

@@ -1,8 +1,8 @@
 """How many bytes a plan takes: the *deploy* size, if that plan alone were shipped.
 
-A quantised layer weighs its packed codes, scales and zero-points; a layer at 16 bits, and everything that is never quantised (embeddings,
-head, norms, biases), weighs 2 bytes a parameter. Tied parameters count once. The export writes exactly these tensors, and a test holds the
-file to this count.
+A quantised layer weighs its packed codes, scales and zero-points; a layer at 16 bits, and everything that is
+never quantised (embeddings, head, norms, biases), weighs 2 bytes a parameter. Tied parameters count once. The
+export writes exactly these tensors, and a test holds the file to this count.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ BYTES_PER_FULL_WEIGHT = 2
 
 @dataclass(frozen=True)
 class Sizes:
-    """layers: bytes of each layer's weight at each width, `{name: {bits: bytes}}`. weights: its number of weights, `{name: n}`.
-    fixed: bytes of all that no plan touches. parameters: how many the model has, all counted."""
+    """layers: bytes of each layer's weight at each width, `{name: {bits: bytes}}`. weights: its number of
+    weights, `{name: n}`. fixed: bytes of all that no plan touches. parameters: how many the model has, all
+    counted."""
 
     layers: Mapping[str, Mapping[int, int]]
     weights: Mapping[str, int]
@@ -43,7 +44,9 @@ class Sizes:
 
     def deploy(self, plan: PrecisionPlan) -> int:
         """Bytes of the model at this plan."""
-        return self.fixed + sum(self.layers[name][bits.weights] for name, bits in plan.resolve(self.layers).items())
+        return self.fixed + sum(
+            self.layers[name][bits.weights] for name, bits in plan.resolve(self.layers).items()
+        )
 
     def bits_per_parameter(self, plan: PrecisionPlan) -> float:
         return 8 * self.deploy(plan) / self.parameters

@@ -1,4 +1,5 @@
-"""The service and the Explore page's handlers, on a tiny model: every visitor gets the numbers of the plan they asked for."""
+"""The service and the Explore page's handlers, on a tiny model: every visitor gets the numbers of the plan
+they asked for."""
 
 from __future__ import annotations
 

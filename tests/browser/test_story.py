@@ -1,6 +1,8 @@
-"""The whole story, in Chromium, on the real app and the real SmolLM2: drag, keyboard, preset, undo, link, chart, chat, stop.
+"""The whole story, in Chromium, on the real app and the real SmolLM2: drag, keyboard, preset, undo, link,
+chart, chat, stop.
 
-The app runs as a stranger starts it, in a process of its own; the page must load nothing from outside and log no error.
+The app runs as a stranger starts it, in a process of its own; the page must load nothing from outside and log
+no error.
 """
 
 from __future__ import annotations
@@ -52,14 +54,18 @@ def _serves_pages(url: str) -> bool:
 
 @pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
 def page(browser: Browser, app_url: str, request) -> Iterator[Page]:
-    """A fresh visitor's page. After the test: no error was logged and nothing outside this machine was asked for."""
+    """A fresh visitor's page. After the test: no error was logged and nothing outside this machine was asked
+    for."""
     width, height = request.param
     context = browser.new_context(viewport={"width": width, "height": height}, has_touch=width < 500)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     page, wrong = context.new_page(), []
     page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith((app_url, "data:", "blob:")) else None)
+    page.on(
+        "request",
+        lambda r: wrong.append(r.url) if not r.url.startswith((app_url, "data:", "blob:")) else None,
+    )
     page.goto(app_url)
     expect(page.locator(SLIDERS).first).to_be_visible(timeout=60_000)
     yield page
@@ -147,7 +153,9 @@ def test_a_malformed_link_is_refused_in_words_and_the_page_works(browser: Browse
     page.close()
 
 
-def test_a_plan_file_comes_back_as_it_went_and_a_bad_one_is_refused(browser: Browser, app_url: str, tmp_path: Path):
+def test_a_plan_file_comes_back_as_it_went_and_a_bad_one_is_refused(
+    browser: Browser, app_url: str, tmp_path: Path
+):
     page = browser.new_page()
     page.goto(app_url)
     page.locator("#preset-W6").click(timeout=60_000)  # at once: what the page restores must not undo it
