@@ -6,6 +6,7 @@ linear    the linear layer of a view
 clone     copies of a module tree that share every tensor
 sizes     bytes of every layer at every width, and of what stays: the memory numbers
 kvcache   a key-value cache stored at its own width
+prompt    a conversation -> token ids; what a visitor types never becomes a control token
 generate  streaming text, one forward step at a time
 """
 

@@ -269,9 +269,3 @@ def test_clone_shares_tensors_and_replaces_by_name():
     copied = clone(model, {"model.layers.1.mlp": other})
     assert copied.model.layers[1].mlp is other and model.model.layers[1].mlp is not other
     assert copied.lm_head.weight is model.lm_head.weight and copied.model is not model.model
-
-
-@pytest.fixture(scope="module")
-def deep(tmp_path_factory):
-    """As many layers as SmolLM2 has: 30 blocks, 210 linears."""
-    return ElasticModel.open(save_tiny("llama", tmp_path_factory.mktemp("deep"), num_hidden_layers=30))
