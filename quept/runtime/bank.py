@@ -3,10 +3,11 @@ threads.
 
 Two things are kept of each pair: the packed form (what a deployed model stores, 2..8 bits a weight) and the
 dense values in the dtype that the processor multiplies in. When the budget is full the least recently used
-dense values go first, since they can be unpacked again, then packed forms, since they can be made again. A
-view holds its weights strongly: what somebody still uses is never taken from under them, and a second request
-finds it again through a weak reference instead of making a copy. What is kept and what is in use are both
-counted.
+dense values go first, since they can be unpacked again, until they fill no more than DENSE_SHARE of it, so
+that going back and forth between two widths stays a look-up; then packed forms, since they can be made again.
+A view holds its weights strongly: what somebody still uses is never taken from under them, and a second
+request finds it again through a weak reference instead of making a copy. What is kept and what is in use are
+both counted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from quept.numerics.grid import Quantised, dequantise
 
 Key = tuple[str, int]  # layer name, bits
+DENSE_SHARE = 0.7
 
 
 class WeightBank:
@@ -39,7 +41,7 @@ class WeightBank:
         self._packed: OrderedDict[Key, Quantised] = OrderedDict()
         self._dense: OrderedDict[Key, Tensor] = OrderedDict()
         self._alive: WeakValueDictionary[Key, Tensor] = WeakValueDictionary()
-        self._kept = 0
+        self._kept = self._kept_dense = 0
         self._lock = threading.Lock()
         self._making: dict[Key, threading.Lock] = {}
         self.made = 0  # pairs built from the source so far: tells a cold switch from a warm one
@@ -93,10 +95,14 @@ class WeightBank:
         self._dense[key] = dense
         self._alive[key] = dense
         self._kept += dense.nbytes
-        while self._kept > self.budget and self._dense:
-            self._kept -= self._dense.popitem(last=False)[1].nbytes
-        while self._kept > self.budget and self._packed:
-            self._kept -= self._packed.popitem(last=False)[1].nbytes
+        self._kept_dense += dense.nbytes
+        while self._kept > self.budget and (self._dense or self._packed):
+            if self._dense and (self._kept_dense > DENSE_SHARE * self.budget or not self._packed):
+                freed = self._dense.popitem(last=False)[1].nbytes
+                self._kept_dense -= freed
+            else:
+                freed = self._packed.popitem(last=False)[1].nbytes
+            self._kept -= freed
 
     @property
     def kept_bytes(self) -> int:
