@@ -15,6 +15,7 @@ models/    where a model's layers are; loading
 zoo/       built-in models and texts, and how they are fetched
 artifact/  what calibration leaves on disk
 runtime/   the elastic model, its views, text generation
+calibrate/ making an artifact
 evaluate/  perplexity, divergence, speed, the results store
 allocate/  sensitivity of every layer at every width
 export/    a plan as a file
