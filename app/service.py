@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from quept.allocate import SensitivityTable
-from quept.evaluate import Estimate, Reference, ResultKey, Results, Windows, cut, divergence
+from quept.evaluate import Estimate, Reference, ResultKey, Results, Stored, Windows, cut, divergence
 from quept.evaluate.shipped import load_shipped
 from quept.plan import ACTIVATION_BITS, FULL, KV_BITS, QUANTISED_BITS, WEIGHT_BITS, Bits, PrecisionPlan
 from quept.presets import presets
@@ -31,9 +31,8 @@ from .link import encode
 ASSETS = Path(__file__).parent.parent / "assets"
 CHATS_AT_ONCE = 4
 
-Wire = Mapping[
-    str, object
-]  # {"w": [bits per layer], "a": [bits per layer], "kv": bits}: a plan as the browser holds it
+# A plan as the browser holds it: {"w": [bits per layer], "a": [bits per layer], "kv": bits}
+Wire = Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,8 @@ class OpenModel:
     """One opened model with all that the pages show of it."""
 
     def __init__(self, name: str, elastic: ElasticModel, sample: Sample, results: Results, cache: Path):
-        self.name, self.elastic, self.sample, self.results, self._cache = (
-            name,
-            elastic,
-            sample,
-            results,
-            cache,
-        )
+        self.name, self.elastic, self.sample = name, elastic, sample
+        self.results, self._cache = results, cache
         self.presets: list[PrecisionPlan] = presets(name, elastic.layers)
         shipped = ASSETS / name
         self.sensitivity = _fitting_table(shipped / "sensitivity.json", elastic)
@@ -103,18 +97,21 @@ class OpenModel:
             "prediction": self.sensitivity and self.sensitivity.prediction(elastic.layers),
         }
 
-    @property
-    def conditions(self) -> str:
-        dtype = str(self.elastic.dtype).removeprefix("torch.")
+    def conditions(self, plan: PrecisionPlan | None = None) -> str:
+        """What numbers are measured on, in words; of a plan measured before, in the dtype it was measured in."""
+        found = plan and self._found(plan)
+        dtype = found.key.dtype if found else str(self.elastic.dtype).removeprefix("torch.")
         return f"{self.sample.title}, {self.sample.tokens:,} tokens, context {self.sample.context}, {dtype}"
 
     def stored(self, plan: PrecisionPlan) -> Estimate | None:
-        """What was measured of this plan before, here or for the release (in float32); None if nothing
-        was."""
-        found = self.results.get(self.result_key(plan)) or self.results.get(
-            self.result_key(plan, torch.float32)
-        )
+        """What was measured of this plan before; None if nothing was."""
+        found = self._found(plan)
         return found and Estimate.from_dict(found.payload)
+
+    def _found(self, plan: PrecisionPlan) -> Stored | None:
+        """What was measured here comes before what was measured for the release, which is in float32."""
+        here = self.results.get(self.result_key(plan))
+        return here or self.results.get(self.result_key(plan, torch.float32))
 
     def result_key(self, plan: PrecisionPlan, dtype: torch.dtype | None = None) -> ResultKey:
         """Where measurements of this plan in a compute dtype (the model's own unless given) are kept."""
@@ -249,7 +246,7 @@ class Service:
             "elastic_bytes": elastic.resident_bytes,
             "switch_ms": None,
             "switch_kind": None,
-            "conditions": opened.conditions,
+            "conditions": opened.conditions(plan),
             "link": encode(self.wire_of(model, plan), model),
         } | changes
 
@@ -271,20 +268,14 @@ class Service:
         if state["estimate"]:
             yield state
             return
-        yield (
-            state | {"status": "queued", "position": self.gate.waiting}
-            if self.gate.waiting
-            else state
-            | {
-                "status": "measuring",
-                "message": "preparing the weights",
-            }
-        )
-        made, start = opened.elastic.bank.made, time.perf_counter()
+        if self.gate.waiting:
+            yield state | {"status": "queued", "position": self.gate.waiting}
+        else:
+            yield state | {"status": "measuring", "message": "preparing the weights"}
         with self.gate:
             if not wanted():
                 return
-            start = time.perf_counter()
+            made, start = opened.elastic.bank.made, time.perf_counter()
             view = opened.elastic.view(plan)
             switch = 1000 * (time.perf_counter() - start)
         state |= {

@@ -39,7 +39,7 @@ def build_about(service: Service) -> None:
     """Draw the page."""
     models = "\n".join(f"- **{elastic.title}**: {elastic.provenance}" for elastic in service.models.values())
     conditions = "\n".join(
-        f"- {opened.elastic.title}: {opened.conditions}" for opened in service.opened.values()
+        f"- {opened.elastic.title}: {opened.conditions()}" for opened in service.opened.values()
     )
     gr.Markdown(
         f"{METHOD}\n### The models here\n{models}\n\n### Measured on\n{conditions}\n", elem_id="about"
