@@ -98,7 +98,8 @@ class OpenModel:
         }
 
     def conditions(self, plan: PrecisionPlan | None = None) -> str:
-        """What numbers are measured on, in words; of a plan measured before, in the dtype it was measured in."""
+        """What numbers are measured on, in words; of a plan measured before, in the dtype it was measured
+        in."""
         found = plan and self._found(plan)
         dtype = found.key.dtype if found else str(self.elastic.dtype).removeprefix("torch.")
         return f"{self.sample.title}, {self.sample.tokens:,} tokens, context {self.sample.context}, {dtype}"
