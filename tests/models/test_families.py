@@ -104,7 +104,7 @@ def test_an_unknown_type_is_refused(folder):
 
 @pytest.mark.parametrize("source", ["nowhere", "/no/such/folder", "./a/b", "", "x" * 5000, "a\0b", "a/b/c"])
 def test_a_source_that_is_nothing_is_refused_with_the_choices(source):
-    with pytest.raises(LoadError, match="smollm2-135m.*existing folder.*hub id like org/name"):
+    with pytest.raises(LoadError, match="smollm2-135m.*a folder.*hub id like org/name"):
         load(source)
 
 
