@@ -26,8 +26,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from transformers.cache_utils import Cache
 
-from quept.plan import PlanError, PrecisionPlan
-from quept.runtime import ElasticModel
+from quept.plan import PlanError
+from quept.runtime import BaselineError, ElasticModel
 from quept.runtime.generate import (
     Conversation,
     GenerationError,
@@ -42,8 +42,10 @@ from quept.runtime.kvcache import cache_nbytes
 from quept.runtime.prompt import check_fits, prompt_ids
 
 from .gate import Admission
+from .side import Precision
 
 FRAMES_PER_SECOND = 12
+PREPARE_SECONDS = 0.1  # of slow preparation in one step, so that others get the gate in between
 SHELF_BYTES = 64_000_000  # keys and values kept between turns, all visitors together
 UNEXPECTED = (
     "This side failed for a reason of its own, not yours; the other side goes on. "
@@ -51,14 +53,6 @@ UNEXPECTED = (
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Side:
-    """A precision to answer at, and what to call it."""
-
-    plan: PrecisionPlan
-    label: str
 
 
 @dataclass(frozen=True)
@@ -184,7 +178,7 @@ class Shelf:
 
 def chat(
     elastic: ElasticModel,
-    sides: Sequence[Side],
+    sides: Sequence[Precision],
     histories: Sequence[Sequence[Mapping[str, str]]],
     sampling: Sampling,
     system: str,
@@ -203,7 +197,7 @@ def chat(
     context = context_length(elastic, elastic.tokenizer)
     for messages in histories:
         check_fits(prompt_ids(elastic.tokenizer, messages, system or None), context, sampling.max_tokens)
-    sizes = [elastic.sizes.deploy(side.plan) for side in sides]
+    sizes = [side.deploy_bytes(elastic) for side in sides]
     writers = [
         _Writer(elastic, side, messages, sampling, system, size, shelf, visitor, i)
         for i, (side, messages, size) in enumerate(zip(sides, histories, sizes, strict=True))
@@ -247,13 +241,13 @@ def _run(
 
 
 class _Writer:
-    """One side at work: puts its view together in the first step, then runs one step of its stream at a
+    """One side at work: puts its view together in the first steps, then runs one step of its stream at a
     time."""
 
     def __init__(
         self,
         elastic: ElasticModel,
-        side: Side,
+        side: Precision,
         messages: Sequence[Mapping[str, str]],
         sampling: Sampling,
         system: str,
@@ -264,9 +258,11 @@ class _Writer:
     ):
         self._elastic, self._side, self._messages = elastic, side, messages
         self._sampling, self._system = sampling, system
-        # In 16 bits, text read at once and text read in two parts differ enough to change a word now and
-        # then: there nothing is kept.
-        self._shelf = shelf if elastic.dtype == torch.float32 else None
+        # In 16 bits, and at some baselines, text read at once and text read in two parts differ enough to
+        # change a word now and then: there nothing is kept.
+        self._shelf = shelf if side.steady and elastic.dtype == torch.float32 else None
+        self._preparing = side.prepare(elastic)
+        self._prepared_s = 0.0
         self._visitor, self._place = visitor, place
         self._stream: Stream | None = None
         self._conversation: Conversation | None = None
@@ -299,7 +295,7 @@ class _Writer:
             self._take(event)
         except StopIteration:
             self.show(state="done")
-        except (GenerationError, PlanError) as error:
+        except (GenerationError, PlanError, BaselineError) as error:
             self._fail(str(error))
         except Exception:
             logger.exception("an answer at %s failed", self._side.label)
@@ -314,17 +310,22 @@ class _Writer:
         self._stream = self._conversation = self._cache = None
 
     def _prepare(self) -> None:
-        elastic, plan = self._elastic, self._side.plan
+        elastic, side = self._elastic, self._side
         start = time.perf_counter()
-        view = elastic.view(plan)
-        switch = 1000 * (time.perf_counter() - start)
+        for share in self._preparing:
+            if time.perf_counter() - start >= PREPARE_SECONDS:
+                self._prepared_s += time.perf_counter() - start
+                self.show(progress=share)
+                return
+        view = side.view(elastic)
+        switch = 1000 * (self._prepared_s + time.perf_counter() - start)
         if self._shelf is not None:
-            key = f"{elastic.fingerprint} {plan.key(elastic.layers)}"
+            key = f"{elastic.fingerprint} {side.key(elastic)}"
             self._conversation = self._shelf.take(self._visitor, self._place, key)
             self._cache = self._conversation.cache
 
         def make_cache() -> Cache:
-            self._cache = elastic.make_cache(plan)
+            self._cache = side.make_cache(elastic)
             return self._cache
 
         self._stream = stream(

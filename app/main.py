@@ -25,7 +25,8 @@ def parser() -> argparse.ArgumentParser:
         "--model",
         action="append",
         metavar="SOURCE",
-        help=f"zoo name, artifact or model folder, or hub id; repeat for several (default {DEFAULT_MODEL})",
+        help="built-in name, artifact or model folder, or hub id; repeat for several (default: "
+        f"{DEFAULT_MODEL} with each of the artifacts that come with it)",
     )
     p.add_argument(
         "--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on"
@@ -56,8 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         splash.start()
         splash.step("Importing torch, transformers and gradio")
         from app.serve import launch, open_service  # heavy imports happen behind the loading screen
+        from quept.artifact import variants
 
-        service = open_service(options.model or [DEFAULT_MODEL], int(options.budget * 1e9), splash.step)
+        rest = [f"{DEFAULT_MODEL}:{variant}" for variant in variants(DEFAULT_MODEL)[1:]]
+        sources = options.model or [DEFAULT_MODEL, *rest]
+        service = open_service(sources, int(options.budget * 1e9), splash.step)
     except Exception as error:
         splash.fail(str(error))
         print(f"quept app: {error}", file=sys.stderr)

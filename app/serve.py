@@ -14,7 +14,8 @@ from app.tabs.about import build_about
 from app.tabs.chat import CSS as CHAT_CSS
 from app.tabs.chat import HEAD, build_chat
 from app.tabs.explore import build_explore
-from quept import zoo
+from quept import load, zoo
+from quept.artifact import split
 from quept.evaluate import Results
 from quept.runtime import ElasticModel
 
@@ -33,12 +34,17 @@ def open_service(
     sources: Sequence[str], budget: int, progress: Callable[[str, float | None], None]
 ) -> Service:
     """Open every model and prepare its measurements; raises in words."""
-    cache = zoo.cache_dir()
-    models = {}
+    cache, bases = zoo.cache_dir(), {}
+    models: dict[str, ElasticModel] = {}
     for source in sources:
-        name = source if source in zoo.MODELS else Path(source).name
+        base = split(source)[0]
+        name = source if base in zoo.MODELS else Path(source).name
         progress(f"Opening {name}", None)
-        models[name] = ElasticModel.open(source, budget=budget // len(sources), progress=progress)
+        if base in zoo.MODELS and base not in bases:  # artifacts of one model share its weights
+            bases[base] = load(base, progress)
+        models[name] = ElasticModel.open(
+            source, budget=budget // len(sources), progress=progress, base=bases.get(base)
+        )
     progress("Reading the evaluation text", None)
     sample = Sample(zoo.text(TEXT, progress), zoo.TEXTS[TEXT].title)
     service = Service(models, sample, Results.open(cache / "results.sqlite"), cache)

@@ -19,14 +19,16 @@ from pathlib import Path
 import torch
 
 from quept.allocate import SensitivityTable
+from quept.artifact import bundled
 from quept.evaluate import Estimate, Reference, ResultKey, Results, Stored, Windows, cut, divergence
 from quept.evaluate.shipped import load_shipped
 from quept.plan import ACTIVATION_BITS, FULL, KV_BITS, QUANTISED_BITS, WEIGHT_BITS, Bits, PrecisionPlan
 from quept.presets import presets
-from quept.runtime import ElasticModel
+from quept.runtime import BASELINES, Baseline, ElasticModel
 
 from .gate import Admission, Gate
 from .link import encode
+from .side import EQUALISER, PREFIX, baseline_choices
 
 ASSETS = Path(__file__).parent.parent / "assets"
 CHATS_AT_ONCE = 4
@@ -52,11 +54,13 @@ class OpenModel:
     def __init__(self, name: str, elastic: ElasticModel, sample: Sample, results: Results, cache: Path):
         self.name, self.elastic, self.sample = name, elastic, sample
         self.results, self._cache = results, cache
-        self.presets: list[PrecisionPlan] = presets(name, elastic.layers)
-        shipped = ASSETS / name
+        self.presets: list[PrecisionPlan] = presets(elastic.source, elastic.layers)
+        plain = ASSETS / elastic.source
+        shipped = bundled(name) or plain
         self.sensitivity = _fitting_table(shipped / "sensitivity.json", elastic)
-        if (shipped / "results.json").exists():
-            load_shipped(results, shipped / "results.json")
+        for file in (shipped / "results.json", plain / "baselines.json"):
+            if file.exists():
+                load_shipped(results, file)
 
     @cached_property
     def windows(self) -> Windows:
@@ -120,6 +124,14 @@ class OpenModel:
         name = str(dtype or elastic.dtype).removeprefix("torch.")
         return ResultKey(plan.key(elastic.layers), elastic.artifact.identity, self.windows.id, name)
 
+    def baseline_stored(self, baseline: Baseline) -> Estimate | None:
+        """What was measured of a baseline before. It depends on the base weights, not on how ours are
+        quantised."""
+        fingerprint, dtype = self.elastic.fingerprint, str(self.elastic.dtype).removeprefix("torch.")
+        keys = (ResultKey(baseline.key, fingerprint, self.windows.id, name) for name in (dtype, "float32"))
+        found = next(filter(None, map(self.results.get, keys)), None)
+        return found and Estimate.from_dict(found.payload)
+
     @property
     def floor(self) -> float | None:
         """KL of the untouched model in the compute dtype from the float32 reference: differences below it
@@ -168,13 +180,13 @@ class Service:
         return self.opened[model].description
 
     def choices(self, model: str) -> list[tuple[str, str]]:
-        """Menu of plans: (label, value)."""
-        names = self.opened[model].named_plans()
-        return [("Equaliser (Explore page)", "equaliser")] + [(_label(name), name) for name in names]
+        """Menu of precisions: (label, value)."""
+        named = [(_label(name), name) for name in self.opened[model].named_plans()]
+        return [("Equaliser (Explore page)", EQUALISER), *named, *baseline_choices(self.models[model])]
 
     def plan(self, model: str, choice: str, wire: Wire | None = None) -> PrecisionPlan:
         """The plan behind a menu value; "equaliser" is the visitor's own, in `wire`."""
-        if choice == "equaliser":
+        if choice == EQUALISER:
             return self.plan_of(model, wire) if wire else PrecisionPlan.full()
         named = self.opened[model].named_plans()
         if choice not in named:
@@ -208,8 +220,8 @@ class Service:
     def points(
         self, model: str, tried: Sequence[PrecisionPlan] = (), current: PrecisionPlan | None = None
     ) -> dict:
-        """The chart: every named plan and every plan tried that has been measured, and the one on the
-        faders."""
+        """The chart: every named plan, every plan tried and every baseline that has been measured, and the
+        plan on the faders."""
         opened = self.opened[model]
         named = opened.named_plans()
         points = [_point(opened, plan, name, "preset") for name, plan in named.items()]
@@ -217,6 +229,7 @@ class Service:
         points += [
             _point(opened, plan, identity, "tried") for identity, plan in history if plan.name not in named
         ]
+        points += [_baseline_point(opened, baseline) for baseline in BASELINES.values()]
         points.append(current and _point(opened, current, "current", "current"))
         full = opened.stored(PrecisionPlan.full())
         sizes = opened.elastic.sizes
@@ -309,20 +322,29 @@ def _label(name: str) -> str:
 
 
 def _point(opened: OpenModel, plan: PrecisionPlan, identity: str, kind: str) -> dict | None:
-    estimate = opened.stored(plan)
+    size = opened.elastic.sizes.deploy(plan)
+    return _drawn(opened, opened.stored(plan), size, id=identity, label=_label(plan.name), kind=kind)
+
+
+def _baseline_point(opened: OpenModel, baseline: Baseline) -> dict | None:
+    size, identity = opened.elastic.baseline_bytes(baseline.name), PREFIX + baseline.name
+    estimate = opened.baseline_stored(baseline)
+    return _drawn(opened, estimate, size, id=identity, label=baseline.title, kind="baseline")
+
+
+def _drawn(opened: OpenModel, estimate: Estimate | None, size: int, **who: str) -> dict | None:
+    """A point of the chart; None for what has not been measured."""
     if estimate is None:
         return None
-    size = opened.elastic.sizes.deploy(plan)
     quality = {k: getattr(estimate, k) for k in ("kl", "kl_se", "ppl", "ppl_se", "same_top")}
-    point = {"id": identity, "label": _label(plan.name), "kind": kind, "bytes": size, "measured": True}
-    return point | {"bits_per_param": 8 * size / opened.elastic.sizes.parameters} | quality
+    bits = 8 * size / opened.elastic.sizes.parameters
+    return who | {"bytes": size, "bits_per_param": bits, "measured": True} | quality
 
 
 def _fitting_table(path: Path, elastic: ElasticModel) -> SensitivityTable | None:
-    """The sensitivity table shipped for this model, if it was measured on these very weights and grid."""
+    """The sensitivity table shipped for this artifact, if it was measured on these very weights and grid."""
     if not path.exists():
         return None
     table = SensitivityTable.load(path)
-    return (
-        table if (table.fingerprint, table.group) == (elastic.fingerprint, elastic.artifact.group) else None
-    )
+    artifact = elastic.artifact
+    return table if (table.fingerprint, table.group) == (artifact.weights_id, artifact.group) else None

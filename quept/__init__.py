@@ -2,6 +2,7 @@
 
 The flow, which the folders follow from top to bottom::
 
+    calibrate("smollm2-135m", recipe, "runs/mine") # one pass for all widths -> an artifact on disk
     elastic = ElasticModel.open("smollm2-135m")    # zoo name, hub id, folder or artifact; loaded once
     plan    = PrecisionPlan.uniform(4)             # or .load("presets/..."), or from the app's equaliser
     view    = elastic.view(plan)                   # an ordinary module at that precision; nothing is mutated
@@ -9,17 +10,20 @@ The flow, which the folders follow from top to bottom::
     table   = sensitivity(elastic, ...)            # which layer suffers at which width
     export(elastic, plan, "out.safetensors")       # the packed tensors of one plan
 
-plan       what precision each layer runs at
-numerics/  the rounding grid and the packing of codes
-models/    where a model's layers are; loading
-zoo/       built-in models and texts, and how they are fetched
-artifact/  what calibration leaves on disk
-runtime/   the elastic model, its views, text generation
-calibrate/ making an artifact
-evaluate/  perplexity, divergence, speed, the results store
-allocate/  sensitivity of every layer at every width
-export/    a plan as a file
-cli        one subcommand per stage
+plan        what precision each layer runs at
+config      calibration recipes, read from presets/recipes
+numerics/   the rounding grid, training through it, adapters, Hadamard transforms, packing of codes
+models/     where a model's layers are; loading
+zoo/        built-in models and texts, and how they are fetched
+transforms/ rotations and channel scales that leave the function as it is and make weights easier to round
+artifact/   what calibration leaves on disk
+runtime/    the elastic model, its views, text generation, baselines
+calibrate/  making an artifact: block by block, end to end
+evaluate/   perplexity, divergence, speed, the results store
+allocate/   sensitivity of every layer at every width
+export/     a plan as a file
+report/     an artifact as a page to read
+cli         one subcommand per stage
 """
 
 from .plan import Bits, PlanError, PrecisionPlan

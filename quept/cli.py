@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,10 @@ from quept.plan import FULL, PlanError, PrecisionPlan
 from quept.progress import Progress
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
+
+    from quept.config import Recipe
     from quept.evaluate import ResultKey, Windows
     from quept.runtime import ElasticModel
 
@@ -149,33 +154,91 @@ def _calibrate_parser(commands) -> None:
         "calibrate",
         _calibrate,
         "make an elastic artifact of a model: a folder from which every width can be had",
-        f"quept calibrate {DEFAULT_MODEL} --group 32 --out runs/smollm2-g32",
+        f"quept calibrate {DEFAULT_MODEL} --recipe weight-only",
     )
     p.add_argument("model", help="built-in name (see `quept models`), model folder, or hub id like org/name")
-    p.add_argument("--out", required=True, metavar="FOLDER", help="where the artifact goes")
     p.add_argument(
-        "--method", default="rtn", choices=("rtn",), help="rtn: round to nearest, learns nothing (default)"
+        "--recipe",
+        default="rtn",
+        metavar="NAME",
+        help=f"{', '.join(_recipes())}, or a TOML file; weight-only and weight-act mean the one made for "
+        "the model; rtn rounds to nearest and learns nothing (default)",
     )
+    p.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where the artifact goes, and what a run that was cut goes on from (default: runs/MODEL-RECIPE)",
+    )
+    p.add_argument(
+        "--text",
+        action="append",
+        metavar="TEXT[=SHARE]",
+        help="calibrate on this built-in text or text file instead of the recipe's; repeat for several",
+    )
+    p.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     p.add_argument(
         "--group",
         type=_group,
         metavar="N",
-        help="columns that share a scale: 32, 64, 128, row or auto (default: the model's own)",
+        help="columns that share a scale: 32, 64, 128, row or auto (default: the recipe's, or the model's own)",
     )
     _json_option(p)
 
 
-def _calibrate(options: argparse.Namespace) -> None:
-    from quept.calibrate import calibrate
+def _recipes() -> list[str]:
+    from quept.config import names
 
+    return names()
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from quept.calibrate import calibrate, calibrate_rtn
+
+    name = Path(options.recipe).stem
+    out = options.out or Path("runs") / f"{Path(options.model).name}-{name}"
     with Progress() as progress:
-        artifact = calibrate(options.model, options.out, options.method, options.group, progress)
+        if options.recipe == "rtn":
+            if options.text or options.device:
+                raise ValueError("rtn reads no text and needs no device: leave --text and --device out")
+            artifact = calibrate_rtn(options.model, out, options.group, progress)
+        else:
+            artifact = calibrate(options.model, _recipe(options), out, progress, options.device)
     m = artifact.manifest
-    _table(
-        ("artifact", "method", "group", "layers"), [(options.out, m.method, str(m.group), str(len(m.layers)))]
-    )
+    row = (str(out), m.recipe.get("name", m.method), str(m.group), str(len(m.layers)), f"{artifact.nbytes / 1e6:.1f}")
+    _table(("artifact", "recipe", "group", "layers", "MB"), [row])
+    if m.quality:
+        print("\nmean KL on calibration text that was held out")
+        rows = [(plan, _short(q["kl"]), _short(q["kl_rtn"])) for plan, q in m.quality.items()]
+        _table(("plan", "calibrated", "round to nearest"), rows)
     if options.json:
-        _json({"out": str(options.out), "method": m.method, "group": m.group, "fingerprint": m.fingerprint})
+        _json(
+            {
+                "out": str(out),
+                "method": m.method,
+                "group": m.group,
+                "fingerprint": m.fingerprint,
+                "quality": m.quality,
+                "bytes": artifact.nbytes,
+            }
+        )
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe that was named, with the texts and the group that were."""
+    from quept.config import Recipe
+
+    recipe = Recipe.load(options.recipe, options.model)
+    if options.text:
+        shares = (text.rpartition("=") if "=" in text else (text, "", "1") for text in options.text)
+        recipe = recipe.with_text({source: _share(share) for source, _, share in shares})
+    return replace(recipe, group=options.group) if options.group is not None else recipe
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"a share is a number, as in --text file.txt=2; got {text!r}") from None
 
 
 def _evaluate_parser(commands) -> None:
@@ -192,6 +255,13 @@ def _evaluate_parser(commands) -> None:
     )
     p.add_argument(
         "--presets", action="store_true", help="also full, W8 ... W2 and every named plan that fits the model"
+    )
+    p.add_argument(
+        "--baseline",
+        action="append",
+        metavar="NAME",
+        default=[],
+        help="another tool's quantisation of the same model: nf4 or int8 of bitsandbytes; repeat for several",
     )
     _text_options(p, tokens=4096)
     p.add_argument("--again", action="store_true", help="measure even what the results store holds already")
@@ -214,65 +284,104 @@ def _evaluate(options: argparse.Namespace) -> None:
         cache = zoo.cache_dir()
         results = Results.open(cache / "results.sqlite")
         reference = Reference.open(elastic.fingerprint, windows, elastic.reference, cache / "reference")
+        subjects = [_plan_subject(elastic, plan, windows) for plan in plans]
+        subjects += [_baseline_subject(elastic, name, windows) for name in options.baseline]
         measured = [
-            _measured(elastic, plan, windows, reference, results, options.again, progress) for plan in plans
+            _measured(elastic, subject, windows, reference, results, options.again, progress)
+            for subject in subjects
         ]
     conditions = _conditions(options, elastic, windows)
+    if not plans:
+        conditions = {k: v for k, v in conditions.items() if k not in ("method", "group")}  # those of ours
+    if options.baseline:
+        conditions["bitsandbytes"] = importlib.metadata.version("bitsandbytes")
     print(_sentence(conditions))
     _table(
         ("plan", "bits/param", "MB", "perplexity", "KL", "same top"),
-        [(m.plan.name or "plan", *_figures(m)) for m in measured],
+        [(m.subject.name or "plan", *_figures(m)) for m in measured],
     )
     if options.export_results:
         from quept.evaluate.shipped import write_shipped
 
-        rows = [(m.plan.name, m.key, m.estimate) for m in measured]
+        rows = [(m.subject.name, m.subject.key, m.estimate) for m in measured]
         write_shipped(options.export_results, rows, **conditions)
     if options.json:
         _json(conditions | {"results": [m.as_dict() for m in measured]})
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One plan's size and what was measured of it (an Estimate as a dict)."""
+class Subject:
+    """What is measured: a plan or a baseline, its size, and how to get its view and its KV cache."""
 
-    plan: PrecisionPlan
+    name: str
     key: ResultKey
     deploy_bytes: int
+    view: Callable[[], PreTrainedModel]
+    make_cache: Callable[[], Cache] | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a subject (an Estimate as a dict)."""
+
+    subject: Subject
     bits_per_parameter: float
     estimate: dict[str, float]
 
     def as_dict(self) -> dict:
-        sizes = {"deploy_bytes": self.deploy_bytes, "bits_per_parameter": round(self.bits_per_parameter, 4)}
-        return {"plan": self.plan.name, "key": self.key.plan} | sizes | self.estimate
+        subject = self.subject
+        sizes = {
+            "deploy_bytes": subject.deploy_bytes,
+            "bits_per_parameter": round(self.bits_per_parameter, 4),
+        }
+        return {"plan": subject.name, "key": subject.key.plan} | sizes | self.estimate
 
 
-def _measured(elastic, plan, windows, reference, results, again: bool, progress: Progress) -> Measured:
-    """From the results store where it is there, else measured now and stored."""
-    from quept.evaluate import ResultKey, divergence
+def _plan_subject(elastic: ElasticModel, plan: PrecisionPlan, windows: Windows) -> Subject:
+    from quept.evaluate import ResultKey
 
     key = ResultKey(plan.key(elastic.layers), elastic.artifact.identity, windows.id, _dtype(elastic))
-    stored = None if again else results.get(key)
+    cache = None if plan.kv == FULL else lambda: elastic.make_cache(plan)
+    return Subject(plan.name, key, elastic.sizes.deploy(plan), lambda: elastic.view(plan), cache)
+
+
+def _baseline_subject(elastic: ElasticModel, name: str, windows: Windows) -> Subject:
+    """Its key names the base weights: how ours are quantised does not matter to it."""
+    from quept.evaluate import ResultKey
+    from quept.runtime.baselines import baseline_named, check_available
+
+    baseline = baseline_named(name)
+    check_available(baseline)
+    key = ResultKey(baseline.key, elastic.fingerprint, windows.id, _dtype(elastic))
+    return Subject(baseline.title, key, elastic.baseline_bytes(name), lambda: elastic.baseline(name))
+
+
+def _measured(
+    elastic, subject: Subject, windows, reference, results, again: bool, progress: Progress
+) -> Measured:
+    """From the results store where it is there, else measured now and stored."""
+    from quept.evaluate import divergence
+
+    stored = None if again else results.get(subject.key)
     if stored:
         estimate = stored.payload
     else:
-        progress(f"{plan.name}: preparing the weights", 0.0)
-        cache = None if plan.kv == FULL else lambda: elastic.make_cache(plan)
-        for running in divergence(elastic.view(plan), reference, windows, make_cache=cache):
+        progress(f"{subject.name}: preparing the weights", 0.0)
+        for running in divergence(subject.view(), reference, windows, make_cache=subject.make_cache):
             progress(
-                f"{plan.name}: perplexity {running.ppl:.1f}, KL {running.kl:.4f}",
+                f"{subject.name}: perplexity {running.ppl:.1f}, KL {running.kl:.4f}",
                 running.tokens / windows.scored,
             )
             estimate = running.to_dict()
-        results.put(key, estimate)
-    return Measured(plan, key, elastic.sizes.deploy(plan), elastic.sizes.bits_per_parameter(plan), estimate)
+        results.put(subject.key, estimate)
+    return Measured(subject, 8 * subject.deploy_bytes / elastic.sizes.parameters, estimate)
 
 
 def _figures(m: Measured) -> tuple[str, ...]:
     e = m.estimate
     return (
         f"{m.bits_per_parameter:.2f}",
-        f"{m.deploy_bytes / 1e6:.1f}",
+        f"{m.subject.deploy_bytes / 1e6:.1f}",
         f"{_short(e['ppl'])} ± {_short(e['ppl_se'])}",
         f"{_short(e['kl'])} ± {_short(e['kl_se'])}",
         f"{100 * e['same_top']:.1f} ± {100 * e['same_top_se']:.1f} %",
@@ -538,7 +647,8 @@ def _plans(options: argparse.Namespace, elastic: ElasticModel) -> list[Precision
     from quept.plan import QUANTISED_BITS
     from quept.presets import presets
 
-    plans = [plan_of(text, elastic) for text in options.plan or ([] if options.presets else ["W4"])]
+    others = options.presets or options.baseline
+    plans = [plan_of(text, elastic) for text in options.plan or ([] if others else ["W4"])]
     if options.presets:
         plans += [PrecisionPlan.full(), *(PrecisionPlan.uniform(bits) for bits in reversed(QUANTISED_BITS))]
         plans += presets(_name(elastic.source), elastic.layers)
@@ -573,8 +683,9 @@ def _conditions(options: argparse.Namespace, elastic: ElasticModel, windows: Win
 
 
 def _sentence(c: dict) -> str:
+    ours = f"{c['method']}, group {c['group']}, " if "method" in c else ""
     return (
-        f"{c['title']}, {c['method']}, group {c['group']}, on {c['tokens']:,} tokens of {c['text']}, "
+        f"{c['title']}, {ours}on {c['tokens']:,} tokens of {c['text']}, "
         f"context {c['context']}, {c['dtype']} on {c['device']}"
     )
 

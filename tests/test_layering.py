@@ -9,11 +9,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"plan", "config", "numerics"},
-    {"models", "artifact", "zoo", "presets", "progress"},
+    {"models", "zoo", "presets", "progress"},
     {"transforms"},
+    {"artifact"},
     {"runtime"},
     {"calibrate", "evaluate", "export"},
-    {"allocate"},
+    {"allocate", "report"},
     {"cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -38,7 +38,9 @@ const MEMORIES = {
     button: "Bits", title: "Bits per parameter, scales included", of: (p) => p.bits_per_param,
   },
 };
-const MARKERS = { uniform: ["circle", 9], named: ["diamond", 11], tried: ["square", 9] };
+const MARKERS = {
+  uniform: ["circle", 9], named: ["diamond", 11], tried: ["square", 9], baseline: ["triangle-up", 11],
+};
 const STAR = "m0-9.6 2.6 6.2 6.7.6-5.1 4.4 1.6 6.6L0 4.7l-5.8 3.5 1.6-6.6-5.1-4.4 6.7-.6Z";
 const UNIFORM = /^(?:uniform )?W(\d+)$/i; // the label of a preset on the uniform line
 const CROP = 6; // perplexities beyond this many times the best start above the edge
@@ -75,6 +77,7 @@ function series() {
     uniform: of(isUniform).sort((a, b) => a.bytes - b.bytes),
     named: of((p) => p.kind === "preset" && !isUniform(p)),
     tried: of((p) => p.kind === "tried"),
+    baseline: of((p) => p.kind === "baseline"),
   };
 }
 
@@ -138,7 +141,8 @@ function hover(p) {
   if (known(p.kl)) lines.push(`KL ${plain(measurement(p.kl, p.kl_se))}`);
   if (known(p.ppl)) lines.push(`perplexity ${plain(measurement(p.ppl, p.ppl_se))}`);
   if (known(p.same_top)) lines.push(`same top token ${share(p.same_top)} %`);
-  lines.push("<i>click to load this plan</i>");
+  const loads = p.kind !== "baseline";
+  lines.push(loads ? "<i>click to load this plan</i>" : "<i>another tool's: no plan to load</i>");
   return lines.map((line) => `\u00a0${line}\u00a0`).join("<br>");
 }
 
@@ -169,6 +173,7 @@ function glyph(kind) {
     uniform: '<path d="M1 8h18" class="line uniform"/><circle cx="10" cy="8" r="4.2" class="fill uniform"/>',
     named: '<path d="M10 2.4 15.6 8 10 13.6 4.4 8Z" class="fill named"/>',
     tried: '<path d="M6 4h8v8H6Z" class="fill tried"/>',
+    baseline: '<path d="M10 3 15.2 12.4H4.8Z" class="fill baseline"/>',
     live: `<path d="${STAR}" transform="translate(10 8) scale(.82)" class="fill live"/>`,
     predicted: `<path d="${STAR}" transform="translate(10 8) scale(.82)" class="hollow live"/>`,
     reference: '<path d="M1 8h18" class="line reference"/>',
@@ -228,7 +233,7 @@ function build() {
 function row(p) {
   const name = nameOf(p);
   const cell = (about, text) => make("td", { role: "cell", "data-name": about, text });
-  const kind = p.kind === "tried" ? "tried" : isUniform(p) ? "uniform" : "named";
+  const kind = p.kind === "preset" ? (isUniform(p) ? "uniform" : "named") : p.kind;
   const load = { type: "button", "data-id": p.id, "aria-label": `Load ${name}`, text: "Load" };
   return make(
     "tr", { role: "row" },
@@ -241,13 +246,13 @@ function row(p) {
     cell("perplexity", measurement(p.ppl, p.ppl_se)),
     cell("KL", measurement(p.kl, p.kl_se)),
     cell("same top", known(p.same_top) ? `${share(p.same_top)} %` : "–"),
-    make("td", { role: "cell" }, make("button", load)),
+    make("td", { role: "cell" }, ...(p.kind === "baseline" ? [] : [make("button", load)])),
   );
 }
 
 function writeTable() {
   const focused = view.body.contains(document.activeElement) ? document.activeElement.dataset.id : null;
-  const { uniform, named, tried } = series();
+  const { uniform, named, tried, baseline } = series();
   const presets = [...named, ...uniform.reverse()];
   const rows = [];
   const list = (text, points) => {
@@ -257,9 +262,10 @@ function writeTable() {
   };
   list("Tried by you, newest first", [...tried].reverse());
   list("Presets", presets);
+  list("Other tools", baseline);
   view.body.replaceChildren(...rows);
   view.history.hidden = !rows.length;
-  view.count.textContent = String(tried.length + presets.length);
+  view.count.textContent = String(tried.length + presets.length + baseline.length);
   if (focused) [...view.body.querySelectorAll("button")].find((b) => b.dataset.id === focused)?.focus();
 }
 
@@ -272,6 +278,7 @@ function writeLegend(groups) {
     groups.tried.length && ["tried", "tried by you"],
     groups.named.length && ["named", "presets"],
     groups.uniform.length && ["uniform", "same bits in every layer"],
+    groups.baseline.length && ["baseline", "other tools"],
     value.points.length && ["front", "best for its size"],
     metric !== "kl" && known(perfect()) && ["reference", "full precision"],
     metric === "kl" && known(value.floor) && ["floor", "noise floor"],

@@ -28,7 +28,7 @@ make("span", "dot", state, { "aria-hidden": "true" });
 const words = make("span", "words", state);
 const line = make("div", "line", head);
 const facts = make("dl", "facts", root);
-const track = make("div", "track", root, { role: "progressbar", "aria-label": "Reading the prompt", "aria-valuemin": 0, "aria-valuemax": 100 });
+const track = make("div", "track", root, { role: "progressbar", "aria-label": "Preparing and reading", "aria-valuemin": 0, "aria-valuemax": 100 });
 const bar = make("span", "bar", track);
 
 /* ---- the mark ---- */

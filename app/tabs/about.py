@@ -14,8 +14,12 @@ each other's. Moving a fader changes which stored weights a layer reads, nothing
 
 Weights are rounded to an asymmetric grid with one 16-bit scale and one zero-point per group of columns (8
 bits are symmetric). Activation bits round each token's input to a layer on a dynamic symmetric grid. KV
-bits store the attention cache itself at that width. The method *rtn* (round to nearest) is the baseline
-that calibrated methods such as [QuEPT](https://arxiv.org/abs/2602.12609) start from and are compared with.
+bits store the attention cache itself at that width.
+
+A *calibrated* model was prepared once for all widths together, by [QuEPT](https://arxiv.org/abs/2602.12609):
+each layer has one small adapter, of which lower widths use more, and learned ends of the range for each
+width. Both are worked into a weight before it is rounded, so they cost nothing when the model runs. Without
+calibration weights are rounded to nearest (*rtn*), the baseline that every calibrated width had to beat.
 
 ### What the numbers mean
 - **Deploy memory** counts the bytes of packed codes, scales and zero-points of this plan, and 2 bytes for

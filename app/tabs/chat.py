@@ -22,9 +22,11 @@ from typing import Any, Protocol
 import gradio as gr
 
 from app.components.side_status import SideStatus
-from app.conversation import Answer, Frame, Running, Shelf, Side, chat
+from app.conversation import Frame, Running, Shelf, chat
 from app.gate import Admission, Gate
 from app.harmless import TAGS_SHOWN_AS_TEXT, harmless, plain
+from app.side import EQUALISER, Precision, side_of
+from app.tabs.chat_status import SIDES, ready, refused, reported
 from quept.plan import PlanError, PrecisionPlan
 from quept.runtime import ElasticModel
 from quept.runtime.generate import PromptError, Sampling
@@ -36,8 +38,7 @@ CSS = (Path(__file__).parent / "chat.css").read_text(encoding="utf-8")
 # the page itself.
 HEAD = "<style>.gradio-container { overflow: clip !important; }</style>"
 
-SIDES = ("left", "right")
-EQUALISER, FULL_PRECISION = "equaliser", "full precision"
+FULL_PRECISION = "full precision"
 LONGEST_PROMPT = 50_000  # characters; what fits the model is decided by its context, in tokens
 LARGEST_SEED = 2**31 - 1
 CHATS_WAITING = 16  # visitors whose page shows a place in line; further ones wait in Gradio's own queue
@@ -253,7 +254,7 @@ def _answer(
                 turn = {"user": prompt, "made_with": ask.made_with()} | dict(
                     zip(SIDES, _texts(frame), strict=True)
                 )
-                change = _drawn([*before, turn], frame, editable=None) | _reported(sides, frame)
+                change = _drawn([*before, turn], frame, editable=None) | reported(sides, frame)
                 yield change | (_busy(cleared=returned is not None) if history is old else {})
                 history = [*before, turn]
     except (PromptError, PlanError) as error:
@@ -266,7 +267,7 @@ def _answer(
         desk.running.end(visitor, job)
     if not newest:
         return
-    shown = _reported(sides, frame) if frame else {}
+    shown = reported(sides, frame) if frame else {}
     if frame and any(answer.text for answer in frame.answers):
         if problem:
             _refuse(problem)
@@ -283,10 +284,8 @@ def _answer(
     yield _drawn(old) | shown | _resting() | back | {"examples": gr.Dataset(visible=not old)}
 
 
-def _side(desk: Desk, ask: Ask, choice: str) -> Side:
-    plan = desk.service.plan(ask.model, choice, ask.wire)
-    name = plan.name or "own plan"
-    return Side(plan, f"equaliser, {name}" if choice == EQUALISER else name)
+def _side(desk: Desk, ask: Ask, choice: str) -> Precision:
+    return side_of(desk.service.plan, ask.model, choice, ask.wire)
 
 
 def _refuse(error: object) -> None:
@@ -343,110 +342,9 @@ def _resting() -> dict:
 
 def _ready(desk: Desk, ask: Ask, choice: str) -> dict:
     try:
-        side = _side(desk, ask, choice)
-        size = desk.service.models[ask.model].sizes.deploy(side.plan)
+        return ready(_side(desk, ask, choice), desk.service.models[ask.model])
     except (ValueError, KeyError) as error:
-        return {"state": "error", "words": str(error), "facts": _facts(Answer())}
-    return {
-        "state": "idle",
-        "words": f"Next answer: {side.label}",
-        "facts": _facts(Answer(deploy_bytes=size)),
-    }
-
-
-def _reported(sides: list[Side], frame: Frame) -> dict:
-    """The status of both sides."""
-    change = {}
-    for i, (name, side, answer) in enumerate(zip(SIDES, sides, frame.answers, strict=True)):
-        status = {
-            "state": answer.state,
-            "words": _words(side, answer),
-            "facts": _facts(answer),
-            "progress": answer.progress,
-        }
-        if frame.parting:
-            here, there = frame.parting.pieces[i], frame.parting.pieces[1 - i]
-            status["line"] = (
-                f"Parts at token {frame.parting.index + 1}: {_piece(here)} here, {_piece(there)} there"
-            )
-            mark = None if here is None else [frame.parting.starts[i], max(1, len(here))]
-            status |= {"parted": True, "text": answer.text, "mark": mark}
-        else:
-            status["line"] = _same(frame)
-        change[f"status_{name}"] = status
-    return change
-
-
-def _words(side: Side, answer: Answer) -> str:
-    match answer.state:
-        case "queued":
-            return f"Waiting: place {answer.position} in line"
-        case "preparing":
-            return f"Preparing {side.label}"
-        case "reading":
-            return f"Reading the conversation, {side.label}"
-        case "writing":
-            return f"Writing, {side.label}"
-        case "stopped":
-            return f"Stopped, {side.label}"
-        case "error":
-            return answer.error[:1].upper() + answer.error[1:]
-    if answer.cut:
-        return f"Cut at {answer.tokens:,} tokens, {side.label}"
-    return f"Done, {side.label}"
-
-
-def _same(frame: Frame) -> str:
-    if not frame.same:
-        return ""
-    tokens = f"{frame.same:,} token" + ("s" if frame.same > 1 else "")
-    if all(answer.state == "done" for answer in frame.answers):
-        return f"Identical: both sides wrote the same {tokens}"
-    return f"Identical so far, {tokens}"
-
-
-def _piece(piece: str | None) -> str:
-    """A token as a person reads it; those without a letter to show get a name."""
-    if piece is None:
-        return "the end"
-    if not piece:
-        return "part of a character"
-    if not piece.strip():
-        return "a line break" if "\n" in piece else "a space"
-    return f"“{piece.strip()}”"
-
-
-def _facts(answer: Answer) -> list[list[str]]:
-    """Name, value and explanation of each number; a dash for what is not known yet."""
-    size, speed, cache = answer.deploy_bytes, answer.tokens_per_second, answer.cache_bytes
-    first, switch = answer.first_token_s, answer.switch_ms
-    return [
-        ["Deploy", _bytes(size), "Bytes of the model if this plan alone were shipped"],
-        [
-            "Speed",
-            "–" if speed is None else f"{speed:.1f} tok/s",
-            "Tokens a second of this side's own steps; the two sides take turns",
-        ],
-        [
-            "First token",
-            "–" if first is None else f"{first:.2f} s",
-            "From its turn until the first token, reading the prompt included",
-        ],
-        ["KV cache", _bytes(cache), "Bytes of the keys and values of this conversation"],
-        [
-            "Switch",
-            "–" if switch is None else f"{switch:,.0f} ms",
-            "Time to put this side's precision together",
-        ],
-    ]
-
-
-def _bytes(count: int | None) -> str:
-    if count is None:
-        return "–"
-    if count >= 1e9:
-        return f"{count / 1e9:.2f} GB"
-    return f"{count / 1e6:.1f} MB" if count >= 99_950 else f"{count / 1e3:.0f} KB"
+        return refused(error)
 
 
 # The page
@@ -492,7 +390,7 @@ def build_chat(service: Shared, model: gr.Dropdown | gr.State, plan: gr.State) -
     first = model.value if model.value in service.models else next(iter(service.models))
     offered = service.choices(first)
     start = Ask(first, _starting([value for _, value in offered]), plan.value)
-    ready = statuses(desk, start)
+    shown = statuses(desk, start)
     drawn: dict[str, Any] = {"history": gr.State([])}
     with gr.Row(elem_id="chat-sides", equal_height=False):
         for side, choice in zip(SIDES, start.choices, strict=True):
@@ -518,7 +416,7 @@ def build_chat(service: Shared, model: gr.Dropdown | gr.State, plan: gr.State) -
                     layout="bubble",
                 )
                 drawn[f"status_{side}"] = SideStatus(
-                    ready[f"status_{side}"], chat=f"chat-{side}", elem_id=f"chat-status-{side}"
+                    shown[f"status_{side}"], chat=f"chat-{side}", elem_id=f"chat-status-{side}"
                 )
     drawn["examples"] = gr.Dataset(
         components=[gr.Textbox(visible=False)],

@@ -16,7 +16,10 @@ from app.components.equalizer import Equalizer
 from app.components.numbers import Numbers
 from app.link import LinkError, decode
 from app.service import Service, Wire
+from app.side import baseline_of
+from quept.artifact import split
 from quept.plan import FULL, QUANTISED_BITS, PlanError, PrecisionPlan
+from quept.runtime.baselines import available
 
 TRIED_KEPT = 60
 START = "W4"
@@ -121,7 +124,7 @@ def _wire(service: Service, page: Explore, uniform, named, download, upload, tex
     then_measure(page.chart.point(pointed, [page.model, page.tried], loads, **warning))
     then_measure(upload.upload(lambda m, f: uploaded(service, m, f), [page.model, upload], loads, **warning))
     download.click(
-        lambda m, w: service.plan_of(m, w).to_json(m), [page.model, page.plan], text, **light
+        lambda m, w: service.plan_of(m, w).to_json(split(m)[0]), [page.model, page.plan], text, **light
     ).then(None, text, None, js=DOWNLOAD_JS)
 
     def switched(model: str):
@@ -186,11 +189,20 @@ def named_plan(service: Service, model: str, name: str):
 
 
 def chosen_point(service: Service, model: str, tried: list[Wire], identity: str):
-    """The plan behind a point of the chart: a named plan's id is its name, a tried one's is `tried:INDEX`."""
+    """The plan behind a point of the chart: a named plan's id is its name, a tried one's is `tried:INDEX`. A
+    baseline has none, which is said."""
     kind, _, index = identity.partition(":")
     if kind == "tried" and index.isdigit() and int(index) < len(tried):
         return tried[int(index)], tried[int(index)]
     try:
+        baseline = baseline_of(identity)
+        if baseline:
+            gr.Info(
+                f"{baseline.title} has no bits per layer to load, so the equaliser stays as it is. "
+                + ("Choose it on the Chat page to read its answers." if available() else ""),
+                title="Not a plan",
+            )
+            return gr.skip(), gr.skip()
         return named_plan(service, model, identity)
     except ValueError as error:
         gr.Warning(str(error))
@@ -200,7 +212,7 @@ def chosen_point(service: Service, model: str, tried: list[Wire], identity: str)
 def uploaded(service: Service, model: str, content: bytes):
     """A plan file from the visitor's disk."""
     try:
-        wire = service.wire_of(model, PrecisionPlan.from_json(content, model))
+        wire = service.wire_of(model, PrecisionPlan.from_json(content, split(model)[0]))
     except PlanError as error:
         gr.Warning(f"The plan was not loaded: {error}.")
         return gr.skip(), gr.skip()

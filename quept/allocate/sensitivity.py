@@ -62,7 +62,11 @@ def sensitivity(
         "context": windows.context,
         "dtype": str(elastic.dtype)[6:],
     }
-    head = {"measurement": "sensitivity", "fingerprint": elastic.fingerprint, "group": elastic.artifact.group}
+    head = {
+        "measurement": "sensitivity",
+        "fingerprint": elastic.artifact.weights_id,
+        "group": elastic.artifact.group,
+    }
     head |= {
         "method": elastic.artifact.manifest.method,
         "per": per,
@@ -109,7 +113,7 @@ def sensitivity(
     size = {"tokens": reference.windows.ids.numel(), "context": reference.windows.context}
     return SensitivityTable(
         model=model or elastic.source,
-        fingerprint=elastic.fingerprint,
+        fingerprint=elastic.artifact.weights_id,
         group=elastic.artifact.group,
         per=per,
         data=data,

@@ -34,11 +34,11 @@ class SensitivityError(ValueError):
 
 @dataclass(frozen=True)
 class SensitivityTable:
-    """model: its name. fingerprint, group: of the weights and the grid. per: "layer", or "block" where a
-    block was changed as a whole and its cost is shared out over its layers by their number of weights. data:
-    what S was measured on. layers: `{name: {bits: S}}`. uniform: `{bits: {"kl", "kl_se", "ppl", "ppl_se",
-    "same_top", "tokens"}}` of whole uniform plans; reference: full precision on the same, longer data:
-    `{"ppl", "tokens", "context"}`."""
+    """model: its name. fingerprint, group: what widths are made from (`Artifact.weights_id`) and the grid.
+    per: "layer", or "block" where a block was changed as a whole and its cost is shared out over its layers
+    by their number of weights. data: what S was measured on. layers: `{name: {bits: S}}`. uniform: `{bits:
+    {"kl", "kl_se", "ppl", "ppl_se", "same_top", "tokens"}}` of whole uniform plans; reference: full precision
+    on the same, longer data: `{"ppl", "tokens", "context"}`."""
 
     model: str
     fingerprint: str

@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 FORMAT, FORMAT_VERSION = "quept-artifact", 1
 FILE_NAME = "manifest.json"
-METHODS = ("rtn",)
+METHODS = ("rtn", "quept")
 
 
 class ArtifactError(RuntimeError):
@@ -20,8 +21,12 @@ class ArtifactError(RuntimeError):
 @dataclass(frozen=True)
 class Manifest:
     """base: what `load` was given. fingerprint: of the base's weights. group: columns per scale, or "auto" or
-    "row". files: `{name: {"sha256", "bytes"}}` of the tensors beside the manifest. provenance: free text
-    entries."""
+    "row". files: `{name: {"sha256", "bytes"}}` of what lies beside the manifest. provenance: free text
+    entries. recipe: of a calibrated artifact, as `Recipe.to_dict` gives it. widths: the
+    calibrated ones of each layer; the others are rounded to nearest. transforms: the settings of the
+    record that the base is transformed with before anything is rounded. quality: `{plan name: {"kl",
+    "kl_plain", "kl_rtn"}}` on held-out calibration text: as calibrated, the transformed base rounded to
+    nearest, and the base itself rounded to nearest."""
 
     method: str
     base: str
@@ -30,6 +35,10 @@ class Manifest:
     layers: tuple[str, ...]
     files: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    transforms: tuple[Mapping[str, Any], ...] = ()
+    quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
@@ -73,7 +82,7 @@ class Manifest:
         wrong = [name for name, sound in _SOUND.items() if not sound(data[name])]
         if wrong:
             raise ArtifactError(f"{path} is damaged: {', '.join(wrong)} cannot be read")
-        return cls(**data | {"layers": tuple(data["layers"])})
+        return cls(**data | {"layers": tuple(data["layers"]), "transforms": tuple(data["transforms"])})
 
 
 def _text(value: object) -> bool:
@@ -95,4 +104,8 @@ _SOUND = {
     "layers": lambda value: isinstance(value, list) and all(map(_text, value)),
     "files": lambda value: isinstance(value, dict) and all(map(_file, value.values())),
     "provenance": lambda value: isinstance(value, dict) and all(map(_text, value.values())),
+    "recipe": lambda value: isinstance(value, dict),
+    "widths": lambda value: isinstance(value, dict) and all(isinstance(v, list) for v in value.values()),
+    "transforms": lambda value: isinstance(value, list) and all(isinstance(step, dict) for step in value),
+    "quality": lambda value: isinstance(value, dict) and all(isinstance(row, dict) for row in value.values()),
 }

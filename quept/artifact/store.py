@@ -1,7 +1,8 @@
 """An artifact in a folder: manifest.json, and safetensors beside it where the method has tensors.
 
-`rtn`, elastic round-to-nearest, is method zero: it needs nothing beyond the base weights and the grid, and
-stays the baseline for ever.
+rtn     elastic round-to-nearest, method zero: nothing beyond the base weights and the grid
+quept   learned.safetensors: per layer an adapter and clip factors (see parameters); transform tensors, if
+        any, are in it too, as transform.NAME
 """
 
 from __future__ import annotations
@@ -9,22 +10,34 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from quept.models import LoadedModel
+from quept.numerics.adapters import RankSchedule
 from quept.numerics.grid import Quantised, group_size, quantise
+from quept.transforms import Record, TransformError, apply
 
 from .manifest import FILE_NAME, ArtifactError, Manifest
+from .parameters import LayerParameters
+
+TENSORS, TRANSFORM = "learned.safetensors", "transform."
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """What is needed beside the base weights to make any layer at any width."""
+    """What is needed beside the base weights to make any layer at any width. learned: `{layer: what was
+    learned of it}`, empty for rtn. record: how the base is transformed first."""
 
     manifest: Manifest
+    learned: Mapping[str, LayerParameters] = field(default_factory=dict, compare=False)  # the manifest has
+    record: Record | None = field(default=None, compare=False)  # their hash
 
     @property
     def base(self) -> str:
@@ -43,6 +56,11 @@ class Artifact:
             repr((m.method, m.fingerprint, m.group, sorted(f["sha256"] for f in m.files.values()))).encode()
         ).hexdigest()
 
+    @property
+    def weights_id(self) -> str:
+        """What a layer's widths are made from: the base's fingerprint for rtn, else the identity."""
+        return self.manifest.fingerprint if self.manifest.method == "rtn" else self.identity
+
     @staticmethod
     def is_one(source: str | Path) -> bool:
         """Whether `source` is a folder with an artifact in it (readable or not)."""
@@ -60,9 +78,18 @@ class Artifact:
     @classmethod
     def open(cls, folder: str | Path) -> Artifact:
         """Read and check an artifact; ArtifactError says in words what is wrong with it."""
-        artifact = cls(Manifest.read(Path(folder)))
+        folder = Path(folder)
+        artifact = cls(Manifest.read(folder))
         artifact.verify(folder)
-        return artifact
+        if artifact.manifest.method == "rtn":
+            return artifact
+        try:
+            return _with_tensors(artifact.manifest, folder / TENSORS)
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            raise ArtifactError(
+                f"{folder} is damaged: its tensors are not those of its recipe ({error}); calibrate again or "
+                "copy it afresh"
+            ) from None
 
     def verify(self, folder: str | Path) -> None:
         """Every file that the manifest lists is there, whole and unchanged."""
@@ -82,11 +109,32 @@ class Artifact:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
                     raise ArtifactError(f"{path} is damaged: its contents are not those the manifest names")
 
-    def save(self, folder: str | Path) -> None:
-        """Write the artifact; the manifest is renamed into place last, so a reader never sees half an
-        artifact."""
+    def store(self, folder: str | Path) -> Artifact:
+        """Write the tensors, then the manifest that lists them; returns the artifact as it is listed."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        tensors = {k: t for name, layer in self.learned.items() for k, t in layer.tensors(name).items()}
+        if self.record:
+            tensors |= {TRANSFORM + name: t.contiguous() for name, t in self.record.tensors.items()}
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=TENSORS)
+        os.close(handle)
+        save_file(tensors, temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, folder / TENSORS)
+        with (folder / TENSORS).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        listed = {TENSORS: {"sha256": digest, "bytes": (folder / TENSORS).stat().st_size}}
+        artifact = replace(self, manifest=replace(self.manifest, files={**self.manifest.files, **listed}))
+        artifact.save(folder)
+        return artifact
+
+    def save(self, folder: str | Path) -> None:
+        """Write the manifest; tensors, if the method has any, are in place before. It is renamed into place
+        last, so a reader never sees half an artifact."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.manifest.method != "rtn" and not os.path.isfile(folder / TENSORS):
+            raise ValueError(f"save the tensors first, with Artifact.store; {folder} has none")
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=FILE_NAME)
         with os.fdopen(handle, "w") as file:
             file.write(self.manifest.to_json())
@@ -106,6 +154,61 @@ class Artifact:
                 f"this artifact names other layers than {self.base!r} has: calibrate again or copy it afresh"
             )
 
+    def prepared(self, loaded: LoadedModel) -> LoadedModel:
+        """The base as it is rounded: transformed, if the artifact was calibrated so. ArtifactError for
+        another base."""
+        self.check_base(loaded)
+        if self.record is None or loaded.record is not None:
+            return loaded
+        try:
+            return apply(loaded, self.record)
+        except TransformError as error:
+            raise ArtifactError(f"the transforms of this artifact do not fit its base: {error}") from None
+
     def quantise(self, layer: str, weight: Tensor, bits: int) -> tuple[Quantised, Tensor]:
         """One layer's weight (out, in) at 2..8 bits: packed, and as values on the grid."""
-        return quantise(weight, bits, group_size(weight.shape[1], self.group))
+        group = group_size(weight.shape[1], self.group)
+        if layer in self.learned:
+            return self.learned[layer].quantise(weight, bits, group)
+        return quantise(weight, bits, group)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk beyond the base: what the elastic widths cost."""
+        return sum(int(f["bytes"]) for f in self.manifest.files.values())
+
+
+def _with_tensors(manifest: Manifest, path: Path) -> Artifact:
+    """The artifact with what `path` holds; raises for names, types or shapes that the manifest does not lead
+    to expect."""
+    adapters = manifest.recipe["adapters"]
+    schedule = RankSchedule(tuple(map(tuple, adapters["groups"])), tuple(adapters["steps"]))
+    tensors: dict[str, dict[str, Tensor]] = {}
+    with safe_open(path, "pt") as file:
+        for key in file.keys():  # noqa: SIM118 (not a dict)
+            layer, _, part = key.rpartition(".clip.") if ".clip." in key else key.rpartition(".")
+            if key.startswith(TRANSFORM):
+                layer, part = TRANSFORM, key[len(TRANSFORM) :]
+            tensors.setdefault(layer, {})[part] = file.get_tensor(key)
+    transform = tensors.pop(TRANSFORM, {})
+    record = Record(manifest.transforms, transform) if manifest.transforms else None
+    if set(tensors) - set(manifest.layers):
+        raise ValueError(f"unknown layer {min(set(tensors) - set(manifest.layers))}")
+    learned = {
+        layer: _parameters(schedule, tensors.get(layer, {}), tuple(manifest.widths.get(layer, ())))
+        for layer in manifest.layers
+    }
+    return Artifact(manifest, learned, record)
+
+
+def _parameters(
+    schedule: RankSchedule, parts: Mapping[str, Tensor], widths: tuple[int, ...]
+) -> LayerParameters:
+    empty = torch.zeros(0, 0, dtype=torch.float16)
+    b, a = parts.get("b", empty), parts.get("a", empty)
+    clips = {int(key): t for key, t in parts.items() if key not in ("b", "a")}
+    if schedule.total and widths and not b.shape[1] == a.shape[0] == schedule.total:
+        raise ValueError(f"adapters of rank {b.shape[1]} and {a.shape[0]}, {schedule.total} expected")
+    if any(t.dtype != torch.uint8 or t.ndim != 3 or len(t) != 2 for t in clips.values()):
+        raise ValueError("clip factors of another form")
+    return LayerParameters(schedule, b, a, clips, widths)

@@ -1,8 +1,18 @@
-"""Calibration: a model in, an artifact on disk out.
+"""Calibration: a model and a recipe in, an artifact on disk out.
 
-job  one calibration run, by method
+job         one run: transforms, stages, comparison with plain rounding; resumed where it was cut
+prepare     the transforms of a recipe
+text        calibration text as token windows
+trainable   what is learned of each layer; the model at any plan while it is learned
+block_wise  the stage that tunes one block after another on its own outputs (QuEPT's reconstruction)
+capture     what a model hands to its blocks
+streams     the activations that flow between them, in memory or on disk
+end_to_end  the stage that tunes all layers together on divergence from full precision
+loss        that divergence, with its gradient
+checkpoint  the state of a run on disk
 """
 
-from .job import CalibrationError, calibrate
+from .errors import CalibrationError
+from .job import calibrate, calibrate_rtn
 
-__all__ = ["CalibrationError", "calibrate"]
+__all__ = ["CalibrationError", "calibrate", "calibrate_rtn"]

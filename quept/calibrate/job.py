@@ -1,55 +1,290 @@
-"""One calibration run: a model and a method in, an artifact folder out, re-opened and checked before it is
+"""One calibration run: a model and a recipe in, an artifact folder out, re-opened and checked before it is
 called done.
 
-`rtn`, round-to-nearest, learns nothing: its artifact records the model's fingerprint and the grid, and every
-width is rounded from the base weights when it is first wanted. A learned method is another entry in
-`METHODS`.
+    transforms -> block-wise stage -> end-to-end stage -> comparison with plain rounding -> artifact
+
+What is in the folder while it runs: progress.jsonl, one line for every step and decision, and checkpoint.*,
+replaced by renaming, from which the same command goes on to the same bytes. When it is done: manifest.json,
+learned.safetensors and progress.jsonl; the checkpoint is removed.
+
+`rtn`, round-to-nearest, learns nothing: its artifact records the model's fingerprint and the grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from quept.artifact import Artifact
+import torch
+from torch import LongTensor
+
+from quept.artifact import Artifact, Manifest
+from quept.config import Recipe
 from quept.models import LoadedModel, load
+from quept.plan import FULL, PrecisionPlan
+from quept.runtime import ElasticModel
+
+from .block_wise import tune_blocks
+from .checkpoint import Checkpoint
+from .end_to_end import EndToEndTuning
+from .errors import CalibrationError
+from .loss import divergence_loss
+from .prepare import prepared
+from .text import sequences
+from .trainable import Trainable
 
 Progress = Callable[[str, float | None], None]
-
-METHODS: dict[str, Callable[[LoadedModel, int | str], Artifact]] = {"rtn": Artifact.rtn}
-
-
-class CalibrationError(RuntimeError):
-    """A run that cannot start or finish; the message says why and what to type."""
+LOG = "progress.jsonl"
+SAVE_EVERY = 120.0  # seconds between two checkpoints; a step takes seconds, writing one about a second
 
 
-def calibrate(
-    source: str | Path,
-    out: str | Path,
-    method: str = "rtn",
-    group: int | str | None = None,
-    progress: Progress | None = None,
+def calibrate_rtn(
+    source: str | Path, out: str | Path, group: int | str | None = None, progress: Progress | None = None
 ) -> Artifact:
-    """Calibrate `source` (zoo name, folder or hub id) into the folder `out` and return the artifact as read
-    back from there.
+    """Round-to-nearest as an artifact in the folder `out`, as read back from there.
 
     group: columns per scale, "auto", "row", or None for the model's own default. A folder that holds another
     artifact is left alone. Raises CalibrationError, LoadError, ArtifactError, or ValueError for a bad
     group."""
-    if method not in METHODS:
-        raise CalibrationError(f"no method {method!r}; there is {', '.join(METHODS)}")
-    report = progress or (lambda stage, fraction: None)
-    loaded = load(source, report)
-    report(f"calibrating by {method}", None)
-    artifact = METHODS[method](loaded, loaded.group if group is None else group)
+    loaded = load(source, progress)
+    artifact = Artifact.rtn(loaded, loaded.group if group is None else group)
     if Artifact.is_one(out) and Artifact.open(out).manifest != artifact.manifest:
         raise CalibrationError(
             f"{out} already holds another artifact; give another folder, or delete that one first"
         )
     artifact.save(out)
-    report("reading it back", None)
+    return _read_back(out, artifact.manifest, loaded)
+
+
+def calibrate(
+    source: str | Path,
+    recipe: Recipe,
+    out: str | Path,
+    progress: Progress | None = None,
+    device: torch.device | str | None = None,
+) -> Artifact:
+    """Calibrate `source` (zoo name, folder or hub id) by `recipe` into the folder `out`, and return the
+    artifact as read back from there.
+
+    A folder in which this very run was begun is gone on with; one that holds anything else is left alone.
+    Raises CalibrationError, LoadError, ArtifactError, TransformError, or ValueError for a bad text."""
+    report = progress or (lambda stage, fraction: None)
+    out = Path(out)
+    loaded = load(source, report)
+    group = recipe.group if recipe.group is not None else loaded.group
+    run = _identity(loaded, recipe, group)
+    if Artifact.is_one(out):
+        raise CalibrationError(
+            f"{out} already holds an artifact; give another folder, or delete that one first"
+        )
+    checkpoint = Checkpoint(out / "checkpoint", run)
+    log = _Log(out / LOG, run, recipe)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    began = time.monotonic()
+    transformed = prepared(loaded, recipe, group, report)
+    log(
+        "transforms",
+        steps=[step["kind"] for step in (transformed.record.steps if transformed.record else ())],
+    )
+    ids, held_out = _texts(recipe, loaded, report)
+    model = copy.deepcopy(transformed.model).to(device, torch.float32)
+    trainable = Trainable(
+        model, loaded.anatomy, recipe.adapters, recipe.clip.start, group, recipe.seed, transformed.online
+    )
+    seconds = {"preparing": time.monotonic() - began}
+    if stage := recipe.block_wise:
+        inputs, ids = {"input_ids": ids[: stage.sequences]}, ids[stage.sequences :]
+        tune_blocks(trainable, stage, inputs, recipe.seed, out, checkpoint, log, report, device)
+        seconds["block-wise"] = log.seconds("block")
+    if recipe.end_to_end:
+        tuning = EndToEndTuning(trainable, recipe.end_to_end, recipe.adapters, ids, recipe.seed, device)
+        _tune(tuning, checkpoint, log, report)
+        seconds["end to end"] = log.seconds("end to end")
+    began = time.monotonic()
+    artifact = _artifact(loaded, transformed, recipe, group, trainable)
+    artifact = _compared(artifact, loaded, transformed, recipe, held_out, device, log, report)
+    seconds["comparing"] = time.monotonic() - began
+    log("done", seconds_per_stage={name: round(s, 1) for name, s in seconds.items()})
+    report("writing the artifact", None)
+    artifact = artifact.store(out)
+    checkpoint.remove()
+    return _read_back(out, artifact.manifest, loaded)
+
+
+def _tune(tuning: EndToEndTuning, checkpoint: Checkpoint, log: _Log, report: Progress) -> None:
+    """Run the end-to-end stage from where its checkpoint is."""
+    found = checkpoint.read("end-to-end")
+    if found:
+        tuning.load_state(found)
+    saved = began = time.monotonic()
+    for step in tuning.run():
+        now = time.monotonic()
+        log("end to end", step=step.number, of=step.of, losses=step.losses, seconds=round(now - began, 2))
+        began = now
+        shown = ", ".join(f"{name} {loss:.3f}" for name, loss in step.losses.items())
+        report(f"end to end, step {step.number} of {step.of}: KL {shown}", step.number / step.of)
+        if now - saved > SAVE_EVERY or step.number == step.of:
+            checkpoint.write("end-to-end", tuning.state())
+            saved = time.monotonic()
+
+
+def _artifact(
+    loaded: LoadedModel, transformed: LoadedModel, recipe: Recipe, group: int | str, trainable: Trainable
+) -> Artifact:
+    """What was learned, as an artifact in memory."""
+    widths = [
+        bits for bits in recipe.adapters.widths if recipe.adapters.ranks(bits) or bits in recipe.clip.start
+    ]
+    learned = trainable.learned(widths)
+    manifest = Manifest(
+        "quept",
+        loaded.source,
+        loaded.fingerprint,
+        group,
+        loaded.anatomy.layers,
+        provenance={"base": loaded.provenance, "text": _described(recipe)},
+        recipe=_without_folders(recipe).to_dict(),
+        widths={name: tuple(widths) for name in loaded.anatomy.layers},
+        transforms=transformed.record.steps if transformed.record else (),
+    )
+    return Artifact(manifest, learned, transformed.record)
+
+
+def _compared(
+    artifact: Artifact,
+    loaded: LoadedModel,
+    transformed: LoadedModel,
+    recipe: Recipe,
+    held_out: LongTensor,
+    device: torch.device,
+    log: _Log,
+    report: Progress,
+) -> Artifact:
+    """The artifact with every width it won, each measured on held-out text as it will be stored. A width that
+    lost against plain rounding of the same (transformed) weights goes back to it, and that is said."""
+    options = {"device": device, "dtype": torch.float32, "budget": 1}  # nothing is wanted twice
+    rtn = ElasticModel(loaded, Artifact.rtn(loaded, artifact.group), **options)
+    plain = rtn
+    if transformed is not loaded:
+        plain = ElasticModel(transformed, replace(artifact, learned={}), **options)
+    full = [rtn.reference(ids[None]).log_softmax(-1) for ids in held_out]
+
+    def divergence(elastic: ElasticModel, plan: PrecisionPlan) -> float:
+        view = elastic.view(plan)
+        with torch.no_grad():
+            logits = (view(input_ids=ids[None].to(device), use_cache=False).logits for ids in held_out)
+            kl = [divergence_loss(q, p).item() for q, p in zip(logits, full, strict=True)]
+        return round(sum(kl) / len(kl), 6)
+
+    activations = (recipe.end_to_end or recipe.block_wise).activations
+    quality = {}
+    for i, bits in enumerate(recipe.adapters.widths):
+        plan = PrecisionPlan.uniform(bits, bits if activations else FULL)
+        report(f"comparing {plan.name} with plain rounding", i / len(recipe.adapters.widths))
+        found = {"kl_rtn": divergence(rtn, plan)}
+        found["kl_plain"] = divergence(plain, plan) if plain is not rtn else found["kl_rtn"]
+        calibrated = any(bits in widths for widths in artifact.manifest.widths.values())
+        kl = divergence(ElasticModel(transformed, artifact, **options), plan) if calibrated else math.inf
+        kept = calibrated and kl < found["kl_plain"]
+        log("compared", plan=plan.name, kl=kl if calibrated else None, kept=kept, **found)
+        quality[plan.name] = {"kl": kl if kept else found["kl_plain"], **found}
+        if calibrated and not kept:
+            learned = {name: layer.without(bits) for name, layer in artifact.learned.items()}
+            listed = {name: layer.widths for name, layer in learned.items()}
+            artifact = replace(artifact, learned=learned, manifest=replace(artifact.manifest, widths=listed))
+    return replace(artifact, manifest=replace(artifact.manifest, quality=quality))
+
+
+def _texts(recipe: Recipe, loaded: LoadedModel, report: Progress) -> tuple[LongTensor, LongTensor]:
+    """(training windows, the block-wise stage's first; held-out windows), without a window in common."""
+    report("reading the calibration text", None)
+    stage = recipe.end_to_end or recipe.block_wise
+    count = recipe.block_wise.sequences if recipe.block_wise else 0
+    count += recipe.end_to_end.steps * recipe.end_to_end.batch if recipe.end_to_end else 0
+    ids = sequences(
+        recipe.text.sources, loaded.tokenizer, count + recipe.held_out, stage.context, recipe.seed, report
+    )
+    held_out, ids = ids[: recipe.held_out], ids[recipe.held_out :]
+    ids = ids[~(ids[:, None] == held_out[None]).all(-1).any(-1)]  # a short text gives windows more than once
+    if len(ids) == 0:
+        raise CalibrationError(
+            f"the calibration text is too short to hold {recipe.held_out} windows of {stage.context} tokens "
+            "out of it: give a longer text or a shorter context"
+        )
+    return ids.repeat(-(-count // len(ids)), 1)[:count], held_out
+
+
+def _identity(loaded: LoadedModel, recipe: Recipe, group: int | str) -> str:
+    """What a run is: base, recipe, grid, and the bytes of the text files."""
+    files = [
+        hashlib.sha256(Path(s).read_bytes()).hexdigest() for s in recipe.text.sources if Path(s).is_file()
+    ]
+    settings = _without_folders(recipe).to_dict()
+    return hashlib.sha256(json.dumps([loaded.fingerprint, settings, group, files]).encode()).hexdigest()
+
+
+def _without_folders(recipe: Recipe) -> Recipe:
+    """The recipe as others may read it: text files by name, not by where they lay."""
+    shares = recipe.text.sources.items()
+    return recipe.with_text({Path(s).name if Path(s).is_file() else s: share for s, share in shares})
+
+
+def _described(recipe: Recipe) -> str:
+    """The texts and their shares in words, files with the start of their hash and without where they lay."""
+    whole = sum(recipe.text.sources.values())
+    named = []
+    for source, share in recipe.text.sources.items():
+        path = Path(source)
+        what = source
+        if path.is_file():
+            what = f"{path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}…)"
+        named.append(f"{what} {share / whole:.0%}")
+    return ", ".join(named)
+
+
+def _read_back(out: str | Path, manifest: Manifest, loaded: LoadedModel) -> Artifact:
     read = Artifact.open(out)
     read.check_base(loaded)
-    if read.manifest != artifact.manifest:
+    if json.loads(read.manifest.to_json()) != json.loads(manifest.to_json()):
         raise CalibrationError(f"{out} does not read back as it was written: the disk may be full or failing")
     return read
+
+
+class _Log:
+    """progress.jsonl: a head that names the run, then a line for everything that happens."""
+
+    def __init__(self, path: Path, run: str, recipe: Recipe):
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = list(self._lines())
+        if not lines:
+            self("run", run=run, recipe=_without_folders(recipe).to_dict())
+        elif lines[0].get("run") != run:
+            raise CalibrationError(
+                f"{path.parent} holds another run, begun with another recipe, text or model: give another "
+                "folder"
+            )
+
+    def __call__(self, what: str, **entries: object) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"what": what, **entries}) + "\n")
+
+    def seconds(self, what: str) -> float:
+        """Time of all steps of a stage, each counted once however often the run was cut."""
+        last = {line["step"]: line["seconds"] for line in self._lines() if line["what"] == what}
+        return sum(last.values())
+
+    def _lines(self) -> Iterator[dict]:
+        if self._path.is_file():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue  # the line that was being written when the run was cut

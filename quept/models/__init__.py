@@ -2,6 +2,7 @@
 
 families  one table entry per architecture: which module paths play which role
 anatomy   the table applied to one model: its blocks, their linear layers by role, what stays as it is
+clone     copies of a module tree that share every tensor: what views and transformed models are made of
 load      a zoo name, a hub id or a folder -> model, tokenizer, anatomy, fingerprint
 """
 

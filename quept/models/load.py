@@ -35,7 +35,12 @@ class LoadError(RuntimeError):
 @dataclass(frozen=True)
 class LoadedModel:
     """A full-precision model and what is known of it. `source` is what was asked for, so that it can be
-    loaded again; `group` the columns that share a scale unless somebody asks otherwise."""
+    loaded again; `group` the columns that share a scale unless somebody asks otherwise.
+
+    record: how the weights were transformed since they were loaded (a `quept.transforms.Record`), or None;
+    source, fingerprint and provenance stay those of what was loaded. online: the layers whose input must
+    pass through `quept.numerics.hadamard.hadamard_transform` as the model runs. `model` does so by itself;
+    whoever puts a layer of their own in such a place has to."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -45,6 +50,8 @@ class LoadedModel:
     fingerprint: str
     provenance: str
     group: int | str = "auto"
+    record: object | None = None
+    online: frozenset[str] = frozenset()
 
 
 def load(source: str | Path, progress: Callable[[str, float | None], None] | None = None) -> LoadedModel:

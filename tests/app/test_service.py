@@ -7,14 +7,15 @@ import json
 import threading
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
 from app.link import encode
 from app.service import Sample, Service
 from app.tabs import explore
-from quept.evaluate import Results
+from quept.evaluate import ResultKey, Results
 from quept.plan import FULL, PlanError, PrecisionPlan
-from quept.runtime import ElasticModel
+from quept.runtime import BASELINES, ElasticModel
 
 MODEL = "tiny"
 
@@ -120,11 +121,28 @@ def test_a_measurement_that_was_taken_over_leaves_nothing_on_the_page(service: S
     assert all("status" not in part for part in list(older)[-1])
 
 
-@pytest.mark.parametrize("identity", ["tried:7", "tried:-1", "tried:", "no such plan", ""])
+@pytest.mark.parametrize("identity", ["tried:7", "tried:-1", "tried:", "no such plan", "baseline:awq", ""])
 def test_an_unknown_point_changes_nothing(service: Service, identity: str):
     equalizer, plan = explore.chosen_point(service, MODEL, [], identity)
     assert isinstance(equalizer, dict) and isinstance(plan, dict)
     assert "w" not in equalizer and "w" not in plan
+
+
+def test_a_measured_baseline_is_a_point_that_loads_nothing_and_says_so(
+    service: Service, elastic: ElasticModel, monkeypatch
+):
+    opened, nf4 = service.opened[MODEL], BASELINES["nf4"]
+    assert not any(p["kind"] == "baseline" for p in service.points(MODEL)["points"])
+    payload = measured(service, PrecisionPlan.uniform(4))["estimate"]
+    opened.results.put(ResultKey(nf4.key, elastic.fingerprint, opened.windows.id), payload)
+    (point,) = [p for p in service.points(MODEL)["points"] if p["kind"] == "baseline"]
+    assert point["label"] == "bitsandbytes NF4" and point["kl"] == payload["kl"]
+    assert point["bytes"] == elastic.baseline_bytes("nf4")
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Info", lambda text, **_: said.append(text))
+    equalizer, plan = explore.chosen_point(service, MODEL, [], point["id"])
+    assert "w" not in equalizer and "w" not in plan
+    assert len(said) == 1 and "bitsandbytes NF4 has no bits per layer" in said[0]
 
 
 def test_a_plan_of_another_size_is_refused(service: Service):

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from app.gate import Admission, Gate
+from app.side import baseline_choices
 from quept.artifact import Artifact
 from quept.models import LoadedModel, anatomy_of, fingerprint_of
 from quept.plan import Bits, PrecisionPlan
@@ -63,6 +64,7 @@ class FakeService:
         return [
             ("Equaliser (Explore page)", "equaliser"),
             *((name.capitalize(), name) for name in self.named),
+            *baseline_choices(self.models[model]),
         ]
 
     def plan(self, model: str, choice: str, wire=None) -> PrecisionPlan:

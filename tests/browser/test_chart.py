@@ -63,6 +63,7 @@ def build(chosen: list[str]) -> gr.Blocks:
             "more": value(third),
             "measured": value(CURRENT),
             "evil": value(evil),
+            "other": value(point("baseline:nf4", "bitsandbytes NF4", "baseline", 4.5, 0.25, 33.3, 0.73)),
             "empty": {"points": []},
         }.items():
             button = gr.Button(name, elem_id=name)
@@ -198,6 +199,18 @@ def test_a_tap_on_a_phone_does_too(visit):
     page = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page.touchscreen.tap(*spot(page, "gentle"))
     expect(page.locator("#out textarea")).to_have_value("gentle")
+
+
+def test_a_baseline_has_its_own_mark_and_nothing_to_load(page: Page, site):
+    page.click("#other")
+    expect(page.locator("#chart .legend")).to_contain_text("other tools")
+    row = page.locator("#chart tbody tr", has_text="bitsandbytes NF4")
+    expect(row).to_contain_text("0.250 ± 0.010")
+    expect(row.get_by_role("button")).to_have_count(0)
+    page.mouse.move(*spot(page, "baseline:nf4"))
+    expect(page.locator("#chart .hoverlayer")).to_contain_text("no plan to load")
+    page.mouse.click(*spot(page, "baseline:nf4"))
+    expect(page.locator("#out textarea")).to_have_value("baseline:nf4")
 
 
 def test_hover_speaks_in_words(page: Page):

@@ -1,10 +1,11 @@
-"""A calibrated folder opens to the same model; nothing is overwritten silently."""
+"""Round-to-nearest as an artifact: a calibrated folder opens to the same model; nothing is overwritten
+silently."""
 
 import pytest
 import torch
 
 from quept.artifact import Artifact, ArtifactError
-from quept.calibrate import CalibrationError, calibrate
+from quept.calibrate import CalibrationError, calibrate_rtn
 from quept.models import LoadError
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
@@ -18,7 +19,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("group", [32, "row", "auto"])
 def test_the_artifact_opens_to_the_model_it_was_made_of(folder, tmp_path, group):
-    made = calibrate(folder, tmp_path / "run", group=group)
+    made = calibrate_rtn(folder, tmp_path / "run", group=group)
     assert made.group == group and made == Artifact.open(tmp_path / "run")
     elastic = ElasticModel.open(tmp_path / "run", device="cpu", dtype=torch.float32)
     assert elastic.artifact.group == group
@@ -26,31 +27,23 @@ def test_the_artifact_opens_to_the_model_it_was_made_of(folder, tmp_path, group)
 
 
 def test_calibrating_again_is_no_conflict(folder, tmp_path):
-    assert calibrate(folder, tmp_path) == calibrate(folder, tmp_path)
+    assert calibrate_rtn(folder, tmp_path) == calibrate_rtn(folder, tmp_path)
 
 
 def test_another_artifact_is_not_overwritten(folder, tmp_path):
-    calibrate(folder, tmp_path, group=32)
+    calibrate_rtn(folder, tmp_path, group=32)
     with pytest.raises(CalibrationError, match="already holds another artifact"):
-        calibrate(folder, tmp_path, group="row")
+        calibrate_rtn(folder, tmp_path, group="row")
     assert Artifact.open(tmp_path).group == 32
 
 
-def test_stages_are_reported(folder, tmp_path):
-    stages = []
-    calibrate(folder, tmp_path, progress=lambda stage, fraction: stages.append(stage))
-    assert "calibrating by rtn" in stages and stages[-1] == "reading it back"
-
-
 def test_what_cannot_be_done_is_said_in_words(folder, tmp_path):
-    with pytest.raises(CalibrationError, match="no method 'awq'; there is rtn"):
-        calibrate(folder, tmp_path / "a", method="awq")
     with pytest.raises(ValueError, match="group must be"):
-        calibrate(folder, tmp_path / "b", group=0)
+        calibrate_rtn(folder, tmp_path / "b", group=0)
     with pytest.raises(LoadError):
-        calibrate(tmp_path / "nothing", tmp_path / "c")
+        calibrate_rtn(tmp_path / "nothing", tmp_path / "c")
     assert not list(tmp_path.iterdir())
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "manifest.json").write_text("{")
     with pytest.raises(ArtifactError, match="damaged"):
-        calibrate(folder, tmp_path / "d")
+        calibrate_rtn(folder, tmp_path / "d")

@@ -10,9 +10,9 @@ from transformers import DynamicCache
 from quept import ElasticModel, PlanError, PrecisionPlan, load
 from quept.artifact import Artifact
 from quept.models import LoadError
+from quept.models.clone import clone
 from quept.numerics import dequantise, fake_quantise_tokens
 from quept.plan import QUANTISED_BITS, Bits
-from quept.runtime.clone import clone
 from tests.tiny import FAMILIES, save_tiny, tiny_model, token_ids
 
 

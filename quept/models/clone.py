@@ -1,4 +1,5 @@
-"""Copies of a module tree that share every tensor: what a view is made of.
+"""Copies of a module tree that share every tensor: what views and transformed models are
+made of.
 
 A twin is a new module object with the same attributes, dictionaries of its own (parameters,
 buffers, children, hooks), and the very same tensors in them. Hanging a hook on one, or putting

@@ -1,0 +1,126 @@
+"""The status under each answer of the chat, as SideStatus shows it: how far the side is, in words, its speed
+and memory, and how the two answers compare.
+
+`ready` is of a side before anything is asked, `reported` of both sides of a Frame. Nothing here knows of
+Gradio or changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app.conversation import Answer, Frame
+from app.side import Precision
+from quept.runtime import ElasticModel
+
+SIDES = ("left", "right")
+
+
+def ready(side: Precision, elastic: ElasticModel) -> dict:
+    """What the next answer will be at."""
+    return {
+        "state": "idle",
+        "words": f"Next answer: {side.label}",
+        "facts": _facts(Answer(deploy_bytes=side.deploy_bytes(elastic))),
+    }
+
+
+def refused(error: object) -> dict:
+    """A choice that cannot be answered at."""
+    return {"state": "error", "words": str(error), "facts": _facts(Answer())}
+
+
+def reported(sides: Sequence[Precision], frame: Frame) -> dict[str, dict]:
+    """Of both sides while they answer and after: a status by the name of its place, `status_left` and
+    `status_right`."""
+    change = {}
+    for i, (name, side, answer) in enumerate(zip(SIDES, sides, frame.answers, strict=True)):
+        status = {
+            "state": answer.state,
+            "words": _words(side, answer),
+            "facts": _facts(answer),
+            "progress": answer.progress,
+        }
+        if frame.parting:
+            here, there = frame.parting.pieces[i], frame.parting.pieces[1 - i]
+            status["line"] = (
+                f"Parts at token {frame.parting.index + 1}: {_piece(here)} here, {_piece(there)} there"
+            )
+            mark = None if here is None else [frame.parting.starts[i], max(1, len(here))]
+            status |= {"parted": True, "text": answer.text, "mark": mark}
+        else:
+            status["line"] = _same(frame)
+        change[f"status_{name}"] = status
+    return change
+
+
+def _words(side: Precision, answer: Answer) -> str:
+    match answer.state:
+        case "queued":
+            return f"Waiting: place {answer.position} in line"
+        case "preparing":
+            return f"Preparing {side.label}"
+        case "reading":
+            return f"Reading the conversation, {side.label}"
+        case "writing":
+            return f"Writing, {side.label}"
+        case "stopped":
+            return f"Stopped, {side.label}"
+        case "error":
+            return answer.error[:1].upper() + answer.error[1:]
+    if answer.cut:
+        return f"Cut at {answer.tokens:,} tokens, {side.label}"
+    return f"Done, {side.label}"
+
+
+def _same(frame: Frame) -> str:
+    if not frame.same:
+        return ""
+    tokens = f"{frame.same:,} token" + ("s" if frame.same > 1 else "")
+    if all(answer.state == "done" for answer in frame.answers):
+        return f"Identical: both sides wrote the same {tokens}"
+    return f"Identical so far, {tokens}"
+
+
+def _piece(piece: str | None) -> str:
+    """A token as a person reads it; those without a letter to show get a name."""
+    if piece is None:
+        return "the end"
+    if not piece:
+        return "part of a character"
+    if not piece.strip():
+        return "a line break" if "\n" in piece else "a space"
+    return f"“{piece.strip()}”"
+
+
+def _facts(answer: Answer) -> list[list[str]]:
+    """Name, value and explanation of each number; a dash for what is not known yet."""
+    size, speed, cache = answer.deploy_bytes, answer.tokens_per_second, answer.cache_bytes
+    first, switch = answer.first_token_s, answer.switch_ms
+    return [
+        ["Deploy", _bytes(size), "Bytes of the model if it were shipped at this precision alone"],
+        [
+            "Speed",
+            "–" if speed is None else f"{speed:.1f} tok/s",
+            "Tokens a second of this side's own steps; the two sides take turns",
+        ],
+        [
+            "First token",
+            "–" if first is None else f"{first:.2f} s",
+            "From its turn until the first token, reading the prompt included",
+        ],
+        ["KV cache", _bytes(cache), "Bytes of the keys and values of this conversation"],
+        [
+            "Switch",
+            "–" if switch is None else f"{switch:,.0f} ms",
+            "Time to put this side's precision together",
+        ],
+    ]
+
+
+def _bytes(count: int | None) -> str:
+    if count is None:
+        return "–"
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 99_950 else f"{count / 1e3:.0f} KB"

@@ -1,0 +1,271 @@
+"""The block-wise stage: QuEPT's reconstruction (arXiv 2602.12609, METHOD sections 2 and 3), one block of the
+network after another.
+
+Two streams of hidden states flow through the blocks: X of the full-precision model, and X' of the calibrated,
+quantised one. Block k learns to undo on X' what quantisation did so far:
+
+    Y = block_k(X), full precision
+    for every epoch and every batch of X':
+        loss_g = sum over tokens, mean over sequences and features, of |block_k at b_g (X') - Y|
+        one backward pass for each bit group g, at a width b_g drawn from it; then one step of Adam
+    X' <- merge over g of block_k at b_g (X')            quept.numerics.merge
+    X  <- Y
+
+The loss counts every position of every sequence; with `activations` the inputs of the layers are rounded to
+the width of the weights. Only the adapters and clips of the block itself are tuned, with both rates falling
+along a cosine to a hundredth. Every batch runs with its own masks and positions (see capture).
+
+Before and after its steps a block is measured on all batches at one set of drawn widths. Where the sum over
+the groups has risen, the block goes back to its start, and the log says so.
+
+All draws follow from (seed, block, epoch, batch). Each finished block is a checkpoint of its own, and when a
+run is taken up the streams are made again from those blocks: stopped anywhere, it ends with the same bytes.
+That costs a pass forward for each group, where tuning cost three for each group and epoch, and no disk.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quept.config import BlockWise
+from quept.numerics.merge import merge
+from quept.plan import FULL, PrecisionPlan
+
+from .capture import Call, Calls
+from .checkpoint import Checkpoint
+from .end_to_end import rate
+from .errors import CalibrationError
+from .streams import Streams
+from .trainable import Trainable
+
+Progress = Callable[[str, float | None], None]
+Losses = dict[str, float]  # of each bit group, by its widths: {"7,8": 0.01, "2": 3.2}
+
+
+@dataclass(frozen=True)
+class TunedBlock:
+    """What became of one block. before, after: loss of each bit group (see the module docstring), a mean over
+    all batches. kept: whether what was learned stays; if not, the block is at its start again."""
+
+    block: str
+    before: Losses
+    after: Losses
+    kept: bool
+
+
+def tune_blocks(
+    trainable: Trainable,
+    settings: BlockWise,
+    inputs: Mapping[str, Tensor],
+    seed: int,
+    folder: Path,
+    checkpoint: Checkpoint,
+    log: Callable[..., None],
+    report: Progress,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Run the stage on `trainable`, from where `checkpoint` has it. inputs: what the model's forward takes,
+    `{"input_ids": (sequences, context)}` and whatever else, by sequence; folder: for streams that do not fit
+    into memory.
+
+    Each block is a log line: "block" with the entries of TunedBlock, `seconds` and, to tell it apart in a log
+    with several runs, `step` from 1. Raises CalibrationError for a loss that is not finite; the blocks before
+    stay in the checkpoint."""
+    blocks = trainable.anatomy.blocks
+    done = 0
+    while done < len(blocks) and (state := checkpoint.read(_stage(done))):
+        trainable.load_state(state, blocks[done].layers.values())
+        done += 1
+    with Streams(folder, settings.memory) as streams:
+        if done == len(blocks):
+            return
+        tuning = BlockWiseTuning(trainable, settings, inputs, seed, streams, report, device)
+        tuning.skip(done)
+        began = time.monotonic()
+        for tuned in tuning.run():
+            now = time.monotonic()
+            log("block", step=tuning.done, of=len(blocks), **asdict(tuned), seconds=round(now - began, 2))
+            began = now
+            layers = blocks[tuning.done - 1].layers.values()
+            checkpoint.write(_stage(tuning.done - 1), trainable.state(layers))
+
+
+class BlockWiseTuning:
+    """The state of the stage: `done` blocks are tuned. full: the stream X, float32 (sequences, context,
+    hidden), outputs of the last tuned block; quantised: the stream X', the inputs of that block until the
+    next one begins."""
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        settings: BlockWise,
+        inputs: Mapping[str, Tensor],
+        seed: int,
+        streams: Streams,
+        report: Progress,
+        device: torch.device | str = "cpu",
+    ):
+        shapes = {name: tuple(t.shape[:2]) for name, t in inputs.items()}
+        shape = (settings.sequences, settings.context)
+        if wrong := [name for name in shapes if shapes[name] != shape]:
+            raise ValueError(f"{wrong[0]} must be {shape}, sequences by context; got {shapes[wrong[0]]}")
+        self.trainable, self.settings, self.seed, self.done = trainable, settings, seed, 0
+        self.device, self._inputs, self._report = torch.device(device), inputs, report
+        schedule = next(iter(trainable.layers.values())).schedule
+        self.groups = {",".join(map(str, sorted(group))): group for group in schedule.groups}
+        self.batches = [
+            slice(i, min(i + settings.batch, settings.sequences))
+            for i in range(0, settings.sequences, settings.batch)
+        ]
+        self._calls = Calls(trainable.view(PrecisionPlan.full()), trainable.anatomy, self._batch(0))
+        hidden = self._calls.of(0, self._batch(0)).hidden.shape[-1]
+        self.full, self.quantised = (streams.new(name, *shape, hidden) for name in ("full", "quantised"))
+        for number, rows in enumerate(self.batches):
+            self.full[rows] = self._calls.of(0, self._batch(number)).hidden.float().cpu()
+            self.quantised[rows] = self.full[rows]
+
+    def run(self) -> Iterator[TunedBlock]:
+        """The blocks that are left."""
+        while self.done < len(self.trainable.anatomy.blocks):
+            yield self.step()
+
+    def skip(self, blocks: int) -> None:
+        """Bring the streams past this many blocks that are tuned already."""
+        while self.done < blocks:
+            self._report(f"going through block {self.done + 1}, tuned before", self.done / blocks)
+            self._enter()
+            self.done += 1
+
+    def step(self) -> TunedBlock:
+        """Tune the next block."""
+        self._enter()
+        index, trainable = self.done, self.trainable
+        block = trainable.anatomy.blocks[index]
+        layers = tuple(block.layers.values())
+        start = {name: t.clone() for name, t in trainable.state(layers).items()}
+        before = self._measured(index, "before tuning")
+        self._tune(index)
+        after = self._measured(index, "after tuning")
+        kept = sum(after.values()) <= sum(before.values())
+        if not kept:
+            trainable.load_state(start, layers)
+        self.done += 1
+        rounded = ({group: float(f"{x:.6g}") for group, x in losses.items()} for losses in (before, after))
+        return TunedBlock(block.name, *rounded, kept)
+
+    def _tune(self, index: int) -> None:
+        """All steps of Adam on one block."""
+        settings, trainable = self.settings, self.trainable
+        layers = trainable.anatomy.blocks[index].layers.values()
+        rates = {"adapters": settings.adapter_rate, "clips": settings.clip_rate}
+        learned = [
+            {"params": parameters, "lr": peak, "peak": peak}
+            for kind, peak in rates.items()
+            if (parameters := trainable.parameters(kind, layers))
+        ]
+        if not learned:
+            return
+        optimiser = torch.optim.Adam(learned)
+        steps, number = settings.epochs * len(self.batches), 0
+        for epoch in range(settings.epochs):
+            for batch in range(len(self.batches)):
+                call, x, y = self._read(index, batch)
+                shown = []
+                for group, bits in self._drawn(index, epoch, batch).items():
+                    if any(trainable.layers[name].learns(bits) for name in layers):
+                        loss = self._loss(index, bits, call, x, y, f"in epoch {epoch + 1}, batch {batch + 1}")
+                        loss.backward()
+                        shown.append(f"{group}: {loss.item():.3g}")
+                for parameters in optimiser.param_groups:
+                    parameters["lr"] = parameters["peak"] * rate(number, steps, 0)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                number += 1
+                self._progress(index, number / steps, f"epoch {epoch + 1}, loss {', '.join(shown)}")
+
+    @torch.no_grad()
+    def _measured(self, index: int, when: str) -> Losses:
+        """Mean loss of each group over all batches, at widths that are the same whenever it is asked."""
+        totals = dict.fromkeys(self.groups, 0.0)
+        for batch in range(len(self.batches)):
+            call, x, y = self._read(index, batch)
+            for group, bits in self._drawn(index, "measure", batch).items():
+                where = f"{when}, batch {batch + 1}"
+                totals[group] += self._loss(index, bits, call, x, y, where).item() * len(x)
+        return {group: total / len(self.full) for group, total in totals.items()}
+
+    def _loss(self, index: int, bits: int, call: Call, x: Tensor, y: Tensor, where: str) -> Tensor:
+        """|block at bits (x) - y|, summed over tokens, mean over the rest."""
+        plan = self._plan(bits)
+        try:
+            out = call.run(self.trainable.block(index, plan), x)
+            loss = (out.float() - y).abs().mean((0, 2)).sum()
+            sound, found = bool(torch.isfinite(loss)), loss.item()
+        except ValueError as error:  # the grid refuses a weight whose adapter has left float16
+            sound, found = False, f"not computable ({error})"
+        if not sound:
+            raise CalibrationError(
+                f"the loss of {self.trainable.anatomy.blocks[index].name} at {plan.name} is {found} {where}; "
+                "the blocks before it are kept in the checkpoint; lower adapter_rate or clip_rate, and "
+                "calibrate into another folder"
+            )
+        return loss
+
+    @torch.no_grad()
+    def _enter(self) -> None:
+        """Bring both streams to the next block: X' to its inputs, X past it to its targets."""
+        index = self.done
+        if index:
+            for batch, rows in enumerate(self.batches):
+                self.quantised[rows] = self._merged(index - 1, batch).cpu()
+        block = self.trainable.block(index, PrecisionPlan.full())
+        for batch, rows in enumerate(self.batches):
+            call = self._calls.of(index, self._batch(batch))
+            x = self.full[rows].to(call.hidden.device, call.hidden.dtype)
+            self.full[rows] = call.run(block, x).float().cpu()
+
+    def _merged(self, index: int, batch: int) -> Tensor:
+        """What a tuned block hands on for one batch of X'."""
+        call, x, _ = self._read(index, batch)
+        outputs = [
+            call.run(self.trainable.block(index, self._plan(bits)), x).float()
+            for bits in self._drawn(index, "merge", batch).values()
+        ]
+        weights = torch.tensor(self.settings.merge, device=x.device)
+        return merge(torch.stack(outputs), weights, self.settings.keep)
+
+    def _read(self, index: int, batch: int) -> tuple[Call, Tensor, Tensor]:
+        """Call of the block, X' and targets of one batch."""
+        rows = self.batches[batch]
+        call = self._calls.of(index, self._batch(batch))
+        device, dtype = call.hidden.device, call.hidden.dtype
+        return call, self.quantised[rows].to(device, dtype), self.full[rows].to(device)
+
+    def _batch(self, batch: int) -> dict[str, Tensor]:
+        """The model's inputs for one batch."""
+        rows = self.batches[batch]
+        return {name: tensor[rows].to(self.device) for name, tensor in self._inputs.items()}
+
+    def _drawn(self, index: int, purpose: int | str, batch: int) -> dict[str, int]:
+        """A width of each bit group, highest group first; purpose: the epoch, or what else is done."""
+        draw = random.Random(f"{self.seed} {index} {purpose} {batch}")
+        return {name: draw.choice(group) for name, group in self.groups.items()}
+
+    def _plan(self, bits: int) -> PrecisionPlan:
+        return PrecisionPlan.uniform(bits, bits if self.settings.activations else FULL)
+
+    def _progress(self, index: int, fraction: float, what: str) -> None:
+        blocks = len(self.trainable.anatomy.blocks)
+        self._report(f"block {index + 1} of {blocks}, {what}", (index + fraction) / blocks)
+
+
+def _stage(index: int) -> str:
+    """Name of a block's checkpoint."""
+    return f"block-{index}"

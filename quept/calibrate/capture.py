@@ -1,0 +1,77 @@
+"""What a model hands to one of its blocks for one batch: hidden states, and every other argument.
+
+The model's own forward runs with stand-ins for its blocks. Those before the one asked for pass on what they
+get; the one asked for raises with what it was called with. Only embeddings, masks and positions are computed,
+so this is cheap enough to be done afresh for every batch and every block, and nothing is kept: no batch is
+run with another's mask, and a model whose blocks get different masks (some with a sliding window) is served
+as well. No family's forward is spelt out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quept.models import Anatomy
+from quept.models.clone import clone, twin
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a block: its hidden states (batch, tokens, hidden) and everything that came with them."""
+
+    hidden: Tensor
+    rest: tuple
+    keywords: Mapping[str, Any]
+
+    def run(self, block: nn.Module, hidden: Tensor | None = None) -> Tensor:
+        """What `block` makes of these hidden states (None: those of the call), with the call's other
+        arguments; of a block that returns a tuple, its first entry."""
+        out = block(self.hidden if hidden is None else hidden, *self.rest, **self.keywords)
+        return out[0] if isinstance(out, tuple) else out
+
+
+class Calls:
+    """The calls of a model's blocks. model: a causal language model of this anatomy; example: inputs of its
+    forward, on which the form of what its blocks return is seen (a tensor, or a tuple of one)."""
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, example: Mapping[str, Tensor]):
+        self._model, self._anatomy, self._tuples = model, anatomy, False
+        first = self.of(0, example)
+        with torch.no_grad():
+            block = model.get_submodule(anatomy.blocks[0].name)
+            out = block(first.hidden, *first.rest, **first.keywords)
+        self._tuples = isinstance(out, tuple)
+
+    @torch.no_grad()
+    def of(self, index: int, inputs: Mapping[str, Tensor]) -> Call:
+        """The call of block `index` in the forward pass on `inputs`, keyword arguments of the model. For a
+        block after the first the hidden states are those of the first."""
+        names = [block.name for block in self._anatomy.blocks[: index + 1]]
+        stand_ins = {name: twin(self._model.get_submodule(name)) for name in names}
+        for stand_in in stand_ins.values():
+            stand_in.forward = self._pass_on
+        stand_ins[names[index]].forward = _reached
+        try:
+            clone(self._model, stand_ins)(**inputs, use_cache=False)
+        except _Reached as reached:
+            return reached.call
+        raise RuntimeError(f"the model ran without calling {names[index]}")
+
+    def _pass_on(self, hidden_states: Tensor, *rest: Any, **keywords: Any) -> Tensor | tuple[Tensor]:
+        return (hidden_states,) if self._tuples else hidden_states
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the block that was asked for."""
+
+    def __init__(self, call: Call):
+        self.call = call
+
+
+def _reached(hidden_states: Tensor, *rest: Any, **keywords: Any) -> None:
+    raise _Reached(Call(hidden_states, rest, keywords))

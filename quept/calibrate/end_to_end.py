@@ -1,0 +1,159 @@
+"""The end-to-end stage: adapters and clips of all layers tuned together, on the divergence of the whole model
+from full precision (METHOD section 2b).
+
+A step reads one batch, asks the full-precision model for its log-probabilities once, and for each bit group
+that the recipe draws from does a forward and a backward pass at one of its widths; then one step of Adam.
+Groups own separate tensors and hold the ranks they borrow constant, so what one group learns never pulls
+another; a parameter that took no part in a step is left alone by it. Every few steps one more pass runs a
+plan that draws a width for every layer, so that mixtures are trained and not only uniform plans.
+
+Everything a step does follows from the settings and its number: a run stopped after any step and resumed from
+its checkpoint ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import LongTensor, Tensor, nn
+
+from quept.config import EndToEnd
+from quept.numerics.adapters import RankSchedule
+from quept.plan import FULL, Bits, PrecisionPlan
+
+from .errors import CalibrationError
+from .loss import divergence_loss
+from .trainable import Trainable
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did: number from 1, of how many, and the divergence of each pass by its plan's name."""
+
+    number: int
+    of: int
+    losses: dict[str, float]
+
+
+class EndToEndTuning:
+    """The state of the stage: `run()` yields after every step and may be left and taken up at any of them."""
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        settings: EndToEnd,
+        schedule: RankSchedule,
+        ids: LongTensor,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ):
+        needed = settings.steps * settings.batch
+        if ids.shape != (needed, settings.context):
+            raise ValueError(f"{needed} sequences of {settings.context} are needed; got {tuple(ids.shape)}")
+        self.trainable, self.settings, self.schedule = trainable, settings, schedule
+        self.ids, self.seed, self.device, self.done = ids, seed, torch.device(device), 0
+        rated = [
+            *(
+                (trainable.parameters("adapters", group=g), peak)
+                for g, peak in enumerate(settings.adapter_rates)
+            ),
+            (trainable.parameters("clips"), settings.clip_rate),
+        ]
+        groups = [{"params": params, "lr": peak, "peak": peak} for params, peak in rated if params]
+        self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
+
+    def run(self) -> Iterator[Step]:
+        """The steps that are left."""
+        while self.done < self.settings.steps:
+            yield self.step()
+
+    def step(self) -> Step:
+        settings, number = self.settings, self.done
+        ids = self.ids[number * settings.batch : (number + 1) * settings.batch].to(self.device)
+        with torch.no_grad():
+            full = self.trainable.view(PrecisionPlan.full())
+            log_probs = full(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+        losses: dict[str, float] = {}
+        for plan in self.plans(number):
+            view = self.trainable.view(plan, settings.checkpointed)
+            try:
+                loss = divergence_loss(view(input_ids=ids, use_cache=False).logits, log_probs)
+            except ValueError as error:  # a weight that left the range of its grid
+                raise self._broken(plan, str(error)) from None
+            if not torch.isfinite(loss):
+                raise self._broken(plan, f"the loss is {loss.item()}")
+            loss.backward()
+            losses[plan.name] = round(loss.item(), 6)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * rate(number, settings.steps, settings.warmup)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.done += 1
+        return Step(self.done, settings.steps, losses)
+
+    def _broken(self, plan: PrecisionPlan, why: str) -> CalibrationError:
+        return CalibrationError(
+            f"end to end, step {self.done + 1} of {self.settings.steps}, {plan.name}: {why}; the last good "
+            "checkpoint is kept: calibrate into another folder with lower rates"
+        )
+
+    def plans(self, number: int) -> list[PrecisionPlan]:
+        """The plans that step `number` (from 0) trains."""
+        draw, settings = random.Random(f"{self.seed} {number}"), self.settings
+        plans = []
+        for widths in settings.draws:
+            bits = draw.choice(widths)
+            plans.append(PrecisionPlan.uniform(bits, self._activations(bits, draw)))
+        if settings.mixed_every and (number + 1) % settings.mixed_every == 0:
+            rules = {}
+            for layer in self.trainable.layers:
+                bits = draw.choice(self.schedule.widths)
+                rules[layer] = Bits(bits, self._activations(bits, draw))
+            plans.append(PrecisionPlan.of(rules, name="mixed"))
+        return plans
+
+    def _activations(self, bits: int, draw: random.Random) -> int:
+        """Width of the inputs of a layer at `bits`."""
+        if not self.settings.activations:
+            return FULL
+        wider = [b for b in self.schedule.widths if b > bits]
+        return draw.choice(wider) if wider and draw.random() < self.settings.wider else bits
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything needed to go on from here, as tensors by name."""
+        names = {id(p): name for name, p in _named(self.trainable)}
+        state = {"steps done": torch.tensor(self.done)} | self.trainable.state()
+        for p, moments in self.optimiser.state.items():
+            state |= {f"{names[id(p)]}.{key}": torch.as_tensor(value) for key, value in moments.items()}
+        return state
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.done = int(state["steps done"])
+        self.trainable.load_state(state)
+        for name, p in _named(self.trainable):
+            moments = {
+                key: state[f"{name}.{key}"]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{name}.{key}" in state
+            }
+            if moments:
+                self.optimiser.state[p] = {
+                    key: m.clone() if key == "step" else m.clone().to(p.device) for key, m in moments.items()
+                }
+
+
+def rate(number: int, steps: int, warmup: int) -> float:
+    """Factor of the learning rate at step `number` (from 0): a linear rise, then a cosine down to 1/100."""
+    rise = min(1.0, (number + 1) / (warmup + 1))
+    return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * number / steps)))
+
+
+def _named(trainable: Trainable) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, layer in trainable.layers.items():
+        for key, p in layer.named_parameters():
+            yield f"{name}.{key}", p

@@ -1,0 +1,40 @@
+"""KL(p || q) from full precision, mean over positions, with its gradient made in the same pass.
+
+    L = 1/T sum_t sum_v p_tv (log p_tv - log q_tv)         q = softmax(logits);  dL/dlogits = (q - p) / T
+
+Autograd through log_softmax would keep and pass over five tensors of the size of the logits, 100 MB each for
+512 tokens of a 49,152-word vocabulary; here one is kept, and rows are handled in chunks that stay in the
+cache.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quept.evaluate.forward import chunks
+
+
+def divergence_loss(logits: Tensor, log_probs: Tensor) -> Tensor:
+    """logits (..., V) of the model in training, log_probs (..., V) of full precision -> scalar."""
+    return _Divergence.apply(logits, log_probs)
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, log_probs: Tensor) -> Tensor:
+        q, p = logits.flatten(0, -2), log_probs.flatten(0, -2)
+        grad = torch.empty_like(q)
+        total = torch.zeros((), dtype=torch.float64, device=q.device)
+        for rows in chunks(*q.shape, q.device):
+            log_q = q[rows].float().log_softmax(-1)
+            log_p = p[rows].float()
+            probabilities = log_p.exp()
+            total += (log_p - log_q).mul_(probabilities).sum(dtype=torch.float64)
+            grad[rows] = log_q.exp_().sub_(probabilities).div_(len(q))
+        ctx.save_for_backward(grad.view_as(logits))
+        return (total / len(q)).float()
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0] * upstream, None

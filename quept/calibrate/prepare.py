@@ -1,0 +1,33 @@
+"""The transforms of a recipe, found where they need finding and applied to the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from quept.config import Recipe
+from quept.models import LoadedModel
+from quept.transforms import Record, apply, search_scales
+
+from .text import sequences
+
+Progress = Callable[[str, float | None], None]
+SEARCHED = 8  # sequences that channel scales are searched on
+
+
+def prepared(loaded: LoadedModel, recipe: Recipe, group: int | str, report: Progress) -> LoadedModel:
+    """The base with the recipe's transforms. Channel scales (`scaling`) are searched on calibration text, and
+    found again to the bit when a run is resumed."""
+    record = Record()
+    for step in recipe.transforms:
+        if step["kind"] != "scaling":
+            record = Record((*record.steps, step), record.tensors)
+            continue
+        stage = recipe.end_to_end or recipe.block_wise
+        ids = sequences(recipe.text.sources, loaded.tokenizer, SEARCHED, stage.context, recipe.seed, report)
+        settings = {key: value for key, value in step.items() if key != "kind"}
+        found = search_scales(apply(loaded, record), ids, group=group, progress=report, **settings)
+        record = Record(found.steps, found.tensors)
+    if not record.steps:
+        return loaded
+    report("transforming the weights", None)
+    return apply(loaded, record)

@@ -1,0 +1,197 @@
+"""What calibration learns of a model, and the model at any plan while it is being learned.
+
+A `TrainableLayer` holds one linear layer's frozen weight and its few learned tensors: the cascaded adapter
+(B, A) and, for every width that clips, the logits of two clip factors per group of columns. `values(bits)` is
+the weight on its grid as a differentiable function of them:
+
+    x' = round_to_grid(W + B[:, :r] @ A[:r], bits, low = sigmoid(clip[0]), high = sigmoid(clip[1]))
+
+A `Trainable` is a model whose layers are such. As at run time precision is an argument: `view(plan)` is a
+clone of the module tree whose leaves compute their weights from the shared parameters at the plan's widths,
+so that the gradient of any loss on the view reaches them. What is learned leaves as `learned()`, in the form
+in which an artifact stores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+
+from quept.artifact import LayerParameters
+from quept.models import Anatomy
+from quept.models.clone import clone
+from quept.numerics.adapters import RankSchedule, adapted, new_adapter
+from quept.numerics.grid import group_size
+from quept.numerics.hadamard import hadamard_transform
+from quept.numerics.ste import round_to_grid, round_tokens
+from quept.plan import FULL, Bits, PrecisionPlan
+
+
+class TrainableLayer(nn.Module):
+    """Learned tensors of one linear layer. weight (out, in) and bias (out,) or None are frozen; the weight's
+    dtype is the one that is computed in.
+
+    clip_start: `{bits: logit that both clip factors start from}`; a width that is missing is not clipped."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        schedule: RankSchedule,
+        clip_start: Mapping[int, float],
+        group: int,
+        generator: torch.Generator,
+        online: bool = False,
+    ):
+        super().__init__()
+        rows, columns = weight.shape
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+        self.schedule, self.group, self.online = schedule, group, online
+        pairs = [new_adapter(rows, columns, step, generator) for step in schedule.steps]
+        self.b = nn.ParameterList(b.to(weight.device) for b, _ in pairs)  # one entry for each bit group's own
+        self.a = nn.ParameterList(a.to(weight.device) for _, a in pairs)  # ranks: a low width trains no other
+        shape = (2, rows, -(-columns // group))
+        self.clips = nn.ParameterDict(
+            {
+                str(bits): nn.Parameter(torch.full(shape, float(start), device=weight.device))
+                for bits, start in clip_start.items()
+            }
+        )
+
+    def values(self, bits: int) -> Tensor:
+        """The weight (out, in) at 2..8 bits, or as it is at 16."""
+        if bits == FULL:
+            return self.weight
+        x = adapted(self.weight, *self._adapter(bits), self.schedule, bits)
+        if str(bits) in self.clips:
+            low, high = self.clips[str(bits)].sigmoid()
+        else:
+            low = high = torch.ones((), device=x.device).expand(x.shape[0], -(-x.shape[1] // self.group))
+        return round_to_grid(x, bits, self.group, low, high)
+
+    def learns(self, bits: int) -> bool:
+        """Whether this width has anything to learn: ranks of its own group, or clip factors."""
+        own = self.schedule.group_of(bits)
+        return str(bits) in self.clips or (own >= 0 and self.schedule.steps[own] > 0)
+
+    def _adapter(self, bits: int) -> tuple[Tensor, Tensor]:
+        """B and A of this width, with borrowed ranks held constant."""
+        own = self.schedule.group_of(bits)
+        b = [part if g == own else part.detach() for g, part in enumerate(self.b) if g <= own]
+        a = [part if g == own else part.detach() for g, part in enumerate(self.a) if g <= own]
+        return (torch.cat(b, 1), torch.cat(a)) if b else (self.weight[:, :0], self.weight[:0])
+
+    def learned(self, bits: Iterable[int]) -> LayerParameters:
+        """What was learned for these widths, rounded to what an artifact stores."""
+        factors = {b: self.clips[str(b)].detach().sigmoid() for b in bits if str(b) in self.clips}
+        return LayerParameters.rounded(
+            self.schedule,
+            torch.cat([b.detach() for b in self.b], 1),
+            torch.cat([a.detach() for a in self.a]),
+            factors,
+            tuple(bits),
+        )
+
+
+class _AtWidth(nn.Module):
+    """The leaf of a view: the layer at one width."""
+
+    def __init__(self, layer: TrainableLayer, bits: Bits):
+        super().__init__()
+        self.__dict__["layer"], self.bits = layer, bits  # not a child: it is shared by all views
+        self.out_features, self.in_features = layer.weight.shape
+
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.layer.online:
+            x = hadamard_transform(x)
+        if self.bits.activations != FULL:
+            x = round_tokens(x, self.bits.activations)
+        return linear(x, self.layer.values(self.bits.weights), self.layer.bias)
+
+
+class Trainable:
+    """A model (its layers' weights in the dtype to compute in) and one TrainableLayer for each of `layers`.
+
+    online: layers whose input passes through a Hadamard transform, as `LoadedModel.online` names them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        schedule: RankSchedule,
+        clip_start: Mapping[int, float],
+        group: int | str,
+        seed: int,
+        online: Collection[str] = (),
+    ):
+        self.anatomy, self._model = anatomy, model
+        generator = torch.Generator().manual_seed(seed)
+        self.layers: dict[str, TrainableLayer] = {}
+        for name in anatomy.layers:
+            source = model.get_submodule(name)
+            bias = None if source.bias is None else source.bias.detach()
+            columns = source.weight.shape[1]
+            self.layers[name] = TrainableLayer(
+                source.weight.detach(),
+                bias,
+                schedule,
+                clip_start,
+                group_size(columns, group),
+                generator,
+                name in online,
+            )
+
+    def view(self, plan: PrecisionPlan, checkpointed: bool = False) -> nn.Module:
+        """The model at this plan. checkpointed: keep only the blocks' inputs for the backward pass and
+        compute the rest again."""
+        bound = {name: _AtWidth(self.layers[name], bits) for name, bits in plan.resolve(self.layers).items()}
+        view = clone(self._model, bound)
+        if checkpointed:
+            for block in self.anatomy.blocks:
+                module = view.get_submodule(block.name)
+                module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+        return view
+
+    def block(self, index: int, plan: PrecisionPlan) -> nn.Module:
+        """One block of the model at this plan, by itself."""
+        block, bits = self.anatomy.blocks[index], plan.resolve(self.layers)
+        bound = {name: _AtWidth(self.layers[name], bits[name]) for name in block.layers.values()}
+        return clone(self._model.get_submodule(block.name), bound, block.name)
+
+    def parameters(
+        self, kind: str, layers: Iterable[str] | None = None, group: int | None = None
+    ) -> list[nn.Parameter]:
+        """The learned tensors of a kind, "adapters" or "clips": of these layers, or of all; of adapters those
+        that one bit group owns, or all."""
+        chosen = [self.layers[name] for name in (self.layers if layers is None else layers)]
+        if kind == "clips":
+            return [p for layer in chosen for p in layer.clips.values()]
+        owned = slice(None) if group is None else slice(group, group + 1)
+        return [p for layer in chosen for p in (*layer.b[owned], *layer.a[owned]) if p.numel()]
+
+    def state(self, layers: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """The learned tensors of these layers (None: of all) by name, shared with the layers."""
+        return {
+            f"{name}.{key}": p.data
+            for name in (self.layers if layers is None else layers)
+            for key, p in self.layers[name].named_parameters()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor], layers: Iterable[str] | None = None) -> None:
+        """Copy tensors of the same names and shapes back in, those of these layers or of all."""
+        for name, tensor in self.state(layers).items():
+            tensor.copy_(state[name])
+
+    def learned(self, bits: Iterable[int]) -> dict[str, LayerParameters]:
+        bits = tuple(bits)
+        return {name: layer.learned(bits) for name, layer in self.layers.items()}

@@ -1,0 +1,247 @@
+"""Calibration recipes: what a run does, as frozen settings read from a TOML file that people can read.
+
+    recipe = Recipe.load("smollm2-weight-only")        # a name of presets/recipes, or a path
+
+A recipe names its transforms, its adapters and clips, and one or two stages: `block_wise` (METHOD: QuEPT's
+reconstruction of one block after another) and `end_to_end` (divergence of the whole model from full
+precision). An unknown key is an error, so is a value of the wrong kind: nothing is accepted and ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quept.numerics.adapters import RankSchedule
+
+FOLDER = Path(__file__).parent.parent / "presets" / "recipes"
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read or makes no sense; the message names the file and the entry."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is calibrated on: `{built-in text or path of a text file: its share}`; shares are relative."""
+
+    sources: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        _need(bool(self.sources), "sources", "needs at least one text")
+        _need(all(share > 0 for share in self.sources.values()), "sources", "needs shares above 0")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """start: `{bits: logit}` that the clip factors sigmoid(logit) start from. A width not named is not
+    clipped."""
+
+    start: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class BlockWise:
+    """QuEPT's reconstruction. sequences x context tokens, `batch` sequences a step; a loss for every bit
+    group. merge: weights of the groups in the next block's input, highest group first; keep: the share of
+    tokens that keep the highest group's features. memory: bytes of activations held before they go to
+    disk."""
+
+    sequences: int
+    context: int
+    batch: int
+    epochs: int
+    adapter_rate: float
+    clip_rate: float
+    merge: tuple[float, ...]
+    keep: float = 0.5
+    activations: bool = False
+    memory: int = 4_000_000_000
+
+    def __post_init__(self) -> None:
+        for name in ("sequences", "context", "batch", "epochs", "memory"):
+            _need(getattr(self, name) >= 1, name, "must be 1 or more")
+        for name in ("adapter_rate", "clip_rate"):
+            _need(getattr(self, name) >= 0, name, "must not be negative")
+        _need(abs(sum(self.merge) - 1) < 1e-6, "merge", "weights must add up to 1")
+        _need(0 <= self.keep <= 1, "keep", "must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """Distillation of the whole model. Each step reads `batch` sequences of `context` tokens, and for each
+    entry of `draws` does one backward pass at a width drawn from it; every `mixed_every`-th step one more, at
+    a plan that draws a width for every layer (0: never). activations: inputs of the layers are rounded too,
+    to the width of the weights or, with probability `wider`, to a larger one. checkpointed: keep only block
+    inputs for the backward pass. adapter_rates: one for each bit group; high widths want gentle steps."""
+
+    steps: int
+    batch: int
+    context: int
+    adapter_rates: tuple[float, ...]
+    clip_rate: float
+    draws: tuple[tuple[int, ...], ...]
+    mixed_every: int = 0
+    activations: bool = False
+    wider: float = 0.0
+    warmup: int = 5
+    checkpointed: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "context"):
+            _need(getattr(self, name) >= 1, name, "must be 1 or more")
+        for name in ("clip_rate", "mixed_every", "wider", "warmup"):
+            _need(getattr(self, name) >= 0, name, "must not be negative")
+        _need(all(rate >= 0 for rate in self.adapter_rates), "adapter_rates", "must not be negative")
+        _need(bool(self.draws) and all(self.draws), "draws", "needs at least one width to draw")
+        _need(all(2 <= b <= 8 for draw in self.draws for b in draw), "draws", "draws widths from 2 to 8")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """name: of the file. group: columns per scale, "auto", "row", or None for the model's own. transforms:
+    steps that `quept.transforms` understands, in order. held_out: sequences kept from training, on which
+    every width is compared with plain rounding at the end."""
+
+    name: str
+    note: str
+    text: Text
+    adapters: RankSchedule
+    clip: Clip
+    group: int | str | None = None
+    seed: int = 0
+    held_out: int = 4
+    transforms: tuple[Mapping[str, Any], ...] = ()
+    block_wise: BlockWise | None = None
+    end_to_end: EndToEnd | None = None
+
+    def __post_init__(self) -> None:
+        widths = self.adapters.widths
+        _need(bool(self.block_wise or self.end_to_end), "block_wise, end_to_end", "one of the two is needed")
+        _need(set(self.clip.start) <= set(widths) - {8}, "clip", "clips widths of the bit groups below 8")
+        _need(self.held_out >= 1, "held_out", "must be 1 or more")
+        if self.end_to_end:
+            drawn = {bits for draw in self.end_to_end.draws for bits in draw}
+            _need(drawn <= set(widths), "draws", f"draws {sorted(drawn - set(widths))}, in no bit group")
+            fits = len(self.end_to_end.adapter_rates) == len(self.adapters.groups)
+            _need(fits, "adapter_rates", "needs one rate for each bit group")
+        if self.block_wise and self.end_to_end:
+            same = self.block_wise.context == self.end_to_end.context
+            _need(same, "context", "must be the same in block_wise and end_to_end")
+        if self.block_wise:
+            wide = not self.block_wise.activations or min(widths) >= 4
+            _need(wide, "block_wise.activations", "needs bit groups of 4 bits and more")
+            fits = len(self.block_wise.merge) == len(self.adapters.groups)
+            _need(fits, "merge", "needs one weight for each bit group")
+
+    @classmethod
+    def load(cls, name: str | Path, model: str = "") -> Recipe:
+        """A recipe of presets/recipes by name, or any TOML file by path. With the name of a built-in model
+        "weight-only" also means the recipe made for it: smollm2-weight-only for smollm2-135m."""
+        path = Path(name)
+        if path.suffix != ".toml":
+            found = (FOLDER / f"{n}.toml" for n in (name, f"{model.partition('-')[0]}-{name}"))
+            path = next(filter(Path.is_file, found), path)
+        if not path.is_file():
+            raise RecipeError(
+                f"no recipe {str(name)!r}: give {', '.join(names())}, or a path ending in .toml"
+            )
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise RecipeError(f"{path} is not a recipe: {error}") from None
+        try:
+            return cls.from_dict({"name": path.stem} | data)
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        return _build(cls, data, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` reads it back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def with_text(self, sources: Mapping[str, float]) -> Recipe:
+        """The same recipe on other texts."""
+        return dataclasses.replace(self, text=Text(sources))
+
+
+def names() -> list[str]:
+    """Names of the recipes that come with the program."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def _need(sound: bool, entry: str, what: str) -> None:
+    if not sound:
+        raise RecipeError(f"{entry} {what}")
+
+
+def _build(kind: type, data: object, where: str) -> Any:
+    """The dataclass `kind` from a table, checking names and types of its entries."""
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{where or 'the recipe'} must be a table of settings")
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    dot = f"{where}." if where else ""
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        raise RecipeError(f"unknown entry {dot}{unknown[0]}; there are {', '.join(known)}")
+    required = (
+        name
+        for name, f in known.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
+    missing = [name for name in required if name not in data]
+    if missing:
+        raise RecipeError(f"entry {dot}{missing[0]} is missing")
+    values = {name: _value(hints[name], value, dot + name) for name, value in data.items()}
+    try:
+        return kind(**values)
+    except RecipeError as error:
+        raise RecipeError(f"{dot}{error}") from None
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def _value(hint: Any, value: object, where: str) -> Any:
+    """One entry as the type its field is declared with."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in inner:
+            return None
+        for option in inner:
+            try:
+                return _value(option, value, where)
+            except RecipeError:
+                if dataclasses.is_dataclass(option):
+                    raise
+    elif hint is Any:
+        return value
+    elif dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    elif origin is tuple and isinstance(value, list | tuple):
+        return tuple(_value(inner[0], item, where) for item in value)
+    elif origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        return {_key(inner[0], key, where): _value(inner[1], item, where) for key, item in value.items()}
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise RecipeError(f"{where} cannot be {value!r}")
+
+
+def _key(hint: type, key: str | int, where: str) -> Any:
+    """TOML and JSON keys are text; widths are numbers."""
+    try:
+        return hint(key)
+    except ValueError:
+        raise RecipeError(f"{where} has the entry {key!r}, which is not a width") from None

@@ -1,0 +1,37 @@
+"""A record's steps, in order, on a draft of the model."""
+
+from __future__ import annotations
+
+from quept.models import LoadedModel
+
+from .draft import Draft
+from .norms import fold_norms
+from .record import Record, TransformError
+from .rotation import rotate
+from .scaling import scale
+
+STEPS = {
+    "norms": lambda draft, record: fold_norms(draft),
+    "rotation": lambda draft, record, **settings: rotate(draft, **settings),
+    "scaling": lambda draft, record, **how: scale(draft, record.tensors),
+}
+
+
+def apply(loaded: LoadedModel, record: Record) -> LoadedModel:
+    """The model of `loaded` with the record's steps taken: another model with the same logits, up to one
+    rounding of each weight to float16 (to float32 or float64 if that is what the model has). The same record
+    on the same weights gives the same bits.
+
+    `loaded` is not changed; source, fingerprint and provenance stay those of the base. What comes out runs by
+    itself, `online` layers included, but only together with its record can it be stored: save the record and
+    the base, not the weights. TransformError if the model was transformed before or the record does not fit.
+    """
+    if loaded.record is not None:
+        raise TransformError(
+            f"{loaded.title} was transformed before: load the base again and apply one record with all steps"
+        )
+    draft = Draft(loaded)
+    for step in record.steps:
+        settings = dict(step)
+        STEPS[settings.pop("kind")](draft, record, **settings)
+    return draft.finish(record)

@@ -1,0 +1,164 @@
+"""A model being rewritten: every step notes its edits, and at the end each weight is read, edited and rounded
+once.
+
+An edit is a function on (weight, bias) in float64. They are kept as a list per layer and run one layer at a
+time when the draft is finished, so that a large model never lies in memory in float64. Only the norms, which
+are small, are held and changed at once. The model that was given is never written to: the new one is a clone
+that shares whatever nobody edited.
+
+Results are float16 where the model has 16 bits, bfloat16 included (its eight digits are fewer than a rotated
+weight needs); a model in float32 or float64 stays as wide as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from quept.models import FAMILIES, Anatomy, LoadedModel
+from quept.models.clone import clone, twin
+
+from .online import HadamardLinear
+from .record import Record, TransformError
+
+OnTensor = Callable[[Tensor], Tensor]
+Edit = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """One norm as the steps see it: weight and bias (channels,) float64, or None where it has none; `rms` if
+    it does not subtract the mean."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    rms: bool
+
+    @property
+    def plain(self) -> bool:
+        """Whether it only normalises."""
+        ones = self.weight is None or bool((self.weight == 1).all())
+        return ones and (self.bias is None or not self.bias.any())
+
+
+class Draft:
+    """The working copy of one model. `norms` by name; `readers` names the linear layers behind each norm, the
+    head behind the last; `embeddings` everything that is looked up and added to the residual stream."""
+
+    def __init__(self, loaded: LoadedModel):
+        self.loaded = loaded
+        self.model: PreTrainedModel = loaded.model
+        self.anatomy: Anatomy = loaded.anatomy
+        self.online: set[str] = set()
+        self.untied = False
+        self._edits: dict[str, list[Edit]] = {}
+        self.readers = readers(self.model, self.anatomy)
+        self.norms = {name: _norm(self.model.get_submodule(name)) for name in self.readers}
+        self._found = dict(self.norms)
+        self.embeddings = [n for n, m in self.model.named_modules() if isinstance(m, nn.Embedding)]
+
+    def columns(self, name: str, change: OnTensor) -> None:
+        """Change a weight along its last axis: a linear layer's inputs, an embedding's features."""
+        self.edit(name, lambda weight, bias: (change(weight), bias))
+
+    def rows(self, name: str, change: OnTensor) -> None:
+        """Change a linear layer's outputs, its bias included; `change` works along the last axis."""
+        self.edit(name, lambda weight, bias: (change(weight.mT).mT, None if bias is None else change(bias)))
+
+    def edit(self, name: str, edit: Edit) -> None:
+        self._edits.setdefault(name, []).append(edit)
+
+    def untie(self) -> None:
+        """Give the head a weight of its own."""
+        self.untied = True
+        self._edits.setdefault(self.anatomy.head, [])
+
+    def finish(self, record: Record) -> LoadedModel:
+        """The transformed model; TransformError if a weight does not fit its dtype any more."""
+        changed = {name: self._edited(name, edits) for name, edits in self._edits.items()}
+        for name, norm in self.norms.items():
+            if norm is not self._found[name]:
+                changed[name] = self._with_norm(name, norm)
+        model = clone(self.model, changed)
+        kept: dict[int, nn.Parameter] = {}  # what nobody edited, ties included
+        for module in model.modules():
+            for key, p in module._parameters.items():
+                if p is not None and p.dtype != _storage(p.dtype):
+                    module._parameters[key] = kept.setdefault(id(p), _parameter(p, p.dtype))
+        config, old = copy.deepcopy(self.model.config), self.model.config
+        config.dtype = next(model.parameters()).dtype
+        if self.untied:
+            config.tie_word_embeddings = False
+            model.all_tied_weights_keys = {}
+        for module in model.modules():
+            if module.__dict__.get("config") is old:
+                module.config = config
+        return replace(self.loaded, model=model, record=record, online=frozenset(self.online))
+
+    def _edited(self, name: str, edits: list[Edit]) -> nn.Module:
+        module = twin(self.model.get_submodule(name))
+        dtype = module.weight.dtype
+        old = getattr(module, "bias", None)
+        weight, bias = module.weight.detach().double(), None if old is None else old.detach().double()
+        for edit in edits:
+            weight, bias = edit(weight, bias)
+        module._parameters["weight"] = _parameter(weight, dtype, name)
+        if bias is not None:
+            module._parameters["bias"] = _parameter(bias, dtype, name)
+        return HadamardLinear.of(module) if name in self.online else module
+
+    def _with_norm(self, name: str, norm: Norm) -> nn.Module:
+        old = self.model.get_submodule(name)
+        dtype = next(chain(old.parameters(), self.model.parameters())).dtype
+        if norm.rms and isinstance(old, nn.LayerNorm):
+            module = nn.RMSNorm(old.normalized_shape, old.eps).train(old.training)
+        else:
+            module = twin(old)
+        module._parameters["weight"] = None if norm.weight is None else _parameter(norm.weight, dtype, name)
+        if "bias" in module._parameters:
+            module._parameters["bias"] = None if norm.bias is None else _parameter(norm.bias, dtype, name)
+        return module
+
+
+def readers(model: nn.Module, anatomy: Anatomy) -> dict[str, tuple[str, ...]]:
+    """`{norm: the linear layers that read it}` by full name, the final norm and the head last; TransformError
+    for a model that is wired in another way than the families are."""
+    named, roles = dict(model.named_modules()), FAMILIES[anatomy.family].norms
+    found = {
+        f"{block.name}.{norm}": tuple(block.layers[role] for role in roles[norm])
+        for block in anatomy.blocks
+        for norm in roles
+    } | {anatomy.final_norm: (anatomy.head,)}
+    known = {*anatomy.layers, anatomy.head}
+    others = [n for n, m in named.items() if isinstance(m, nn.Linear) and n not in known]
+    if others or anatomy.final_norm not in named or not getattr(model.config, "do_layer_norm_before", True):
+        raise TransformError(
+            f"this {anatomy.family} model cannot be transformed: its norms come after the layers, or "
+            f"linear layers stand between ({', '.join(others) or 'none'}); calibrate it without transforms"
+        )
+    return found
+
+
+def _norm(module: nn.Module) -> Norm:
+    weight, bias = (
+        None if p is None else p.detach().double()
+        for p in (getattr(module, key, None) for key in ("weight", "bias"))
+    )
+    return Norm(weight, bias, rms=not isinstance(module, nn.LayerNorm))
+
+
+def _storage(dtype: torch.dtype) -> torch.dtype:
+    return torch.float16 if dtype == torch.bfloat16 else dtype
+
+
+def _parameter(values: Tensor, dtype: torch.dtype, name: str = "a weight") -> nn.Parameter:
+    values = values.detach().to(_storage(dtype)).contiguous()
+    if not torch.isfinite(values).all():
+        raise TransformError(f"{name} is not finite in {_storage(dtype)} after the transforms")
+    return nn.Parameter(values, requires_grad=False)

@@ -1,0 +1,41 @@
+"""Fold norms into the linear layers that read them, so that they only normalise.
+
+A norm gives y = n * w + beta, n the normalised input (T, channels); a reader computes y W^T + b. Then
+
+    W' = W diag(w)      b' = b + W beta      w' = 1      beta' = 0
+
+with W and b in float64. A reader without a bias gets one where beta is not zero. The final norm goes into the
+head, which first gets a weight of its own where it shared the embedding's. Norms inside attention (Qwen3's,
+per head) stay as they are. First step of QuaRot and SliceGPT (arXiv 2404.00456, 2401.15024).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .draft import Draft, Norm
+
+
+def fold_norms(draft: Draft) -> None:
+    """Every norm before a linear layer becomes plain."""
+    draft.untie()
+    for name, norm in draft.norms.items():
+        if norm.plain:
+            continue
+        for reader in draft.readers[name]:
+            if norm.bias is not None:
+                draft.edit(reader, lambda w, b, beta=norm.bias: (w, _absorbed(w, b, beta)))
+            if norm.weight is not None:
+                draft.columns(reader, lambda w, factor=norm.weight: w * factor)
+        ones, zeros = (
+            None if p is None else make(p)
+            for p, make in ((norm.weight, torch.ones_like), (norm.bias, torch.zeros_like))
+        )
+        draft.norms[name] = Norm(ones, zeros, norm.rms)
+
+
+def _absorbed(weight: Tensor, bias: Tensor | None, beta: Tensor) -> Tensor | None:
+    """The bias (out,) that says what beta (in,) said."""
+    more = weight @ beta
+    return (more if more.any() else None) if bias is None else bias + more

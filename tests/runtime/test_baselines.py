@@ -1,0 +1,201 @@
+"""bitsandbytes' layers as views of the same model: the very values it computes, shared, counted, optional."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from quept import ElasticModel, PrecisionPlan, load
+from quept.artifact import Artifact
+from quept.runtime import BASELINES, BaselineError, baselines
+from tests.tiny import FAMILIES, save_tiny, token_ids
+
+NAMES = tuple(BASELINES)
+installed = pytest.mark.skipif(not baselines.available(), reason="bitsandbytes is not installed")
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return {name: load(save_tiny(name, root / name)) for name in FAMILIES}
+
+
+def elastic_of(loaded, dtype=torch.float32) -> ElasticModel:
+    return ElasticModel(loaded, Artifact.rtn(loaded), dtype=dtype, device="cpu")
+
+
+@pytest.fixture
+def elastic(loaded) -> ElasticModel:
+    return elastic_of(loaded["llama"])
+
+
+@torch.no_grad()
+def logits(model, ids=None):
+    return model(token_ids() if ids is None else ids).logits
+
+
+@installed
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nf4_multiplies_by_what_bitsandbytes_dequantises(loaded, family):
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    elastic = elastic_of(loaded[family])
+    values = {}
+    for name in elastic.layers:
+        weight = elastic.base.get_submodule(name).weight.data
+        packed, state = quantize_4bit(weight, blocksize=64, compress_statistics=False, quant_type="nf4")
+        state.dtype = torch.float32  # to compute in; the codes are those of the 16-bit weight
+        values[name] = dequantize_4bit(packed, state)
+    expected = logits(elastic.with_weights(values))
+    assert torch.equal(logits(elastic.baseline("nf4")), expected)
+    assert not torch.equal(expected, logits(elastic.view(PrecisionPlan.full())))
+
+
+@installed
+@pytest.mark.parametrize("outliers", [False, True])
+def test_int8_is_bitsandbytes_own_layer(elastic, outliers):
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    name = elastic.layers[0]
+    weight = elastic.base.get_submodule(name).weight.data
+    plain = Linear8bitLt(*weight.shape[::-1], bias=False, has_fp16_weights=False, threshold=6.0).eval()
+    plain.weight = Int8Params(weight.clone(), requires_grad=False).to("cpu")
+    x = torch.randn(2, 5, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    x[0, 2, 7] = 30.0 if outliers else 0.0
+    layer = elastic.baseline("int8").get_submodule(name)
+    with torch.no_grad():
+        assert torch.equal(layer(x), plain(x))
+        exact = x @ weight.float().T
+    assert 0 < (layer(x) - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@installed
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_a_baseline_shares_everything_else_and_leaves_the_source_alone(loaded, family, name):
+    elastic = elastic_of(loaded[family])
+    before = {layer: elastic.base.get_submodule(layer).weight.clone() for layer in elastic.layers}
+    full = elastic.view(PrecisionPlan.full())
+    reference = logits(full)
+    view = elastic.baseline(name)
+    assert torch.isfinite(logits(view)).all()
+    assert view.get_input_embeddings().weight is full.get_input_embeddings().weight
+    assert torch.equal(logits(full), reference)
+    for layer, weight in before.items():
+        assert torch.equal(elastic.base.get_submodule(layer).weight, weight)
+
+
+@installed
+@pytest.mark.parametrize("name", NAMES)
+def test_views_do_not_see_each_other(elastic, name):
+    first, second = elastic.baseline(name), elastic.baseline(name)
+    expected = logits(first)
+    layer = elastic.layers[0]
+    first.get_submodule(layer).register_forward_hook(lambda *_: torch.full_like(_[2], 7.0))
+    assert not torch.equal(logits(first), expected)
+    assert torch.equal(logits(second), expected)
+    ids = [token_ids(1, 8 + i, seed=i) for i in range(6)]
+    alone = [logits(second, one) for one in ids]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda one: logits(elastic.baseline(name), one), ids))
+    assert all(map(torch.equal, alone, together))
+
+
+@installed
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_are_made_once_whoever_asks_first(elastic, name, monkeypatch):
+    made, baseline = [], BASELINES[name]
+
+    def make(weight, *rest):
+        made.append(threading.get_ident())
+        return baseline.make(weight, *rest)
+
+    monkeypatch.setitem(BASELINES, name, baseline.__class__(**vars(baseline) | {"make": make}))
+    with ThreadPoolExecutor(4) as pool:
+        answers = [logits(view) for view in pool.map(elastic.baseline, [name] * 4)]
+    assert len(made) == len(elastic.layers)
+    assert all(torch.equal(answers[0], other) for other in answers)
+    assert list(elastic.prepare_baseline(name)) == []
+
+
+@installed
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_are_those_of_the_tensors(loaded, family, name):
+    elastic = elastic_of(loaded[family])
+    expected, resident = elastic.baseline_bytes(name), elastic.resident_bytes
+    shares = list(elastic.prepare_baseline(name))
+    assert shares == sorted(shares) and shares[-1] == 1 and len(shares) == len(elastic.layers)
+    assert elastic.baseline_bytes(name) == expected < elastic.sizes.deploy(PrecisionPlan.full())
+    assert elastic.resident_bytes - resident == expected - elastic.sizes.fixed
+    tensors = 0
+    for module in elastic.baseline(name).modules():
+        kind = type(module).__name__
+        if kind == "Linear4bit":
+            tensors += module.weight.nbytes + module.weight.quant_state.absmax.nbytes
+        if kind == "Linear8bitLt":
+            tensors += module.state.CB.nbytes + module.state.SCB.nbytes
+    assert expected == elastic.sizes.fixed + tensors
+
+
+@installed
+def test_only_int8_depends_on_what_is_read_together(elastic):
+    ids = token_ids(1, 24)
+    for name, baseline in BASELINES.items():
+        view = elastic.baseline(name)
+        first = view.model.layers[0].self_attn.q_proj
+        x = torch.randn(1, 4, first.in_features, generator=torch.Generator().manual_seed(1))
+        x[0, 3, 0] = 50.0  # one token's outlier keeps its column unrounded for all
+        same = torch.equal(first(x)[:, :3], first(x[:, :3]))
+        assert same == baseline.steady
+        assert torch.isfinite(logits(view, ids)).all()
+
+
+@installed
+def test_int8_does_not_fill_the_log(elastic, caplog):
+    with caplog.at_level(logging.WARNING):
+        logits(elastic.baseline("int8"))
+    assert not caplog.records
+
+
+def test_without_bitsandbytes_the_error_says_what_to_install(elastic, monkeypatch):
+    monkeypatch.setattr(baselines, "available", lambda: False)
+    for name in NAMES:
+        with pytest.raises(BaselineError, match="pip install bitsandbytes"):
+            elastic.baseline(name)
+        assert elastic.baseline_bytes(name) > elastic.sizes.fixed  # known from the shapes all the same
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rotated_model_has_no_baselines_and_says_why(loaded, name, monkeypatch):
+    elastic = elastic_of(loaded["llama"])
+    assert elastic.has_baselines
+    monkeypatch.setattr(ElasticModel, "has_baselines", False)
+    with pytest.raises(BaselineError, match="rotated"):
+        elastic.baseline(name)
+    with pytest.raises(ValueError, match="rotated"):
+        elastic.with_weights({})
+
+
+def test_an_unknown_baseline_is_named_with_those_there_are(elastic):
+    for ask in (elastic.baseline, elastic.baseline_bytes):
+        with pytest.raises(BaselineError, match="'awq'.*nf4 or int8"):
+            ask("awq")
+
+
+def test_weights_from_elsewhere_are_bound_and_odd_ones_refused(elastic):
+    full = elastic.view(PrecisionPlan.full())
+    weights = {name: full.get_submodule(name).weight for name in elastic.layers}
+    assert torch.equal(logits(elastic.with_weights(weights)), logits(full))
+    first = elastic.layers[0]
+    for odd in (
+        {k: v for k, v in weights.items() if k != first},
+        weights | {"lm_head": weights[first]},
+        weights | {first: weights[first][:1]},
+    ):
+        with pytest.raises(ValueError, match="lm_head" if "lm_head" in odd else first.replace(".", r"\.")):
+            elastic.with_weights(odd)
