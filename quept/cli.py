@@ -1,6 +1,6 @@
 """The command line: one subcommand per stage, in the order of the flow.
 
-    quept models | pull | calibrate | evaluate | sensitivity | export | generate | app
+    quept models | pull | calibrate | report | evaluate | sensitivity | export | generate | app
 
 Results go to stdout, as a small table or, with --json, with one JSON object as the last line; progress and
 errors go to stderr. Exit code 0: done; 1: it could not be done; 2: what was typed makes no sense; 130:
@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quept.plan import FULL, PlanError, PrecisionPlan
+from quept.presets import recipes
 from quept.progress import Progress
+from quept.report.command import report_parser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     _models_parser(commands)
     _pull_parser(commands)
     _calibrate_parser(commands)
+    report_parser(commands)
     _evaluate_parser(commands)
     _sensitivity_parser(commands)
     _export_parser(commands)
@@ -161,7 +164,7 @@ def _calibrate_parser(commands) -> None:
         "--recipe",
         default="rtn",
         metavar="NAME",
-        help=f"{', '.join(_recipes())}, or a TOML file; weight-only and weight-act mean the one made for "
+        help=f"{', '.join(recipes())}, or a TOML file; weight-only and weight-act mean the one made for "
         "the model; rtn rounds to nearest and learns nothing (default)",
     )
     p.add_argument(
@@ -180,15 +183,9 @@ def _calibrate_parser(commands) -> None:
         "--group",
         type=_group,
         metavar="N",
-        help="columns that share a scale: 32, 64, 128, row or auto (default: the recipe's, or the model's own)",
+        help="columns that share a scale: 32, 64, 128, row or auto (default: the recipe's or the model's)",
     )
     _json_option(p)
-
-
-def _recipes() -> list[str]:
-    from quept.config import names
-
-    return names()
 
 
 def _calibrate(options: argparse.Namespace) -> None:
@@ -204,7 +201,8 @@ def _calibrate(options: argparse.Namespace) -> None:
         else:
             artifact = calibrate(options.model, _recipe(options), out, progress, options.device)
     m = artifact.manifest
-    row = (str(out), m.recipe.get("name", m.method), str(m.group), str(len(m.layers)), f"{artifact.nbytes / 1e6:.1f}")
+    name, size = m.recipe.get("name", m.method), f"{artifact.nbytes / 1e6:.1f}"
+    row = (str(out), name, str(m.group), str(len(m.layers)), size)
     _table(("artifact", "recipe", "group", "layers", "MB"), [row])
     if m.quality:
         print("\nmean KL on calibration text that was held out")

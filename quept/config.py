@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from quept.numerics.adapters import RankSchedule
-
-FOLDER = Path(__file__).parent.parent / "presets" / "recipes"
+from quept.presets import RECIPES, recipes
 
 
 class RecipeError(ValueError):
@@ -147,11 +146,11 @@ class Recipe:
         "weight-only" also means the recipe made for it: smollm2-weight-only for smollm2-135m."""
         path = Path(name)
         if path.suffix != ".toml":
-            found = (FOLDER / f"{n}.toml" for n in (name, f"{model.partition('-')[0]}-{name}"))
+            found = (RECIPES / f"{n}.toml" for n in (name, f"{model.partition('-')[0]}-{name}"))
             path = next(filter(Path.is_file, found), path)
         if not path.is_file():
             raise RecipeError(
-                f"no recipe {str(name)!r}: give {', '.join(names())}, or a path ending in .toml"
+                f"no recipe {str(name)!r}: give {', '.join(recipes())}, or a path ending in .toml"
             )
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -173,11 +172,6 @@ class Recipe:
     def with_text(self, sources: Mapping[str, float]) -> Recipe:
         """The same recipe on other texts."""
         return dataclasses.replace(self, text=Text(sources))
-
-
-def names() -> list[str]:
-    """Names of the recipes that come with the program."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def _need(sound: bool, entry: str, what: str) -> None:

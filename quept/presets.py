@@ -14,6 +14,7 @@ from pathlib import Path
 from quept.plan import PlanError, PrecisionPlan
 
 FOLDER = Path(__file__).parent.parent / "presets"
+RECIPES = FOLDER / "recipes"
 
 
 def presets(model: str, layers: Iterable[str], folder: str | Path = FOLDER) -> list[PrecisionPlan]:
@@ -44,6 +45,11 @@ def named(name: str, model: str, folder: str | Path = FOLDER) -> PrecisionPlan |
         if PrecisionPlan.load(path).name == name:
             return PrecisionPlan.load(path, model)
     return None
+
+
+def recipes() -> list[str]:
+    """Names of the calibration recipes that come along; `quept.config.Recipe.load` reads one."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def _files(folder: str | Path) -> list[Path]:

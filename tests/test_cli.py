@@ -15,7 +15,7 @@ from quept.plan import PrecisionPlan
 from quept.progress import Progress
 from tests.tiny import save_tiny
 
-COMMANDS = ("models", "pull", "calibrate", "evaluate", "sensitivity", "export", "generate", "app")
+COMMANDS = ("models", "pull", "calibrate", "report", "evaluate", "sensitivity", "export", "generate", "app")
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_stopping_a_command_is_no_error_report(monkeypatch, model, capsys):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("quept.calibrate.calibrate", stop)
+    monkeypatch.setattr("quept.calibrate.calibrate_rtn", stop)
     assert fails(capsys, 130, "calibrate", model, "--out", "x") == "quept calibrate: stopped"
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from quept.config import FOLDER, Recipe, RecipeError, names
+from quept.config import Recipe, RecipeError
+from quept.presets import RECIPES, recipes
 
 SMALL = """
 note = "n"
@@ -35,10 +36,10 @@ def test_a_recipe_reads_and_survives_json(tmp_path):
     assert Recipe.from_dict(recipe.to_dict()) == recipe
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", recipes())
 def test_every_recipe_that_comes_along_is_sound(name):
     recipe = Recipe.load(name)
-    assert recipe.name == name and recipe.note and (FOLDER / f"{name}.toml").is_file()
+    assert recipe.name == name and recipe.note and (RECIPES / f"{name}.toml").is_file()
 
 
 def test_a_built_in_model_may_leave_its_name_out():

@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVELS = (
-    {"plan", "config", "numerics"},
-    {"models", "zoo", "presets", "progress"},
+    {"plan", "presets", "config", "numerics"},
+    {"models", "zoo", "progress"},
     {"transforms"},
     {"artifact"},
     {"runtime"},

@@ -8,6 +8,7 @@ block_wise  the stage that tunes one block after another on its own outputs (QuE
 capture     what a model hands to its blocks
 streams     the activations that flow between them, in memory or on disk
 end_to_end  the stage that tunes all layers together on divergence from full precision
+precision   what is computed in: bfloat16 products where they pay
 loss        that divergence, with its gradient
 checkpoint  the state of a run on disk
 """

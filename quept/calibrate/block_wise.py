@@ -42,6 +42,7 @@ from .capture import Call, Calls
 from .checkpoint import Checkpoint
 from .end_to_end import rate
 from .errors import CalibrationError
+from .precision import fast_products
 from .streams import Streams
 from .trainable import Trainable
 
@@ -205,7 +206,8 @@ class BlockWiseTuning:
         """|block at bits (x) - y|, summed over tokens, mean over the rest."""
         plan = self._plan(bits)
         try:
-            out = call.run(self.trainable.block(index, plan), x)
+            with fast_products(self.device):
+                out = call.run(self.trainable.block(index, plan), x)
             loss = (out.float() - y).abs().mean((0, 2)).sum()
             sound, found = bool(torch.isfinite(loss)), loss.item()
         except ValueError as error:  # the grid refuses a weight whose adapter has left float16

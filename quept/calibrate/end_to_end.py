@@ -27,6 +27,7 @@ from quept.plan import FULL, Bits, PrecisionPlan
 
 from .errors import CalibrationError
 from .loss import divergence_loss
+from .precision import fast_products
 from .trainable import Trainable
 
 
@@ -81,9 +82,11 @@ class EndToEndTuning:
         for plan in self.plans(number):
             view = self.trainable.view(plan, settings.checkpointed)
             try:
-                loss = divergence_loss(view(input_ids=ids, use_cache=False).logits, log_probs)
+                with fast_products(self.device):
+                    logits = view(input_ids=ids, use_cache=False).logits
             except ValueError as error:  # a weight that left the range of its grid
                 raise self._broken(plan, str(error)) from None
+            loss = divergence_loss(logits, log_probs)
             if not torch.isfinite(loss):
                 raise self._broken(plan, f"the loss is {loss.item()}")
             loss.backward()

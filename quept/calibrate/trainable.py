@@ -68,7 +68,8 @@ class TrainableLayer(nn.Module):
         """The weight (out, in) at 2..8 bits, or as it is at 16."""
         if bits == FULL:
             return self.weight
-        x = adapted(self.weight, *self._adapter(bits), self.schedule, bits)
+        with torch.autocast(self.weight.device.type, enabled=False):  # as exact as what will be stored
+            x = adapted(self.weight, *self._adapter(bits), self.schedule, bits)
         if str(bits) in self.clips:
             low, high = self.clips[str(bits)].sigmoid()
         else:

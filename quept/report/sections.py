@@ -322,12 +322,17 @@ def _blocks_table(course: Course) -> Table:
     rows = [
         (
             name,
-            *(f"{short(loss.before.get(g))} → {short(loss.after.get(g))}" for g in groups),
             "yes" if loss.kept else "no",
+            *(f"{_two(loss.before.get(g))} → {_two(loss.after.get(g))}" for g in groups),
         )
         for name, loss in course.blocks.items()
     ]
-    return Table("Loss before → after, by block", ("block", *groups, "kept"), rows)
+    return Table("Loss before → after, by block", ("block", "kept", *groups), rows)
+
+
+def _two(x: float | None) -> str:
+    """Two digits: these columns are many."""
+    return short(None) if x is None else f"{x:.2g}"
 
 
 def _layers_table(shapes: Mapping[str, tuple[int, int]], group: int | str) -> Table:
