@@ -1,6 +1,7 @@
 # make app     start the explorer in a browser        make app ARGS="--port 8000"
 # make test    run every test                         make test ARGS="tests/zoo -x"
-# make bench   measure switching speed, the explore loop and eight visitors (about ten minutes)
+# make bench   measure switching speed, the explore loop and eight visitors (about ten minutes); quality and
+#              baselines, which need a text file, are benchmarks/quality.py and benchmarks/baselines.py
 # make lint    check style                            make format    apply it
 #
 # Each makes the virtual environment it needs in .venv, once, and again when the requirements change.

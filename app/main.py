@@ -37,9 +37,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--budget",
         type=float,
-        default=1.25,
+        default=2.0,
         metavar="GB",
-        help="memory for quantised weights kept ready (default 1.25)",
+        help="memory for quantised weights kept ready, shared out evenly over the models (default 2)",
     )
     return p
 

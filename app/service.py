@@ -184,6 +184,11 @@ class Service:
         named = [(_label(name), name) for name in self.opened[model].named_plans()]
         return [("Equaliser (Explore page)", EQUALISER), *named, *baseline_choices(self.models[model])]
 
+    def start(self, model: str) -> PrecisionPlan:
+        """The plan that a page opens with: 4 bits, of activations too where the model was calibrated so."""
+        quality = self.models[model].artifact.manifest.quality
+        return PrecisionPlan.parse("W4A4" if "W4A4" in quality else "W4")
+
     def plan(self, model: str, choice: str, wire: Wire | None = None) -> PrecisionPlan:
         """The plan behind a menu value; "equaliser" is the visitor's own, in `wire`."""
         if choice == EQUALISER:

@@ -20,6 +20,7 @@ import torch
 from report import report
 
 from quept import ElasticModel, PrecisionPlan
+from quept.artifact import bundled
 from quept.evaluate import Estimate, Reference, Windows, cut, divergence
 from quept.zoo import cache_dir
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--weight-only", default="smollm2-135m:weight-only", metavar="ARTIFACT")
     parser.add_argument("--weight-act", default="smollm2-135m:weight-act", metavar="ARTIFACT")
+    parser.add_argument("--only", choices=("weight-only", "weight-act"), help="one of the two")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()
 
@@ -51,14 +53,15 @@ def main() -> None:
     reference = Reference.open(rtn.fingerprint, windows, rtn.reference, cache_dir() / "reference")
     uniform = {name: PrecisionPlan.parse(name) for name in (*WEIGHTS, *WITH_ACTIVATIONS)}
     rows, sizes, seconds = {}, {}, {}
-    for source, names in (
-        (options.weight_only, (*WEIGHTS, *MIXED)),
-        (options.weight_act, WITH_ACTIVATIONS),
+    for kind, source, names in (
+        ("weight-only", options.weight_only, (*WEIGHTS, *MIXED)),
+        ("weight-act", options.weight_act, WITH_ACTIVATIONS),
     ):
+        if options.only not in (None, kind):
+            continue
         calibrated = open_float32(source)
-        kind = source.rpartition(":")[2]
         sizes[kind] = round(calibrated.artifact.nbytes / 1e6, 2)
-        seconds[kind] = calibrated.artifact.manifest.provenance.get("seconds", "")
+        seconds[kind] = calibration_seconds(bundled(source) or Path(source))
         for name in names:
             plan = (uniform | MIXED)[name]
             ours, plain = (measure(e, plan, windows, reference) for e in (calibrated, rtn))
@@ -84,6 +87,12 @@ def main() -> None:
 
 def open_float32(source: str) -> ElasticModel:
     return ElasticModel.open(source, dtype=torch.float32)
+
+
+def calibration_seconds(folder: Path) -> dict[str, float]:
+    """Wall time of every stage, as the run wrote it beside the artifact."""
+    lines = map(json.loads, (folder / "progress.jsonl").read_text("utf-8").splitlines())
+    return next((line["seconds_per_stage"] for line in lines if line["what"] == "done"), {})
 
 
 def measure(elastic: ElasticModel, plan: PrecisionPlan, windows: Windows, reference: Reference) -> Estimate:

@@ -2,7 +2,7 @@
 
     recipe = Recipe.load("smollm2-weight-only")        # a name of presets/recipes, or a path
 
-A recipe names its transforms, its adapters and clips, and one or two stages: `block_wise` (METHOD: QuEPT's
+A recipe names its transforms, its adapters and clips, and one or two stages: `block_wise` (QuEPT's
 reconstruction of one block after another) and `end_to_end` (divergence of the whole model from full
 precision). An unknown key is an error, so is a value of the wrong kind: nothing is accepted and ignored.
 """
@@ -21,6 +21,8 @@ from typing import Any
 
 from quept.numerics.adapters import RankSchedule
 from quept.presets import RECIPES, recipes
+
+TRANSFORMS = {"norms": set(), "rotation": {"seed", "heads", "online"}, "scaling": {"bits", "grid"}}
 
 
 class RecipeError(ValueError):
@@ -57,7 +59,7 @@ class BlockWise:
     context: int
     batch: int
     epochs: int
-    adapter_rate: float
+    adapter_rates: tuple[float, ...]
     clip_rate: float
     merge: tuple[float, ...]
     keep: float = 0.5
@@ -67,8 +69,8 @@ class BlockWise:
     def __post_init__(self) -> None:
         for name in ("sequences", "context", "batch", "epochs", "memory"):
             _need(getattr(self, name) >= 1, name, "must be 1 or more")
-        for name in ("adapter_rate", "clip_rate"):
-            _need(getattr(self, name) >= 0, name, "must not be negative")
+        _need(self.clip_rate >= 0, "clip_rate", "must not be negative")
+        _need(all(rate >= 0 for rate in self.adapter_rates), "adapter_rates", "must not be negative")
         _need(abs(sum(self.merge) - 1) < 1e-6, "merge", "weights must add up to 1")
         _need(0 <= self.keep <= 1, "keep", "must lie between 0 and 1")
 
@@ -126,10 +128,20 @@ class Recipe:
         _need(bool(self.block_wise or self.end_to_end), "block_wise, end_to_end", "one of the two is needed")
         _need(set(self.clip.start) <= set(widths) - {8}, "clip", "clips widths of the bit groups below 8")
         _need(self.held_out >= 1, "held_out", "must be 1 or more")
+        for step in self.transforms:
+            known = TRANSFORMS.get(step.get("kind"))
+            _need(known is not None, "transforms", f"have the kinds {', '.join(TRANSFORMS)}; got {step}")
+            fits = set(step) - {"kind"} == known
+            _need(
+                fits,
+                "transforms",
+                f"of the kind {step['kind']} have the settings {sorted(known)}; got {step}",
+            )
         if self.end_to_end:
             drawn = {bits for draw in self.end_to_end.draws for bits in draw}
             _need(drawn <= set(widths), "draws", f"draws {sorted(drawn - set(widths))}, in no bit group")
-            fits = len(self.end_to_end.adapter_rates) == len(self.adapters.groups)
+        for stage in filter(None, (self.block_wise, self.end_to_end)):
+            fits = len(stage.adapter_rates) == len(self.adapters.groups)
             _need(fits, "adapter_rates", "needs one rate for each bit group")
         if self.block_wise and self.end_to_end:
             same = self.block_wise.context == self.end_to_end.context

@@ -67,6 +67,16 @@ def test_a_built_in_model_may_leave_its_name_out():
         ("2 = 1.0", "two = 1.0", "'two', which is not a width"),
         ("adapter_rates = [0.0, 1e-3, 1e-3]", "adapter_rates = [1e-3]", "one rate for each bit group"),
         ("squad-passages = 1", "squad-passages = -1", "shares above 0"),
+        (
+            "[end_to_end]",
+            '[[transforms]]\nkind = "spin"\n[end_to_end]',
+            "have the kinds norms, rotation, scaling",
+        ),
+        (
+            "[end_to_end]",
+            '[[transforms]]\nkind = "scaling"\n[end_to_end]',
+            "have the settings .'bits', 'grid'.",
+        ),
         ("squad-passages = 1", "", "at least one text"),
         ("[end_to_end]", "[end_to_end", "is not a recipe"),
     ],

@@ -103,7 +103,6 @@ def test_plans_are_values_and_the_name_is_only_a_label():
         one.kv = 4
 
 
-@settings(deadline=None)
 @given(plans)
 def test_json_round_trip(plan):
     again = PrecisionPlan.from_json(plan.to_json())
@@ -263,14 +262,13 @@ def test_a_file_that_is_no_plan_is_refused_in_words(text, says):
     assert len(str(refusal.value)) < 500
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=60) | st.text(max_size=60))
 def test_no_bytes_raise_anything_but_plan_error(text):
     with pytest.raises(PlanError):
         PrecisionPlan.from_json(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.dictionaries(
         st.sampled_from(["version", "name", "model", "weights", "activations", "kv", "layers", "note", "x"]),

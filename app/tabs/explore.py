@@ -22,7 +22,6 @@ from quept.plan import FULL, QUANTISED_BITS, PlanError, PrecisionPlan
 from quept.runtime.baselines import available
 
 TRIED_KEPT = 60
-START = "W4"
 DOWNLOAD_JS = """(text) => {
   if (!text) return;
   const link = document.createElement("a");
@@ -49,7 +48,7 @@ class Explore:
 def build_explore(service: Service, model: gr.Dropdown) -> Explore:
     """Draw the page and wire it; call inside a Blocks and a Tab."""
     first = next(iter(service.models))
-    start = service.plan(first, START)
+    start = service.start(first)
     plan = gr.State(service.wire_of(first, start))
     tried = gr.State([])
     numbers = Numbers(value=service.state(first, start), elem_id="numbers")
@@ -221,7 +220,7 @@ def uploaded(service: Service, model: str, content: bytes):
 
 def switch(service: Service, model: str):
     """Another of the operator's models: a new equaliser at the starting plan, an empty history."""
-    wire = service.wire_of(model, service.plan(model, START))
+    wire = service.wire_of(model, service.start(model))
     return Equalizer(wire, description=service.describe(model)), wire, [], _chart(service, model, [])
 
 
@@ -237,7 +236,7 @@ def restore(service: Service, query: dict):
         gr.Warning(f"The link was not restored: {error}.")
     if wire is None and model == first:
         return gr.skip(), gr.skip(), gr.skip(), _chart(service, model, [])
-    wire = wire or service.wire_of(model, service.plan(model, START))
+    wire = wire or service.wire_of(model, service.start(model))
     return model, Equalizer(wire, description=service.describe(model)), wire, _chart(service, model, [])
 
 

@@ -1,4 +1,4 @@
-"""The block-wise stage: QuEPT's reconstruction (arXiv 2602.12609, METHOD sections 2 and 3), one block of the
+"""The block-wise stage: QuEPT's reconstruction (arXiv 2602.12609), one block of the
 network after another.
 
 Two streams of hidden states flow through the blocks: X of the full-precision model, and X' of the calibrated,
@@ -40,8 +40,8 @@ from quept.plan import FULL, PrecisionPlan
 
 from .capture import Call, Calls
 from .checkpoint import Checkpoint
-from .end_to_end import rate
 from .errors import CalibrationError
+from .optimiser import adam, step
 from .precision import fast_products
 from .streams import Streams
 from .trainable import Trainable
@@ -165,15 +165,9 @@ class BlockWiseTuning:
         """All steps of Adam on one block."""
         settings, trainable = self.settings, self.trainable
         layers = trainable.anatomy.blocks[index].layers.values()
-        rates = {"adapters": settings.adapter_rate, "clips": settings.clip_rate}
-        learned = [
-            {"params": parameters, "lr": peak, "peak": peak}
-            for kind, peak in rates.items()
-            if (parameters := trainable.parameters(kind, layers))
-        ]
-        if not learned:
+        optimiser = adam(trainable, settings.adapter_rates, settings.clip_rate, layers)
+        if optimiser is None:
             return
-        optimiser = torch.optim.Adam(learned)
         steps, number = settings.epochs * len(self.batches), 0
         for epoch in range(settings.epochs):
             for batch in range(len(self.batches)):
@@ -184,10 +178,7 @@ class BlockWiseTuning:
                         loss = self._loss(index, bits, call, x, y, f"in epoch {epoch + 1}, batch {batch + 1}")
                         loss.backward()
                         shown.append(f"{group}: {loss.item():.3g}")
-                for parameters in optimiser.param_groups:
-                    parameters["lr"] = parameters["peak"] * rate(number, steps, 0)
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
+                step(optimiser, number, steps)
                 number += 1
                 self._progress(index, number / steps, f"epoch {epoch + 1}, loss {', '.join(shown)}")
 
@@ -215,7 +206,7 @@ class BlockWiseTuning:
         if not sound:
             raise CalibrationError(
                 f"the loss of {self.trainable.anatomy.blocks[index].name} at {plan.name} is {found} {where}; "
-                "the blocks before it are kept in the checkpoint; lower adapter_rate or clip_rate, and "
+                "the blocks before it are kept in the checkpoint; lower adapter_rates or clip_rate, and "
                 "calibrate into another folder"
             )
         return loss

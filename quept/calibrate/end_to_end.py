@@ -1,5 +1,5 @@
 """The end-to-end stage: adapters and clips of all layers tuned together, on the divergence of the whole model
-from full precision (METHOD section 2b).
+from full precision.
 
 A step reads one batch, asks the full-precision model for its log-probabilities once, and for each bit group
 that the recipe draws from does a forward and a backward pass at one of its widths; then one step of Adam.
@@ -13,7 +13,6 @@ its checkpoint ends with the same bytes.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from quept.plan import FULL, Bits, PrecisionPlan
 
 from .errors import CalibrationError
 from .loss import divergence_loss
+from .optimiser import adam, step
 from .precision import fast_products
 from .trainable import Trainable
 
@@ -57,15 +57,9 @@ class EndToEndTuning:
             raise ValueError(f"{needed} sequences of {settings.context} are needed; got {tuple(ids.shape)}")
         self.trainable, self.settings, self.schedule = trainable, settings, schedule
         self.ids, self.seed, self.device, self.done = ids, seed, torch.device(device), 0
-        rated = [
-            *(
-                (trainable.parameters("adapters", group=g), peak)
-                for g, peak in enumerate(settings.adapter_rates)
-            ),
-            (trainable.parameters("clips"), settings.clip_rate),
-        ]
-        groups = [{"params": params, "lr": peak, "peak": peak} for params, peak in rated if params]
-        self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        self.optimiser = adam(trainable, settings.adapter_rates, settings.clip_rate, betas=(0.9, 0.99))
+        if self.optimiser is None:
+            raise ValueError("there is nothing to learn: give a bit group ranks, or a width clip factors")
 
     def run(self) -> Iterator[Step]:
         """The steps that are left."""
@@ -91,10 +85,7 @@ class EndToEndTuning:
                 raise self._broken(plan, f"the loss is {loss.item()}")
             loss.backward()
             losses[plan.name] = round(loss.item(), 6)
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * rate(number, settings.steps, settings.warmup)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        step(self.optimiser, number, settings.steps, settings.warmup)
         self.done += 1
         return Step(self.done, settings.steps, losses)
 
@@ -148,12 +139,6 @@ class EndToEndTuning:
                 self.optimiser.state[p] = {
                     key: m.clone() if key == "step" else m.clone().to(p.device) for key, m in moments.items()
                 }
-
-
-def rate(number: int, steps: int, warmup: int) -> float:
-    """Factor of the learning rate at step `number` (from 0): a linear rise, then a cosine down to 1/100."""
-    rise = min(1.0, (number + 1) / (warmup + 1))
-    return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * number / steps)))
 
 
 def _named(trainable: Trainable) -> Iterator[tuple[str, nn.Parameter]]:

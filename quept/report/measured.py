@@ -138,12 +138,10 @@ def _shipped(file: str, data: Mapping[str, Any], artifact: Artifact) -> Measured
 
 
 def _benchmark(file: str, data: Mapping[str, Any]) -> Measured:
-    rows = {
-        name.upper(): _row(entry)
-        for name, entry in data.items()
-        if plan_bits(name) and isinstance(entry, dict) and _row(entry) != Row()
-    }
-    return Measured(file, UNSAID, "", _conditions(data, but=()), rows)
+    entries = {name: _row(entry) for name, entry in data.items() if isinstance(entry, dict)}
+    rows = {name: row for name, row in entries.items() if row != Row()}
+    named = {name.upper() if plan_bits(name) else name: row for name, row in rows.items()}
+    return Measured(file, UNSAID, "", _conditions(data, but=tuple(rows)), named)
 
 
 def _row(entry: Mapping[str, Any]) -> Row:

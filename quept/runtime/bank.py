@@ -23,7 +23,7 @@ from torch import Tensor
 from quept.numerics.grid import Quantised, dequantise
 
 Key = tuple[str, int]  # layer name, bits
-DENSE_SHARE = 0.7
+DENSE_SHARE = 0.85
 
 
 class WeightBank:

@@ -80,17 +80,16 @@ def baseline_named(name: str) -> Baseline:
 class BaselineLayers:
     """The linear layers of every baseline, each made once when first wanted and kept. Safe between threads.
 
-    weights: the source weights (out, in) by layer; biases: those of the compute dtype, None where there is
-    none."""
+    shapes: (out, in) by layer; source: the layer itself by its name, asked for when it is made."""
 
     def __init__(
         self,
-        weights: Mapping[str, Tensor],
-        biases: Mapping[str, Tensor | None],
+        shapes: Mapping[str, tuple[int, int]],
+        source: Callable[[str], nn.Linear],
         dtype: torch.dtype,
         device: torch.device,
     ):
-        self._weights, self._biases, self._dtype, self._device = weights, biases, dtype, device
+        self._shapes, self._source, self._dtype, self._device = shapes, source, dtype, device
         self._made: dict[str, dict[str, nn.Module]] = {name: {} for name in BASELINES}
         self._lock = threading.Lock()
 
@@ -99,14 +98,14 @@ class BaselineLayers:
         a gate can let others in between. Nothing is yielded when all is there."""
         baseline, made = baseline_named(name), self._made[name]
         check_available(baseline)
-        for layer in self._weights:
+        for layer in self._shapes:
             with self._lock:
                 if layer in made:
                     continue
-                made[layer] = baseline.make(
-                    self._weights[layer], self._biases[layer], self._dtype, self._device
-                )
-            yield len(made) / len(self._weights)
+                linear = self._source(layer)
+                bias = None if linear.bias is None else linear.bias.data.to(self._device, self._dtype)
+                made[layer] = baseline.make(linear.weight.data, bias, self._dtype, self._device)
+            yield len(made) / len(self._shapes)
 
     def bound(self, name: str) -> dict[str, nn.Module]:
         """Every layer as a new module over the shared tensors, by its name; what is missing is made now."""
@@ -115,7 +114,7 @@ class BaselineLayers:
         return {layer: _own(module) for layer, module in self._made[name].items()}
 
     def is_made(self, name: str) -> bool:
-        return len(self._made[baseline_named(name).name]) == len(self._weights)
+        return len(self._made[baseline_named(name).name]) == len(self._shapes)
 
     def nbytes(self, name: str) -> int:
         """Bytes of the codes and scales of all layers: counted from the tensors once they are there, from the
@@ -123,7 +122,7 @@ class BaselineLayers:
         baseline = baseline_named(name)
         if self.is_made(name):
             return _bytes_of(baseline, self._made[name].values())
-        return sum(baseline.nbytes(*weight.shape) for weight in self._weights.values())
+        return sum(baseline.nbytes(*shape) for shape in self._shapes.values())
 
     @property
     def resident_bytes(self) -> int:

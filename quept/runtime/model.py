@@ -30,8 +30,8 @@ from .kvcache import make_cache
 from .linear import BoundLinear
 from .sizes import Sizes
 
-# Bytes the bank may keep: two uniform widths of a 135M model dense in float32, and every width packed.
-DEFAULT_BUDGET = 1_250_000_000
+# Bytes the bank may keep: two uniform widths of a 135M model dense in float32, and three packed.
+DEFAULT_BUDGET = 1_000_000_000
 
 
 def compute_dtype(device: torch.device | str = "cpu") -> torch.dtype:
@@ -59,8 +59,9 @@ class ElasticModel:
         dtype: torch.dtype | None = None,
         budget: int = DEFAULT_BUDGET,
     ):
-        self._loaded = loaded
-        loaded = artifact.prepared(loaded)
+        base, loaded = loaded, artifact.prepared(loaded)
+        if loaded is base:
+            self.__dict__["_base"] = base
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or compute_dtype(self.device)
         self.artifact, self.source, self.title = artifact, loaded.source, _title(loaded, artifact)
@@ -68,7 +69,8 @@ class ElasticModel:
         self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
         self.anatomy: Anatomy = loaded.anatomy
         self.layers: tuple[str, ...] = loaded.anatomy.layers
-        self.sizes = Sizes.of(loaded.model, self.layers, artifact.group)
+        untouched = Sizes.of(base.model, self.layers, artifact.group)
+        self.sizes = Sizes.of(loaded.model, self.layers, artifact.group, untouched.parameters)
         self._weights = {name: loaded.model.get_submodule(name).weight.data for name in self.layers}
         self._moved: dict[int, nn.Parameter] = {}
         self._skeleton = _skeleton(loaded.model, self.layers, self.device, self.dtype, self._moved)
@@ -77,14 +79,14 @@ class ElasticModel:
         }
         self._full_bytes = sum(p.nbytes for p in self._skeleton.parameters() if not p.is_meta)
         self._prepared = loaded
+        self._base_fixed = untouched.fixed
         self.bank = WeightBank(self._make, self.dtype, budget)
-        untouched = {name: self._loaded.model.get_submodule(name) for name in self.layers}
-        weights = {name: linear.weight.data for name, linear in untouched.items()}
-        biases = {
-            name: None if linear.bias is None else linear.bias.data.to(self.device, self.dtype)
-            for name, linear in untouched.items()
-        }
-        self._baselines = BaselineLayers(weights, biases, self.dtype, self.device)
+        self._baselines = BaselineLayers(
+            {name: tuple(weight.shape) for name, weight in self._weights.items()},
+            lambda layer: self._base.model.get_submodule(layer),
+            self.dtype,
+            self.device,
+        )
 
     @classmethod
     def open(
@@ -140,8 +142,7 @@ class ElasticModel:
 
     def baseline_bytes(self, name: str) -> int:
         """The deploy bytes of a baseline: its codes and scales, and the rest in 16 bits as in every plan."""
-        rest = Sizes.of(self._loaded.model, self.layers, self.artifact.group).fixed
-        return rest + self._baselines.nbytes(baseline_named(name).name)
+        return self._base_fixed + self._baselines.nbytes(baseline_named(name).name)
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> PreTrainedModel:
         """A view of the model as it was loaded with these dense weights (out, in) in its layers: what another
@@ -169,11 +170,11 @@ class ElasticModel:
         Where the compute dtype is narrower, or the weights are transformed, float32 copies are made for the
         call: references are computed once and cached by whoever asks."""
         if self.dtype != torch.float32:
-            model = _skeleton(self._loaded.model, (), self.device, torch.float32)
-        elif self._prepared is self._loaded:
+            model = _skeleton(self._base.model, (), self.device, torch.float32)
+        elif self._prepared is self._base:
             model = self.view(PrecisionPlan.full())
         else:
-            model = self.with_weights({n: self._loaded.model.get_submodule(n).weight for n in self.layers})
+            model = self.with_weights({n: self._base.model.get_submodule(n).weight for n in self.layers})
         with torch.inference_mode():
             return model(input_ids=ids.to(self.device), use_cache=False).logits
 
@@ -201,11 +202,19 @@ class ElasticModel:
         return view
 
     @cached_property
+    def _base(self) -> LoadedModel:
+        """The model as it was loaded. Where it was transformed it was let go, and is read again for the few
+        who ask: a reference that is not cached yet, a baseline."""
+        base = load(self.artifact.base)
+        self.artifact.check_base(base)
+        return base
+
+    @cached_property
     def _untransformed(self) -> PreTrainedModel:
         """The skeleton of the model as it was loaded; what no transform touched is shared with the views'."""
-        if self._prepared is self._loaded:
+        if self._prepared is self._base:
             return self._skeleton
-        return _skeleton(self._loaded.model, self.layers, self.device, self.dtype, self._moved)
+        return _skeleton(self._base.model, self.layers, self.device, self.dtype, self._moved)
 
     def _shape(self, layer: str) -> torch.Size:
         return self._weights[layer].shape

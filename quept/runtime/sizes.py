@@ -30,7 +30,10 @@ class Sizes:
     parameters: int
 
     @classmethod
-    def of(cls, model: nn.Module, layers: tuple[str, ...], group: int | str) -> Sizes:
+    def of(
+        cls, model: nn.Module, layers: tuple[str, ...], group: int | str, parameters: int | None = None
+    ) -> Sizes:
+        """parameters: those of the model as it was published, where a transform has untied its head."""
         table, weights = {}, {}
         for name in layers:
             rows, columns = model.get_submodule(name).weight.shape
@@ -38,9 +41,9 @@ class Sizes:
             table[name] = {bits: quantised_bytes(rows, columns, bits, g) for bits in QUANTISED_BITS}
             table[name][FULL] = BYTES_PER_FULL_WEIGHT * rows * columns
             weights[name] = rows * columns
-        parameters = sum(p.numel() for p in model.parameters())
-        fixed = BYTES_PER_FULL_WEIGHT * (parameters - sum(weights.values()))
-        return cls(table, weights, fixed, parameters)
+        stored = sum(p.numel() for p in model.parameters())
+        fixed = BYTES_PER_FULL_WEIGHT * (stored - sum(weights.values()))
+        return cls(table, weights, fixed, parameters or stored)
 
     def deploy(self, plan: PrecisionPlan) -> int:
         """Bytes of the model at this plan."""

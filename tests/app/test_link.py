@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 
 from app.link import BITS, LinkError, decode, encode
 
-unhurried = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)  # a busy machine is no failure
+unhurried = settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 ACTIVATION_BITS, KV_BITS = (4, 5, 6, 7, 8, 16), (2, 3, 4, 8, 16)
 
 

@@ -28,7 +28,7 @@ SETTINGS = BlockWise(
     context=20,
     batch=2,
     epochs=1,
-    adapter_rate=2e-3,
+    adapter_rates=(2e-3,) * 3,
     clip_rate=2e-2,
     merge=(0.3, 0.3, 0.4),
     memory=10**9,
@@ -77,7 +77,7 @@ def same(a, b):
 @pytest.mark.parametrize("name", ["llama", "opt"])
 def test_every_low_width_loses_less_after_than_before(name, tmp_path):
     schedule = RankSchedule(((4,), (3,), (2,)), (4, 4, 8))
-    settings = dataclasses.replace(SETTINGS, epochs=8, adapter_rate=4e-3)
+    settings = dataclasses.replace(SETTINGS, epochs=8, adapter_rates=(4e-3,) * 3)
     lines = run(trainable(name, schedule), tmp_path, settings)
     assert [line["step"] for line in lines] == [1, 2]
     for line in lines:
@@ -204,7 +204,7 @@ def test_the_batch_that_is_named_is_the_bad_one(tmp_path):
 
 
 def test_a_weight_that_flies_off_is_said_with_its_epoch(tmp_path):
-    settings = dataclasses.replace(SETTINGS, adapter_rate=1e6)
+    settings = dataclasses.replace(SETTINGS, adapter_rates=(1e6,) * 3)
     with pytest.raises(
         CalibrationError, match=r"model.layers.0 at W\d is .* in epoch 1, batch 2; the blocks"
     ):
@@ -214,14 +214,14 @@ def test_a_weight_that_flies_off_is_said_with_its_epoch(tmp_path):
 def test_a_block_that_got_worse_is_reported_and_falls_back_to_its_start(tmp_path):
     to_tune = trainable()
     start = copied(to_tune)
-    lines = run(to_tune, tmp_path, dataclasses.replace(SETTINGS, adapter_rate=3.0))
+    lines = run(to_tune, tmp_path, dataclasses.replace(SETTINGS, adapter_rates=(3.0,) * 3))
     assert [line["kept"] for line in lines] == [False, False]
     assert all(sum(line["after"].values()) > sum(line["before"].values()) for line in lines)
     assert same(to_tune.state(), start)
 
 
 def test_activations_are_rounded_where_the_recipe_says_so(tmp_path):
-    schedule, still = RankSchedule(((6,), (4,)), (2, 2)), {"adapter_rate": 0.0, "clip_rate": 0.0}
+    schedule, still = RankSchedule(((6,), (4,)), (2, 2)), {"adapter_rates": (0.0, 0.0), "clip_rate": 0.0}
     settings = dataclasses.replace(SETTINGS, merge=(0.5, 0.5), **still)
     plain = stage(trainable(schedule=schedule), tmp_path, settings).step()
     rounded = stage(

@@ -33,7 +33,7 @@ def slow(outputs, weights, keep):
     return merged, sorted(set(found))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     groups=st.integers(1, 4),
     features=st.integers(2, 6),

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quept.numerics import pack, packed_bytes, unpack
@@ -25,7 +25,6 @@ def random_codes(shape: tuple[int, ...], bits: int, seed: int) -> torch.Tensor:
     return torch.randint(2**bits, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
-@settings(deadline=None)
 @given(shapes, st.sampled_from(WIDTHS), st.integers(0, 2**31))
 def test_unpack_undoes_pack_for_every_width_and_ragged_shape(shape, bits, seed):
     codes = random_codes(shape, bits, seed)
@@ -34,7 +33,6 @@ def test_unpack_undoes_pack_for_every_width_and_ragged_shape(shape, bits, seed):
     assert torch.equal(unpack(packed, bits, shape[-1]), codes)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(WIDTHS), st.data())
 def test_packing_equals_the_string_of_bits(bits, data):
     codes = data.draw(st.lists(st.integers(0, 2**bits - 1), max_size=40))

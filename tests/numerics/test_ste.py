@@ -17,7 +17,7 @@ def factors(rows, columns, group, seed=0, low=0.6):
     return (torch.rand(shape, generator=generator) * (1 - low) + low for _ in range(2))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(WIDTHS),
     st.integers(1, 7),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from quept import ElasticModel, PrecisionPlan, load
 from quept.artifact import Artifact
 from quept.runtime import BASELINES, BaselineError, baselines
+from quept.transforms import rotation_record
 from tests.tiny import FAMILIES, save_tiny, token_ids
 
 NAMES = tuple(BASELINES)
@@ -170,15 +172,19 @@ def test_without_bitsandbytes_the_error_says_what_to_install(elastic, monkeypatc
         assert elastic.baseline_bytes(name) > elastic.sizes.fixed  # known from the shapes all the same
 
 
+@installed
 @pytest.mark.parametrize("name", NAMES)
-def test_a_rotated_model_has_no_baselines_and_says_why(loaded, name, monkeypatch):
-    elastic = elastic_of(loaded["llama"])
-    assert elastic.has_baselines
-    monkeypatch.setattr(ElasticModel, "has_baselines", False)
-    with pytest.raises(BaselineError, match="rotated"):
-        elastic.baseline(name)
-    with pytest.raises(ValueError, match="rotated"):
-        elastic.with_weights({})
+def test_a_baseline_starts_from_the_weights_as_they_were_loaded(elastic, loaded, name):
+    record = rotation_record(seed=0)
+    manifest = replace(elastic.artifact.manifest, method="quept", transforms=record.steps)
+    rotated = ElasticModel(
+        loaded["llama"], Artifact(manifest, record=record), dtype=torch.float32, device="cpu"
+    )
+    layer = elastic.layers[0]
+    assert not torch.equal(*(e.base.get_submodule(layer).weight for e in (rotated, elastic)))
+    assert torch.equal(logits(rotated.baseline(name)), logits(elastic.baseline(name)))
+    assert rotated.baseline_bytes(name) == elastic.baseline_bytes(name)
+    assert torch.equal(rotated.reference(token_ids()), elastic.reference(token_ids()))
 
 
 def test_an_unknown_baseline_is_named_with_those_there_are(elastic):

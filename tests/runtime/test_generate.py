@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -149,7 +149,6 @@ def pieces_of(token_ids: list[int]) -> list[str]:
 
 
 @given(st.text(alphabet=st.sampled_from("aé漢🦊👩‍🚀\u0301 \n\ufffd"), max_size=30))
-@settings(deadline=None)
 def test_pieces_of_any_script_join_to_the_decoded_text_and_are_never_half_a_character(original):
     token_ids = TOKENIZER.encode(original)
     pieces = pieces_of(token_ids)
@@ -159,7 +158,6 @@ def test_pieces_of_any_script_join_to_the_decoded_text_and_are_never_half_a_char
 
 
 @given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=40))
-@settings(deadline=None)
 def test_pieces_of_any_tokens_join_to_the_decoded_text(token_ids):
     assert "".join(pieces_of(token_ids)) == TOKENIZER.decode(token_ids, skip_special_tokens=True)
 
