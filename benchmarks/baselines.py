@@ -43,6 +43,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from quept import ElasticModel, PrecisionPlan, zoo
+from quept.artifact import variants
 from quept.evaluate import Estimate, Reference, Windows, cut, divergence
 
 TOOLS = Path(__file__).parent / "tools"
@@ -79,7 +80,10 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True, help="a text, or token ids as safetensors")
     parser.add_argument("--model", default="smollm2-135m", help="built-in name or model folder")
     parser.add_argument(
-        "--ours", action="append", metavar="MODEL", help="default: --model, rounded to nearest"
+        "--ours",
+        action="append",
+        metavar="MODEL",
+        help="default: --model as it is, and rounded to nearest",
     )
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
     parser.add_argument("--group", type=int, default=64, help="of the tools; ours have their artifact's own")
@@ -99,10 +103,11 @@ def main() -> None:
     reference = Reference.open(base.fingerprint, windows, base.reference, zoo.cache_dir() / "reference")
     bench = Bench(options, base, windows, reference)
     wanted = options.only or ["ours", *ENVIRONMENTS]
+    plain = [f"{options.model}:rtn"] if variants(options.model) else []
     rows = [bench.full()]
     for bits in options.bits:
         if "ours" in wanted:
-            rows += [bench.ours(source, bits) for source in options.ours or [options.model]]
+            rows += [bench.ours(source, bits) for source in options.ours or [options.model, *plain]]
         rows += [bench.theirs(name, bits) for name in ENVIRONMENTS if name in wanted]
     table(rows)
     figures = {
