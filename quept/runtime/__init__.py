@@ -3,6 +3,7 @@
 model     ElasticModel: opens an artifact, hands out views; a view is the model at one plan
 bank      WeightBank: (layer, width) -> weight, made once, bounded in bytes, safe between threads
 linear    the linear layer of a view
+memory    giving freed memory back to the system
 baselines bitsandbytes NF4 and LLM.int8 as views, to compare with
 sizes     bytes of every layer at every width, and of what stays: the memory numbers
 kvcache   a key-value cache stored at its own width

@@ -23,7 +23,7 @@ from torch import Tensor
 from quept.numerics.grid import Quantised, dequantise
 
 Key = tuple[str, int]  # layer name, bits
-DENSE_SHARE = 0.85
+DENSE_SHARE = 0.7
 
 
 class WeightBank:
@@ -44,6 +44,7 @@ class WeightBank:
         self._kept = self._kept_dense = 0
         self._lock = threading.Lock()
         self._making: dict[Key, threading.Lock] = {}
+        self.filled = 0  # dense values made or unpacked so far
         self.made = 0  # pairs built from the source so far: tells a cold switch from a warm one
 
     def dense(self, layer: str, bits: int) -> Tensor:
@@ -92,6 +93,7 @@ class WeightBank:
             self._packed[key] = packed
             self._kept += packed.nbytes
             self.made += 1
+        self.filled += 1
         self._dense[key] = dense
         self._alive[key] = dense
         self._kept += dense.nbytes

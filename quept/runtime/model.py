@@ -28,10 +28,12 @@ from .bank import WeightBank
 from .baselines import BaselineLayers, baseline_named
 from .kvcache import make_cache
 from .linear import BoundLinear
+from .memory import release_freed
 from .sizes import Sizes
 
-# Bytes the bank may keep: two uniform widths of a 135M model dense in float32, and three packed.
-DEFAULT_BUDGET = 1_000_000_000
+# Bytes the bank may keep: two uniform widths of a 135M model dense in float32, and every width packed.
+DEFAULT_BUDGET = 1_250_000_000
+MANY = 32  # weights made at once, after which freed memory is given back
 
 
 def compute_dtype(device: torch.device | str = "cpu") -> torch.dtype:
@@ -123,10 +125,13 @@ class ElasticModel:
     def view(self, plan: PrecisionPlan) -> PreTrainedModel:
         """The model at this plan; raises PlanError if the plan does not fit it. Weights not yet in the bank
         are made now."""
+        filled = self.bank.filled
         bound = {
             name: self._unbound[name].bound(self._values(name, bits.weights), bits)
             for name, bits in plan.resolve(self.layers).items()
         }
+        if self.bank.filled - filled >= MANY:
+            release_freed()
         return self._dressed(bound)
 
     def baseline(self, name: str) -> PreTrainedModel:
