@@ -32,6 +32,7 @@ from .side import EQUALISER, PREFIX, baseline_choices
 
 ASSETS = Path(__file__).parent.parent / "assets"
 CHATS_AT_ONCE = 4
+NO_KL = 1e-5  # weights rounded to 16 bits once after a transform show 2e-6: full precision, for a reader
 
 # A plan as the browser holds it: {"w": [bits per layer], "a": [bits per layer], "kv": bits}
 Wire = Mapping[str, object]
@@ -342,6 +343,8 @@ def _drawn(opened: OpenModel, estimate: Estimate | None, size: int, **who: str) 
     if estimate is None:
         return None
     quality = {k: getattr(estimate, k) for k in ("kl", "kl_se", "ppl", "ppl_se", "same_top")}
+    if estimate.kl < NO_KL:
+        quality |= {"kl": 0.0, "kl_se": 0.0}
     bits = 8 * size / opened.elastic.sizes.parameters
     return who | {"bytes": size, "bits_per_param": bits, "measured": True} | quality
 
