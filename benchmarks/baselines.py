@@ -142,11 +142,12 @@ class Bench:
         )
 
     def ours(self, source: str, bits: int) -> dict:
-        """An artifact of ours, or round-to-nearest where `source` is a model."""
+        """An artifact of ours, or round-to-nearest where the source has none."""
         elastic = self.base
         if source != self.options.model:
             elastic = ElasticModel.open(source, dtype=torch.float32)
-        name = "RTN (ours)" if source == self.options.model else f"{Path(source).name} (ours)"
+        plain = elastic.artifact.manifest.method == "rtn"
+        name = "RTN (ours)" if plain else f"{Path(source).name} (ours)"
         plan = PrecisionPlan.uniform(bits)
 
         def measure() -> dict:
