@@ -96,6 +96,8 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=("ours", *ENVIRONMENTS), help="repeat for several")
     parser.add_argument("--out", type=Path, default=Path("runs/baselines"))
     options = parser.parse_args()
+    options.out = options.out.resolve()  # tools run in it, since some write logs to where they are
+    options.calibration = options.calibration.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
 
     base = ElasticModel.open(options.model, dtype=torch.float32)
@@ -254,7 +256,12 @@ def run(command: list, log: Path, extra: dict[str, str] | None = None) -> None:
     environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | settings | (extra or {})
     with open(log, "wb") as output:
         done = subprocess.run(
-            [str(part) for part in command], env=environ, stdout=output, stderr=output, check=False
+            [str(part) for part in command],
+            env=environ,
+            cwd=log.parent,
+            stdout=output,
+            stderr=output,
+            check=False,
         )
     if done.returncode:
         said = " ".join(log.read_text("utf-8", errors="replace").split())
