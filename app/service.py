@@ -260,7 +260,7 @@ class Service:
             "progress": 1.0 if stored else 0.0,
             "estimate": stored and stored.to_dict(),
             "reference": {"ppl": full and full.ppl_ref, "kl_floor": opened.floor},
-            "uniform": opened.uniform_at(size),
+            "uniform": self._uniform(opened, plan, size),
             "deploy_bytes": size,
             "full_bytes": elastic.sizes.deploy(PrecisionPlan.full()),
             "elastic_bytes": elastic.resident_bytes,
@@ -269,6 +269,13 @@ class Service:
             "conditions": opened.conditions(plan),
             "link": encode(self.wire_of(model, plan), model),
         } | changes
+
+    @staticmethod
+    def _uniform(opened: OpenModel, plan: PrecisionPlan, size: int) -> dict | None:
+        """Uniform plans at the same bytes; None for a plan that rounds activations too, whose cost the bytes
+        do not show."""
+        bits = plan.resolve(opened.elastic.layers).values()
+        return opened.uniform_at(size) if all(b.activations == FULL for b in bits) else None
 
     def measure(self, model: str, plan: PrecisionPlan, visitor: str) -> Iterator[dict]:
         """Numbers for a plan, better with every window; ends early when the same visitor asks for another."""
@@ -320,7 +327,7 @@ class Service:
             }
         opened.results.put(opened.result_key(plan), estimate.to_dict())
         done = {"status": "done", "progress": 1.0, "estimate": estimate.to_dict()}
-        yield state | done | {"uniform": opened.uniform_at(state["deploy_bytes"])}
+        yield state | done | {"uniform": self._uniform(opened, plan, state["deploy_bytes"])}
 
 
 def _label(name: str) -> str:

@@ -8,6 +8,7 @@ quept   learned.safetensors: per layer an adapter and clip factors (see paramete
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -49,12 +50,14 @@ class Artifact:
 
     @property
     def identity(self) -> str:
-        """What numbers measured with it belong to: 64 hex digits over base weights, method, grid and tensors;
-        not over where it lies."""
+        """What numbers measured with it belong to: 64 hex digits over base weights, method, grid, tensors and
+        how they are read (ranks, widths, transforms); not over where it lies."""
         m = self.manifest
-        return hashlib.sha256(
-            repr((m.method, m.fingerprint, m.group, sorted(f["sha256"] for f in m.files.values()))).encode()
-        ).hexdigest()
+        parts = [m.method, m.fingerprint, m.group, sorted(f["sha256"] for f in m.files.values())]
+        if m.method != "rtn":
+            read = [m.recipe.get("adapters"), dict(m.widths), list(m.transforms)]
+            parts.append(json.dumps(read, sort_keys=True))
+        return hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()
 
     @property
     def weights_id(self) -> str:
@@ -110,17 +113,27 @@ class Artifact:
                     raise ArtifactError(f"{path} is damaged: its contents are not those the manifest names")
 
     def store(self, folder: str | Path) -> Artifact:
-        """Write the tensors, then the manifest that lists them; returns the artifact as it is listed."""
+        """Write the tensors, then the manifest that lists them; returns the artifact as it is listed.
+
+        ArtifactError for a folder that holds an artifact already: killed between the two files, neither would
+        be left whole."""
         folder = Path(folder)
+        if self.is_one(folder):
+            raise ArtifactError(
+                f"{folder} already holds an artifact: give another folder, or delete it first"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: t for name, layer in self.learned.items() for k, t in layer.tensors(name).items()}
         if self.record:
             tensors |= {TRANSFORM + name: t.contiguous() for name, t in self.record.tensors.items()}
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=TENSORS)
         os.close(handle)
-        save_file(tensors, temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, folder / TENSORS)
+        try:
+            save_file(tensors, temporary)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, folder / TENSORS)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
         with (folder / TENSORS).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         listed = {TENSORS: {"sha256": digest, "bytes": (folder / TENSORS).stat().st_size}}

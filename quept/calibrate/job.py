@@ -36,7 +36,7 @@ from .end_to_end import EndToEndTuning
 from .errors import CalibrationError
 from .loss import divergence_loss
 from .prepare import prepared
-from .text import sequences
+from .text import sequences, without
 from .trainable import Trainable
 
 Progress = Callable[[str, float | None], None]
@@ -88,12 +88,12 @@ def calibrate(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     began = time.monotonic()
-    transformed = prepared(loaded, recipe, group, report)
+    ids, held_out = _texts(recipe, loaded, report)
+    transformed = prepared(loaded, recipe, group, held_out, report)
     log(
         "transforms",
         steps=[step["kind"] for step in (transformed.record.steps if transformed.record else ())],
     )
-    ids, held_out = _texts(recipe, loaded, report)
     model = copy.deepcopy(transformed.model).to(device, torch.float32)
     trainable = Trainable(
         model, loaded.anatomy, recipe.adapters, recipe.clip.start, group, recipe.seed, transformed.online
@@ -174,6 +174,7 @@ def _compared(
     plain = rtn
     if transformed is not loaded:
         plain = ElasticModel(transformed, replace(artifact, learned={}), **options)
+    calibrated = ElasticModel(transformed, artifact, **options)
     full = [rtn.reference(ids[None]).log_softmax(-1) for ids in held_out]
 
     def divergence(elastic: ElasticModel, plan: PrecisionPlan) -> float:
@@ -190,15 +191,15 @@ def _compared(
         report(f"comparing {plan.name} with plain rounding", i / len(recipe.adapters.widths))
         found = {"kl_rtn": divergence(rtn, plan)}
         found["kl_plain"] = divergence(plain, plan) if plain is not rtn else found["kl_rtn"]
-        calibrated = any(bits in widths for widths in artifact.manifest.widths.values())
-        kl = divergence(ElasticModel(transformed, artifact, **options), plan) if calibrated else math.inf
-        kept = calibrated and kl < found["kl_plain"]
-        log("compared", plan=plan.name, kl=kl if calibrated else None, kept=kept, **found)
+        learned = any(bits in widths for widths in artifact.manifest.widths.values())
+        kl = divergence(calibrated, plan) if learned else math.inf
+        kept = learned and kl < found["kl_plain"]
+        log("compared", plan=plan.name, kl=kl if learned else None, kept=kept, **found)
         quality[plan.name] = {"kl": kl if kept else found["kl_plain"], **found}
-        if calibrated and not kept:
-            learned = {name: layer.without(bits) for name, layer in artifact.learned.items()}
-            listed = {name: layer.widths for name, layer in learned.items()}
-            artifact = replace(artifact, learned=learned, manifest=replace(artifact.manifest, widths=listed))
+        if learned and not kept:
+            layers = {name: layer.without(bits) for name, layer in artifact.learned.items()}
+            listed = {name: layer.widths for name, layer in layers.items()}
+            artifact = replace(artifact, learned=layers, manifest=replace(artifact.manifest, widths=listed))
     return replace(artifact, manifest=replace(artifact.manifest, quality=quality))
 
 
@@ -212,7 +213,7 @@ def _texts(recipe: Recipe, loaded: LoadedModel, report: Progress) -> tuple[LongT
         recipe.text.sources, loaded.tokenizer, count + recipe.held_out, stage.context, recipe.seed, report
     )
     held_out, ids = ids[: recipe.held_out], ids[recipe.held_out :]
-    ids = ids[~(ids[:, None] == held_out[None]).all(-1).any(-1)]  # a short text gives windows more than once
+    ids = without(ids, held_out)  # a short text gives windows more than once
     if len(ids) == 0:
         raise CalibrationError(
             f"the calibration text is too short to hold {recipe.held_out} windows of {stage.context} tokens "
@@ -263,6 +264,11 @@ class _Log:
     def __init__(self, path: Path, run: str, recipe: Recipe):
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and not path.read_bytes().endswith(b"\n"):
+            with path.open(
+                "a", encoding="utf-8"
+            ) as file:  # cut while writing: the next line begins a new one
+                file.write("\n")
         lines = list(self._lines())
         if not lines:
             self("run", run=run, recipe=_without_folders(recipe).to_dict())

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import LongTensor
+
 from quept.config import Recipe
 from quept.models import LoadedModel
 from quept.transforms import Record, apply, search_scales
 
-from .text import sequences
+from .text import sequences, without
 
 Progress = Callable[[str, float | None], None]
 SEARCHED = 8  # sequences that channel scales are searched on
 
 
-def prepared(loaded: LoadedModel, recipe: Recipe, group: int | str, report: Progress) -> LoadedModel:
-    """The base with the recipe's transforms. Channel scales (`scaling`) are searched on calibration text, and
-    found again to the bit when a run is resumed."""
+def prepared(
+    loaded: LoadedModel, recipe: Recipe, group: int | str, held_out: LongTensor, report: Progress
+) -> LoadedModel:
+    """The base with the recipe's transforms. Channel scales (`scaling`) are searched on calibration text,
+    never on the windows that are held out, and found again to the bit when a run is resumed."""
     record = Record()
     for step in recipe.transforms:
         if step["kind"] != "scaling":
@@ -24,6 +28,7 @@ def prepared(loaded: LoadedModel, recipe: Recipe, group: int | str, report: Prog
             continue
         stage = recipe.end_to_end or recipe.block_wise
         ids = sequences(recipe.text.sources, loaded.tokenizer, SEARCHED, stage.context, recipe.seed, report)
+        ids = without(ids, held_out)
         settings = {key: value for key, value in step.items() if key != "kind"}
         found = search_scales(apply(loaded, record), ids, group=group, progress=report, **settings)
         record = Record(found.steps, found.tensors)

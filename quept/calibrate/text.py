@@ -46,6 +46,11 @@ def sequences(
     return ids[torch.randperm(len(ids), generator=generator)]
 
 
+def without(ids: LongTensor, others: LongTensor) -> LongTensor:
+    """The windows of ids (n, context) that are none of others (m, context)."""
+    return ids[~(ids[:, None] == others[None]).all(-1).any(-1)]
+
+
 def _windows(
     source: str, tokenizer: PreTrainedTokenizerBase, context: int, progress: Progress | None
 ) -> LongTensor:

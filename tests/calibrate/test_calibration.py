@@ -2,7 +2,9 @@
 bound to its base, and never half an artifact."""
 
 import json
+import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,7 +102,9 @@ class Cut(Exception):
 
 def test_a_run_cut_at_any_step_and_resumed_ends_with_the_same_bytes(folder, text, tmp_path, monkeypatch):
     monkeypatch.setattr("quept.calibrate.job.SAVE_EVERY", 0.0)
-    calibrate(folder, recipe(text), tmp_path / "whole", device="cpu")
+    scaling = {"kind": "scaling", "bits": [3, 4], "grid": 4}
+    scaled = Recipe.from_dict(recipe(text).to_dict() | {"transforms": [scaling]})
+    calibrate(folder, scaled, tmp_path / "whole", device="cpu")
 
     def cut(stage, fraction):
         if any(f"step {n} " in stage for n in cuts):
@@ -110,9 +114,9 @@ def test_a_run_cut_at_any_step_and_resumed_ends_with_the_same_bytes(folder, text
     cuts = [1, 6, 12]
     for _ in range(3):
         with pytest.raises(Cut):
-            calibrate(folder, recipe(text), tmp_path / "cut", cut, device="cpu")
+            calibrate(folder, scaled, tmp_path / "cut", cut, device="cpu")
         assert not Artifact.is_one(tmp_path / "cut")
-    calibrate(folder, recipe(text), tmp_path / "cut", cut, device="cpu")
+    calibrate(folder, scaled, tmp_path / "cut", cut, device="cpu")
     for name in ("learned.safetensors", "manifest.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     left = {path.name for path in (tmp_path / "cut").iterdir()}
@@ -141,11 +145,15 @@ def test_another_base_is_refused(run, tmp_path):
         ElasticModel.open(tmp_path / "run", device="cpu")
 
 
-def test_killed_while_writing_leaves_no_half_artifact(run, folder, tmp_path, monkeypatch):
-    whole = Artifact.open(run)
+@pytest.mark.parametrize("files", [0, 1])
+def test_killed_while_writing_leaves_no_half_artifact(run, tmp_path, monkeypatch, files):
+    """Killed before the first file is in place, and between the two."""
+    whole, replace_file, done = Artifact.open(run), os.replace, []
 
-    def killed(*_):
-        raise Cut
+    def killed(*names):
+        if len(done) == files:
+            raise Cut
+        done.append(replace_file(*names))
 
     monkeypatch.setattr("quept.artifact.store.os.replace", killed)
     with pytest.raises(Cut):
@@ -154,10 +162,34 @@ def test_killed_while_writing_leaves_no_half_artifact(run, folder, tmp_path, mon
     assert not Artifact.is_one(tmp_path)
     whole.store(tmp_path)
     assert Artifact.open(tmp_path) == whole
-    monkeypatch.setattr("quept.artifact.store.os.replace", killed)
-    with pytest.raises(Cut):  # over a valid one
+    with pytest.raises(
+        ArtifactError, match="already holds an artifact"
+    ):  # two files cannot be replaced at once
         whole.store(tmp_path)
     assert Artifact.open(tmp_path) == whole
+
+
+def test_artifacts_that_read_the_same_tensors_otherwise_are_told_apart(run):
+    whole = Artifact.open(run)
+    widths = {name: tuple(b for b in w if b != 4) for name, w in whole.manifest.widths.items()}
+    other = replace(whole, manifest=replace(whole.manifest, widths=widths))
+    turned = replace(whole, manifest=replace(whole.manifest, transforms=({"kind": "norms"},)))
+    assert len({whole.identity, other.identity, turned.identity}) == 3
+
+
+def test_a_log_cut_in_the_middle_of_a_line_is_gone_on_with(folder, text, tmp_path):
+    def cut(stage, fraction):
+        if "step 2 " in stage:
+            raise Cut
+
+    with pytest.raises(Cut):
+        calibrate(folder, recipe(text, steps=3), tmp_path, cut, device="cpu")
+    with (tmp_path / "progress.jsonl").open("a") as log:
+        log.write('{"what": "end to e')
+    calibrate(folder, recipe(text, steps=3), tmp_path, device="cpu")
+    lines = (tmp_path / "progress.jsonl").read_text().splitlines()
+    torn = [line for line in lines if not line.endswith("}")]
+    assert torn == ['{"what": "end to e'] and json.loads(lines[lines.index(torn[0]) + 1])
 
 
 def damage(path, change):
