@@ -29,6 +29,7 @@ QUANTISED_BITS = (2, 3, 4, 5, 6, 7, 8)
 WEIGHT_BITS = (*QUANTISED_BITS, FULL)
 ACTIVATION_BITS = (4, 5, 6, 7, 8, FULL)
 KV_BITS = (2, 3, 4, 5, 6, 7, 8, FULL)
+EMBEDDING_BITS = (2, 3, 4, 5, 6, 7, 8, FULL)
 
 FORMAT, VERSION = "quept-plan", 1
 MAX_BYTES = 1_000_000  # a plan for a 100-billion-parameter model with every layer named is a tenth of this
@@ -62,16 +63,19 @@ class Bits:
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """A default, rules that override it, and the width of the KV cache. Hashable; `name` is a label and takes
-    no part in it."""
+    """A default and rules that override it for the linear layers of the blocks; the width of the KV cache;
+    and that of the token embeddings and the output head, one tensor in many models. Hashable; `name` is a
+    label and takes no part in it."""
 
     default: Bits = Bits()
     rules: tuple[tuple[str, Bits], ...] = ()
     kv: int = FULL
     name: str = ""
+    embeddings: int = FULL
 
     def __post_init__(self) -> None:
         _check("KV cache", self.kv, KV_BITS)
+        _check("embedding", self.embeddings, EMBEDDING_BITS)
         last = {pattern: position for position, (pattern, _) in enumerate(self.rules)}
         if len(last) < len(self.rules):  # of a pattern said twice the last counts; JSON holds only one
             object.__setattr__(self, "rules", tuple(self.rules[i] for i in sorted(last.values())))
@@ -84,7 +88,7 @@ class PrecisionPlan:
 
     @property
     def _identity(self) -> tuple:
-        return (self.default, self.rules, self.kv)
+        return (self.default, self.rules, self.kv, self.embeddings)
 
     @classmethod
     def full(cls) -> PrecisionPlan:
@@ -92,24 +96,29 @@ class PrecisionPlan:
         return cls(name="full precision")
 
     @classmethod
-    def uniform(cls, weights: int, activations: int = FULL, kv: int = FULL) -> PrecisionPlan:
+    def uniform(
+        cls, weights: int, activations: int = FULL, kv: int = FULL, embeddings: int = FULL
+    ) -> PrecisionPlan:
         """The same widths for every layer."""
-        if weights == activations == kv == FULL:
+        widths = {"A": activations, "KV": kv, "E": embeddings}
+        said = [f"{letter}{bits}" for letter, bits in widths.items() if bits != FULL]
+        if weights == FULL and not said:
             return cls.full()
-        name = (
-            f"W{weights}"
-            + (f"A{activations}" if activations != FULL else "")
-            + (f"KV{kv}" if kv != FULL else "")
-        )
-        return cls(Bits(weights, activations), kv=kv, name=name)
+        return cls(Bits(weights, activations), (), kv, f"W{weights}" + "".join(said), embeddings)
 
     @classmethod
     def of(
-        cls, rules: Mapping[str, Bits | int], default: Bits | int = FULL, kv: int = FULL, name: str = ""
+        cls,
+        rules: Mapping[str, Bits | int],
+        default: Bits | int = FULL,
+        kv: int = FULL,
+        name: str = "",
+        embeddings: int = FULL,
     ) -> PrecisionPlan:
         """From `{layer name or pattern: Bits or weight bits}`; later entries win over earlier ones."""
         as_bits = {pattern: b if isinstance(b, Bits) else Bits(b) for pattern, b in rules.items()}
-        return cls(default if isinstance(default, Bits) else Bits(default), tuple(as_bits.items()), kv, name)
+        default = default if isinstance(default, Bits) else Bits(default)
+        return cls(default, tuple(as_bits.items()), kv, name, embeddings)
 
     def resolve(self, layers: Iterable[str]) -> dict[str, Bits]:
         """Bits of every layer, in the order given. A rule that fits no layer is an error: it is a typo or
@@ -129,7 +138,10 @@ class PrecisionPlan:
     def key(self, layers: Iterable[str]) -> str:
         """Identity of the assignment on these layers: 64 hex digits, the same for every spelling of it."""
         resolved = self.resolve(layers)
-        text = json.dumps([self.kv, [[name, b.weights, b.activations] for name, b in resolved.items()]])
+        identity = [self.kv, [[name, b.weights, b.activations] for name, b in resolved.items()]]
+        if self.embeddings != FULL:
+            identity.append(self.embeddings)  # plans that leave them alone keep the key they always had
+        text = json.dumps(identity)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_json(self, model: str | None = None) -> str:
@@ -140,6 +152,7 @@ class PrecisionPlan:
         if model:
             head["model"] = model
         head |= {"weights": self.default.weights, "activations": self.default.activations, "kv": self.kv}
+        head["embeddings"] = self.embeddings
         head["layers"] = {
             pattern: b.weights
             if b.activations == self.default.activations
@@ -175,6 +188,7 @@ class PrecisionPlan:
             "weights",
             "activations",
             "kv",
+            "embeddings",
             "layers",
             "note",
         }
@@ -195,7 +209,8 @@ class PrecisionPlan:
         if not isinstance(name, str) or len(name) > 200:
             raise PlanError('"name" must be a text of at most 200 characters')
         as_bits = {pattern: _rule(pattern, value, default) for pattern, value in rules.items()}
-        return cls(default, tuple(as_bits.items()), data.get("kv", FULL), name)
+        widths = data.get("kv", FULL), data.get("embeddings", FULL)
+        return cls(default, tuple(as_bits.items()), widths[0], name, widths[1])
 
     @classmethod
     def load(cls, path: str | Path, model: str | None = None) -> PrecisionPlan:
@@ -214,14 +229,15 @@ class PrecisionPlan:
 
     @classmethod
     def parse(cls, text: str) -> PrecisionPlan:
-        """From what a person types: `full`, `W4`, `W4A8`, `W4A8KV4`, or the path of a plan file."""
+        """From what a person types: `full`, `W4`, `W4A8`, `W4A8KV4E8`, or the path of a plan file."""
         if text.lower() in ("full", "fp", "16"):
             return cls.full()
-        short = re.fullmatch(r"[wW]?(\d{1,3})(?:[aA](\d{1,3}))?(?:[kK][vV](\d{1,3}))?", text)
+        number = r"(\d{1,3})"
+        short = re.fullmatch(rf"w?{number}(?:a{number})?(?:kv{number})?(?:e{number})?", text, re.IGNORECASE)
         if short:
             return cls.uniform(*(int(bits) if bits else FULL for bits in short.groups()))
         if not Path(text).suffix and not os.path.isfile(text):
-            choices = "full, W4, W4A8, W4A8KV4 or the path of a plan file (.json)"
+            choices = "full, W4, W4A8, W4A8KV4E8 or the path of a plan file (.json)"
             raise PlanError(f"{text!r:.100} is not a plan: give {choices}")
         return cls.load(text)
 

@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import json
 import time
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from quept.plan import (
     ACTIVATION_BITS,
+    EMBEDDING_BITS,
     KV_BITS,
     MAX_PATTERN,
     MAX_RULES,
@@ -31,6 +33,7 @@ plans = st.builds(
     st.lists(st.tuples(patterns, bits), max_size=6).map(tuple),
     st.sampled_from(KV_BITS),
     st.text(max_size=20),
+    st.sampled_from(EMBEDDING_BITS),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -88,11 +91,17 @@ def test_the_key_tells_different_assignments_apart():
         PrecisionPlan.uniform(5),
         PrecisionPlan.uniform(4, 8),
         PrecisionPlan.uniform(4, kv=8),
+        PrecisionPlan.uniform(4, embeddings=8),
         PrecisionPlan.of({LAYERS[0]: 5}, default=4),
         PrecisionPlan.of({LAYERS[1]: 5}, default=4),
     ]
     assert len({plan.key(LAYERS) for plan in variants}) == len(variants)
     assert PrecisionPlan.uniform(4).key(LAYERS) != PrecisionPlan.uniform(4).key(LAYERS[1:])
+
+
+def test_a_plan_that_leaves_embeddings_alone_keeps_the_key_it_always_had():
+    text = json.dumps([16, [[name, 4, 16] for name in LAYERS]])
+    assert PrecisionPlan.uniform(4).key(LAYERS) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_plans_are_values_and_the_name_is_only_a_label():
@@ -144,6 +153,8 @@ def test_a_rule_inherits_what_it_does_not_say():
         ("w4a8", PrecisionPlan.uniform(4, 8)),
         ("W4A8KV4", PrecisionPlan.uniform(4, 8, 4)),
         ("W8kv2", PrecisionPlan.uniform(8, kv=2)),
+        ("w4e6", PrecisionPlan.uniform(4, embeddings=6)),
+        ("W4A8KV4E8", PrecisionPlan.uniform(4, 8, 4, 8)),
     ],
 )
 def test_parse_reads_what_a_person_types(text, plan):
@@ -151,7 +162,8 @@ def test_parse_reads_what_a_person_types(text, plan):
 
 
 @pytest.mark.parametrize(
-    "plan", [PrecisionPlan.uniform(w, a, k) for w, a, k in itertools.product(WEIGHT_BITS, (4, 16), (4, 16))]
+    "plan",
+    [PrecisionPlan.uniform(*bits) for bits in itertools.product(WEIGHT_BITS, (4, 16), (4, 16), (2, 16))],
 )
 def test_the_name_of_a_uniform_plan_parses_back(plan):
     assert plan.name == "full precision" or PrecisionPlan.parse(plan.name) == plan
@@ -207,6 +219,12 @@ def test_activation_bits_out_of_range_are_refused(activations):
 def test_cache_bits_out_of_range_are_refused(kv):
     with pytest.raises(PlanError, match="KV cache bits"):
         PrecisionPlan(kv=kv)
+
+
+@pytest.mark.parametrize("embeddings", [1, 9, "8", None, True])
+def test_embedding_bits_out_of_range_are_refused(embeddings):
+    with pytest.raises(PlanError, match="embedding bits"):
+        PrecisionPlan(embeddings=embeddings)
 
 
 @pytest.mark.parametrize(

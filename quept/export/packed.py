@@ -4,7 +4,7 @@ quantised in 16 bits.
     {layer}.codes    uint8    (out, packed row)      2..8 bits a weight, see numerics.packing
     {layer}.scales   float16  (out, groups)
     {layer}.zeros    uint8    (out, packed row)      not at 8 bits, where every zero-point is 128
-    {parameter}      16 bits                         layers at 16 bits, embeddings, norms, biases; ties once
+    {parameter}      16 bits                         whatever is at 16 bits, norms, biases; ties once
 
 The bytes of these tensors are exactly `elastic.sizes.deploy(plan)`. The metadata hold what else is needed:
 format and version, the plan, the model's config and fingerprint, the grid of every layer and which parameters
@@ -133,7 +133,9 @@ def _tensors(
     elastic: ElasticModel, plan: PrecisionPlan
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, int, int]]]:
     """What is stored, by name, and the grids of the quantised layers."""
-    quantised = {name: b.weights for name, b in plan.resolve(elastic.layers).items() if b.weights != FULL}
+    widths = {name: b.weights for name, b in plan.resolve(elastic.layers).items()}
+    widths |= dict.fromkeys(elastic.embeddings, plan.embeddings)
+    quantised = {name: bits for name, bits in widths.items() if bits != FULL}
     tensors, grids = {}, {}
     for name, parameter in elastic.base.named_parameters():
         layer = name.removesuffix(".weight")

@@ -53,6 +53,14 @@ class LoadedModel:
     record: object | None = None
     online: frozenset[str] = frozenset()
 
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """The modules whose weights are the model's embeddings: where tokens are looked up and, unless it
+        shares that weight, the output head."""
+        embed, head = (self.model.get_submodule(n) for n in (self.anatomy.embed, self.anatomy.head))
+        tied = head.weight is embed.weight
+        return (self.anatomy.embed,) if tied else (self.anatomy.embed, self.anatomy.head)
+
 
 def load(source: str | Path, progress: Callable[[str, float | None], None] | None = None) -> LoadedModel:
     """Load `source`: a zoo name (`smollm2-135m`), a folder, or a hub id (`org/name`).

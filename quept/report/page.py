@@ -116,8 +116,7 @@ def _hash(script: str) -> str:
 def _sizes(artifact: Artifact, progress: Callable[[str, float | None], None] | None) -> Sizes:
     from quept.models import load
 
-    prepared = artifact.prepared(load(artifact.base, progress))
-    return Sizes.of(prepared.model, prepared.anatomy.layers, artifact.group)
+    return Sizes.of(artifact.prepared(load(artifact.base, progress)), artifact.group)
 
 
 def _write(path: Path, content: bytes) -> int:

@@ -2,8 +2,9 @@
 
 A view is an ordinary Hugging Face module: a clone of the module tree (a few hundred small objects, about a
 millisecond) that shares every tensor with its siblings and carries a bound linear at each layer the plan
-speaks of. Nothing is mutated by making or running one, so two threads at two precisions never see each other
-and A -> B -> A gives bit-identical results.
+speaks of, and embeddings over rounded values where it gives them a width. Nothing is mutated by making or
+running one, so two threads at two precisions never see each other and A -> B -> A gives bit-identical
+results.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers.cache_utils import Cache
 
 from quept.artifact import Artifact, bundled, split
 from quept.models import Anatomy, LoadedModel, load
-from quept.models.clone import clone
+from quept.models.clone import clone, twin
 from quept.numerics.grid import Quantised
 from quept.plan import FULL, Bits, PrecisionPlan
 
@@ -71,8 +72,9 @@ class ElasticModel:
         self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
         self.anatomy: Anatomy = loaded.anatomy
         self.layers: tuple[str, ...] = loaded.anatomy.layers
-        untouched = Sizes.of(base.model, self.layers, artifact.group)
-        self.sizes = Sizes.of(loaded.model, self.layers, artifact.group, untouched.parameters)
+        self.embeddings: tuple[str, ...] = loaded.embeddings
+        untouched = Sizes.of(base, artifact.group)
+        self.sizes = Sizes.of(loaded, artifact.group, untouched.parameters)
         self._weights = {name: loaded.model.get_submodule(name).weight.data for name in self.layers}
         self._moved: dict[int, nn.Parameter] = {}
         self._skeleton = _skeleton(loaded.model, self.layers, self.device, self.dtype, self._moved)
@@ -81,7 +83,7 @@ class ElasticModel:
         }
         self._full_bytes = sum(p.nbytes for p in self._skeleton.parameters() if not p.is_meta)
         self._prepared = loaded
-        self._base_fixed = untouched.fixed
+        self._base_fixed = untouched.fixed + untouched.embeddings[FULL]
         self.bank = WeightBank(self._make, self.dtype, budget)
         self._baselines = BaselineLayers(
             {name: tuple(weight.shape) for name, weight in self._weights.items()},
@@ -130,6 +132,8 @@ class ElasticModel:
             name: self._unbound[name].bound(self._values(name, bits.weights), bits)
             for name, bits in plan.resolve(self.layers).items()
         }
+        if plan.embeddings != FULL:
+            bound |= self._embeddings_at(plan.embeddings)
         if self.bank.filled - filled >= MANY:
             release_freed()
         return self._dressed(bound)
@@ -188,7 +192,7 @@ class ElasticModel:
         return make_cache(self.config, plan.kv)
 
     def packed(self, layer: str, bits: int) -> Quantised:
-        """One layer as it is deployed at this width (2..8)."""
+        """One layer, or one of `embeddings`, as it is deployed at this width (2..8)."""
         return self.bank.packed(layer, bits)
 
     @property
@@ -230,8 +234,18 @@ class ElasticModel:
             return source  # nothing to make, and nothing for the bank to count a second time
         return self.bank.dense(layer, bits)
 
+    def _embeddings_at(self, bits: int) -> dict[str, nn.Module]:
+        """The embedding and the head over their values at 2..8 bits: over the same ones where they share
+        them."""
+        owner, values = self.embeddings[0], {name: self.bank.dense(name, bits) for name in self.embeddings}
+        ends = (self.anatomy.embed, self.anatomy.head)
+        return {n: _over(self._skeleton.get_submodule(n), values.get(n, values[owner])) for n in ends}
+
     def _make(self, layer: str, bits: int) -> tuple[Quantised | None, Tensor]:
-        weight = self._weights[layer].to(self.device)
+        weight = self._weights.get(layer)
+        if weight is None:  # of the embeddings
+            weight = self._prepared.model.get_submodule(layer).weight.data
+        weight = weight.to(self.device)
         if bits == FULL:
             return None, weight
         return self.artifact.quantise(layer, weight, bits)
@@ -274,6 +288,14 @@ def _hollow(linear: nn.Linear) -> nn.Linear:
     hollow = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
     hollow.bias = linear.bias
     return hollow.requires_grad_(False)
+
+
+def _over(module: nn.Module, weight: Tensor) -> nn.Module:
+    """The module over another weight, which it holds as a bound linear does."""
+    other = twin(module)
+    del other._parameters["weight"]
+    other.register_buffer("weight", weight, persistent=False)
+    return other
 
 
 def _unbound(linear: nn.Linear, online: bool) -> BoundLinear:

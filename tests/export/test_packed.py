@@ -19,6 +19,7 @@ PLANS = {
     "mixed": PrecisionPlan.of(
         {"*.self_attn.*": 5, "*.1.self_attn.q_proj": 16}, default=3, kv=4, name="mixed"
     ),
+    "embeddings": PrecisionPlan.of({"*.self_attn.*": 4}, embeddings=6),
 }
 
 
@@ -57,12 +58,14 @@ def test_the_values_read_back_are_those_of_the_view(family, plan, opened, tmp_pa
     state, view = read.state(), elastic.view(plan)
     for layer in elastic.layers:
         assert torch.equal(state[f"{layer}.weight"], view.get_submodule(layer).weight)
+    for end in (view.get_input_embeddings(), view.get_output_embeddings()):
+        assert any(torch.equal(state[f"{name}.weight"], end.weight) for name in elastic.embeddings)
     assert read.plan == plan and read.fingerprint == elastic.fingerprint
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_plain_model_with_the_state_answers_as_the_view(family, opened, tmp_path):
-    elastic, plan, ids = opened(family), PrecisionPlan.uniform(3), token_ids()
+    elastic, plan, ids = opened(family), PrecisionPlan.uniform(3, embeddings=5), token_ids()
     read = export(elastic, plan, tmp_path / "out.safetensors")
     plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(**read.config), dtype=torch.float32).eval()
     plain.load_state_dict(read.state())

@@ -12,6 +12,7 @@ from quept.artifact import Artifact
 from quept.models import LoadError
 from quept.models.clone import clone
 from quept.numerics import dequantise, fake_quantise_tokens
+from quept.numerics.grid import group_size, quantise
 from quept.plan import QUANTISED_BITS, Bits
 from tests.tiny import FAMILIES, save_tiny, tiny_model, token_ids
 
@@ -50,6 +51,22 @@ def plain(loaded, dtype=torch.float32):
 def test_the_full_view_is_the_plain_model(models, family, dtype):
     view = elastic_of(models[family], dtype).view(PrecisionPlan.full())
     assert torch.equal(logits(view), logits(plain(models[family], dtype)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_and_head_are_rounded_together(models, family):
+    elastic, rounded = elastic_of(models[family]), plain(models[family])
+    ends = {elastic.anatomy.embed, elastic.anatomy.head}
+    assert set(elastic.embeddings) <= ends
+    for name in ends:  # a tied head is the embedding: one rounding serves both
+        module, weight = rounded.get_submodule(name), models[family].model.get_submodule(name).weight.data
+        packed = quantise(weight, 3, group_size(weight.shape[1], elastic.artifact.group))[0]
+        module.weight = torch.nn.Parameter(dequantise(packed))
+    view = elastic.view(PrecisionPlan.uniform(16, embeddings=3))
+    assert torch.equal(logits(view), logits(rounded))
+    assert not torch.equal(logits(view), logits(elastic.view(PrecisionPlan.full())))
+    shared = view.get_input_embeddings().weight is view.get_output_embeddings().weight
+    assert shared == (len(elastic.embeddings) == 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -28,11 +28,22 @@ def test_full_precision_weighs_what_the_model_weighs(loaded):
     assert elastic.sizes.parameters == sum(p.numel() for p in loaded.model.parameters())
 
 
+@pytest.mark.parametrize("bits", QUANTISED_BITS)
+def test_the_bytes_of_embeddings_are_those_of_their_packed_tensors(loaded, bits):
+    elastic = ElasticModel(loaded, Artifact.rtn(loaded))
+    packed = sum(elastic.packed(name, bits).nbytes for name in elastic.embeddings)
+    assert elastic.sizes.embeddings[bits] == packed
+    untouched, rounded = PrecisionPlan.uniform(4), PrecisionPlan.uniform(4, embeddings=bits)
+    saved = elastic.sizes.deploy(untouched) - elastic.sizes.deploy(rounded)
+    assert saved == elastic.sizes.embeddings[16] - packed > 0
+
+
 def test_deploy_adds_up_layer_by_layer(loaded):
     elastic = ElasticModel(loaded, Artifact.rtn(loaded))
     plan = PrecisionPlan.of({elastic.layers[0]: 16, elastic.layers[-1]: 8}, default=3)
     first, *middle, last = elastic.layers
     expected = elastic.sizes.fixed + 2 * elastic.sizes.weights[first] + elastic.packed(last, 8).nbytes
+    expected += sum(2 * loaded.model.get_submodule(name).weight.numel() for name in elastic.embeddings)
     assert elastic.sizes.deploy(plan) == expected + sum(elastic.packed(name, 3).nbytes for name in middle)
 
 
@@ -50,7 +61,7 @@ def test_more_bits_weigh_more(loaded):
 def test_resident_bytes_are_the_source_the_rest_and_the_bank(loaded):
     elastic = ElasticModel(loaded, Artifact.rtn(loaded), dtype=torch.float32)
     source = sum(loaded.model.get_submodule(name).weight.nbytes for name in elastic.layers)
-    rest = elastic.sizes.fixed * 2  # float32
+    rest = (elastic.sizes.fixed + elastic.sizes.embeddings[16]) * 2  # float32
     assert elastic.resident_bytes == source + rest
     view = elastic.view(PrecisionPlan.uniform(4))
     dense, packed = source * 2, sum(elastic.packed(name, 4).nbytes for name in elastic.layers)
