@@ -23,7 +23,7 @@ evaluate/   perplexity, divergence, speed, the results store
 allocate/   sensitivity of every layer at every width
 export/     a plan as a file
 report/     an artifact as a page to read
-cli         one subcommand per stage
+cli/        one subcommand per stage
 """
 
 from .plan import Bits, PlanError, PrecisionPlan

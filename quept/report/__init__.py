@@ -2,7 +2,6 @@
 
     write_report("runs/smollm2", "report.html", results=["results.json"])
 
-command   the `quept report` subcommand
 page      the page: sections into the template, written whole or not at all
 sections  what the page says, section by section
 parts     what a section is made of: paragraphs, tables, bars, charts

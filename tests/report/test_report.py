@@ -20,7 +20,7 @@ from quept.models import load
 from quept.numerics.adapters import RankSchedule
 from quept.plan import PrecisionPlan
 from quept.report import write_report
-from quept.report.command import report_parser
+from quept.cli.report import report_parser
 from quept.report.course import Course, read_course
 from quept.report.figures import blocks, losses
 from quept.report.learned import bytes_by_kind, clip_means, place, shapes

@@ -6,8 +6,7 @@ import argparse
 import json
 
 from quept.progress import Progress
-
-from . import words
+from quept.report import words
 
 HELP = "write one HTML page about an artifact: quality, how calibration went, sizes, clip factors, recipe"
 MORE = (
@@ -46,7 +45,7 @@ def report_parser(commands) -> None:
 
 def run_report(options: argparse.Namespace) -> None:
     """Write the page; ArtifactError, ResultsError, LoadError or OSError says why it cannot be."""
-    from .page import write_report
+    from quept.report.page import write_report
 
     with Progress() as progress:
         progress("reading the artifact", None)

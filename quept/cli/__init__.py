@@ -1,0 +1,93 @@
+"""The command line: one subcommand per stage, in the order of the flow.
+
+    quept models | pull | calibrate | report | evaluate | sensitivity | export | generate | app
+
+Results go to stdout, as a small table or, with --json, with one JSON object as the last line; progress and
+errors go to stderr. Exit code 0: done; 1: it could not be done; 2: what was typed makes no sense; 130:
+stopped. Every error is one sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from .calibrate import calibrate_parser
+from .evaluate import evaluate_parser
+from .export import export_parser
+from .generate import generate_parser
+from .report import report_parser
+from .sensitivity import sensitivity_parser
+from .shared import DEFAULT_MODEL
+from .zoo import models_parser, pull_parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["app"]:
+        return _app(argv[1:])
+    options = parser().parse_args(argv)
+    _quiet_libraries()
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        return _failed(options.command, "stopped", 130)
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValueError as error:
+        return _failed(options.command, error, 2)
+    except (RuntimeError, OSError) as error:
+        return _failed(options.command, error, 1)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their help; importing and building it loads no model library."""
+    p = argparse.ArgumentParser(
+        prog="quept",
+        description="Load one model once, run it at any precision, see what each bit costs.",
+        epilog=f"Begin with `quept app` or `quept evaluate {DEFAULT_MODEL}`. `quept COMMAND --help` helps.",
+    )
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    models_parser(commands)
+    pull_parser(commands)
+    calibrate_parser(commands)
+    report_parser(commands)
+    evaluate_parser(commands)
+    sensitivity_parser(commands)
+    export_parser(commands)
+    generate_parser(commands)
+    commands.add_parser("app", help="open the explorer in a browser (`quept app --help`)", add_help=False)
+    return p
+
+
+# Subcommands: each a function that declares its options and one that runs it.
+
+
+def _app(argv: Sequence[str]) -> int:
+    try:
+        from app.main import main as serve
+    except ModuleNotFoundError as error:
+        return _failed(
+            "app", f"the app is not installed here ({error.name} is missing); run it from the repository", 1
+        )
+    return serve(argv)
+
+
+# What the commands share.
+
+
+def _failed(command: str, error: object, code: int) -> int:
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"quept {command}: {text}", file=sys.stderr)
+    return code
+
+
+def _quiet_libraries() -> None:
+    """Our own progress line is enough."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,0 +1,135 @@
+"""What the commands share: options, opening a model, reading what a person types, printing."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quept.plan import PlanError, PrecisionPlan
+from quept.progress import Progress
+
+if TYPE_CHECKING:
+    from quept.evaluate import Windows
+    from quept.runtime import ElasticModel
+
+DEFAULT_MODEL, DEFAULT_TEXT = "smollm2-135m", "boolq-passages"
+MODEL_HELP = "built-in name (see `quept models`), artifact folder, model folder, or hub id like org/name"
+PLAN_HELP = "W4, W4A8, W4A8KV4E8, full, the name of a preset, or a plan file"
+
+
+def command(commands, name: str, run, help: str, example: str, more: str = "") -> argparse.ArgumentParser:
+    description = help[0].upper() + help[1:] + "." + (f" {more}" if more else "")
+    p = commands.add_parser(name, help=help, description=description, epilog=f"example: {example}")
+    p.set_defaults(run=run)
+    return p
+
+
+def model_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", help=MODEL_HELP)
+    p.add_argument("--device", metavar="DEVICE", help="cpu or cuda (default: cuda where there is one)")
+    p.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="to compute in (default: what the device does fastest)",
+    )
+    p.add_argument("--threads", type=count, metavar="N", help="processor threads to use (default: all)")
+
+
+def text_options(p: argparse.ArgumentParser, tokens: int) -> None:
+    p.add_argument(
+        "--text",
+        default=DEFAULT_TEXT,
+        metavar="TEXT",
+        help=f"built-in text or a text file (default: {DEFAULT_TEXT})",
+    )
+    p.add_argument(
+        "--tokens", type=count, default=tokens, metavar="N", help=f"how much of it (default {tokens})"
+    )
+    p.add_argument("--context", type=count, default=512, metavar="N", help="tokens per window (default 512)")
+
+
+def json_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--json", action="store_true", help="also print one JSON object as the last line")
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def group(text: str) -> int | str:
+    return text if text in ("row", "auto") else count(text)
+
+
+def opened(options: argparse.Namespace, progress: Progress) -> ElasticModel:
+    import torch
+
+    from quept.runtime import ElasticModel
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    dtype = getattr(torch, options.dtype) if getattr(options, "dtype", None) else None
+    return ElasticModel.open(options.model, device=options.device, dtype=dtype, progress=progress)
+
+
+def plan_of(text: str, elastic: ElasticModel) -> PrecisionPlan:
+    """What a person types for a plan: W4 and the like, the name of a preset, or a file; PlanError if it does
+    not fit the model."""
+    from quept.presets import named, notes
+
+    model = name_of(elastic.source)
+    plan = named(text, model)
+    if plan is None and Path(text).is_file():
+        plan = PrecisionPlan.load(text, model)
+    if plan is None:
+        try:
+            plan = PrecisionPlan.parse(text)
+        except PlanError as error:
+            close = difflib.get_close_matches(text, notes(), n=1)
+            raise PlanError(f"{error}; did you mean {close[0]!r}?" if close else str(error)) from None
+    plan.resolve(elastic.layers)
+    return plan
+
+
+def windows_of(
+    options: argparse.Namespace, elastic: ElasticModel, tokens: int, progress: Progress
+) -> Windows:
+    from quept import zoo
+    from quept.evaluate import cut
+
+    if options.text in zoo.TEXTS:
+        text = zoo.text(options.text, progress)
+    elif Path(options.text).is_file():
+        text = Path(options.text).read_text("utf-8", errors="replace")
+    else:
+        raise ValueError(f"no text {options.text!r}: give {', '.join(zoo.TEXTS)}, or the path of a text file")
+    return cut(text, elastic.tokenizer, options.context, tokens)
+
+
+def dtype_of(elastic: ElasticModel) -> str:
+    return str(elastic.dtype).removeprefix("torch.")
+
+
+def name_of(source: str) -> str:
+    """A built-in's name as it is; of a path or hub id, the last part: names travel in files, paths do not."""
+    return Path(source).name
+
+
+def short(x: float) -> str:
+    return f"{x:.3g}" if abs(x) < 100 else f"{x:.0f}" if abs(x) < 1e5 else f"{x:.2g}"
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    lines = [tuple(head), *map(tuple, rows)]
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def print_json(data: dict) -> None:
+    print(json.dumps(data))
