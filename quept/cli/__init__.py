@@ -1,6 +1,6 @@
 """The command line: one subcommand per stage, in the order of the flow.
 
-    quept models | pull | calibrate | report | evaluate | sensitivity | export | generate | app
+    quept models | pull | zoo | calibrate | report | evaluate | sensitivity | export | generate | app
 
 Results go to stdout, as a small table or, with --json, with one JSON object as the last line; progress and
 errors go to stderr. Exit code 0: done; 1: it could not be done; 2: what was typed makes no sense; 130:
@@ -21,7 +21,7 @@ from .generate import generate_parser
 from .report import report_parser
 from .sensitivity import sensitivity_parser
 from .shared import DEFAULT_MODEL
-from .zoo import models_parser, pull_parser
+from .zoo import models_parser, pull_parser, zoo_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
     models_parser(commands)
     pull_parser(commands)
+    zoo_parser(commands)
     calibrate_parser(commands)
     report_parser(commands)
     evaluate_parser(commands)

