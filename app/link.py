@@ -1,9 +1,9 @@
 """A plan as a link: the equaliser's plan on the wire <-> the query of a URL.
 
-The wire is `{"w": [bits per layer], "a": [bits per layer], "kv": 16}`; the query is `m` (the model), `w`,
-and, where not all is 16, `a` and `kv`. `w` and `a` hold one 3-bit index into (2, 3, 4, 5, 6, 7, 8, 16) per
-layer, in plan order, most significant bit first, zero bits up to a whole byte, in base64url without
-padding: 210 layers are 106 characters.
+The wire is `{"w": [bits per layer], "a": [bits per layer], "kv": 16, "e": 16}`; the query is `m` (the model),
+`w`, and, where not all is 16, `a`, `kv` (the KV cache) and `e` (token embeddings and output head). `w` and
+`a` hold one 3-bit index into (2, 3, 4, 5, 6, 7, 8, 16) per layer, in plan order, most significant bit first,
+zero bits up to a whole byte, in base64url without padding: 210 layers are 106 characters.
 
 A link comes from a stranger: `decode` returns a wire that fits the description, None when the query holds
 no plan, and raises `LinkError`, a sentence for the visitor, for anything else.
@@ -16,6 +16,8 @@ from typing import Any
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 _WORDS = {"w": "weight bits", "a": "activation bits"}
+# One width each, not one per layer: what it is of, and the description's name for the widths there are.
+_SINGLE = {"kv": ("the KV cache", "kv_bits"), "e": ("the embeddings", "embedding_bits")}
 
 
 class LinkError(ValueError):
@@ -24,17 +26,19 @@ class LinkError(ValueError):
 
 def encode(wire: Mapping[str, Any], model: str = "") -> dict[str, str]:
     """The query parameters of `wire`; `model` becomes `m`, so that a link says which model it is for."""
-    weights, activations, kv = list(wire["w"]), list(wire.get("a") or ()), wire.get("kv", 16)
+    weights, activations = list(wire["w"]), list(wire.get("a") or ())
     if activations and len(activations) != len(weights):
         raise LinkError(f"the plan has {len(weights)} weight widths but {len(activations)} activation widths")
     query = {"m": model} if model else {}
     query["w"] = _pack(weights, "w")
     if any(bits != 16 for bits in activations):
         query["a"] = _pack(activations, "a")
-    if kv not in BITS:
-        raise LinkError(f"{_shown(kv)} is not a width for the KV cache; choose one of {_listed(BITS)}")
-    if kv != 16:
-        query["kv"] = str(kv)
+    for key, (where, _) in _SINGLE.items():
+        bits = wire.get(key, 16)
+        if bits not in BITS:
+            raise LinkError(f"{_shown(bits)} is not a width for {where}; choose one of {_listed(BITS)}")
+        if bits != 16:
+            query[key] = str(bits)
     return query
 
 
@@ -43,7 +47,7 @@ def decode(params: Mapping[str, Any], description: Mapping[str, Any]) -> dict[st
 
     Raises LinkError for a link of another model, for a damaged one, and for a width the model does not offer.
     """
-    given = {key: params[key] for key in ("m", "w", "a", "kv") if key in params}
+    given = {key: params[key] for key in ("m", "w", "a", *_SINGLE) if key in params}
     for key, text in given.items():
         if not isinstance(text, str):
             raise LinkError(f"the link's '{key}' is not text; copy the whole link again")
@@ -53,24 +57,24 @@ def decode(params: Mapping[str, Any], description: Mapping[str, Any]) -> dict[st
             f"this link is for the model {_shown(given['m'])}, but this page has {_shown(model)} open; "
             "ask for a link made with this model, or start the app with that one"
         )
-    if not given.keys() & {"w", "a", "kv"}:
+    if not given.keys() & {"w", "a", *_SINGLE}:
         return None
     if "w" not in given:
         raise LinkError(
             "the link is incomplete: its weight bits ('w=…') are missing; copy the whole link again"
         )
     layers = len(description["layers"])
-    wire = {"w": _unpack(given["w"], layers, "w", description["bits"]), "a": [16] * layers, "kv": 16}
+    wire = {"w": _unpack(given["w"], layers, "w", description["bits"]), "a": [16] * layers}
     if "a" in given:
         wire["a"] = _unpack(given["a"], layers, "a", description["activation_bits"])
-    if "kv" in given:
-        offered = {str(bits): bits for bits in description["kv_bits"]}
-        if given["kv"] not in offered:
+    for key, (where, bits_of) in _SINGLE.items():
+        offered = {str(bits): bits for bits in description.get(bits_of) or [16]}
+        if key in given and given[key] not in offered:
             raise LinkError(
-                f"the link asks for {_shown(given['kv'])} bits in the KV cache; "
+                f"the link asks for {_shown(given[key])} bits in {where}; "
                 f"this model offers {_listed(offered)}"
             )
-        wire["kv"] = offered[given["kv"]]
+        wire[key] = offered[given[key]] if key in given else 16
     return wire
 
 

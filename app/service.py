@@ -12,29 +12,45 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from quept.allocate import SensitivityTable
+from quept.allocate import SensitivityError, SensitivityTable
+from quept.allocate.front import Front, load_front
 from quept.artifact import bundled
 from quept.evaluate import Estimate, Reference, ResultKey, Results, Stored, Windows, cut, divergence
 from quept.evaluate.shipped import load_shipped
-from quept.plan import ACTIVATION_BITS, FULL, KV_BITS, QUANTISED_BITS, WEIGHT_BITS, Bits, PrecisionPlan
+from quept.plan import (
+    ACTIVATION_BITS,
+    EMBEDDING_BITS,
+    FULL,
+    KV_BITS,
+    QUANTISED_BITS,
+    WEIGHT_BITS,
+    Bits,
+    PrecisionPlan,
+)
 from quept.presets import presets
 from quept.runtime import BASELINES, Baseline, ElasticModel
 
+from .budget import AS_WEIGHTS, NO_TABLE, sentence, slider, solved
+from .conversation import Running
 from .gate import Admission, Gate
 from .link import encode
+from .refinement import SECONDS, refinement
 from .side import EQUALISER, PREFIX, baseline_choices
 
 ASSETS = Path(__file__).parent.parent / "assets"
 CHATS_AT_ONCE = 4
+TRIED = "tried:"  # with a number: one of the plans that a visitor has measured
 NO_KL = 1e-5  # weights rounded to 16 bits once after a transform show 2e-6: full precision, for a reader
 
-# A plan as the browser holds it: {"w": [bits per layer], "a": [bits per layer], "kv": bits}
+# A plan as the browser holds it: {"w": [bits per layer], "a": [bits per layer], "kv": bits,
+# "e": bits of the token embeddings and the output head}; all but "w" may be missing, which means 16
 Wire = Mapping[str, object]
 
 
@@ -59,6 +75,12 @@ class OpenModel:
         plain = ASSETS / elastic.source
         shipped = bundled(name) or plain
         self.sensitivity = _fitting_table(shipped / "sensitivity.json", elastic)
+        front = _fitting_front(shipped / "front.json", elastic)
+        # The best plans found for their sizes, smallest first.
+        self.best = [replace(point.plan, name=point.name) for point in front.points] if front else []
+        for _, key, payload in front.results(elastic.layers) if front else ():
+            if results.get(key) is None:  # what was measured here stays
+                results.put(key, payload)
         for file in (shipped / "results.json", plain / "baselines.json"):
             if file.exists():
                 load_shipped(results, file)
@@ -69,14 +91,25 @@ class OpenModel:
 
     @cached_property
     def reference(self) -> Reference:
-        return Reference.open(
-            self.elastic.fingerprint, self.windows, self.elastic.reference, self._cache / "reference"
-        )
+        return self.reference_on(self.windows)
+
+    def windows_from(self, first: int, count: int) -> Windows:
+        """Windows of the same text after those that figures are shown of; ValueError where it ends before."""
+        start, size = len(self.windows) + first, self.sample.context
+        every = cut(self.sample.text, self.elastic.tokenizer, size, size * (start + count))
+        if len(every) < start + count:
+            raise ValueError(f"{self.sample.title} is too short to measure on other text than is shown")
+        return Windows(every.ids[start : start + count])
+
+    def reference_on(self, windows: Windows) -> Reference:
+        elastic = self.elastic
+        return Reference.open(elastic.fingerprint, windows, elastic.reference, self._cache / "reference")
 
     @cached_property
     def description(self) -> dict:
         """What the browser needs to draw the equaliser and to answer while it is dragged; JSON."""
         elastic, anatomy = self.elastic, self.elastic.anatomy
+        embedding_bits = EMBEDDING_BITS if elastic.embeddings else (FULL,)
         layers = [
             {
                 "name": name,
@@ -96,10 +129,40 @@ class OpenModel:
             "bits": list(WEIGHT_BITS),
             "activation_bits": list(ACTIVATION_BITS),
             "kv_bits": list(KV_BITS),
+            "embedding_bits": list(embedding_bits),
+            "embedding_names": list(elastic.embeddings),
+            "embedding_bytes": [elastic.sizes.embeddings[b] for b in embedding_bits],
             "sizes": [[elastic.sizes.layers[layer["name"]][b] for b in WEIGHT_BITS] for layer in layers],
             "fixed_bytes": elastic.sizes.fixed,
             "params": elastic.sizes.parameters,
             "prediction": self.sensitivity and self.sensitivity.prediction(elastic.layers),
+        }
+
+    @cached_property
+    def slider(self) -> dict:
+        """What the budget's slider runs through when nothing is tied or locked; JSON."""
+        return slider(self)
+
+    @cached_property
+    def heat(self) -> dict:
+        """What each layer costs by itself at each width, for the heat map; JSON."""
+        table, described = self.sensitivity, self.description
+        if table is None:
+            return {"empty": NO_TABLE}
+
+        def figures(row: Mapping[int, float]) -> list[float | None]:
+            return [float(f"{row[b]:.3g}") if b in row else None for b in table.widths]
+
+        return {
+            "blocks": described["blocks"],
+            "roles": described["roles"],
+            "layers": [
+                {key: layer[key] for key in ("name", "block", "role")} for layer in described["layers"]
+            ],
+            "bits": list(table.widths),
+            "sensitivity": [figures(table.layers[layer["name"]]) for layer in described["layers"]],
+            "embeddings": figures(table.embeddings) if table.embeddings else None,
+            "conditions": table.conditions,
         }
 
     def conditions(self, plan: PrecisionPlan | None = None) -> str:
@@ -142,10 +205,24 @@ class OpenModel:
         found = self.results.get(self.result_key(PrecisionPlan.full()))
         return found and Estimate.from_dict(found.payload).kl
 
+    @cached_property
     def named_plans(self) -> dict[str, PrecisionPlan]:
         """Every plan that has a name here, by the value that the pages' menus send."""
         uniform = [PrecisionPlan.uniform(bits) for bits in reversed(WEIGHT_BITS)]
-        return {plan.name: plan for plan in [*uniform, *self.presets]}
+        return {plan.name: plan for plan in [*uniform, *self.best, *self.presets]}
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """The name of each of them, by its key."""
+        layers = self.elastic.layers
+        return {plan.key(layers): name for name, plan in reversed(self.named_plans.items())}
+
+    def predicted(self, plan: PrecisionPlan) -> dict[str, float] | None:
+        """What the sensitivity table says of a plan; None without a table or where a width is not in it."""
+        try:
+            return self.sensitivity and self.sensitivity.predicted(plan)
+        except SensitivityError:
+            return None
 
     def uniform_at(self, size: int) -> dict | None:
         """Quality of uniform plans at the same bytes, interpolated between the two widths beside them; None
@@ -174,6 +251,7 @@ class Service:
         }
         self.gate = Gate()
         self.admission = Admission(CHATS_AT_ONCE)
+        self.refining = Running()
         self._newest: dict[str, object] = {}
         self._lock = threading.Lock()
 
@@ -182,7 +260,7 @@ class Service:
 
     def choices(self, model: str) -> list[tuple[str, str]]:
         """Menu of precisions: (label, value)."""
-        named = [(_label(name), name) for name in self.opened[model].named_plans()]
+        named = [(_label(name), name) for name in self.opened[model].named_plans]
         return [("Equaliser (Explore page)", EQUALISER), *named, *baseline_choices(self.models[model])]
 
     def start(self, model: str) -> PrecisionPlan:
@@ -194,7 +272,7 @@ class Service:
         """The plan behind a menu value; "equaliser" is the visitor's own, in `wire`."""
         if choice == EQUALISER:
             return self.plan_of(model, wire) if wire else PrecisionPlan.full()
-        named = self.opened[model].named_plans()
+        named = self.opened[model].named_plans
         if choice not in named:
             raise ValueError(f"no plan is called {choice!r}; choose one from the list")
         return named[choice]
@@ -204,24 +282,91 @@ class Service:
         layers = self.models[model].layers
         pairs = zip(layers, wire["w"], wire.get("a") or [FULL] * len(layers), strict=True)
         rules = {name: Bits(w, a) for name, w, a in pairs}
-        return PrecisionPlan.of(
-            rules, kv=wire.get("kv", FULL), name=self.name_of(model, rules, wire.get("kv", FULL))
-        )
+        plan = PrecisionPlan.of(rules, kv=wire.get("kv", FULL), embeddings=wire.get("e", FULL))
+        return replace(plan, name=self.name_of(model, plan))
 
-    def name_of(self, model: str, rules: Mapping[str, Bits], kv: int) -> str:
-        """The name of a plan that has one, else its mean bits."""
+    def name_of(self, model: str, plan: PrecisionPlan) -> str:
+        """The name of a plan that has one, else the bits of all its layers, or the mean of them."""
         opened = self.opened[model]
-        for name, plan in opened.named_plans().items():
-            if plan.kv == kv and plan.resolve(opened.elastic.layers) == rules:
-                return name
-        weights = opened.elastic.sizes.weights
+        elastic = opened.elastic
+        name = opened.names.get(plan.key(elastic.layers))
+        if name:
+            return name
+        rules, weights = plan.resolve(elastic.layers), elastic.sizes.weights
+        if len(set(rules.values())) == 1:
+            bits = next(iter(rules.values()))
+            return PrecisionPlan.uniform(bits.weights, bits.activations, plan.kv, plan.embeddings).name
         mean = sum(rules[n].weights * k for n, k in weights.items()) / sum(weights.values())
-        return f"mixed, {mean:.2f} bits"
+        return f"mixed, {mean:.2f} bits" + (f", E{plan.embeddings}" if plan.embeddings != FULL else "")
 
     def wire_of(self, model: str, plan: PrecisionPlan) -> dict:
         """A plan as the browser holds it."""
         bits = plan.resolve(self.models[model].layers).values()
-        return {"w": [b.weights for b in bits], "a": [b.activations for b in bits], "kv": plan.kv}
+        widths = {"w": [b.weights for b in bits], "a": [b.activations for b in bits]}
+        return widths | {"kv": plan.kv, "e": plan.embeddings}
+
+    def slider(self, model: str, request: Mapping | None = None) -> dict:
+        """What the budget's slider runs through within the limits of a request; JSON."""
+        opened = self.opened[model]
+        return {"model": model} | (slider(opened, request) if request else opened.slider)
+
+    def solve(self, model: str, request: Mapping) -> dict:
+        """The answer to a request for a budget: the best plan as the browser holds it, or why it has none."""
+        answer = {"serial": request.get("serial")}
+        try:
+            found, budget = solved(self.opened[model], request)
+        except ValueError as error:
+            return answer | {"error": sentence(error)}
+        wire = self.wire_of(model, found.plan)
+        changed = ("w", "a", "e") if request.get("activations") == AS_WEIGHTS else ("w", "e")
+        return answer | {"plan": {key: wire[key] for key in changed}, "budget": budget}
+
+    def comparable(self, model: str, tried: Sequence[PrecisionPlan] = ()) -> dict:
+        """What there is to compare: the menu of plans, and where the model's layers lie."""
+        described, named = self.describe(model), self.opened[model].named_plans
+        own = [("Equaliser", EQUALISER)]
+        history = [(f"Tried: {p.name}", f"{TRIED}{i}") for i, p in enumerate(tried) if p.name not in named]
+        choices = [*own, *((_label(name), name) for name in named), *reversed(history)]
+        return {
+            "model": model,
+            "choices": [list(choice) for choice in choices],
+            "blocks": described["blocks"],
+            "roles": described["roles"],
+            "layers": [[layer["role"], layer["block"]] for layer in described["layers"]],
+        }
+
+    def compared(self, model: str, plan: PrecisionPlan) -> dict:
+        """One of two plans beside each other: its bits, bytes and quality as far as they are known."""
+        opened = self.opened[model]
+        sizes, measured = opened.elastic.sizes, opened.stored(plan)
+        return {
+            "label": _label(plan.name),
+            "plan": self.wire_of(model, plan),
+            "bytes": sizes.deploy(plan),
+            "bits_per_param": sizes.bits_per_parameter(plan),
+            "predicted": opened.predicted(plan),
+            "measured": measured and measured.to_dict(),
+        }
+
+    def refine(
+        self, model: str, plan: PrecisionPlan, request: Mapping, visitor: str, seconds: float = SECONDS
+    ) -> Iterator[dict]:
+        """The plan made better by measuring, as the browser shows it (see components/budget.py); a visitor's
+        newer refinement ends the older one."""
+        job = self.refining.begin(visitor)
+        limits = (lambda: self.gate, job.is_set, seconds)
+        try:
+            with closing(refinement(self.opened[model], plan, request, *limits)) as steps:
+                for step in steps:
+                    wire = {"plan": self.wire_of(model, step.plan)} if step.plan else {}
+                    if self.refining.is_newest(visitor, job):
+                        yield step.state | wire
+        finally:
+            self.refining.end(visitor, job)
+
+    def stop_refining(self, visitor: str) -> None:
+        """End the visitor's refinement after the pass it is in; harmless where there is none."""
+        self.refining.stop(visitor)
 
     def points(
         self, model: str, tried: Sequence[PrecisionPlan] = (), current: PrecisionPlan | None = None
@@ -229,9 +374,12 @@ class Service:
         """The chart: every named plan, every plan tried and every baseline that has been measured, and the
         plan on the faders."""
         opened = self.opened[model]
-        named = opened.named_plans()
-        points = [_point(opened, plan, name, "preset") for name, plan in named.items()]
-        history = [(f"tried:{i}", plan) for i, plan in enumerate(tried)]
+        named = opened.named_plans
+        best = {plan.name for plan in opened.best}
+        points = [
+            _point(opened, plan, name, "best" if name in best else "preset") for name, plan in named.items()
+        ]
+        history = [(f"{TRIED}{i}", plan) for i, plan in enumerate(tried)]
         points += [
             _point(opened, plan, identity, "tried") for identity, plan in history if plan.name not in named
         ]
@@ -354,6 +502,14 @@ def _drawn(opened: OpenModel, estimate: Estimate | None, size: int, **who: str) 
         quality |= {"kl": 0.0, "kl_se": 0.0}
     bits = 8 * size / opened.elastic.sizes.parameters
     return who | {"bytes": size, "bits_per_param": bits, "measured": True} | quality
+
+
+def _fitting_front(path: Path, elastic: ElasticModel) -> Front | None:
+    """The measured front shipped for this artifact, if it was measured on these very weights and grid."""
+    if not path.exists():
+        return None
+    front = load_front(path)
+    return front if front.artifact == elastic.artifact.identity else None
 
 
 def _fitting_table(path: Path, elastic: ElasticModel) -> SensitivityTable | None:

@@ -39,7 +39,8 @@ const MEMORIES = {
   },
 };
 const MARKERS = {
-  uniform: ["circle", 9], named: ["diamond", 11], tried: ["square", 9], baseline: ["triangle-up", 11],
+  uniform: ["circle", 9], best: ["hexagon2", 11], named: ["diamond", 11], tried: ["square", 9],
+  baseline: ["triangle-up", 11],
 };
 const STAR = "m0-9.6 2.6 6.2 6.7.6-5.1 4.4 1.6 6.6L0 4.7l-5.8 3.5 1.6-6.6-5.1-4.4 6.7-.6Z";
 const UNIFORM = /^(?:uniform )?W(\d+)$/i; // the label of a preset on the uniform line
@@ -76,6 +77,7 @@ function series() {
   return {
     uniform: of(isUniform).sort((a, b) => a.bytes - b.bytes),
     named: of((p) => p.kind === "preset" && !isUniform(p)),
+    best: of((p) => p.kind === "best").sort((a, b) => a.bytes - b.bytes),
     tried: of((p) => p.kind === "tried"),
     baseline: of((p) => p.kind === "baseline"),
   };
@@ -171,6 +173,7 @@ function glyph(kind) {
   const shapes = {
     front: '<path d="M1 12 10 7 19 4" class="front"/>',
     uniform: '<path d="M1 8h18" class="line uniform"/><circle cx="10" cy="8" r="4.2" class="fill uniform"/>',
+    best: '<path d="M1 8h18" class="line best"/><path d="M10 3 14.4 5.5v5L10 13 5.6 10.5v-5Z" class="fill best"/>',
     named: '<path d="M10 2.4 15.6 8 10 13.6 4.4 8Z" class="fill named"/>',
     tried: '<path d="M6 4h8v8H6Z" class="fill tried"/>',
     baseline: '<path d="M10 3 15.2 12.4H4.8Z" class="fill baseline"/>',
@@ -252,7 +255,7 @@ function row(p) {
 
 function writeTable() {
   const focused = view.body.contains(document.activeElement) ? document.activeElement.dataset.id : null;
-  const { uniform, named, tried, baseline } = series();
+  const { uniform, named, best, tried, baseline } = series();
   const presets = [...named, ...uniform.reverse()];
   const rows = [];
   const list = (text, points) => {
@@ -261,11 +264,12 @@ function writeTable() {
     rows.push(make("tr", { class: "group", role: "row" }, heading), ...points.map(row));
   };
   list("Tried by you, newest first", [...tried].reverse());
+  list("Best found for their size", best);
   list("Presets", presets);
   list("Other tools", baseline);
   view.body.replaceChildren(...rows);
   view.history.hidden = !rows.length;
-  view.count.textContent = String(tried.length + presets.length + baseline.length);
+  view.count.textContent = String(tried.length + best.length + presets.length + baseline.length);
   if (focused) [...view.body.querySelectorAll("button")].find((b) => b.dataset.id === focused)?.focus();
 }
 
@@ -276,6 +280,7 @@ function writeLegend(groups) {
   const entries = [
     own && [state, state === "predicted" ? "your plan, predicted" : "your plan"],
     groups.tried.length && ["tried", "tried by you"],
+    groups.best.length && ["best", "best found"],
     groups.named.length && ["named", "presets"],
     groups.uniform.length && ["uniform", "same bits in every layer"],
     groups.baseline.length && ["baseline", "other tools"],
@@ -359,6 +364,7 @@ function pointsTrace(kind, points, colour) {
       line: { width: 1.3, color: points.map((p) => (p.measured ? colour("--paper") : tone)) },
     },
   };
+  if (kind === "best") Object.assign(extra, { mode: "lines+markers", line: { color: tone, width: 1.6 } });
   if (kind === "uniform") {
     Object.assign(extra, {
       mode: "lines+markers+text", line: { color: tone, width: 1.2 },

@@ -1,12 +1,13 @@
 """Chart: quality against memory of every plan measured, with the visitor's own plan moving among them.
 
-In: {"points": [{"id", "label", "kind": "preset" | "tried" | "baseline" | "current", "bytes",
-     "bits_per_param", "kl", "kl_se", "ppl", "ppl_se", "same_top", "same_top_se"?, "measured"}],
+In: {"points": [{"id", "label", "kind": "preset" | "best" | "tried" | "baseline" | "current",
+     "bytes", "bits_per_param", "kl", "kl_se", "ppl", "ppl_se", "same_top", "same_top_se"?, "measured"}],
      "reference": {"bytes", "ppl", "bits_per_param"}, "floor": KL of the reference in 16 bits}. `same_top` is
-     a share, 0 to 1; what is not known is None. Presets labelled W2 ... W16 are joined as the uniform line;
-     tried plans come oldest first and are listed newest first; a baseline is another tool's: it has no plan,
-     and so no "Load" button; `current` is the plan on the faders, once measured. Where it was not measured
-     the browser shows what the DOM event `quept:predict` predicts, without asking Python.
+     a share, 0 to 1; what is not known is None. Presets labelled W2 ... W16 are joined as the uniform line,
+     the best plans found for their sizes as another; tried plans come oldest first and are listed newest
+     first; a baseline is another tool's: it has no plan, and so no "Load" button; `current` is the plan on
+     the faders, once measured. Where it was not measured the browser shows what the DOM event
+     `quept:predict` predicts, without asking Python.
 Out: nothing. What a browser sends as the value is dropped. Event: `point`, a click on a point or on its
      "Load" button in the table; its listener takes a gr.EventData and asks `point_id` which plan is meant.
      Give the listeners that return this component `show_progress="hidden"`, or it fades while they run.
@@ -30,7 +31,7 @@ from gradio.events import EventListener
 from app.components.widget import Widget, asset
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-KINDS = ("preset", "tried", "baseline", "current")
+KINDS = ("preset", "best", "tried", "baseline", "current")
 NUMBERS = ("bytes", "bits_per_param", "kl", "kl_se", "ppl", "ppl_se", "same_top", "same_top_se")
 LONGEST_ID = 120
 

@@ -1,18 +1,24 @@
 /* The equaliser: bits of every layer, one fader per block, painted by dragging; under it a map of all layers.
 
-   This file, after plan.js, is the body of a function that gr.HTML calls once, with
+   This file, after dom.js, plan.js, why.js, locks.js and picker.js, is the body of a function that gr.HTML calls once, with
      element   where to draw;
      props     props.description, what describe(model) returns; props.value, the plan, which tells Python;
      trigger   trigger("commit") after an edit, never while the pointer is down;
      watch     watch("value", f) calls f when Python sent another value.
 
    Nothing leaves the browser during a drag. Every change is told to the page at once, as the DOM event
-   quept:predict on document, and kept in window.queptPrediction: what tellingOf in plan.js makes of it.
+   quept:predict on document, and kept in window.queptPrediction: what tellingOf in plan.js makes of it, with
+     plan      what the faders show, and locked, the numbers of the layers that may not move;
+     dragging  whether the visitor has not let go yet.
+   The page may speak to it too, with DOM events on document:
+     quept:propose {plan: {w, e, a} or parts of it, done}: a plan to show, as if it were being painted, and
+       with done to keep, as an edit of the visitor; plan null takes back what was shown;
+     quept:look {layer}: go to this layer's cell.
 
    The elements are made once per model; a change writes only the cells and faders it touches, once per frame.
    All text is written as text nodes: names may come from anywhere.
 
-   In order: edits and their history, drawing, painting, keys, the map and its picker, the link, the start. */
+   In order: edits and their history, drawing, painting, keys, the map, the link, the start. */
 
 const HISTORY = 200; // undo steps kept
 const KEY_PAUSE_MS = 600; // a key that never comes up commits after this
@@ -25,6 +31,10 @@ const ICONS = {
   link: "M6.5 9.5l3-3M7 4.5l1.5-1.5a3 3 0 0 1 4.5 4.5L11.5 9M9 11.5 7.5 13A3 3 0 0 1 3 8.5L4.5 7",
 };
 const KINDS = { w: "weights", a: "activations" };
+const SINGLES = { // widths that are one for the whole model: label, and its end where there is room
+  e: ["Embeddings", " and head"],
+  kv: ["KV", " cache"],
+};
 
 const root = element.querySelector(".equalizer");
 let model; // the description, indexed
@@ -35,6 +45,10 @@ let fresh; // a model was drawn before its plan came: the plan is then no edit
 let kind = "w"; // which bits the faders move: "w" or "a"
 let filter = ALL; // the role the faders move
 let drag = null; // the paint stroke in progress
+let proposed = false; // whether the plan shown is one that the page proposed and that is not kept yet
+let locks; // see locks.js
+let why; // the tooltip, see why.js
+let picker; // the dialog over the map, see picker.js
 let view; // the elements
 let shown; // what the elements show: bits per layer
 let frame = 0, keyTimer = 0;
@@ -53,8 +67,15 @@ function rangeBetween(a, b) {
   };
 }
 
+/* Those of the layers that may move; with none the visitor is told why nothing happens. */
+function movable(layers) {
+  const free = layers.filter((i) => !locks.has(i));
+  if (layers.length && !free.length && !drag) announce("Locked. Press L or the lock to unlock.");
+  return free;
+}
+
 function setBits(layers, bits) {
-  for (const i of layers) {
+  for (const i of movable(layers)) {
     plan[kind][i] = bits;
     drag?.painted.set(i, bits);
   }
@@ -63,7 +84,7 @@ function setBits(layers, bits) {
 
 function stepBits(layers, by) {
   const levels = model.levels[kind];
-  for (const i of layers) {
+  for (const i of movable(layers)) {
     const at = levels.findIndex((bits) => bits >= plan[kind][i]);
     plan[kind][i] = levels[clamp(at + by, 0, levels.length - 1)];
   }
@@ -73,6 +94,7 @@ function stepBits(layers, by) {
 /* The end of an edit: one undo step, one event. */
 function commit() {
   clearTimeout(keyTimer);
+  proposed = false;
   if (same(plan, committed)) return draw();
   remember(committed);
   send();
@@ -125,65 +147,48 @@ function adoptValue() {
   announce(view.summary.textContent);
 }
 
+/* A plan that the page proposes: shown while it is tried out, an edit once it is done. */
+function onPropose({ detail }) {
+  if (!element.isConnected) return document.removeEventListener("quept:propose", onPropose);
+  const parts = detail.plan;
+  if (!model || drag || (parts?.w && parts.w.length !== model.layers.length)) return;
+  if (!proposed) commit();
+  plan = parts ? copyOf({ ...plan, ...parts }) : copyOf(committed);
+  if (parts) keepLocked();
+  proposed = Boolean(parts) && !detail.done;
+  if (!proposed) commit();
+  drawNow(); // at once: who proposed it asks what it predicts
+}
+
+function keepLocked() {
+  for (const i of locks.list()) {
+    if (i === EMBEDDINGS) plan.e = committed.e;
+    else plan.w[i] = committed.w[i];
+  }
+}
+
+function onLook({ detail }) {
+  if (!element.isConnected) return document.removeEventListener("quept:look", onLook);
+  const layer = model?.layers[detail.layer];
+  if (!layer) return;
+  focusMap(layer.role, layer.block);
+  root.scrollIntoView({ block: "nearest" });
+}
+
 function adoptDescription() {
   if (drag) endDrag();
   clearTimeout(keyTimer);
-  document.removeEventListener("pointerdown", closeOutside, true);
+  picker?.close();
   start();
   publishLink();
 }
 
 function tell() {
-  const told = { ...tellingOf(model, plan), dragging: Boolean(drag) };
+  const held = { plan: copyOf(plan), locked: locks.list(), dragging: Boolean(drag) || proposed };
+  const told = { ...tellingOf(model, plan), ...held };
   window.queptPrediction = told;
   document.dispatchEvent(new CustomEvent("quept:predict", { detail: told }));
   view.summary.textContent = summaryWords(plan, told);
-}
-
-/* One element: attributes by name, `text` as text, other children appended. */
-function make(tag, attributes = {}, ...children) {
-  const { text, ...rest } = attributes;
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(rest)) made.setAttribute(name, value);
-  if (text !== undefined) made.append(document.createTextNode(text));
-  made.append(...children);
-  return made;
-}
-
-function icon(path) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const line = document.createElementNS("http://www.w3.org/2000/svg", "path");
-  line.setAttribute("d", path);
-  svg.setAttribute("viewBox", "0 0 16 16");
-  svg.setAttribute("aria-hidden", "true");
-  svg.append(line);
-  return svg;
-}
-
-/* A row of choices, one of them on: a radio group with one tab stop. */
-function choices(label, className, options, onChoose) {
-  const buttons = options.map(({ value, text, title, data }) =>
-    make("button", { type: "button", role: "radio", "data-value": value, text, title, ...data }));
-  const choose = (button) => {
-    for (const other of buttons) {
-      other.setAttribute("aria-checked", String(other === button));
-      other.tabIndex = other === button ? 0 : -1;
-    }
-  };
-  buttons.forEach((button, i) => {
-    const pick = (chosen) => { choose(chosen); onChoose(options[buttons.indexOf(chosen)].value); };
-    button.addEventListener("click", () => pick(button));
-    button.addEventListener("keydown", (event) => {
-      const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-      if (!by) return;
-      event.preventDefault();
-      const next = buttons[(i + by + buttons.length) % buttons.length];
-      next.focus();
-      pick(next);
-    });
-  });
-  choose(buttons[0]);
-  return make("div", { class: `choices ${className}`, role: "radiogroup", "aria-label": label }, ...buttons);
 }
 
 function makeToolbar() {
@@ -200,7 +205,9 @@ function makeToolbar() {
     bar.append(choices("Layers the faders move", "roles", options.map(withData("filter")), chooseFilter));
   }
   bar.append(make("span", { class: "space" }));
-  if (model.kvBits.some((bits) => bits < FULL)) bar.append(makeKvSelect());
+  for (const name of ["e", "kv"]) {
+    if (model.singles[name].some((bits) => bits < FULL)) bar.append(makeSingle(name));
+  }
   bar.append(makeActions());
   return bar;
 }
@@ -208,14 +215,37 @@ function makeToolbar() {
 const withData = (name) => (option) =>
   ({ ...option, title: option.title ?? option.text, data: { [`data-${name}`]: option.text } });
 
-function makeKvSelect() {
-  view.kv = make("select", { "data-kv": "" });
-  for (const bits of [...model.kvBits].sort((a, b) => b - a)) {
-    view.kv.append(make("option", { value: bits, text: bits === FULL ? "16 bits" : `${bits} bits` }));
+function makeSingle(name) {
+  const select = make("select", { [`data-${name}`]: "" });
+  for (const bits of [...model.singles[name]].sort((a, b) => b - a)) {
+    select.append(make("option", { value: bits, text: bits === FULL ? "16 bits" : `${bits} bits` }));
   }
-  view.kv.addEventListener("change", () => { plan.kv = Number(view.kv.value); commit(); });
-  const words = make("span", { text: "KV" }, make("span", { class: "long", text: " cache" }));
-  return make("label", { class: "kv" }, words, view.kv);
+  select.addEventListener("change", () => { plan[name] = Number(select.value); commit(); });
+  view.single[name] = select;
+  const [text, more] = SINGLES[name];
+  const words = make("span", { text }, make("span", { class: "long", text: more }));
+  const label = make("label", { class: "single" }, words, select);
+  return name === "e" ? withLock(label) : label;
+}
+
+/* The embeddings can be locked like a layer. */
+function withLock(label) {
+  const tied = (model.embedding_names ?? []).length === 1;
+  const size = sizeWords(model.embeddingBytesAt(FULL));
+  label.title = tied
+    ? `Token embeddings and output head: this model shares one tensor between them, ${size} at 16 bits`
+    : `Token embeddings and output head: one width for both, ${size} at 16 bits`;
+  view.lockE = lockButton({ "data-lock": "e", "aria-label": "Lock embeddings" });
+  view.lockE.addEventListener("click", () => locks.toggle([EMBEDDINGS]));
+  return make("span", { class: "single" }, label, view.lockE);
+}
+
+/* A lock was opened or closed. */
+function onLock(of, on) {
+  redrawAll();
+  const one = of.length === 1 && (of[0] === EMBEDDINGS ? "Embeddings" : model.layers[of[0]].name);
+  const what = one || layersWords(of.length);
+  announce(`${what} ${on ? "locked" : "unlocked"}.`);
 }
 
 function makeActions() {
@@ -296,7 +326,7 @@ function makeFoot() {
   view.live = make("span", { class: "unseen", role: "status", "aria-live": "polite", "data-live": "" });
   view.inspect = make("span", { class: "inspect", "data-inspect": "" });
   const mouse = "Drag across the faders to paint. Click a cell, a name or All to set it; drag over cells "
-    + "to set several. Keys: ← → block, ↑ ↓ bits, 2–8 set, 0 or F = 16.";
+    + "to set several. Keys: ← → block, ↑ ↓ bits, 2–8 set, 0 or F = 16, L lock.";
   const finger = "Move up or down on the faders, then across, to paint; swipe sideways to scroll. "
     + "Tap a cell, a name or All to set it.";
   const hint = make("span", { class: "hint" }, make("span", { class: "for-mouse", text: mouse }),
@@ -306,13 +336,20 @@ function makeFoot() {
 }
 
 function build() {
-  view = {};
+  view = { single: {} };
+  locks = makeLocks({
+    blocks: model.blocks,
+    layersOf: (block) => (block === ALL ? model.blocks.map((_, b) => b) : [block]).flatMap(layersOfBlock),
+    changed: onLock,
+  });
   const sheet = make("div", { class: "sheet" });
   sheet.style.setProperty("--blocks", model.blocks.length);
   view.scroller = make("div", { class: "scroller" }, sheet);
   root.replaceChildren(makeToolbar(), view.scroller);
-  sheet.append(...makeFaders(), makeMap());
-  root.append(makeFoot(), makePicker());
+  sheet.append(...makeFaders(), locks.row, makeMap());
+  picker = makePicker({ id: `${element.id}-picker`, home: root, bitsOfKey, closed: () => markRange(null) });
+  root.append(makeFoot(), picker.box);
+  why = makeWhy(root);
   overflow.disconnect();
   overflow.observe(view.scroller);
   drawScale();
@@ -334,7 +371,12 @@ function drawScale() {
 function redrawAll() {
   shown = new Array(model.layers.length).fill(0);
   const still = ({ role }) => filter !== ALL && role !== filter;
-  model.layers.forEach((layer, i) => view.cell[i].classList.toggle("still", still(layer)));
+  model.layers.forEach((layer, i) => {
+    view.cell[i].classList.toggle("still", still(layer));
+    view.cell[i].classList.toggle("locked", locks.has(i));
+    view.cell[i].setAttribute("aria-readonly", String(locks.has(i)));
+  });
+  locks.draw();
   const roleName = filter === ALL ? "" : `, ${model.roles[filter]} only`;
   for (const { fader, name } of view.fader) {
     fader.setAttribute("aria-label", `Block ${name}${roleName}, ${KINDS[kind]}`);
@@ -359,12 +401,20 @@ function drawNow() {
     touched.add(model.layers[i].block);
   });
   touched.forEach(drawFader);
-  if (view.kv) view.kv.value = String(plan.kv);
+  drawSingles();
   view.undo.disabled = !past.length && same(plan, committed);
   view.redo.disabled = !future.length;
   markLevel(drag?.at ? drag.at.level : null);
   tell();
   if (drag) scrollAtEdge();
+}
+
+function drawSingles() {
+  for (const [name, select] of Object.entries(view.single)) select.value = String(plan[name]);
+  if (!view.lockE) return;
+  view.single.e.disabled = locks.has(EMBEDDINGS);
+  view.lockE.setAttribute("aria-pressed", String(locks.has(EMBEDDINGS)));
+  view.lockE.title = `${locks.has(EMBEDDINGS) ? "Unlock" : "Lock"} the embeddings at their width`;
 }
 
 function drawCell(cell, bits) {
@@ -374,7 +424,10 @@ function drawCell(cell, bits) {
 
 function drawFader(block) {
   const { fader, fill, range, cap } = view.fader[block];
-  const widths = layersOfBlock(block).map((i) => plan[kind][i]);
+  const layers = layersOfBlock(block), widths = layers.map((i) => plan[kind][i]);
+  const locked = locks.every(layers);
+  fader.classList.toggle("locked", locked);
+  fader.setAttribute("aria-readonly", String(locked));
   fader.classList.toggle("empty", !widths.length);
   if (!widths.length) return fader.setAttribute("aria-disabled", "true");
   fader.removeAttribute("aria-disabled");
@@ -392,7 +445,7 @@ function drawFader(block) {
   cap.dataset.bits = mixed ? "mixed" : low;
   fader.setAttribute("aria-valuenow", text);
   const words = mixed ? `mixed, ${low} to ${high} bits, mean ${text}` : bitsWords(low);
-  fader.setAttribute("aria-valuetext", words);
+  fader.setAttribute("aria-valuetext", words + (locked ? ", locked" : ""));
   cap.firstChild.data = text;
 }
 
@@ -406,9 +459,10 @@ function announce(words) {
   view.live.textContent = words;
 }
 
-/* Words about the block or cell under the pointer or the focus, in the place of the hint. */
+/* Words about the block or cell under the pointer or the focus, in the place of the hint; and why. */
 function inspect(event) {
   if (drag || !view) return;
+  explain(event.target.closest(".cell"), event);
   const fader = event.target.closest(".fader"), button = event.target.closest("[data-row]");
   if (fader) inspectLayers(`block ${model.blocks[fader.dataset.block]}`, layersOfBlock(fader.dataset.block));
   else if (button) inspectButton(button);
@@ -424,18 +478,29 @@ function inspectButton(button) {
   inspectLayers(`${rangeWords(model, range)} · ${layersWords(layers.length)}`, layers);
 }
 
+/* The tooltip of a cell. A finger gets the same words in the picker. */
+function explain(cell, event) {
+  const shown = cell && !picker.isOpen() && !sweep?.moved && event?.pointerType !== "touch";
+  view.map.querySelector("[aria-describedby]")?.removeAttribute("aria-describedby");
+  if (!shown) return why.hide();
+  const { row, col } = placeOf(cell), i = model.grid[row][col];
+  why.show(cell, model.layers[i].name, whyWords(model, plan, i));
+  cell.setAttribute("aria-describedby", why.box.id);
+}
+
 function inspectLayers(name, layers) {
   const widths = layers.map((i) => plan[kind][i]);
   const low = Math.min(...widths), high = Math.max(...widths);
   const bytes = layers.reduce((sum, i) => sum + model.bytesAt(i, plan.w[i]), 0);
   const bits = low === high ? bitsWords(low) : `${low} to ${high} bits`;
-  view.inspect.textContent = layers.length ? `${name} · ${bits} · ${sizeWords(bytes)}` : "";
+  const held = layers.every(locks.has) ? " · locked" : layers.some(locks.has) ? " · some locked" : "";
+  view.inspect.textContent = layers.length ? `${name} · ${bits} · ${sizeWords(bytes)}${held}` : "";
 }
 
 function chooseKind(value) {
   commit();
   kind = value;
-  closePicker();
+  picker.close();
   drawScale();
   redrawAll();
 }
@@ -443,7 +508,7 @@ function chooseKind(value) {
 function chooseFilter(value) {
   commit();
   filter = value;
-  closePicker();
+  picker.close();
   redrawAll();
 }
 
@@ -581,6 +646,7 @@ function onFaderKey(event) {
     focusFader(clamp(block + aside, 0, model.blocks.length - 1), true);
   } else if (steps) keyEdit(event, () => stepBits(layers, steps));
   else if (bits !== undefined) keyEdit(event, () => setBits(layers, bits));
+  else if (event.key.toLowerCase() === "l") locks.toggle(layers);
 }
 
 function focusFader(block, show = false) {
@@ -603,7 +669,12 @@ function onMapKey(event) {
     focusMap(place.row + move[0], place.col + move[1]);
   } else if (step) keyEdit(event, () => stepBits(layers, step));
   else if (bits !== undefined) keyEdit(event, () => setBits(layers, bits));
-  if (step || bits !== undefined) inspectButton(button);
+  else if (event.key.toLowerCase() === "l") locks.toggle(layers);
+  else return;
+  if (!move) {
+    inspectButton(button);
+    explain(button.closest(".cell"));
+  }
 }
 
 const buttonAt = (row, col) => view.map.querySelector(`[data-row="${row}"][data-col="${col}"]`);
@@ -646,6 +717,8 @@ function listenToMap(map) {
     const button = event.target.closest("[data-row]");
     if (!button || !sweep || !event.buttons) return;
     sweep.to = placeOf(button);
+    sweep.moved = true;
+    why.hide();
     markRange(rangeBetween(sweep.from, sweep.to));
   });
   map.addEventListener("click", (event) => {
@@ -670,95 +743,27 @@ function markRange(range) {
   view.cell.forEach((cell, i) => cell.classList.toggle("marked", marked.has(i)));
 }
 
-function makePicker() {
-  const id = `${element.id}-picker`;
-  view.pickerTitle = make("div", { class: "title", id });
-  view.pickerButtons = make("div", { class: "levels" });
-  view.picker = make("div", { class: "picker", role: "dialog", "aria-labelledby": id, hidden: "" },
-    view.pickerTitle, view.pickerButtons);
-  view.picker.addEventListener("keydown", onPickerKey);
-  view.picker.addEventListener("focusout", (event) => {
-    if (event.relatedTarget && !view.picker.contains(event.relatedTarget)) closePicker();
-  });
-  return view.picker;
-}
-
 function openPicker(range, anchor) {
   const layers = layersOf(range);
-  const button = (text, label, act) => {
-    const made = make("button", { type: "button", text, "aria-label": label });
-    made.addEventListener("click", act);
-    return made;
-  };
-  const choose = (bits) => () => { setBits(layers, bits); closePicker(); commit(); };
-  const shift = (by) => () => { stepBits(layers, by); commit(); showChosen(layers); };
-  view.pickerTitle.textContent = `${rangeWords(model, range)} · ${layersWords(layers.length)}`;
-  view.pickerButtons.replaceChildren(
-    button("−", "one step fewer bits each", shift(-1)),
-    ...model.levels[kind].map((bits) => {
-      const made = button(bits, bitsWords(bits), choose(bits));
-      made.dataset.bits = bits;
-      return made;
-    }),
-    button("+", "one step more bits each", shift(1)),
-  );
-  view.anchor = anchor;
-  view.picker.hidden = false;
-  placePicker(anchor);
+  why.hide();
   markRange(range);
-  showChosen(layers);
-  document.addEventListener("pointerdown", closeOutside, true);
-  const chosen = view.pickerButtons.querySelector('[aria-pressed="true"]');
-  (chosen ?? view.pickerButtons.children[1]).focus({ preventScroll: true });
-}
-
-/* Over its cell, inside the component. */
-function placePicker(anchor) {
-  const home = root.getBoundingClientRect(), cell = anchor.getBoundingClientRect();
-  const left = cell.left + cell.width / 2 - home.left - view.picker.offsetWidth / 2;
-  const right = home.width - view.picker.offsetWidth;
-  view.picker.style.left = `${clamp(left, 0, Math.max(0, right))}px`;
-  view.picker.style.top = `${Math.max(0, cell.top - home.top - view.picker.offsetHeight - 6)}px`;
-}
-
-function showChosen(layers) {
-  const widths = new Set(layers.map((i) => plan[kind][i]));
-  for (const button of view.pickerButtons.querySelectorAll("[data-bits]")) {
-    const all = widths.size === 1 && widths.has(Number(button.dataset.bits));
-    button.setAttribute("aria-pressed", String(all));
-  }
-}
-
-function onPickerKey(event) {
-  const buttons = [...view.pickerButtons.children];
-  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (event.key === "Escape") {
-    event.stopPropagation();
-    closePicker();
-  } else if (by) {
-    event.preventDefault();
-    buttons[(buttons.indexOf(document.activeElement) + by + buttons.length) % buttons.length]?.focus();
-  } else if (!withModifier(event)) {
-    buttons.find((button) => Number(button.dataset.bits) === bitsOfKey(event.key))?.click();
-  }
-}
-
-function closeOutside(event) {
-  if (!view.picker.contains(event.target)) closePicker();
-}
-
-function closePicker() {
-  document.removeEventListener("pointerdown", closeOutside, true);
-  if (view.picker.hidden) return;
-  const hadFocus = view.picker.contains(document.activeElement);
-  view.picker.hidden = true;
-  markRange(null);
-  if (hadFocus) view.anchor.focus({ preventScroll: true });
+  picker.open(anchor, {
+    title: `${rangeWords(model, range)} · ${layersWords(layers.length)}`,
+    levels: model.levels[kind],
+    widths: () => layers.map((i) => plan[kind][i]),
+    lock: () => (locks.every(layers) ? "true" : locks.some(layers) ? "mixed" : "false"),
+    why: () => (layers.length === 1 ? whyWords(model, plan, layers[0]) : []),
+    choose: (bits) => { setBits(layers, bits); commit(); },
+    step: (by) => { stepBits(layers, by); commit(); },
+    toggleLock: () => locks.toggle(layers),
+  });
 }
 
 async function copyLink() {
   const link = addressOf(model, plan, window.location.href);
-  if (!(await copyText(link))) return showLink(link);
+  const copied = await copyText(link, root);
+  view.copy.focus({ preventScroll: true });
+  if (!copied) return showLink(link);
   const word = view.copy.querySelector(".word");
   word.textContent = "Copied";
   view.copy.classList.add("done");
@@ -775,23 +780,6 @@ function showLink(link) {
   field.select();
 }
 
-/* The clipboard needs https or localhost; elsewhere the old way, by selecting hidden text. */
-async function copyText(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    const field = make("textarea", { class: "unseen", readonly: "" });
-    field.value = text;
-    root.append(field);
-    field.select();
-    const copied = document.execCommand("copy");
-    field.remove();
-    view.copy.focus({ preventScroll: true });
-    return copied;
-  }
-}
-
 function start() {
   if (!props.description) return;
   model = readModel(props.description);
@@ -803,6 +791,7 @@ function start() {
   future = [];
   kind = "w";
   filter = ALL;
+  proposed = false;
   build();
   root.dataset.model = model.model;
 }
@@ -816,7 +805,14 @@ root.addEventListener("keydown", onKey);
 root.addEventListener("keyup", onKeyUp);
 root.addEventListener("pointerover", inspect);
 root.addEventListener("focusin", inspect);
-root.addEventListener("pointerleave", () => { if (view && !drag) view.inspect.textContent = ""; });
+root.addEventListener("pointerleave", () => {
+  if (!view || drag) return;
+  view.inspect.textContent = "";
+  explain(null);
+});
+root.addEventListener("focusout", () => { if (view) explain(null); });
+document.addEventListener("quept:propose", onPropose);
+document.addEventListener("quept:look", onLook);
 watch("description", adoptDescription);
 watch("value", adoptValue);
 start();

@@ -1,7 +1,8 @@
 """Equalizer: the bits of every layer as one fader per block, painted by dragging.
 
 In:  `description`, what `describe(model)` returns (blocks, roles, layers, bits, sizes, prediction); `value`,
-     a plan on the wire: {"w": [bits per layer], "a": [bits per layer], "kv": 16}, layers in the same order.
+     a plan on the wire: {"w": [bits per layer], "a": [bits per layer], "kv": 16, "e": 16}, layers in the same
+     order; "e" is the width of the token embeddings and the output head.
 Out: the same dictionary, checked in `preprocess`, because what a browser sends is anybody's text. Wrong input
      raises gr.Error with a sentence that never repeats what came in (Gradio shows messages as HTML).
 Events: `commit`, once per edit of the visitor, when the pointer or key is let go; never during a drag, and
@@ -24,7 +25,9 @@ from gradio.events import EventListener, Events
 from app.components.widget import Widget, asset
 
 FULL = 16
-PLAN_KEYS = ("w", "a", "kv")
+# In this order, one after the other.
+SCRIPTS = ("dom.js", "plan.js", "why.js", "locks.js", "picker.js", "equalizer.js")
+PLAN_KEYS = ("w", "a", "kv", "e")
 
 
 class WireError(ValueError):
@@ -34,18 +37,18 @@ class WireError(ValueError):
 def full_plan(description: Mapping[str, Any]) -> dict[str, Any]:
     """The plan on the wire that leaves every layer of the described model untouched."""
     count = len(description["layers"])
-    return {"w": [FULL] * count, "a": [FULL] * count, "kv": FULL}
+    return {"w": [FULL] * count, "a": [FULL] * count, "kv": FULL, "e": FULL}
 
 
 def check_plan(plan: object, description: Mapping[str, Any]) -> dict[str, Any]:
-    """A fresh, complete plan on the wire; "a" and "kv" may be left out and mean 16.
+    """A fresh, complete plan on the wire; "a", "kv" and "e" may be left out and mean 16.
 
     Raises WireError, which names layers, counts and allowed widths and never repeats text that was sent.
     """
     if not isinstance(plan, Mapping):
         raise WireError('A plan is an object like {"w": [4, 4, ...], "kv": 16}. Move a fader to make one.')
     if not set(plan) <= set(PLAN_KEYS):
-        raise WireError('A plan has the keys "w", "a" and "kv" and no others.')
+        raise WireError('A plan has the keys "w", "a", "kv" and "e" and no others.')
     if "w" not in plan:
         raise WireError('This plan has no weight bits: give "w", one number for each layer.')
     full = full_plan(description)
@@ -55,6 +58,7 @@ def check_plan(plan: object, description: Mapping[str, Any]) -> dict[str, Any]:
             plan.get("a", full["a"]), "activation", _activation_bits(description), description
         ),
         "kv": _check_width(plan.get("kv", FULL), "The KV cache", _kv_bits(description)),
+        "e": _check_width(plan.get("e", FULL), "The embeddings", _embedding_bits(description)),
     }
 
 
@@ -68,6 +72,10 @@ def _activation_bits(description: Mapping[str, Any]) -> list[int]:
 
 def _kv_bits(description: Mapping[str, Any]) -> list[int]:
     return list(description.get("kv_bits") or [FULL])
+
+
+def _embedding_bits(description: Mapping[str, Any]) -> list[int]:
+    return list(description.get("embedding_bits") or [FULL])
 
 
 def _check_widths(widths: object, kind: str, allowed: list[int], description: Mapping[str, Any]) -> list[int]:
@@ -126,7 +134,7 @@ class Equalizer(Widget):
             value,
             html_template='<div class="equalizer"></div>',
             css_template=asset("equalizer.css"),
-            js_on_load=asset("plan.js") + asset("equalizer.js"),
+            js_on_load="".join(map(asset, SCRIPTS)),
             apply_default_css=False,
             visible=visible,
             elem_id=elem_id,
@@ -164,8 +172,9 @@ class Equalizer(Widget):
         return {
             "type": "object",
             "title": "plan",
-            "description": "bits of every layer's weights (w) and activations (a), and of the KV cache (kv)",
-            "properties": {"w": widths, "a": widths, "kv": {"type": "integer"}},
+            "description": "bits of every layer's weights (w) and activations (a), of the KV cache (kv), "
+            "and of the token embeddings and output head (e)",
+            "properties": {"w": widths, "a": widths, "kv": {"type": "integer"}, "e": {"type": "integer"}},
             "required": ["w"],
         }
 

@@ -56,7 +56,7 @@ function compare(value, other, error, name) {
 function isCurrent() {
   if (!state.estimate || prediction?.dragging) return false;
   if (!state.link || !prediction?.link) return true;
-  const one = (link) => ["w", "a", "kv"].map((name) => link[name] ?? "").join("&");
+  const one = (link) => ["w", "a", "kv", "e"].map((name) => link[name] ?? "").join("&");
   return one(state.link) === one(prediction.link);
 }
 

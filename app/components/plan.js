@@ -1,7 +1,8 @@
 /* What a plan means, as plain functions of (model, plan): bytes, predicted quality, link, words.
 
-   model is what readModel makes of a description; a plan is {w, a, kv}: weight and activation bits per layer,
-   in the description's order, and the bits of the KV cache. This file goes in front of equalizer.js. */
+   model is what readModel makes of a description; a plan is {w, a, kv, e}: weight and activation bits per
+   layer, in the description's order, the bits of the KV cache, and those of the token embeddings and the
+   output head. This file goes in front of equalizer.js. */
 
 const FULL = 16;
 const LINK_BITS = [2, 3, 4, 5, 6, 7, 8, 16]; // the link's 3-bit codes, see app/link.py
@@ -11,18 +12,23 @@ function readModel(description) {
   const grid = roles.map(() => new Array(blocks.length).fill(undefined));
   layers.forEach((layer, i) => { grid[layer.role][layer.block] = i; });
   const columnOf = new Map(bits.map((width, i) => [width, i]));
+  const inputs = description.activation_bits ?? [], embeddings = description.embedding_bits ?? [];
   const sum = (numbers) => numbers.reduce((total, n) => total + n, 0);
-  return {
+  const model = {
     ...description,
     grid,
-    levels: { w: bits, a: description.activation_bits ?? [] },
-    kvBits: description.kv_bits ?? [],
+    levels: { w: bits, a: inputs },
+    singles: { kv: description.kv_bits ?? [], e: embeddings },
     bytesAt: (i, width) => sizes[i][columnOf.get(width)],
+    embeddingBytesAt: (width) => description.embedding_bytes?.[embeddings.indexOf(width)] ?? 0,
     harmAt: (i, width) => description.prediction.sensitivity[i][columnOf.get(width)],
-    fullBytes: description.fixed_bytes + sum(sizes.map((row) => row[columnOf.get(FULL)])),
+    inputHarmAt: (i, width) => description.prediction.activations?.[i][inputs.indexOf(width)] ?? 0,
+    embeddingHarmAt: (width) => description.prediction.embeddings?.[embeddings.indexOf(width)] ?? 0,
     quantised: sum(layers.map((layer) => layer.params)),
     curve: readCurve(description.prediction),
   };
+  model.fullBytes = deployBytes(model, fullPlan(model));
+  return model;
 }
 
 function readCurve(prediction) {
@@ -37,25 +43,27 @@ function readCurve(prediction) {
 
 function fullPlan(model) {
   const all = () => new Array(model.layers.length).fill(FULL);
-  return { w: all(), a: all(), kv: FULL };
+  return { w: all(), a: all(), kv: FULL, e: FULL };
 }
 
 /* The plan in a value, or null when the value is of another model. */
 function readPlan(model, value) {
   const fits = (list) => Array.isArray(list) && list.length === model.layers.length;
   if (!fits(value?.w)) return null;
-  return { w: [...value.w], a: fits(value.a) ? [...value.a] : fullPlan(model).a, kv: value.kv ?? FULL };
+  const { kv = FULL, e = FULL } = value;
+  return { w: [...value.w], a: fits(value.a) ? [...value.a] : fullPlan(model).a, kv, e };
 }
 
-const copyOf = (plan) => ({ w: [...plan.w], a: [...plan.a], kv: plan.kv });
+const copyOf = (plan) => ({ ...plan, w: [...plan.w], a: [...plan.a] });
 
 function same(plan, other) {
   const equal = (a, b) => a.every((x, i) => x === b[i]);
-  return plan.kv === other.kv && equal(plan.w, other.w) && equal(plan.a, other.a);
+  return plan.kv === other.kv && plan.e === other.e && equal(plan.w, other.w) && equal(plan.a, other.a);
 }
 
 function deployBytes(model, plan) {
-  return plan.w.reduce((bytes, width, i) => bytes + model.bytesAt(i, width), model.fixed_bytes);
+  const rest = model.fixed_bytes + model.embeddingBytesAt(plan.e);
+  return plan.w.reduce((bytes, width, i) => bytes + model.bytesAt(i, width), rest);
 }
 
 function meanWeightBits(model, plan) {
@@ -71,12 +79,18 @@ function interpolate(xs, ys, x) {
   return ys[i - 1] + t * (ys[i] - ys[i - 1]);
 }
 
-/* Quality from s, the sum of the layers' sensitivities: along the measured curve in log s; below its first
-   point the distance to full precision (KL, log perplexity, differing tokens) shrinks in proportion to s. */
-function predictQuality(model, plan) {
+/* What a plan costs by the sensitivity table: the sum over what it rounds, s in quept/allocate/table.py. */
+function harmOf(model, plan) {
+  const layer = (harm, width, i) => harm + model.harmAt(i, width) + model.inputHarmAt(i, plan.a[i]);
+  return plan.w.reduce(layer, model.embeddingHarmAt(plan.e));
+}
+
+const predictQuality = (model, plan) => (model.curve ? qualityAt(model, harmOf(model, plan)) : null);
+
+/* Quality from s: along the measured curve in log s; below its first point the distance to full precision
+   (KL, log perplexity, differing tokens) shrinks in proportion to s. */
+function qualityAt(model, s) {
   const curve = model.curve;
-  if (!curve) return null;
-  const s = plan.w.reduce((harm, width, i) => harm + model.harmAt(i, width), 0);
   const at = (ys) => interpolate(curve.log, ys, Math.log(Math.max(s, 1e-300)));
   const share = Math.min(1, s / Math.exp(curve.log[0]));
   const reference = Math.log(model.prediction.reference.ppl);
@@ -90,10 +104,11 @@ function predictQuality(model, plan) {
 /* What the prediction leaves out. */
 function notPredicted(model, plan) {
   if (!model.curve) return "No sensitivity table for this model: quality is measured when you let go.";
-  const left = [];
-  if (plan.a.some((bits) => bits < FULL)) left.push("activation bits");
+  const left = [], { activations, embeddings } = model.prediction;
+  if (!activations && plan.a.some((bits) => bits < FULL)) left.push("activation bits");
+  if (!embeddings && plan.e < FULL) left.push("embedding bits");
   if (plan.kv < FULL) left.push("KV-cache bits");
-  return left.length ? `The prediction covers weights only, not ${left.join(" and ")}.` : "";
+  return left.length ? `The prediction does not cover ${left.join(" and ")}.` : "";
 }
 
 /* All of it, as the event quept:predict tells it. */
@@ -127,14 +142,14 @@ function encodeBits(widths) {
 function linkOf(model, plan) {
   const link = { m: model.model, w: encodeBits(plan.w) };
   if (plan.a.some((bits) => bits !== FULL)) link.a = encodeBits(plan.a);
-  if (plan.kv !== FULL) link.kv = String(plan.kv);
+  for (const name of ["kv", "e"]) if (plan[name] !== FULL) link[name] = String(plan[name]);
   return link;
 }
 
 /* An address with the plan in it; its other parameters stay. */
 function addressOf(model, plan, href) {
   const url = new URL(href);
-  for (const name of ["m", "w", "a", "kv"]) url.searchParams.delete(name);
+  for (const name of ["m", "w", "a", "kv", "e"]) url.searchParams.delete(name);
   for (const [name, text] of Object.entries(linkOf(model, plan))) url.searchParams.set(name, text);
   return url.href;
 }
@@ -148,6 +163,13 @@ function sizeWords(bytes) {
 function perplexityWords(x) {
   if (x >= 1e5) return x.toExponential(1).replace("e+", "e");
   return x >= 1000 ? Math.round(x).toLocaleString("en") : x.toFixed(1);
+}
+
+/* Two digits that count, as people write them down to a ten-thousandth. */
+function smallWords(x) {
+  if (x === 0) return "0";
+  if (x < 1e-4 || x >= 1e5) return x.toExponential(1).replace("e+", "e").replace("e-", "e−");
+  return String(Number(x.toPrecision(2)));
 }
 
 const bitsWords = (bits) => (bits === FULL ? "16 bits (untouched)" : `${bits} bits`);
@@ -168,6 +190,7 @@ function summaryWords(plan, told) {
   if (told.predicted) parts.push(`predicted perplexity ${perplexityWords(told.predicted.ppl)}`);
   if (plan.a.some((bits) => bits < FULL)) parts.push(`activations: ${spreadWords(plan.a)}`);
   if (plan.kv < FULL) parts.push(`KV cache at ${plan.kv}`);
+  if (plan.e < FULL) parts.push(`embeddings at ${plan.e}`);
   return parts.join(" · ");
 }
 

@@ -8,9 +8,10 @@ from app.service import Service
 
 METHOD = """
 ### What this is
-One transformer is opened **once**. Every linear layer can run at 2 to 8 bits, or untouched at 16, each on
-its own; a precision is a value that is passed along with each request, so visitors never see
-each other's. Moving a fader changes which stored weights a layer reads, nothing is calibrated again.
+One transformer is opened **once**. Every linear layer can run at 2 to 8 bits, or untouched at 16, each
+on its own, and so can the token embeddings together with the output head; a precision is a value that
+is passed along with each request, so visitors never see each other's. Moving a fader changes which
+stored weights a layer reads, nothing is calibrated again.
 
 Weights are rounded to an asymmetric grid with one 16-bit scale and one zero-point per group of columns (8
 bits are symmetric). Activation bits round each token's input to a layer on a dynamic symmetric grid. KV
@@ -22,12 +23,17 @@ width. Both are worked into a weight before it is rounded, so they cost nothing 
 calibration weights are rounded to nearest (*rtn*), the baseline that every calibrated width had to beat.
 
 ### What the numbers mean
-- **Deploy memory** counts the bytes of packed codes, scales and zero-points of this plan, and 2 bytes for
-  every parameter that stays as it is (embeddings, norms). An exported plan has exactly these bytes. **Bits
-  per parameter** is that, times eight, over all parameters.
+- **Deploy memory** counts the bytes of packed codes, scales and zero-points of this plan, and 2 bytes
+  for every parameter that stays as it is (norms, and embeddings left at 16 bits). An exported plan has
+  exactly these bytes. **Bits per parameter** is that, times eight, over all parameters.
 - **Elastic memory** is what this server holds now to serve every precision at once.
-- **Predicted** numbers add up how much each layer alone hurts at its width, and read the sum off a curve
-  measured on uniform plans. They ignore how layers interact, and activation and KV bits.
+- **Predicted** numbers add up how much each layer alone hurts at its width (the map *only this layer low*
+  shows it), and read the sum off a curve measured on whole plans. They ignore how layers interact, KV bits,
+  and embedding and activation bits where these were not measured; a note says so then.
+- **A budget** is met by the plan with the least predicted harm, found exactly. Predictions err at few bits,
+  so *Refine* measures whole plans of the same bytes for a minute, on text that the figures here are not of,
+  and keeps the best only if it is still the best on further text. *Best* plans were found the same way, with
+  more time.
 - **Measured** numbers come from running the plan: perplexity, and divergence (mean KL over the vocabulary)
   from the full-precision model in float32, with standard errors. *Same top token* is how often both put the
   same token first.

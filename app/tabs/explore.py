@@ -5,23 +5,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import gradio as gr
 
+from app.budget import sentence
+from app.components.budget import Budget, request_of
 from app.components.chart import Chart, point_id
-from app.components.equalizer import Equalizer
+from app.components.compare import Compare
+from app.components.equalizer import Equalizer, check_plan
+from app.components.heatmap import HeatMap
 from app.components.numbers import Numbers
 from app.link import LinkError, decode
-from app.service import Service, Wire
-from app.side import baseline_of
+from app.service import TRIED, Service, Wire
+from app.side import EQUALISER, baseline_of
 from quept.artifact import split
 from quept.plan import FULL, QUANTISED_BITS, PlanError, PrecisionPlan
 from quept.runtime.baselines import available
 
 TRIED_KEPT = 60
+# How handlers run: LIGHT at once; EVERY, all of them, however fast they come; WARNING with words for the
+# visitor, which travel through the queue only; RUNNING the model.
+LIGHT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+EVERY = LIGHT | {"trigger_mode": "multiple"}
+WARNING = LIGHT | {"queue": True, "concurrency_limit": 16}
+RUNNING = EVERY | {"queue": True, "concurrency_id": "measure", "concurrency_limit": 16}
 DOWNLOAD_JS = """(text) => {
   if (!text) return;
   const link = document.createElement("a");
@@ -41,8 +52,11 @@ class Explore:
     plan: gr.State
     tried: gr.State
     equalizer: Equalizer
+    budget: Budget
     numbers: Numbers
     chart: Chart
+    heatmap: HeatMap
+    compare: Compare
 
 
 def build_explore(service: Service, model: gr.Dropdown) -> Explore:
@@ -67,6 +81,7 @@ def build_explore(service: Service, model: gr.Dropdown) -> Explore:
             allow_custom_value=False,
             filterable=False,
         )
+    budget = Budget(path=service.slider(first), elem_id="budget")
     equalizer = Equalizer(
         service.wire_of(first, start), description=service.describe(first), elem_id="equalizer"
     )
@@ -82,64 +97,82 @@ def build_explore(service: Service, model: gr.Dropdown) -> Explore:
         )
     text = gr.Textbox(visible=False)
     chart = Chart(service.points(first), elem_id="chart")
-    page = Explore(model, plan, tried, equalizer, numbers, chart)
+    heatmap = HeatMap(service.opened[first].heat, elem_id="heatmap")
+    compare = Compare(plans=service.comparable(first), elem_id="compare")
+    page = Explore(model, plan, tried, equalizer, budget, numbers, chart, heatmap, compare)
     _wire(service, page, uniform, named, download, upload, text)
+    _wire_budget(service, page)
     return page
 
 
 def _wire(service: Service, page: Explore, uniform, named, download, upload, text) -> None:
-    running = {
-        "concurrency_id": "measure",
-        "concurrency_limit": 16,
-        "show_progress": "hidden",
-        "api_visibility": "private",
-    }
-    light = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    warning = light | {
-        "queue": True,
-        "concurrency_limit": 16,
-    }  # words for the visitor travel through the queue only
-
     def measured(model: str, wire: Wire, tried: list, request: gr.Request) -> Iterator:
         yield from measure(service, model, wire, tried, request.session_hash)
 
-    outputs = [page.numbers, page.chart, page.tried]
+    outputs = [page.numbers, page.chart, page.compare, page.tried]
     inputs = [page.model, page.plan, page.tried]
 
     def then_measure(event) -> None:
-        event.then(measured, inputs, outputs, trigger_mode="multiple", **running)
+        event.then(measured, inputs, outputs, **RUNNING)
 
-    then_measure(
-        page.equalizer.commit(lambda wire: wire, page.equalizer, page.plan, trigger_mode="multiple", **light)
-    )
+    then_measure(page.equalizer.commit(lambda wire: wire, page.equalizer, page.plan, **EVERY))
     loads = [page.equalizer, page.plan]
     for bits, button in zip(_widths(), uniform, strict=True):
-        then_measure(button.click(partial(named_plan, service, name=_name(bits)), page.model, loads, **light))
-    then_measure(named.input(lambda m, n: named_plan(service, m, n), [page.model, named], loads, **light))
+        then_measure(button.click(partial(named_plan, service, name=_name(bits)), page.model, loads, **LIGHT))
+    then_measure(named.input(lambda m, n: named_plan(service, m, n), [page.model, named], loads, **LIGHT))
 
     def pointed(model: str, tried: list, event: gr.EventData):
         return chosen_point(service, model, tried, point_id(event))
 
-    then_measure(page.chart.point(pointed, [page.model, page.tried], loads, **warning))
-    then_measure(upload.upload(lambda m, f: uploaded(service, m, f), [page.model, upload], loads, **warning))
+    then_measure(page.chart.point(pointed, [page.model, page.tried], loads, **WARNING))
+    then_measure(upload.upload(lambda m, f: uploaded(service, m, f), [page.model, upload], loads, **WARNING))
     download.click(
-        lambda m, w: service.plan_of(m, w).to_json(split(m)[0]), [page.model, page.plan], text, **light
+        lambda m, w: service.plan_of(m, w).to_json(split(m)[0]), [page.model, page.plan], text, **LIGHT
     ).then(None, text, None, js=DOWNLOAD_JS)
+
+    def paired(model: str, tried: list, event: gr.EventData):
+        return Compare(answer=pair(service, model, tried, request_of(event)))
+
+    page.compare.compare(paired, [page.model, page.tried], page.compare, **EVERY)
+
+    about = [page.chart, page.budget, page.heatmap, page.compare]  # what belongs to a model, beside its plan
 
     def switched(model: str):
         return [*switch(service, model), gr.Dropdown(_named(service, model), value="")]
 
-    then_measure(
-        page.model.input(
-            switched, page.model, [page.equalizer, page.plan, page.tried, page.chart, named], **light
-        )
-    )
+    switching = [page.equalizer, page.plan, page.tried, *about, named]
+    then_measure(page.model.input(switched, page.model, switching, **LIGHT))
 
     def restored(request: gr.Request):
         return restore(service, dict(request.query_params))
 
     blocks = gr.context.Context.root_block
-    then_measure(blocks.load(restored, None, [page.model, page.equalizer, page.plan, page.chart], **warning))
+    shown = [page.model, page.equalizer, page.plan, *about]
+    then_measure(blocks.load(restored, None, shown, **WARNING))
+
+
+def _wire_budget(service: Service, page: Explore) -> None:
+    """Budgets are solved at once; a refinement is a job that its visitor ends, or leaves."""
+
+    def solved(model: str, event: gr.EventData):
+        return Budget(answer=service.solve(model, request_of(event)))
+
+    def limited(model: str, event: gr.EventData):
+        return Budget(path=service.slider(model, request_of(event)))
+
+    def refined(model: str, wire: Wire, request: gr.Request, event: gr.EventData) -> Iterator:
+        for state in refine(service, model, wire, request_of(event), request.session_hash):
+            yield Budget(refined=state)
+
+    def stop(request: gr.Request) -> None:
+        service.stop_refining(request.session_hash)
+
+    page.budget.solve(solved, page.model, page.budget, **EVERY)
+    page.budget.limit(limited, page.model, page.budget, **EVERY)
+    job = RUNNING | {"concurrency_id": "refine"}
+    page.budget.refine(refined, [page.model, page.plan], page.budget, **job)
+    page.budget.cancel(stop, None, None, **EVERY)
+    gr.context.Context.root_block.unload(stop)
 
 
 def _widths() -> tuple[int, ...]:
@@ -155,7 +188,8 @@ def _name(bits: int) -> str:
 
 
 def _named(service: Service, model: str) -> list[tuple[str, str]]:
-    return [("Named plans…", "")] + [(plan.name, plan.name) for plan in service.opened[model].presets]
+    opened = service.opened[model]
+    return [("Named plans…", "")] + [(plan.name, plan.name) for plan in [*opened.best, *opened.presets]]
 
 
 def measure(service: Service, model: str, wire: Wire, tried: list[Wire], visitor: str) -> Iterator:
@@ -164,15 +198,17 @@ def measure(service: Service, model: str, wire: Wire, tried: list[Wire], visitor
         plan = service.plan_of(model, wire)
         state = None
         for state in service.measure(model, plan, visitor):
-            yield state, gr.skip(), gr.skip()
+            yield state, gr.skip(), gr.skip(), gr.skip()
         if state and state["status"] in ("done", "stored"):
             tried = [other for other in tried if other != wire][-TRIED_KEPT + 1 :] + [wire]
-            yield state, _chart(service, model, tried, plan), tried
+            plans = _comparable(service, model, tried)
+            yield state, _chart(service, model, tried, plan), Compare(plans=plans), tried
         else:  # a newer edit took over; Gradio sends the last values again at the end: not ours, then
-            yield gr.skip(), gr.skip(), gr.skip()
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
     except Exception as error:  # whatever went wrong, the visitor gets a sentence and keeps the plan
         yield (
             service.state(model, PrecisionPlan.full(), status="error", message=str(error)),
+            gr.skip(),
             gr.skip(),
             gr.skip(),
         )
@@ -208,6 +244,35 @@ def chosen_point(service: Service, model: str, tried: list[Wire], identity: str)
         return gr.skip(), gr.skip()
 
 
+def refine(service: Service, model: str, wire: Wire, request: Mapping, visitor: str) -> Iterator[dict]:
+    """How far the refinement of the plan on the faders is; whatever goes wrong ends it in words."""
+    try:
+        yield from service.refine(model, service.plan_of(model, wire), request, visitor)
+    except Exception:
+        yield {"status": "error", "message": "The refinement failed. Try it again."}
+        raise
+
+
+def pair(service: Service, model: str, tried: list[Wire], request: Mapping) -> dict:
+    """Two plans beside each other, as the menus name them; why not, in words, if one is not known."""
+    answer = {"turn": request.get("turn")}
+    try:
+        sides = (_named_by(service, model, tried, request.get(side), request.get("plan")) for side in "ab")
+        return answer | {key: service.compared(model, plan) for key, plan in zip("ab", sides, strict=True)}
+    except ValueError as error:
+        return answer | {"error": sentence(error)}
+
+
+def _named_by(service: Service, model: str, tried: list[Wire], choice: object, own: object) -> PrecisionPlan:
+    """The plan behind a value of the menus; `own` is what the browser says is on the faders."""
+    kind, _, index = str(choice).partition(":")
+    if choice == EQUALISER:
+        return service.plan_of(model, check_plan(own, service.describe(model)))
+    if f"{kind}:" == TRIED and index.isdigit() and int(index) < len(tried):
+        return service.plan_of(model, tried[int(index)])
+    return service.plan(model, str(choice))
+
+
 def uploaded(service: Service, model: str, content: bytes):
     """A plan file from the visitor's disk."""
     try:
@@ -221,7 +286,8 @@ def uploaded(service: Service, model: str, content: bytes):
 def switch(service: Service, model: str):
     """Another of the operator's models: a new equaliser at the starting plan, an empty history."""
     wire = service.wire_of(model, service.start(model))
-    return Equalizer(wire, description=service.describe(model)), wire, [], _chart(service, model, [])
+    equalizer = Equalizer(wire, description=service.describe(model))
+    return equalizer, wire, [], *_about(service, model)
 
 
 def restore(service: Service, query: dict):
@@ -235,9 +301,25 @@ def restore(service: Service, query: dict):
     except LinkError as error:
         gr.Warning(f"The link was not restored: {error}.")
     if wire is None and model == first:
-        return gr.skip(), gr.skip(), gr.skip(), _chart(service, model, [])
+        return gr.skip(), gr.skip(), gr.skip(), _chart(service, model, []), gr.skip(), gr.skip(), gr.skip()
     wire = wire or service.wire_of(model, service.start(model))
-    return model, Equalizer(wire, description=service.describe(model)), wire, _chart(service, model, [])
+    equalizer = Equalizer(wire, description=service.describe(model))
+    return model, equalizer, wire, *_about(service, model)
+
+
+def _about(service: Service, model: str) -> tuple:
+    """What the page shows of a model beside its plan, before anything was tried."""
+    return (
+        _chart(service, model, []),
+        Budget(path=service.slider(model)),
+        service.opened[model].heat,
+        Compare(plans=_comparable(service, model, [])),
+    )
+
+
+def _comparable(service: Service, model: str, tried: list[Wire]) -> dict:
+    plans = [service.plan_of(model, wire) for wire in tried]
+    return service.comparable(model, plans) | {"stamp": time.time()}
 
 
 def _chart(service: Service, model: str, tried: list[Wire], current: PrecisionPlan | None = None) -> dict:

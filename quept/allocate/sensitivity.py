@@ -1,40 +1,50 @@
-"""Measure a SensitivityTable: one layer (or one block) at b bits, everything else full precision, for every
-layer and width.
+"""Measure a SensitivityTable: one layer (or one block) at b bits, everything else as it is, for every layer
+and width, and the embeddings at every width.
 
-In: an elastic model, windows to change layers on, a reference to measure whole uniform plans against. Out:
-the table. For every window the full-precision pass is run once and keeps two things: the hidden state that
-enters each block, and its own log-probabilities. A pass with a change in block k then starts there: the
-blocks before it become stubs, the last of which hands out the kept state. It computes what the whole pass
-computes, and a test holds the two equal. Both sides of the KL divergence run in the model's compute dtype
-(open the model in float32: a narrower one adds its own noise), over the whole vocabulary, at every position
-of a window but the last.
+In: an elastic model, windows to change layers on, a reference to measure whole plans against. Out: the
+table.
 
-With `resume` every figure is appended to a JSON-lines file at once; a run that finds figures of the same
-measurement there goes on after them and gives the same table as an uninterrupted one.
+    S[unit, b] = KL(full precision || base plan with the unit at b) - KL(full precision || base plan)
+
+as a mean over every position of the windows but each one's last, over the whole vocabulary, with both
+sides in the model's compute dtype (open the model in float32: a narrower one adds its own noise). The
+base plan is full precision unless told otherwise; then the second term is 0. Each pass starts at the
+changed block, see `passes`.
+
+The work is a list of small tasks (one unit at all its widths on one window, or one whole plan), which
+several processes or machines share, see `workers`: the table is the same for any number of them, given
+the threads per pass. With `resume` the figures of every task are appended to a JSON-lines file at once; a
+run that finds figures of the same measurement there goes on after them and gives the same table as an
+uninterrupted one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import LongTensor, Tensor, nn
 
 from quept.evaluate.divergence import divergence
 from quept.evaluate.reference import Reference
 from quept.evaluate.windows import Windows
 from quept.models import Block
-from quept.plan import QUANTISED_BITS, PrecisionPlan
-from quept.runtime.model import ElasticModel, clone
+from quept.plan import ACTIVATION_BITS, FULL, QUANTISED_BITS, Bits, PrecisionPlan
+from quept.runtime.model import ElasticModel
 
-from .table import SensitivityError, SensitivityTable
+from .passes import FullPass, changed_kl, full_pass, plan_kl
+from .table import BASE, FULL_PRECISION, SensitivityError, SensitivityTable
+from .workers import run
 
 Progress = Callable[[str, float | None], None]
-WHOLE = ("kl", "kl_se", "ppl", "ppl_se", "same_top", "tokens", "ppl_ref")  # kept of a whole uniform plan
-ROWS = 32  # positions whose probabilities are handled together, to stay near the processor's cache
+WHOLE = ("kl", "kl_se", "ppl", "ppl_se", "same_top", "tokens", "ppl_ref")  # kept of a whole plan
+ROUNDED_INPUTS = tuple(bits for bits in ACTIVATION_BITS if bits != FULL)
+HEAD_IN_BLOCKS = 4  # what a pass costs beside its blocks, for the progress line
+KEPT_BY_BANK = 1  # bytes: a worker wants the weights of a plan once, and those of the base live with its view
 
 
 def sensitivity(
@@ -44,18 +54,37 @@ def sensitivity(
     widths: tuple[int, ...] = QUANTISED_BITS,
     per: str = "layer",
     *,
+    embeddings: bool = True,
+    activations: bool = False,
+    base: PrecisionPlan | None = None,
+    whole: Sequence[str] = (),
     model: str = "",
     text: str = "text",
+    source: str | Path | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+    executor: str = "processes",
+    address: str | None = None,
+    options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     resume: str | Path | None = None,
 ) -> SensitivityTable:
-    """Change one layer (or block) at a time on `windows`; measure uniform plans whole on the windows of
-    `reference`.
+    """Change one layer (or block) at a time on `windows`; measure whole plans on the windows of `reference`:
+    every width for all layers, and those named in `whole`, like "W4E8" (with another base: the base alone).
 
-    `model` and `text` are names for the file. progress(stage, fraction) is called after every pass.
-    Raises SensitivityError when `resume` holds another measurement."""
+    activations: also round each layer's inputs, its weights as they are, at 4 to 8 bits. model, text: names
+    for the file. source: what `elastic` was opened from, for workers that open it again (a name, a folder);
+    workers, threads, executor, address, options: see `workers.run`. progress(stage, fraction) is called after
+    every task. Raises SensitivityError when `resume` holds another measurement, WorkersError when workers
+    keep dying."""
     if per not in ("layer", "block"):
         raise ValueError(f'per must be "layer" or "block"; got {per!r}')
+    base = base or PrecisionPlan.full()
+    if base.kv != FULL:
+        raise ValueError("the base plan quantises the KV cache, which takes no part in this measurement")
+    around_full = base == PrecisionPlan.full()
+    names = [f"W{bits}" for bits in widths] + list(whole) if around_full else [BASE]
+    widths = tuple(widths) if around_full else (*widths, FULL)
     data = {
         "text": text,
         "tokens": windows.ids.numel(),
@@ -63,54 +92,66 @@ def sensitivity(
         "dtype": str(elastic.dtype)[6:],
     }
     head = {
-        "measurement": "sensitivity",
+        "measurement": "sensitivity 2",
         "fingerprint": elastic.artifact.weights_id,
         "group": elastic.artifact.group,
-    }
-    head |= {
         "method": elastic.artifact.manifest.method,
         "per": per,
+        "base": base.key(elastic.layers),
+        "widths": list(widths),
         "windows": windows.id,
-        "uniform": reference.windows.id,
+        "whole": reference.windows.id,
         **data,
     }
-    done = _Lines(resume, head)
     units = _units(elastic, per)
-    passes = len(windows) * len(units) * len(widths)
-    total = passes + len(widths) * len(reference.windows)
-    step = 0
-
-    def report(stage: str) -> None:
-        nonlocal step
-        step += 1
-        if progress:
-            progress(stage, step / total)
-
-    costs = {unit.name: dict.fromkeys(widths, 0.0) for unit in units}
-    for w in range(len(windows)):
-        start = None
+    tasks = [Task("whole", name) for name in names]
+    for window in range(len(windows)):
+        if embeddings:
+            tasks.append(Task("embeddings", "", widths, window))
         for unit in units:
-            for bits in widths:
-                key = f"window {w}, {unit.name} at {bits} bits"
-                if key not in done:
-                    start = start or full_pass(elastic, windows.ids[w])
-                    done[key] = {"kl": changed_kl(elastic, start, unit, bits)}
-                costs[unit.name][bits] += done[key]["kl"] / len(windows)
-                report(key)
-    uniform = {}
-    for bits in widths:
-        key = f"uniform {bits}"
-        if key not in done:
-            view = elastic.view(PrecisionPlan.uniform(bits))
-            estimate = None
-            for estimate in divergence(view, reference, reference.windows):  # noqa: B007  the last one is of all windows
-                report(f"all layers at {bits} bits")
-            done[key] = {name: getattr(estimate, name) for name in WHOLE}
-        else:
-            step += len(reference.windows)
-        uniform[bits] = dict(done[key])
-    ppl = [row.pop("ppl_ref") for row in uniform.values()]
+            tasks.append(Task("weights", unit.name, widths, window, unit.block))
+            if activations:
+                tasks.append(Task("activations", unit.name, ROUNDED_INPUTS, window, unit.block))
+    job = Measurement(
+        source=str(source or elastic.source),
+        device=elastic.device.type,
+        dtype=elastic.dtype,
+        weights_id=elastic.artifact.weights_id,
+        windows=windows,
+        per=per,
+        base=base,
+        reference=reference.fingerprint,
+        curve=reference.windows,
+        cache=reference.folder.parent,
+        limit=reference.limit,
+    )
+    done = _Lines(resume, head)
+    costs = {task.key: task.cost(len(elastic.anatomy.blocks), len(reference.windows)) for task in tasks}
+    left = [task for task in tasks if task.key not in done]
+    spent = sum(costs.values()) - sum(costs[task.key] for task in left)
+    state = State(elastic, reference)
+    shared = {"executor": executor, "threads": threads, "address": address, "options": options}
+    with closing(run(job, left, workers, state=state, **shared)) as answers:
+        for task, figures in answers:
+            done[task.key] = figures
+            spent += costs[task.key]
+            if progress:
+                progress(task.key, spent / sum(costs.values()))
+    if progress and not left:
+        progress("everything was measured before", 1.0)
+
+    def mean(what: str, name: str) -> dict[int, float]:
+        rows = [done[Task(what, name, window=window).key] for window in range(len(windows))]
+        return {int(bits): sum(row[bits] for row in rows) / len(rows) for bits in rows[0]}
+
+    def shared_out(what: str) -> dict[str, dict[int, float]]:
+        weights = elastic.sizes.weights
+        return {n: row for unit in units for n, row in _shares(unit, mean(what, unit.name), weights)}
+
+    figures = {name: dict(done[Task("whole", name).key]) for name in names}
+    ppl = [row.pop("ppl_ref") for row in figures.values()]
     size = {"tokens": reference.windows.ids.numel(), "context": reference.windows.context}
+    uniform = {bits: figures.pop(f"W{bits}") for bits in widths} if around_full else {}
     return SensitivityTable(
         model=model or elastic.source,
         fingerprint=elastic.artifact.weights_id,
@@ -118,13 +159,110 @@ def sensitivity(
         per=per,
         data=data,
         reference={"ppl": ppl[0], **size},
-        layers={
-            name: row
-            for unit in units
-            for name, row in _shared_out(unit, costs[unit.name], elastic.sizes.weights)
-        },
+        layers=shared_out("weights"),
         uniform=uniform,
+        whole=figures,
+        embeddings=_rounded(mean("embeddings", "")) if embeddings else {},
+        activations=shared_out("activations") if activations else {},
+        base=FULL_PRECISION if around_full else base.name or "a mixed plan",
     )
+
+
+@dataclass(frozen=True)
+class Task:
+    """One line of the resume file. what: "weights" or "activations" of the unit `name`, "embeddings", or the
+    plan called `name` as a "whole". block: where the change is, None for anywhere."""
+
+    what: str
+    name: str
+    widths: tuple[int, ...] = ()
+    window: int = 0
+    block: int | None = None
+
+    @property
+    def key(self) -> str:
+        if self.what == "whole":
+            return f"all layers, {self.name}"
+        return f"window {self.window}, {self.what}{' of ' if self.name else ''}{self.name}"
+
+    __str__ = key.fget
+
+    def cost(self, blocks: int, windows: int) -> int:
+        """How long it takes, in passes through one block."""
+        if self.what == "whole":
+            return windows * (blocks + HEAD_IN_BLOCKS)
+        return len(self.widths) * (blocks - (self.block or 0) + HEAD_IN_BLOCKS)
+
+
+@dataclass
+class State:
+    """What tasks need: the model, the reference, and the last window's full pass."""
+
+    elastic: ElasticModel
+    reference: Reference
+    window: int | None = None
+    start: FullPass | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The job that workers do, see `workers.Job`: what to open, and what to change and compare."""
+
+    source: str
+    device: str
+    dtype: torch.dtype
+    weights_id: str
+    windows: Windows
+    per: str
+    base: PrecisionPlan
+    reference: str
+    curve: Windows
+    cache: Path
+    limit: int
+
+    def open(self) -> State:
+        elastic = ElasticModel.open(self.source, device=self.device, dtype=self.dtype, budget=KEPT_BY_BANK)
+        if elastic.artifact.weights_id != self.weights_id:
+            raise SensitivityError(
+                f"a worker opened {self.source!r} and got other weights than are being measured; "
+                "give what the model was opened from as source"
+            )
+        reference = Reference.open(self.reference, self.curve, elastic.reference, self.cache, self.limit)
+        return State(elastic, reference)
+
+    def do(self, state: State, task: Task) -> dict[str, float]:
+        """`{bits: S}`, or the figures of a whole plan."""
+        if task.what == "whole":
+            plan = self.base if task.name == BASE else PrecisionPlan.parse(task.name)
+            *_, estimate = divergence(state.elastic.view(plan), state.reference, state.reference.windows)
+            return {name: getattr(estimate, name) for name in WHOLE}
+        if state.window != task.window:
+            state.start = None  # lets go of the last window before the next one is kept
+            state.start = full_pass(state.elastic, self.windows.ids[task.window], self.base)
+            state.window = task.window
+        return {str(bits): self._cost(state, task, bits) for bits in task.widths}
+
+    def _cost(self, state: State, task: Task, bits: int) -> float:
+        elastic, start = state.elastic, state.start
+        now = self.base.resolve(elastic.layers)
+        if task.what == "embeddings":
+            plan = PrecisionPlan.of(now, embeddings=bits)
+            kl = start.base_kl if bits == self.base.embeddings else plan_kl(elastic, start, plan)
+        else:
+            unit = next(unit for unit in _units(elastic, self.per) if unit.name == task.name)
+            inputs = task.what == "activations"
+            new = {
+                n: Bits(now[n].weights, bits) if inputs else Bits(bits, now[n].activations)
+                for n in unit.layers
+            }
+            same = all(now[name] == wanted for name, wanted in new.items())
+            kl = start.base_kl if same else changed_kl(elastic, start, new, unit.block)
+        if not kl == kl:
+            raise SensitivityError(
+                f"{task.what} of {task.name or 'the model'} at {bits} bits give no finite answer: "
+                "the model's weights are damaged"
+            )
+        return kl - start.base_kl
 
 
 @dataclass(frozen=True)
@@ -143,96 +281,18 @@ def _units(elastic: ElasticModel, per: str) -> list[Unit]:
     return [Unit(name, (name,), i) for i, block in enumerate(blocks) for name in block.layers.values()]
 
 
-def _shared_out(
+def _shares(
     unit: Unit, row: Mapping[int, float], weights: Mapping[str, int]
 ) -> Iterator[tuple[str, dict[int, float]]]:
-    """The cost of a unit as costs of its layers, by their number of weights; six digits are more than the
-    data give."""
+    """The cost of a unit as costs of its layers, by their number of weights."""
     whole = sum(weights[name] for name in unit.layers)
     for name in unit.layers:
-        yield name, {bits: float(f"{kl * weights[name] / whole:.6g}") for bits, kl in row.items()}
+        yield name, _rounded({bits: kl * weights[name] / whole for bits, kl in row.items()})
 
 
-@dataclass(frozen=True)
-class FullPass:
-    """What the full-precision pass over one window left: its ids (1, t), the hidden state entering each
-    block, its log-probabilities (t - 1, vocabulary) in float32."""
-
-    ids: LongTensor
-    states: tuple[Tensor, ...]
-    log_probs: Tensor
-
-
-class _Kept(nn.Module):
-    """A block that remembers the hidden state it was given."""
-
-    def __init__(self, block: nn.Module, states: list[Tensor]):
-        super().__init__()
-        self.block, self.states = block, states
-
-    def forward(self, hidden: Tensor, *args, **kwargs) -> Tensor:
-        self.states.append(hidden)
-        return self.block(hidden, *args, **kwargs)
-
-
-class _Given(nn.Module):
-    """A stub for a block before the changed one: answers with the state it was made with, whatever it is
-    given."""
-
-    def __init__(self, state: Tensor):
-        super().__init__()
-        self.state = state
-
-    def forward(self, hidden: Tensor, *args, **kwargs) -> Tensor:
-        return self.state
-
-
-@torch.inference_mode()
-def full_pass(elastic: ElasticModel, ids: LongTensor) -> FullPass:
-    """Run one window (t,) at full precision and keep what later passes start from."""
-    view = elastic.view(PrecisionPlan.full())
-    states: list[Tensor] = []
-    kept = {block.name: _Kept(view.get_submodule(block.name), states) for block in elastic.anatomy.blocks}
-    ids = ids[None].to(elastic.device)
-    logits = clone(view, kept)(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    return FullPass(ids, tuple(states), logits - logits.logsumexp(-1, keepdim=True))
-
-
-@torch.inference_mode()
-def changed_logits(elastic: ElasticModel, start: FullPass, plan: PrecisionPlan, block: int) -> Tensor:
-    """Logits (t - 1, vocabulary) of `plan`, which changes nothing before block number `block`, from that
-    block on."""
-    names = [b.name for b in elastic.anatomy.blocks[:block]]
-    stubs = dict.fromkeys(names, _Given(start.states[block]))
-    return clone(elastic.view(plan), stubs)(input_ids=start.ids, use_cache=False).logits[0, :-1]
-
-
-def changed_kl(elastic: ElasticModel, start: FullPass, unit: Unit, bits: int) -> float:
-    """Mean over positions of KL(full precision || `unit` at `bits` and the rest full precision)."""
-    plan = PrecisionPlan.of(dict.fromkeys(unit.layers, bits))
-    kl = mean_kl(start.log_probs, changed_logits(elastic, start, plan, unit.block))
-    if not kl == kl:
-        raise SensitivityError(
-            f"{unit.name} at {bits} bits gives no finite answer: the model's weights are damaged"
-        )
-    return kl
-
-
-@torch.inference_mode()
-def mean_kl(log_probs: Tensor, logits: Tensor) -> float:
-    """Mean over rows of KL(p || q): log_probs (n, vocabulary) float32 of p, logits (n, vocabulary) of q.
-    Never below 0.
-
-    log p - log q is formed first and then weighted: near-equal distributions then lose no digits to
-    cancellation. Both are normalised by logsumexp; log_softmax's own sum over 50,000 words is off by 1e-5,
-    which is what a layer at 8 bits costs.
-    """
-    total = 0.0
-    for rows in range(0, len(log_probs), ROWS):
-        p, q = log_probs[rows : rows + ROWS], logits[rows : rows + ROWS].float()
-        difference = (p - q).add_(q.logsumexp(-1, keepdim=True))
-        total += torch.linalg.vecdot(p.exp(), difference).double().sum().item()
-    return max(0.0, total / len(log_probs)) if total == total else total
+def _rounded(row: Mapping[int, float]) -> dict[int, float]:
+    """Four digits: one more than the data give, and those on which two ways of adding agree."""
+    return {bits: float(f"{kl:.4g}") for bits, kl in row.items()}
 
 
 class _Lines(dict):

@@ -1,14 +1,24 @@
-"""SensitivityTable: what each layer's rounding costs by itself, and what that predicts for whole plans.
+"""SensitivityTable: what rounding each part of a model costs by itself, and what that predicts for whole
+plans.
 
-    S[layer, b] = mean over positions of KL(p_full || p_new): that layer at b bits, all else full precision
-    s(plan)     = sum over layers of S[layer, b of the layer]
+    S[layer, b] = mean over positions of KL(p_full || p_new): that layer's weights at b bits, all else full
+    A[layer, b] = the same for the layer's inputs, its weights untouched
+    E[b]        = the same for the embeddings (token embeddings and output head)
+    s(plan)     = sum over layers of S[layer, weight bits] + A[layer, input bits], plus E[embedding bits]
 
 Isolated costs do not simply add up at low widths, so s is only an abscissa: the *curve* holds s of every
-uniform plan beside the KL, perplexity and same-top share that the same plan showed when it was measured
-whole. A prediction reads that curve: linear in log s, with KL and perplexity in log and the same-top share as
-it is, and constant beyond the last point. Below the first point the distance to full precision (KL, log
-perplexity, share of differing tokens) shrinks in proportion to s. Activation and KV bits take no part in it.
-The equaliser does the same arithmetic in the browser from `prediction(...)`.
+plan that was measured whole (uniform ones, and some with rounded embeddings or inputs) beside the KL,
+perplexity and same-top share that it showed. Points at which KL falls while s rises are left out, as few
+as do it: a curve for reading must rise. A prediction reads it: linear in log s, with KL and perplexity in
+log and the same-top share as it is, and constant beyond the last point. Below the first point the
+distance to full precision (KL, log perplexity, share of differing tokens) shrinks in proportion to s. The
+KV cache takes no part in it. The equaliser does the same arithmetic in the browser from
+`prediction(...)`.
+
+A table may be measured around another plan than full precision, its `base`: S is then the *change* of KL
+from that plan, negative where a layer gets more bits, and holds a figure for 16 bits too. Such a table
+has no curve: its predictions are linear, the base's own KL plus the changes, and log perplexity and the
+share of differing tokens in proportion to KL. They are good near the base only.
 """
 
 from __future__ import annotations
@@ -16,16 +26,24 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from quept.plan import FULL, WEIGHT_BITS, PrecisionPlan
+from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, WEIGHT_BITS, PrecisionPlan
 
-FORMAT, VERSION = "quept-sensitivity", 1
+FORMAT, VERSION = "quept-sensitivity", 2
 SMALLEST = 1e-12  # where a measured zero stands on a logarithmic scale
+FULL_PRECISION, BASE = (
+    "full precision",
+    "base",
+)  # what `base` says normally; the key of another base in `whole`
+
+
+SHORT = re.compile(r"w\d+(a\d+)?(kv\d+)?(e\d+)?", re.IGNORECASE)  # what PrecisionPlan.parse takes for no file
 
 
 class SensitivityError(ValueError):
@@ -38,7 +56,9 @@ class SensitivityTable:
     per: "layer", or "block" where a block was changed as a whole and its cost is shared out over its layers
     by their number of weights. data: what S was measured on. layers: `{name: {bits: S}}`. uniform: `{bits:
     {"kl", "kl_se", "ppl", "ppl_se", "same_top", "tokens"}}` of whole uniform plans; reference: full precision
-    on the same, longer data: `{"ppl", "tokens", "context"}`."""
+    on the same, longer data: `{"ppl", "tokens", "context"}`. whole: more plans measured whole, `{"W4E8":
+    ...}`. embeddings: `{bits: E}`; activations: `{name: {bits: A}}`; both empty if not measured. base: the
+    plan that changes were made around."""
 
     model: str
     fingerprint: str
@@ -48,6 +68,10 @@ class SensitivityTable:
     reference: Mapping[str, float]
     layers: Mapping[str, Mapping[int, float]]
     uniform: Mapping[int, Mapping[str, float]]
+    whole: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    embeddings: Mapping[int, float] = field(default_factory=dict)
+    activations: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    base: str = FULL_PRECISION
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -59,77 +83,117 @@ class SensitivityTable:
         """What the figures were measured on, in words."""
         d, r = self.data, self.reference
         what = "each layer" if self.per == "layer" else "each block"
+        around = "" if self.base == FULL_PRECISION else f" around {self.base}"
+        plans = "uniform plans" if self.base == FULL_PRECISION else self.base
         return (
-            f"{what} changed by itself on {d['tokens']:,} tokens of {d['text']}, context {d['context']}; "
-            f"uniform plans whole on {r['tokens']:,} tokens, context {r['context']}; {d['dtype']}"
+            f"{what} changed by itself{around} on {d['tokens']:,} tokens of {d['text']}, context "
+            f"{d['context']}; {plans} whole on {r['tokens']:,} tokens, context {r['context']}; {d['dtype']}"
         )
 
     def total(self, plan: PrecisionPlan) -> float:
-        """s(plan): the summed sensitivity. SensitivityError for a width that was not measured, PlanError for
-        a plan of another model."""
+        """s(plan), or the change from the base. SensitivityError for a width that was not measured, PlanError
+        for a plan of another model."""
         total = 0.0
         for name, bits in plan.resolve(self.layers).items():
-            if bits.weights == FULL:
-                continue
-            if bits.weights not in self.layers[name]:
-                raise SensitivityError(
-                    f"{name} was not measured at {bits.weights} bits; measured: {self.widths}"
-                )
-            total += self.layers[name][bits.weights]
-        return total
+            total += self._of(self.layers[name], bits.weights, name)
+            if bits.activations != FULL:
+                total += self._of(self.activations.get(name, {}), bits.activations, f"the input of {name}")
+        return total + self._of(self.embeddings, plan.embeddings, "the model with embeddings")
+
+    def covers(self, plan: PrecisionPlan) -> bool:
+        """Whether every width of this plan was measured; False with a quantised KV cache, which `total` and
+        `predicted` leave out. PlanError for a plan of another model."""
+        try:
+            self.total(plan)
+        except SensitivityError:
+            return False
+        return plan.kv == FULL
 
     def predicted(self, plan: PrecisionPlan) -> dict[str, float]:
-        """{"kl", "ppl", "same_top"} that this plan's weight bits should show."""
-        s, curve, reference = self.total(plan), self.curve(), math.log(self.reference["ppl"])
-        at = math.log(max(s, 1e-300))
-        sums = [math.log(x) for x in curve["sum"]]
-        share = min(1.0, s / curve["sum"][0])
-        kl = _interpolate(sums, [math.log(max(x, SMALLEST)) for x in curve["kl"]], at)
-        ppl = _interpolate(sums, [math.log(x) for x in curve["ppl"]], at)
-        same_top = _interpolate(sums, curve["same_top"], at)
+        """{"kl", "ppl", "same_top"} that this plan should show; raises as `total` does."""
+        s, reference = self.total(plan), math.log(self.reference["ppl"])
+        if self.base != FULL_PRECISION:
+            base = self._base_figures()
+            kl, ppl, same_top = max(0.0, base["kl"] + s), math.log(base["ppl"]), base["same_top"]
+            share = min(kl / max(base["kl"], SMALLEST), 1 / max(1 - same_top, SMALLEST))
+        else:
+            curve = self.curve()
+            at = math.log(max(s, 1e-300))
+            sums = [math.log(x) for x in curve["sum"]]
+            share = min(1.0, s / curve["sum"][0])
+            kl = math.exp(_interpolate(sums, [math.log(max(x, SMALLEST)) for x in curve["kl"]], at)) * share
+            ppl = _interpolate(sums, [math.log(x) for x in curve["ppl"]], at)
+            same_top = _interpolate(sums, curve["same_top"], at)
         return {
-            "kl": math.exp(kl) * share,
+            "kl": kl,
             "ppl": math.exp(reference + (ppl - reference) * share),
             "same_top": 1 - (1 - same_top) * share,
         }
 
     def curve(self) -> dict[str, list[float]]:
-        """The uniform plans in order of their summed sensitivity: {"sum", "kl", "ppl", "same_top"}."""
-        points = []
-        for bits, whole in self.uniform.items():
-            s = self.total(PrecisionPlan.uniform(bits))
-            if s > 0:
-                points.append((s, whole["kl"], whole["ppl"], whole["same_top"]))
+        """The plans measured whole in order of their summed sensitivity, but for those that break the rise of
+        KL: {"sum", "kl", "ppl", "same_top"}."""
+        plans = [(PrecisionPlan.uniform(bits), row) for bits, row in self.uniform.items()]
+        plans += [(PrecisionPlan.parse(text), row) for text, row in self.whole.items()]
+        points = [
+            (self.total(plan), row["kl"], row["ppl"], row["same_top"])
+            for plan, row in plans
+            if self.covers(plan)
+        ]
+        points = _rising([point for point in points if point[0] > 0])
         if not points:
-            raise SensitivityError("this table has no uniform plan to predict from; measure it again")
-        return dict(
-            zip(("sum", "kl", "ppl", "same_top"), map(list, zip(*sorted(points), strict=True)), strict=True)
-        )
+            raise SensitivityError("this table has no whole plan to predict from; measure it again")
+        return dict(zip(("sum", "kl", "ppl", "same_top"), map(list, zip(*points, strict=True)), strict=True))
 
     def prediction(self, layers: Iterable[str]) -> dict | None:
         """What the browser needs to predict by itself, for `layers` in this order; None where a layer or a
-        width is missing."""
+        width is missing, and around another base. "embeddings" (one figure a width of EMBEDDING_BITS) and
+        "activations" (for each layer one a width of ACTIVATION_BITS) are there if they were measured."""
         layers = list(layers)
-        measured = [bits for bits in WEIGHT_BITS if bits != FULL]
-        if not set(layers) <= set(self.layers) or not set(measured) <= set(self.widths) or not self.uniform:
+        if self.base != FULL_PRECISION or not self.uniform or not set(layers) <= set(self.layers):
             return None
+        rows = {
+            "sensitivity": [_row(self.layers[name], WEIGHT_BITS) for name in layers],
+            "activations": [_row(self.activations.get(name, {}), ACTIVATION_BITS) for name in layers],
+        }
+        rows = {key: table for key, table in rows.items() if None not in table}
+        if "sensitivity" not in rows:
+            return None
+        embeddings = _row(self.embeddings, EMBEDDING_BITS)
+        if embeddings:
+            rows["embeddings"] = embeddings
         return {
-            "sensitivity": [[*(self.layers[name][bits] for bits in measured), 0.0] for name in layers],
+            **rows,
             "curve": self.curve(),
             "reference": {"ppl": self.reference["ppl"]},
             "conditions": self.conditions,
         }
 
+    def _of(self, row: Mapping[int, float], bits: int, what: str) -> float:
+        if bits in row:
+            return row[bits]
+        if bits == FULL and (not row or self.base == FULL_PRECISION):
+            return 0.0
+        if not row:
+            raise SensitivityError(f"{what} at {bits} bits: this table did not measure any such rounding")
+        measured = ", ".join(map(str, sorted(row)))
+        raise SensitivityError(f"{what} was not measured at {bits} bits; measured: {measured}")
+
+    def _base_figures(self) -> Mapping[str, float]:
+        if BASE not in self.whole:
+            raise SensitivityError("this table does not say how its base plan measured; measure it again")
+        return self.whole[BASE]
+
     def to_json(self) -> str:
         """The file: one line a layer."""
         data = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        tables = {key: data.pop(key) for key in ("layers", "uniform")}
+        tables = {key: data.pop(key) for key in ("layers", "activations", "uniform", "whole")}
         body = json.dumps(data, indent=1).removesuffix("\n}")
         for key, table in tables.items():
             rows = ",\n".join(
                 f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in _text_keys(table).items()
             )
-            body += f',\n "{key}": {{\n{rows}\n }}'
+            body += f',\n "{key}": {{\n{rows}\n }}' if rows else f',\n "{key}": {{}}'
         return body + "\n}\n"
 
     @classmethod
@@ -147,23 +211,31 @@ class SensitivityTable:
                 f"this table has version {version}; this program reads up to {VERSION}: update it"
             )
         names = {f.name for f in fields(cls)}
+        if version == 1:
+            data |= {"whole": {}, "embeddings": {}, "activations": {}, "base": FULL_PRECISION}
         wrong = names.symmetric_difference(set(data) - {"format", "version"})
         if wrong:
             raise SensitivityError(
                 f"this sensitivity table is damaged: missing or unknown {', '.join(sorted(wrong))}"
             )
         try:
-            layers = {
-                name: {int(b): float(kl) for b, kl in row.items()} for name, row in data["layers"].items()
+            tables = {
+                "layers": {name: _figures(row) for name, row in data["layers"].items()},
+                "activations": {name: _figures(row) for name, row in data["activations"].items()},
+                "embeddings": _figures(data["embeddings"]),
+                "uniform": {int(b): dict(row) for b, row in data["uniform"].items()},
+                "whole": {str(name): dict(row) for name, row in data["whole"].items()},
             }
-            uniform = {int(b): dict(row) for b, row in data["uniform"].items()}
         except (AttributeError, TypeError, ValueError):
             raise SensitivityError(
                 "this sensitivity table is damaged: its figures are not numbers by width"
             ) from None
-        if not layers:
+        if not tables["layers"]:
             raise SensitivityError("this sensitivity table is empty; measure it again")
-        return cls(**{name: data[name] for name in names} | {"layers": layers, "uniform": uniform})
+        odd = [name for name in tables["whole"] if name != BASE and not SHORT.fullmatch(name)]
+        if odd:
+            raise SensitivityError(f"this sensitivity table is damaged: {odd[0]!r:.40} is no plan like W4E8")
+        return cls(**{name: data[name] for name in names} | tables)
 
     def save(self, path: str | Path) -> None:
         """Write the file; it appears whole or not at all."""
@@ -193,6 +265,26 @@ def _text_keys(table: Mapping) -> dict:
         else dict(row)
         for key, row in table.items()
     }
+
+
+def _figures(row: Mapping[str, float]) -> dict[int, float]:
+    return {int(bits): float(kl) for bits, kl in row.items()}
+
+
+def _row(row: Mapping[int, float], widths: tuple[int, ...]) -> list[float] | None:
+    """A figure for each width, 0 for the untouched one; None if one is missing."""
+    known = {FULL: 0.0, **row}
+    return [known[bits] for bits in widths] if row and set(widths) <= set(known) else None
+
+
+def _rising(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """The longest series of points of which both the first figure and the second rise; of equally long ones,
+    that which ends lowest."""
+    best: list[list[tuple[float, ...]]] = []
+    for point in sorted(points):
+        before = [series for series in best if series[-1][0] < point[0] and series[-1][1] <= point[1]]
+        best.append([*max(before, key=len, default=[]), point])
+    return max(best, key=len, default=[])
 
 
 def _interpolate(xs: list[float], ys: list[float], x: float) -> float:

@@ -1,6 +1,7 @@
 """The command line: one subcommand per stage, in the order of the flow.
 
-    quept models | pull | zoo | calibrate | report | evaluate | sensitivity | export | generate | app
+    quept models | pull | zoo | calibrate | report | evaluate | sensitivity | allocate | front | export
+    quept generate | app
 
 Results go to stdout, as a small table or, with --json, with one JSON object as the last line; progress and
 errors go to stderr. Exit code 0: done; 1: it could not be done; 2: what was typed makes no sense; 130:
@@ -14,9 +15,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .allocate import allocate_parser
 from .calibrate import calibrate_parser
 from .evaluate import evaluate_parser
 from .export import export_parser
+from .front import front_parser
 from .generate import generate_parser
 from .report import report_parser
 from .sensitivity import sensitivity_parser
@@ -59,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     report_parser(commands)
     evaluate_parser(commands)
     sensitivity_parser(commands)
+    allocate_parser(commands)
+    front_parser(commands)
     export_parser(commands)
     generate_parser(commands)
     commands.add_parser("app", help="open the explorer in a browser (`quept app --help`)", add_help=False)

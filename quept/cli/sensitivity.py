@@ -16,12 +16,15 @@ from .shared import (
     model_options,
     name_of,
     opened,
+    plan_of,
     print_json,
     print_table,
     short,
     text_options,
     windows_of,
 )
+
+WHOLE = ("W8E8", "W6E8", "W5E6", "W4E8", "W4E6", "W4E4", "W3E6", "W3E4", "W2E4")
 
 
 def sensitivity_parser(commands) -> None:
@@ -30,11 +33,11 @@ def sensitivity_parser(commands) -> None:
         "sensitivity",
         _sensitivity,
         "measure what each layer's rounding costs by itself: the table behind predicted quality",
-        f"quept sensitivity {DEFAULT_MODEL} --tokens 512 --out smollm2-sensitivity.json",
+        f"quept sensitivity {DEFAULT_MODEL} --workers 2 --out smollm2-sensitivity.json",
         "It takes long: 7 passes a layer. A stopped run goes on from FILE.progress.jsonl when started again.",
     )
     model_options(p)
-    text_options(p, tokens=1024)
+    text_options(p, tokens=2048)
     p.add_argument(
         "--curve-tokens",
         type=count,
@@ -47,6 +50,27 @@ def sensitivity_parser(commands) -> None:
         choices=("layer", "block"),
         default="layer",
         help="change one layer (default) or one block at a time",
+    )
+    p.add_argument(
+        "--activations", action="store_true", help="also round each layer's inputs by themselves, 4 to 8 bits"
+    )
+    p.add_argument(
+        "--around", metavar="PLAN", help="change layers of this plan, like W3, not of full precision"
+    )
+    p.add_argument(
+        "--whole",
+        action="extend",
+        nargs="+",
+        metavar="PLAN",
+        help=f"plans like W4E8 to measure whole beside W2 to W8 (default: {', '.join(WHOLE)})",
+    )
+    p.add_argument("--workers", type=count, default=1, metavar="N", help="processes to share the work")
+    p.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="workers of a Ray cluster (default: one here)",
     )
     p.add_argument("--out", required=True, metavar="FILE", help="the table, as JSON")
     json_option(p)
@@ -71,8 +95,16 @@ def _sensitivity(options: argparse.Namespace) -> None:
             windows,
             reference,
             per=options.per,
+            activations=options.activations,
+            base=plan_of(options.around, elastic) if options.around else None,
+            whole=options.whole or (() if options.around else WHOLE),
             model=name_of(options.model),
             text=name_of(options.text),
+            source=options.model,
+            workers=options.workers,
+            threads=options.threads,
+            executor="processes" if options.ray is None else "ray",
+            address=options.ray or None,
             progress=progress,
             resume=lines,
         )

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,12 +79,12 @@ def opened(options: argparse.Namespace, progress: Progress) -> ElasticModel:
 
 
 def plan_of(text: str, elastic: ElasticModel) -> PrecisionPlan:
-    """What a person types for a plan: W4 and the like, the name of a preset, or a file; PlanError if it does
-    not fit the model."""
+    """What a person types for a plan: W4 and the like, the name of a preset or of a plan on the model's
+    front, or a file; PlanError if it does not fit the model."""
     from quept.presets import named, notes
 
     model = name_of(elastic.source)
-    plan = named(text, model)
+    plan = named(text, model) or _on_the_front(text, elastic)
     if plan is None and Path(text).is_file():
         plan = PrecisionPlan.load(text, model)
     if plan is None:
@@ -94,6 +95,18 @@ def plan_of(text: str, elastic: ElasticModel) -> PrecisionPlan:
             raise PlanError(f"{error}; did you mean {close[0]!r}?" if close else str(error)) from None
     plan.resolve(elastic.layers)
     return plan
+
+
+def _on_the_front(text: str, elastic: ElasticModel) -> PrecisionPlan | None:
+    """The plan of this name on the front that comes with a bundled artifact, like "best 3.5 bits"."""
+    from quept.allocate.front import load_front
+    from quept.artifact import bundled, variants
+
+    for variant in variants(elastic.source):
+        path = bundled(f"{elastic.source}:{variant}") / "front.json"
+        if path.is_file() and (front := load_front(path)).artifact == elastic.artifact.identity:
+            return next((replace(p.plan, name=p.name) for p in front.points if p.name == text), None)
+    return None
 
 
 def windows_of(

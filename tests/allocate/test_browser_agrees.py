@@ -1,14 +1,14 @@
 """The equaliser in the browser and the table in Python predict the same numbers from the same table."""
 
 import json
-import re
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import pytest
 
-from quept.plan import QUANTISED_BITS, PrecisionPlan
-from tests.allocate.test_table import LAYERS, table
+from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, WEIGHT_BITS, Bits, PrecisionPlan
+from tests.allocate.test_table import LAYERS, MORE, table
 
 SCRIPT = Path(__file__).parents[2] / "app/components/plan.js"
 
@@ -19,21 +19,39 @@ def node() -> str:
     return driver.compute_driver_executable()[0]
 
 
-def function(name: str) -> str:
-    return re.search(rf"^function {name}\(.*?^}}$", SCRIPT.read_text("utf-8"), re.M | re.S).group()
-
-
-def test_the_browser_predicts_what_python_predicts():
-    plans = [PrecisionPlan.of({"a": a, "b": b}) for a in (*QUANTISED_BITS, 16) for b in (*QUANTISED_BITS, 16)]
-    told = table().prediction(LAYERS)
-    widths = [[bits.weights for bits in plan.resolve(LAYERS).values()] for plan in plans]
+@pytest.mark.parametrize("more", [{}, MORE | {"whole": {"W4E4": {"kl": 0.5, "ppl": 40.0, "same_top": 0.6}}}])
+def test_the_browser_predicts_what_python_predicts(more):
+    known = table(**more)
+    described = {
+        "blocks": ["0"],
+        "roles": list(LAYERS),
+        "layers": [{"name": name, "block": 0, "role": i, "params": 1} for i, name in enumerate(LAYERS)],
+        "bits": WEIGHT_BITS,
+        "activation_bits": ACTIVATION_BITS,
+        "embedding_bits": EMBEDDING_BITS,
+        "sizes": [[1] * len(WEIGHT_BITS) for _ in LAYERS],
+        "fixed_bytes": 0,
+        "prediction": known.prediction(LAYERS),
+    }
+    plans = [PrecisionPlan.of({"a": a, "b": b}) for a in WEIGHT_BITS for b in WEIGHT_BITS]
+    if more:
+        plans += [
+            PrecisionPlan.of({"a": Bits(4, a), "b": Bits(FULL, b)}, embeddings=e)
+            for a, b, e in product(ACTIVATION_BITS, ACTIVATION_BITS, EMBEDDING_BITS)
+        ]
+    wires = [
+        {
+            "w": [bits.weights for bits in plan.resolve(LAYERS).values()],
+            "a": [bits.activations for bits in plan.resolve(LAYERS).values()],
+            "e": plan.embeddings,
+        }
+        for plan in plans
+    ]
     script = f"""
-        {"".join(function(name) for name in ("readCurve", "interpolate", "predictQuality"))}
-        const prediction = {json.dumps(told)}, bits = [2, 3, 4, 5, 6, 7, 8, 16];
-        const harmAt = (i, width) => prediction.sensitivity[i][bits.indexOf(width)];
-        const model = {{ prediction, harmAt, curve: readCurve(prediction) }};
-        console.log(JSON.stringify({json.dumps(widths)}.map((w) => predictQuality(model, {{ w }}))));
+        {SCRIPT.read_text("utf-8")}
+        const model = readModel({json.dumps(described)});
+        console.log(JSON.stringify({json.dumps(wires)}.map((plan) => predictQuality(model, plan))));
     """
     out = subprocess.run([node(), "-"], input=script, capture_output=True, text=True, check=True).stdout
     for plan, there in zip(plans, json.loads(out), strict=True):
-        assert table().predicted(plan) == pytest.approx(there, rel=1e-9, abs=1e-12)
+        assert known.predicted(plan) == pytest.approx(there, rel=1e-9, abs=1e-12)

@@ -1,15 +1,20 @@
-"""A pass started at the changed block is the whole pass; a run killed and resumed gives the same table."""
+"""A pass started at the changed block is the whole pass; costs are those of float64; a run killed and
+resumed, or shared out over processes, gives the same table."""
 
 import json
+import os
+import signal
 from contextlib import suppress
+from importlib import import_module
 
 import pytest
 import torch
 
 from quept.allocate import SensitivityError, SensitivityTable, sensitivity
-from quept.allocate.sensitivity import changed_logits, full_pass, mean_kl
+from quept.allocate.passes import changed_hidden, full_pass
+from quept.allocate.sensitivity import Measurement
 from quept.evaluate import Reference, Windows
-from quept.plan import PrecisionPlan
+from quept.plan import ACTIVATION_BITS, FULL, Bits, PrecisionPlan
 from quept.runtime import ElasticModel
 from tests.tiny import FAMILIES, save_tiny, token_ids
 
@@ -21,8 +26,13 @@ def opened(name, folder, dtype=torch.float32) -> ElasticModel:
 
 
 @pytest.fixture(scope="module")
-def elastic(tmp_path_factory):
-    return opened("llama", tmp_path_factory.mktemp("llama"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("llama")
+
+
+@pytest.fixture(scope="module")
+def elastic(folder):
+    return opened("llama", folder)
 
 
 @pytest.fixture
@@ -31,59 +41,100 @@ def reference(elastic, tmp_path):
 
 
 def measured(elastic, reference, **options) -> SensitivityTable:
-    return sensitivity(
-        elastic, Windows(token_ids(2)), reference, WIDTHS, model="tiny", text="tokens", **options
-    )
+    names = {"model": "tiny", "text": "tokens"}
+    return sensitivity(elastic, Windows(token_ids(2)), reference, WIDTHS, **names | options)
 
 
+def oracle(elastic, plan, base=None) -> float:
+    """KL(full precision || plan), less that of the base, by whole passes and in float64."""
+
+    def logits(plan):
+        with torch.inference_mode():
+            return elastic.view(plan)(input_ids=token_ids(2), use_cache=False).logits[:, :-1].double()
+
+    def kl(plan):
+        p, q = logits(PrecisionPlan.full()).log_softmax(-1), logits(plan).log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1).mean().item()
+
+    return kl(plan) - (kl(base) if base else 0)
+
+
+@pytest.mark.parametrize("base", [PrecisionPlan.full(), PrecisionPlan.uniform(4, 8, embeddings=6)])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_pass_started_at_the_changed_block_is_the_whole_pass(name, tmp_path):
+def test_a_pass_started_at_the_changed_block_is_the_whole_pass(name, base, tmp_path):
     elastic, ids = opened(name, tmp_path), token_ids(1)[0]
-    start = full_pass(elastic, ids)
+    start = full_pass(elastic, ids, base)
     for number, block in enumerate(elastic.anatomy.blocks):
         for layer in block.layers.values():
-            plan = PrecisionPlan.of({layer: 3})
-            with torch.inference_mode():
-                whole = elastic.view(plan)(input_ids=ids[None], use_cache=False).logits[0, :-1]
-            assert torch.equal(changed_logits(elastic, start, plan, number), whole)
+            for bits in (Bits(3, base.default.activations), Bits(base.default.weights, 4), Bits(FULL, FULL)):
+                rules = base.resolve(elastic.layers) | {layer: bits}
+                view = elastic.view(PrecisionPlan.of(rules, embeddings=base.embeddings))
+                head = view.get_submodule(elastic.anatomy.head)
+                with torch.inference_mode():
+                    whole = view(input_ids=ids[None], use_cache=False).logits[0, :-1]
+                    assert torch.equal(head(changed_hidden(elastic, start, {layer: bits}, number)), whole)
 
 
-def test_keeping_states_leaves_the_views_alone(elastic):
+def test_passes_leave_the_views_and_the_bank_alone(elastic):
     ids, full = token_ids(1), elastic.view(PrecisionPlan.full())
     before = full(input_ids=ids, use_cache=False).logits
-    full_pass(elastic, ids[0])
+    start, kept = full_pass(elastic, ids[0]), elastic.bank.kept_bytes
+    changed_hidden(elastic, start, {elastic.layers[0]: Bits(5, 5)}, 0)
+    assert elastic.bank.kept_bytes == kept
     assert torch.equal(full(input_ids=ids, use_cache=False).logits, before)
-
-
-def test_mean_kl_is_the_textbook_sum(rows=5, vocabulary=40):
-    p, q = torch.randn(2, rows, vocabulary, generator=torch.Generator().manual_seed(0))
-    total = 0.0
-    for row in range(rows):
-        a, b = p[row].double().softmax(-1), q[row].double().softmax(-1)
-        total += sum((a[v] * (a[v] / b[v]).log()).item() for v in range(vocabulary))
-    assert mean_kl(p.log_softmax(-1), q) == pytest.approx(total / rows, rel=1e-5)
-    assert mean_kl(p.log_softmax(-1), p) == pytest.approx(0, abs=1e-7)
-
-
-def test_mean_kl_is_exact_for_near_equal_distributions_over_a_large_vocabulary():
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(8, 50_000, generator=generator)
-    changed = logits + 1e-3 * torch.randn(logits.shape, generator=generator)
-    p, q = logits.double().log_softmax(-1), changed.double().log_softmax(-1)
-    exact = (p.exp() * (p - q)).sum(-1).mean().item()
-    assert exact < 1e-6
-    assert mean_kl(logits - logits.logsumexp(-1, keepdim=True), changed) == pytest.approx(exact, abs=1e-7)
 
 
 def test_a_layer_costs_what_the_plan_that_changes_only_it_diverges(elastic, reference):
     table = measured(elastic, reference)
-    ids, layer = token_ids(2), elastic.layers[3]
-    with torch.inference_mode():
-        full = elastic.view(PrecisionPlan.full())(input_ids=ids, use_cache=False).logits[:, :-1]
-        changed = elastic.view(PrecisionPlan.of({layer: 2}))(input_ids=ids, use_cache=False).logits[:, :-1]
-    kl = mean_kl(full.log_softmax(-1).flatten(0, 1), changed.flatten(0, 1))
-    assert table.layers[layer][2] == pytest.approx(kl, rel=1e-4)
+    for layer in elastic.layers:
+        for bits in WIDTHS:
+            plan = PrecisionPlan.of({layer: bits})
+            assert table.layers[layer][bits] == pytest.approx(oracle(elastic, plan), rel=2e-3)
     assert set(table.layers) == set(elastic.layers) and table.widths == WIDTHS
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-untied"])
+def test_embeddings_cost_what_the_plan_that_rounds_only_them_diverges(name, tmp_path):
+    elastic = opened(name, tmp_path / name)
+    reference = Reference.open(elastic.fingerprint, Windows(token_ids(3)), elastic.reference, tmp_path)
+    table = measured(elastic, reference)
+    for bits in WIDTHS:
+        plan = PrecisionPlan.uniform(FULL, embeddings=bits)
+        assert table.embeddings[bits] == pytest.approx(oracle(elastic, plan), rel=2e-3)
+        assert table.total(plan) == table.embeddings[bits]
+    assert measured(elastic, reference, embeddings=False).embeddings == {}
+
+
+def test_inputs_cost_what_the_plan_that_rounds_only_them_diverges(elastic, reference):
+    table = measured(elastic, reference, activations=True)
+    assert set(table.activations) == set(elastic.layers)
+    for layer in elastic.layers:
+        assert (*table.activations[layer], FULL) == ACTIVATION_BITS
+        for bits, cost in table.activations[layer].items():
+            plan = PrecisionPlan.of({layer: Bits(FULL, bits)})
+            assert cost == pytest.approx(oracle(elastic, plan), rel=2e-3)
+    assert measured(elastic, reference).activations == {}
+
+
+@pytest.mark.parametrize("embeddings", [FULL, 4])
+def test_around_another_base_a_change_costs_what_it_adds(elastic, reference, embeddings):
+    base = PrecisionPlan.uniform(4, embeddings=embeddings)
+    table = measured(elastic, reference, base=base)
+    for layer in elastic.layers[:8]:
+        for bits in (*WIDTHS, FULL):
+            rules = base.resolve(elastic.layers) | {layer: Bits(bits)}
+            change = oracle(elastic, PrecisionPlan.of(rules, embeddings=embeddings), base)
+            assert table.layers[layer][bits] == pytest.approx(change, rel=2e-3, abs=2e-6)
+        assert table.layers[layer][4] == 0 > table.layers[layer][8]
+    assert table.base == base.name and table.uniform == {} and base.name in table.conditions
+    assert table.total(base) == 0
+    exact = {name: table.whole["base"][name] for name in ("kl", "ppl", "same_top")}
+    assert table.predicted(base) == pytest.approx(exact)
+
+
+def test_the_cache_of_keys_and_values_takes_no_part_and_a_base_cannot_round_it(elastic, reference):
+    with pytest.raises(ValueError, match="KV cache"):
+        measured(elastic, reference, base=PrecisionPlan.uniform(4, kv=4))
 
 
 def test_fewer_bits_cost_more(elastic, reference):
@@ -93,21 +144,24 @@ def test_fewer_bits_cost_more(elastic, reference):
     assert table.uniform[2]["kl"] > table.uniform[8]["kl"]
 
 
+def test_named_plans_are_measured_whole_beside_the_uniform_ones(elastic, reference):
+    table = measured(elastic, reference, whole=("W4E4", "W8A8"), activations=True)
+    assert list(table.uniform) == list(WIDTHS) and list(table.whole) == ["W4E4", "W8A8"]
+    assert table.whole["W4E4"]["kl"] > table.uniform[4]["kl"]
+    assert table.total(PrecisionPlan.uniform(4, embeddings=4)) in table.curve()["sum"]
+
+
 def test_a_block_is_changed_whole_and_its_cost_shared_out_by_weights(elastic, reference):
     table = measured(elastic, reference, per="block")
-    block, ids = elastic.anatomy.blocks[1], token_ids(2)
-    with torch.inference_mode():
-        full = elastic.view(PrecisionPlan.full())(input_ids=ids, use_cache=False).logits[:, :-1]
-        plan = PrecisionPlan.of({f"{block.name}.*": 2})
-        changed = elastic.view(plan)(input_ids=ids, use_cache=False).logits[:, :-1]
-    kl = mean_kl(full.log_softmax(-1).flatten(0, 1), changed.flatten(0, 1))
-    assert sum(table.layers[name][2] for name in block.layers.values()) == pytest.approx(kl, rel=1e-4)
+    block = elastic.anatomy.blocks[1]
+    kl = oracle(elastic, PrecisionPlan.of({f"{block.name}.*": 2}))
+    assert sum(table.layers[name][2] for name in block.layers.values()) == pytest.approx(kl, rel=2e-3)
     ratio = table.layers[block.layers["gate"]][2] / table.layers[block.layers["q"]][2]
     weights = elastic.sizes.weights
-    assert ratio == pytest.approx(weights[block.layers["gate"]] / weights[block.layers["q"]], rel=1e-4)
+    assert ratio == pytest.approx(weights[block.layers["gate"]] / weights[block.layers["q"]], rel=1e-3)
 
 
-@pytest.mark.parametrize("after", [1, 20, 45, 90])
+@pytest.mark.parametrize("after", [1, 4, 20, 33])
 def test_a_run_killed_and_resumed_gives_the_same_table(elastic, reference, tmp_path, after):
     class Killed(Exception):
         pass
@@ -121,6 +175,7 @@ def test_a_run_killed_and_resumed_gives_the_same_table(elastic, reference, tmp_p
     lines = tmp_path / "lines.jsonl"
     with suppress(Killed):
         measured(elastic, reference, resume=lines, progress=kill)
+    assert after == 0
     with lines.open("a") as file:
         file.write('{"key": "half a li')
     resumed = measured(elastic, reference, resume=lines)
@@ -135,17 +190,82 @@ def test_a_resumed_run_measures_nothing_twice(elastic, reference, tmp_path):
     assert lines.read_bytes() == before
 
 
-def test_progress_ends_at_one(elastic, reference):
-    seen = []
-    measured(elastic, reference, progress=lambda stage, fraction: seen.append(fraction))
-    assert seen == sorted(seen) and seen[-1] == pytest.approx(1)
-
-
-def test_figures_of_another_measurement_are_not_mixed_in(elastic, reference, tmp_path):
+def test_what_a_run_measured_serves_a_run_that_wants_more(elastic, reference, tmp_path):
     lines = tmp_path / "lines.jsonl"
-    lines.write_text(json.dumps({"measurement": "sensitivity", "fingerprint": "another"}) + "\n")
+    measured(elastic, reference, resume=lines, embeddings=False)
+    before = lines.read_text()
+    more = measured(elastic, reference, resume=lines, whole=("W4E4",))
+    assert lines.read_text().startswith(before)
+    assert more.to_json() == measured(elastic, reference, whole=("W4E4",)).to_json()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_table_that_one_gives(folder, elastic, reference, tmp_path):
+    options = {"activations": True, "whole": ("W4E4",), "threads": 1}
+    lines = tmp_path / "lines.jsonl"
+    shared_out = measured(elastic, reference, workers=2, source=folder, resume=lines, **options)
+    assert shared_out.to_json() == measured(elastic, reference, **options).to_json()
+    assert len(lines.read_text().splitlines()) == 1 + 4 + 2 * (1 + 2 * len(elastic.layers))
+
+
+class DyingOnce(Measurement):
+    """A worker of this job kills itself in the middle of a certain task, once."""
+
+    def do(self, state, task):
+        mark = self.cache / "died"
+        if task.name == state.elastic.layers[5] and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().do(state, task)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["processes", "ray"])
+def test_a_worker_that_dies_changes_nothing_in_the_table(
+    executor, folder, elastic, reference, tmp_path, monkeypatch
+):
+    if executor == "ray":
+        pytest.importorskip("ray")
+    monkeypatch.setattr(import_module("quept.allocate.sensitivity"), "Measurement", DyingOnce)
+    lines = tmp_path / "lines.jsonl"
+    shared = {"workers": 2, "threads": 1, "executor": executor, "source": folder, "resume": lines}
+    table = measured(elastic, reference, **shared)
+    assert (tmp_path / "died").exists()
+    monkeypatch.undo()
+    assert table.to_json() == measured(elastic, reference, threads=1).to_json()
+    keys = [json.loads(line).get("key") for line in lines.read_text().splitlines()]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.slow
+def test_a_worker_that_would_open_other_weights_says_so(elastic, reference, tmp_path):
+    other = save_tiny("llama", tmp_path / "other", seed=1)
+    with pytest.raises(SensitivityError, match="give what the model was opened from as source"):
+        measured(elastic, reference, workers=2, source=other)
+
+
+def test_progress_rises_to_one(elastic, reference, tmp_path):
+    seen, lines = [], tmp_path / "lines.jsonl"
+    measured(elastic, reference, progress=lambda stage, fraction: seen.append(fraction), resume=lines)
+    assert seen == sorted(seen) and seen[-1] == pytest.approx(1)
+    measured(elastic, reference, progress=lambda stage, fraction: seen.append(fraction), resume=lines)
+    assert seen[-1] == 1
+
+
+@pytest.mark.parametrize("change", [{"per": "block"}, {"base": PrecisionPlan.uniform(4)}, {"text": "other"}])
+def test_figures_of_another_measurement_are_not_mixed_in(elastic, reference, tmp_path, change):
+    lines = tmp_path / "lines.jsonl"
+    measured(elastic, reference, resume=lines)
     with pytest.raises(SensitivityError, match="another measurement; delete it"):
-        measured(elastic, reference, resume=lines)
+        measured(elastic, reference, resume=lines, **change)
+
+
+def test_damaged_weights_are_named(tmp_path, reference):
+    elastic = opened("llama", tmp_path / "damaged")
+    elastic.base.get_submodule("model.norm").weight.data.fill_(torch.nan)
+    elastic = ElasticModel(elastic._prepared, elastic.artifact, device="cpu", dtype=torch.float32)
+    with pytest.raises(ValueError, match="not finite|no finite answer"):
+        measured(elastic, reference)
 
 
 def test_a_word_for_what_to_change_that_is_none_is_refused(elastic, reference):

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from quept.allocate import SensitivityError, SensitivityTable
-from quept.plan import PlanError, PrecisionPlan
+from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, Bits, PlanError, PrecisionPlan
 
 LAYERS = {
     "a": {2: 4.0, 3: 1.0, 4: 0.2, 5: 0.05, 6: 0.01, 7: 0.003, 8: 0.001},
@@ -21,6 +21,12 @@ UNIFORM = {
     7: {"kl": 0.006, "ppl": 27.8, "same_top": 0.96},
     8: {"kl": 0.002, "ppl": 27.7, "same_top": 0.98},
 }
+EMBEDDINGS = {2: 3.0, 3: 0.9, 4: 0.1, 5: 0.03, 6: 0.008, 7: 0.002, 8: 0.0003}
+ACTIVATIONS = {
+    "a": {4: 0.3, 5: 0.07, 6: 0.02, 7: 0.005, 8: 0.0011},
+    "b": {4: 0.5, 5: 0.09, 6: 0.03, 7: 0.006, 8: 0.0012},
+}
+MORE = {"embeddings": EMBEDDINGS, "activations": ACTIVATIONS}
 
 
 def table(**changes) -> SensitivityTable:
@@ -30,18 +36,29 @@ def table(**changes) -> SensitivityTable:
     return SensitivityTable("tiny", "f" * 64, 64, "layer", **parts)
 
 
-def test_what_is_written_is_read_back(tmp_path):
-    table().save(tmp_path / "sensitivity.json")
-    assert SensitivityTable.load(tmp_path / "sensitivity.json") == table()
+@pytest.mark.parametrize(
+    "more", [{}, MORE | {"whole": {"W4E4": UNIFORM[4]}}, {"base": "W4", "whole": {"base": UNIFORM[4]}}]
+)
+def test_what_is_written_is_read_back(tmp_path, more):
+    table(**more).save(tmp_path / "sensitivity.json")
+    assert SensitivityTable.load(tmp_path / "sensitivity.json") == table(**more)
     assert [p.name for p in tmp_path.iterdir()] == ["sensitivity.json"]
 
 
 def test_the_file_is_json_with_a_line_a_layer():
     text = table().to_json()
     data = json.loads(text)
-    assert data["format"] == "quept-sensitivity" and data["version"] == 1
+    assert data["format"] == "quept-sensitivity" and data["version"] == 2
     assert data["layers"]["a"]["2"] == 4.0 and data["uniform"]["8"]["ppl"] == 27.7
     assert sum(line.strip().startswith('"a": {"2": 4.0') for line in text.splitlines()) == 1
+
+
+def test_a_table_of_version_1_still_predicts_the_same():
+    data = json.loads(table().to_json())
+    for key in ("whole", "embeddings", "activations", "base"):
+        del data[key]
+    old = SensitivityTable.from_json(json.dumps(data | {"version": 1}))
+    assert old == table()
 
 
 @pytest.mark.parametrize("bits", UNIFORM)
@@ -66,6 +83,60 @@ def test_below_the_first_point_the_distance_to_full_precision_shrinks_in_proport
     assert predicted["same_top"] == pytest.approx(0.99)
 
 
+def test_embeddings_and_inputs_add_to_the_sum():
+    plan = PrecisionPlan.of({"a": Bits(4, 8), "b": Bits(FULL, 5)}, embeddings=6)
+    assert table(**MORE).total(plan) == pytest.approx(0.2 + 0.0011 + 0.09 + 0.008)
+    assert table(**MORE).covers(plan)
+
+
+def test_a_named_plan_is_predicted_as_it_was_measured():
+    figures = {"kl": 0.5, "ppl": 40.0, "same_top": 0.6}
+    known = table(**MORE, whole={"W4E4": figures})  # s = 0.5, between W4's 0.4 and W3's 2
+    assert known.predicted(PrecisionPlan.uniform(4, embeddings=4)) == pytest.approx(figures)
+    assert known.curve()["sum"] == pytest.approx([0.002, 0.006, 0.02, 0.1, 0.4, 0.5, 2.0, 10.0])
+
+
+def test_a_named_plan_with_something_not_measured_stays_out_of_the_curve():
+    assert len(table(whole={"W4E4": UNIFORM[3], "W4KV4": UNIFORM[3]}).curve()["sum"]) == len(UNIFORM)
+
+
+@pytest.mark.parametrize(
+    ("kls", "kept"),
+    [
+        ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5]),
+        ([1, 9, 3, 4, 5], [1, 3, 4, 5]),
+        ([9, 1, 2, 3, 4], [1, 2, 3, 4]),
+        ([1, 2, 3, 4, 0], [1, 2, 3, 4]),
+        ([3, 3, 4, 1, 5], [3, 3, 4, 5]),
+        ([5, 4, 3, 2, 1], [5]),
+    ],
+)
+def test_as_few_points_as_do_it_are_left_out_of_the_curve_for_it_to_rise(kls, kept):
+    uniform = {bits: UNIFORM[bits] | {"kl": float(kl)} for bits, kl in zip(range(8, 3, -1), kls, strict=True)}
+    curve = table(uniform=uniform).curve()
+    assert curve["kl"] == kept and curve["sum"] == sorted(set(curve["sum"]))
+
+
+def test_around_another_base_the_prediction_is_linear():
+    changes = {"a": {3: 0.05, 4: 0.0, 5: -0.06, 16: -0.1}, "b": {3: 0.04, 4: 0.0, 5: -0.09, 16: -0.14}}
+    known = table(layers=changes, uniform={}, base="W4", whole={"base": UNIFORM[4]})
+    assert known.predicted(PrecisionPlan.uniform(4)) == pytest.approx(UNIFORM[4])
+    half = known.predicted(PrecisionPlan.uniform(5))  # KL 0.3 - 0.15
+    assert half["kl"] == pytest.approx(0.15)
+    assert half["ppl"] == pytest.approx(math.sqrt(27.6 * 34.0)) and half["same_top"] == pytest.approx(0.85)
+    assert known.total(PrecisionPlan.of({"a": 3, "b": 5})) == pytest.approx(-0.04)
+    assert known.predicted(PrecisionPlan.full())["kl"] == pytest.approx(0.06)
+    assert known.prediction(LAYERS) is None and "around W4" in known.conditions
+
+
+def test_a_change_from_another_base_that_was_not_measured_is_not_taken_for_none():
+    known = table(layers={"a": {4: 0.0}, "b": {4: 0.0}}, uniform={}, base="W4", whole={"base": UNIFORM[4]})
+    with pytest.raises(SensitivityError, match="a was not measured at 16 bits"):
+        known.total(PrecisionPlan.of({"b": 4}))
+    with pytest.raises(SensitivityError, match="how its base plan measured"):
+        table(uniform={}, base="W4").predicted(PrecisionPlan.uniform(4))
+
+
 def test_full_precision_is_the_reference():
     assert table().predicted(PrecisionPlan.full()) == pytest.approx({"kl": 0, "ppl": 27.6, "same_top": 1})
 
@@ -87,6 +158,18 @@ def test_the_browser_gets_the_same_figures_in_its_own_order():
     json.dumps(told, allow_nan=False)
 
 
+def test_the_browser_gets_embeddings_and_inputs_if_they_were_measured():
+    told = table(**MORE).prediction(["b", "a"])
+    assert told["embeddings"] == [*EMBEDDINGS.values(), 0.0] and len(told["embeddings"]) == len(
+        EMBEDDING_BITS
+    )
+    assert told["activations"][0] == [*ACTIVATIONS["b"].values(), 0.0]
+    assert {len(row) for row in told["activations"]} == {len(ACTIVATION_BITS)}
+    assert not {"embeddings", "activations"} & set(table().prediction(["b", "a"]))
+    few = {"embeddings": {8: 0.1}, "activations": {"a": ACTIVATIONS["a"]}}
+    assert not {"embeddings", "activations"} & set(table(**few).prediction(["b", "a"]))
+
+
 @pytest.mark.parametrize("layers", [["a", "c"], ["a"]])
 def test_a_layer_that_was_not_measured_means_no_prediction(layers):
     assert (table().prediction(layers) is None) == ("c" in layers)
@@ -97,6 +180,26 @@ def test_a_width_that_was_not_measured_is_named():
     assert table(layers=few).prediction(LAYERS) is None
     with pytest.raises(SensitivityError, match="a was not measured at 4 bits"):
         table(layers=few).total(PrecisionPlan.uniform(4))
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (PrecisionPlan.uniform(4, embeddings=4), "embeddings.* at 4 bits"),
+        (PrecisionPlan.uniform(4, 8), "input of a at 8 bits"),
+        (PrecisionPlan.of({"b": Bits(FULL, 8)}), "input of b at 8 bits"),
+    ],
+)
+def test_what_was_not_measured_is_not_left_out_silently(plan, words):
+    assert table(**MORE).covers(plan) and not table().covers(plan)
+    with pytest.raises(SensitivityError, match=words):
+        table().predicted(plan)
+
+
+def test_the_cache_of_keys_and_values_is_left_out_and_said_not_to_be_covered():
+    plan = PrecisionPlan.uniform(4, kv=4)
+    assert table().predicted(plan) == table().predicted(PrecisionPlan.uniform(4))
+    assert not table().covers(plan) and table().covers(PrecisionPlan.uniform(4))
 
 
 def test_a_plan_of_another_model_is_refused():
@@ -111,7 +214,7 @@ def test_a_plan_of_another_model_is_refused():
         ("[" * 100_000, "not valid JSON"),
         ("[]", "not a sensitivity table"),
         ('{"format": "quept-plan"}', "not a sensitivity table"),
-        ('{"format": "quept-sensitivity", "version": 2}', "version 2; this program reads up to 1"),
+        ('{"format": "quept-sensitivity", "version": 3}', "version 3; this program reads up to 2"),
         ('{"format": "quept-sensitivity", "version": 1, "model": "m"}', "damaged: missing or unknown data"),
     ],
 )
@@ -123,3 +226,10 @@ def test_what_is_no_table_is_refused_in_words(text, words, tmp_path):
     assert "table.json" in str(raised.value)
     with pytest.raises(SensitivityError, match="cannot read"):
         SensitivityTable.load(tmp_path / "none.json")
+
+
+def test_a_plan_measured_whole_is_never_the_name_of_a_file(tmp_path):
+    PrecisionPlan.uniform(4).save(tmp_path / "plan.json")
+    text = table(whole={str(tmp_path / "plan.json"): UNIFORM[4]}).to_json()
+    with pytest.raises(SensitivityError, match="is no plan like W4E8"):
+        SensitivityTable.from_json(text)

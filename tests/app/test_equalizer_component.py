@@ -28,6 +28,8 @@ def described(layers: tuple[str, ...] = LAYERS, **changes) -> dict:
         "bits": [2, 3, 4, 5, 6, 7, 8, 16],
         "activation_bits": [4, 5, 6, 7, 8, 16],
         "kv_bits": [2, 3, 4, 8, 16],
+        "embedding_bits": [4, 8, 16],
+        "embedding_bytes": [32, 64, 128],
         "sizes": [[64 * bits // 8 for bits in (2, 3, 4, 5, 6, 7, 8, 16)] for _ in layers],
         "fixed_bytes": 100,
         "params": 356,
@@ -43,7 +45,7 @@ def equalizer() -> Equalizer:
 def test_a_plan_of_the_model_comes_through_complete_and_as_a_copy(equalizer):
     sent = {"w": [4, 8, 16, 2]}
     plan = equalizer.preprocess(sent)
-    assert plan == {"w": [4, 8, 16, 2], "a": [16] * 4, "kv": 16}
+    assert plan == {"w": [4, 8, 16, 2], "a": [16] * 4, "kv": 16, "e": 16}
     assert plan["w"] is not sent["w"]
     assert equalizer.preprocess(None) == equalizer.preprocess("") == full_plan(described())
 
@@ -72,6 +74,8 @@ def test_a_plan_of_the_model_comes_through_complete_and_as_a_copy(equalizer):
         ({"w": [4] * 4, "a": [8]}, "activation bits for 1 layers"),
         ({"w": [4] * 4, "kv": 5}, "The KV cache can have 2, 3, 4, 8 or 16 bits, not 5"),
         ({"w": [4] * 4, "kv": "8"}, "The KV cache"),
+        ({"w": [4] * 4, "e": 3}, "The embeddings can have 4, 8 or 16 bits, not 3"),
+        ({"w": [4] * 4, "e": "8"}, "The embeddings"),
     ],
 )
 def test_anything_else_is_refused_in_words_without_repeating_it(equalizer, sent, says):
@@ -83,7 +87,7 @@ def test_anything_else_is_refused_in_words_without_repeating_it(equalizer, sent,
 
 
 def test_a_model_without_activation_bits_takes_only_16(equalizer):
-    plain = described(activation_bits=[], kv_bits=[])
+    plain = described(activation_bits=[], kv_bits=[], embedding_bits=[])
     assert check_plan({"w": [4] * 4, "a": [16] * 4, "kv": 16}, plain)["kv"] == 16
     with pytest.raises(ValueError, match="can have 16 bits, not 8"):
         check_plan({"w": [4] * 4, "a": [8] * 4}, plain)
@@ -132,7 +136,7 @@ def test_an_update_carries_the_new_description_and_checks_against_it():
     update = postprocess_update_dict(block, {"description": other, "value": {"w": [4, 4]}})
     assert update == {
         "props": {"description": other},
-        "value": {"w": [4, 4], "a": [16, 16], "kv": 16},
+        "value": {"w": [4, 4], "a": [16, 16], "kv": 16, "e": 16},
         "__type__": "update",
     }
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from app.link import BITS, LinkError, decode, encode
 
 unhurried = settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
-ACTIVATION_BITS, KV_BITS = (4, 5, 6, 7, 8, 16), (2, 3, 4, 8, 16)
+ACTIVATION_BITS, KV_BITS, EMBEDDING_BITS = (4, 5, 6, 7, 8, 16), (2, 3, 4, 8, 16), (4, 6, 8, 16)
 
 
 def describe(layers: int, model: str = "toy") -> dict:
@@ -17,11 +17,12 @@ def describe(layers: int, model: str = "toy") -> dict:
         "bits": list(BITS),
         "activation_bits": list(ACTIVATION_BITS),
         "kv_bits": list(KV_BITS),
+        "embedding_bits": list(EMBEDDING_BITS),
     }
 
 
-def plan(weights: list[int], activations: list[int] | None = None, kv: int = 16) -> dict:
-    return {"w": weights, "a": activations or [16] * len(weights), "kv": kv}
+def plan(weights: list[int], activations: list[int] | None = None, kv: int = 16, e: int = 16) -> dict:
+    return {"w": weights, "a": activations or [16] * len(weights), "kv": kv, "e": e}
 
 
 @st.composite
@@ -29,7 +30,8 @@ def plans(draw) -> dict:
     layers = draw(st.integers(1, 230))
     widths = st.lists(st.sampled_from(BITS), min_size=layers, max_size=layers)
     activations = st.lists(st.sampled_from(ACTIVATION_BITS), min_size=layers, max_size=layers)
-    return plan(draw(widths), draw(st.none() | activations), draw(st.sampled_from(KV_BITS)))
+    kv, e = draw(st.sampled_from(KV_BITS)), draw(st.sampled_from(EMBEDDING_BITS))
+    return plan(draw(widths), draw(st.none() | activations), kv, e)
 
 
 @unhurried
@@ -46,7 +48,7 @@ def test_the_letters_are_three_bit_indices_most_significant_first():
 
 def test_what_is_all_sixteen_is_left_out():
     assert encode(plan([16] * 8)) == {"w": "____"}
-    assert encode(plan([16] * 8, [8] + [16] * 7, kv=4)).keys() == {"w", "a", "kv"}
+    assert encode(plan([16] * 8, [8] + [16] * 7, kv=4, e=8)).keys() == {"w", "a", "kv", "e"}
 
 
 def test_210_layers_are_106_characters():
@@ -76,6 +78,8 @@ def test_a_link_without_a_plan_is_no_plan(params):
         ({"w": "Q4A", "a": "Q4A"}, "asks for 2 activation bits; this model offers 4, 5, 6, 7, 8, 16"),
         ({"w": "Q4A", "kv": "5"}, "'5' bits in the KV cache; this model offers 2, 3, 4, 8, 16"),
         ({"w": "Q4A", "kv": "4.0"}, "'4.0'"),
+        ({"e": "8"}, "incomplete"),
+        ({"w": "Q4A", "e": "5"}, "'5' bits in the embeddings; this model offers 4, 6, 8, 16"),
         ({"w": "Q4A", "kv": "٤"}, "KV cache"),
         ({"w": ["Q4A"]}, "not text"),
         ({"w": None}, "not text"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -13,7 +14,8 @@ import pytest
 from app.link import encode
 from app.service import Sample, Service
 from app.tabs import explore
-from quept.evaluate import ResultKey, Results
+from quept.allocate.front import Front, Point
+from quept.evaluate import Estimate, ResultKey, Results
 from quept.plan import FULL, PlanError, PrecisionPlan
 from quept.runtime import BASELINES, ElasticModel
 
@@ -37,7 +39,8 @@ def test_the_description_fits_the_browser_and_its_sizes_are_the_deploy_bytes(
     assert [layer["name"] for layer in described["layers"]] == list(elastic.layers)
     for i, bits in enumerate(described["bits"]):
         total = described["fixed_bytes"] + sum(sizes[i] for sizes in described["sizes"])
-        assert total == elastic.sizes.deploy(PrecisionPlan.uniform(bits))
+        for e, size in zip(described["embedding_bits"], described["embedding_bytes"], strict=True):
+            assert total + size == elastic.sizes.deploy(PrecisionPlan.uniform(bits, embeddings=e))
 
 
 def test_estimates_grow_with_every_window_and_the_last_is_kept(service: Service):
@@ -82,12 +85,14 @@ def test_visitors_at_once_get_the_numbers_they_would_get_alone(
 
 
 def test_wire_and_plan_are_two_spellings_of_one_thing(service: Service, elastic: ElasticModel):
-    plan = PrecisionPlan.of({"*.down_proj": 8, elastic.layers[0]: 2}, default=4, kv=8)
+    plan = PrecisionPlan.of({"*.down_proj": 8, elastic.layers[0]: 2}, default=4, kv=8, embeddings=6)
     wire = service.wire_of(MODEL, plan)
     back = service.plan_of(MODEL, wire)
     assert back.key(elastic.layers) == plan.key(elastic.layers)
-    assert back.name.startswith("mixed")
+    assert back.name.startswith("mixed") and back.name.endswith("bits, E6")
     assert service.plan_of(MODEL, service.wire_of(MODEL, PrecisionPlan.uniform(4))).name == "W4"
+    both = PrecisionPlan.uniform(4, kv=8, embeddings=6)
+    assert service.plan_of(MODEL, service.wire_of(MODEL, both)).name == "W4KV8E6"
 
 
 def test_uniform_at_equal_bytes_lies_between_its_neighbours(service: Service, elastic: ElasticModel):
@@ -104,7 +109,7 @@ def test_uniform_at_equal_bytes_lies_between_its_neighbours(service: Service, el
 
 def test_the_history_joins_the_chart_and_a_point_loads_its_plan(service: Service):
     wire = service.wire_of(MODEL, PrecisionPlan.of({"*.down_proj": 6}, default=3))
-    *_, (state, chart, tried) = explore.measure(service, MODEL, wire, [], "a")
+    *_, (state, chart, _, tried) = explore.measure(service, MODEL, wire, [], "a")
     assert state["status"] == "done" and tried == [wire]
     point = next(p for p in chart["points"] if p["kind"] == "tried")
     assert point["bytes"] == state["deploy_bytes"]
@@ -165,7 +170,88 @@ def test_a_bad_upload_changes_nothing(service: Service, content: bytes):
 
 
 def test_a_link_restores_the_plan_and_a_broken_one_leaves_the_page_as_it_was(service: Service):
-    wire = service.wire_of(MODEL, PrecisionPlan.uniform(3, kv=4))
+    wire = service.wire_of(MODEL, PrecisionPlan.uniform(3, kv=4, embeddings=8))
     assert explore.restore(service, encode(wire, MODEL))[2] == wire
     for query in ({"m": MODEL, "w": "!!"}, {}):
         assert "w" not in explore.restore(service, query)[2]
+
+
+def shipped_front(service: Service, elastic: ElasticModel, folder: Path, **changes) -> Service:
+    """A service whose model comes with a front of two plans, measured on the text that is shown."""
+    estimate = measured(service, PrecisionPlan.uniform(3))["estimate"]
+    points = [
+        Point(
+            name=f"best {bits} bits",
+            budget=elastic.sizes.deploy(plan),
+            bytes=elastic.sizes.deploy(plan),
+            bits_per_parameter=elastic.sizes.bits_per_parameter(plan),
+            chosen="refined",
+            predicted={},
+            measured=Estimate.from_dict(estimate | {"kl": kl}),
+            uniform=None,
+            plan=plan,
+        )
+        for bits, kl, plan in (
+            (4, 0.125, PrecisionPlan.of({"*.down_proj": 5}, default=4, embeddings=6)),
+            (3, 0.25, PrecisionPlan.of({"*.down_proj": 4}, default=3, embeddings=6)),
+        )
+    ]
+    artifact, opened = elastic.artifact, service.opened[MODEL]
+    front = Front(
+        MODEL, artifact.weights_id, artifact.identity, artifact.group, opened.windows.id, {"dtype": "float32"}
+    )
+    for point in points:
+        front = front.with_point(point)
+    replace(front, **changes).save(folder / MODEL / "front.json")
+    return Service({MODEL: elastic}, opened.sample, Results.open(folder / "new.sqlite"), folder)
+
+
+def test_the_shipped_front_is_drawn_listed_and_loaded(service, elastic, tmp_path, monkeypatch):
+    monkeypatch.setattr("app.service.ASSETS", tmp_path)
+    with_front = shipped_front(service, elastic, tmp_path)
+    best = [p for p in with_front.points(MODEL)["points"] if p["kind"] == "best"]
+    assert [(p["label"], p["kl"]) for p in best] == [("Best 3 bits", 0.25), ("Best 4 bits", 0.125)]
+    assert ("best 3 bits", "best 3 bits") in explore._named(with_front, MODEL)
+    assert ("Best 4 bits", "best 4 bits") in with_front.choices(MODEL)
+    wire, _ = explore.chosen_point(with_front, MODEL, [], best[0]["id"])
+    assert wire["e"] == 6 and with_front.plan_of(MODEL, wire).name == "best 3 bits"
+    assert with_front.state(MODEL, with_front.plan(MODEL, "best 3 bits"))["estimate"]["kl"] == 0.25
+
+
+def test_a_front_of_other_weights_is_left_out(service, elastic, tmp_path, monkeypatch):
+    monkeypatch.setattr("app.service.ASSETS", tmp_path)
+    other = shipped_front(service, elastic, tmp_path, artifact="another")
+    assert other.opened[MODEL].best == []
+    assert all(p["kind"] != "best" for p in other.points(MODEL)["points"])
+
+
+def test_two_plans_are_given_beside_each_other(service: Service, elastic: ElasticModel):
+    tried = [service.wire_of(MODEL, PrecisionPlan.of({"*.down_proj": 6}, default=3))]
+    measured(service, PrecisionPlan.uniform(4))
+    own = service.wire_of(MODEL, PrecisionPlan.uniform(4, embeddings=8))
+    request = {"turn": 3, "a": "W4", "b": "equaliser", "plan": own}
+    answer = explore.pair(service, MODEL, tried, request)
+    assert json.loads(json.dumps(answer))["turn"] == 3
+    assert answer["a"]["measured"]["kl"] > 0 and answer["b"]["measured"] is None
+    assert answer["b"]["plan"] == own and answer["b"]["label"] == "W4E8"
+    assert answer["b"]["bytes"] < answer["a"]["bytes"] and answer["a"]["predicted"] is None
+    assert explore.pair(service, MODEL, tried, request | {"a": "tried:0"})["a"]["plan"] == tried[0]
+    menu = dict(service.comparable(MODEL, [service.plan_of(MODEL, wire) for wire in tried])["choices"])
+    assert list(menu.values())[0] == "equaliser" and "tried:0" in menu.values()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"a": "W4"},
+        {"a": "W4", "b": "tried:0"},
+        {"a": "W4", "b": ["W4"]},
+        {"a": "W4", "b": "equaliser"},
+        {"a": "W4", "b": "equaliser", "plan": {"w": [4]}},
+        {"a": "W4", "b": "equaliser", "plan": "<b>"},
+    ],
+)
+def test_two_plans_that_cannot_be_compared_are_refused_in_words(service: Service, request_: dict):
+    answer = explore.pair(service, MODEL, [], {"turn": 1} | request_)
+    assert "a" not in answer and len(answer["error"]) > 10

@@ -3,15 +3,18 @@ over it."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from app.gate import Admission, Gate
 from app.side import baseline_choices
+from quept.allocate import SensitivityTable
 from quept.artifact import Artifact
 from quept.models import LoadedModel, anatomy_of, fingerprint_of
-from quept.plan import Bits, PrecisionPlan
+from quept.plan import QUANTISED_BITS, Bits, PrecisionPlan
 from quept.runtime import ElasticModel
 
 CONTROL = ["<|start|>", "<|end|>"]
@@ -76,3 +79,24 @@ class FakeService:
         return PrecisionPlan.of(
             {name: Bits(w) for name, w in zip(layers, wire["w"], strict=True)}, name="mixed"
         )
+
+
+def tiny_table(elastic: ElasticModel, seed: int = 0, **changes) -> SensitivityTable:
+    """A made-up sensitivity table of an elastic model: fewer bits cost more, each layer at its own rate."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def row(widths: tuple[int, ...]) -> dict[int, float]:
+        scale = float(torch.rand((), generator=draw)) + 0.05
+        return {bits: scale * 4.0 ** (2 - bits) for bits in widths}
+
+    layers = {name: row(QUANTISED_BITS) for name in elastic.layers}
+    whole = {"ppl": 1.0, "same_top": 0.5, "tokens": 256}
+    sums = {bits: sum(layer[bits] for layer in layers.values()) for bits in QUANTISED_BITS}
+    parts = {
+        "data": {"text": "foxes", "tokens": 256, "context": 64, "dtype": "float32"},
+        "reference": {"ppl": 20.0, "tokens": 256, "context": 64},
+        "layers": layers,
+        "uniform": {bits: whole | {"kl": s, "ppl": 20 * math.exp(s)} for bits, s in sums.items()},
+        "embeddings": row(QUANTISED_BITS),
+    } | changes
+    return SensitivityTable("tiny", elastic.fingerprint, 64, "layer", **parts)

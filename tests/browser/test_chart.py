@@ -64,6 +64,10 @@ def build(chosen: list[str]) -> gr.Blocks:
             "measured": value(CURRENT),
             "evil": value(evil),
             "other": value(point("baseline:nf4", "bitsandbytes NF4", "baseline", 4.5, 0.25, 33.3, 0.73)),
+            "best": value(
+                point("best 4 bits", "Best 4 bits", "best", 4.1, 0.15, 31.0, 0.85),
+                point("best 3 bits", "Best 3 bits", "best", 3.1, 0.6, 42.0, 0.66),
+            ),
             "empty": {"points": []},
         }.items():
             button = gr.Button(name, elem_id=name)
@@ -211,6 +215,23 @@ def test_a_baseline_has_its_own_mark_and_nothing_to_load(page: Page, site):
     expect(page.locator("#chart .hoverlayer")).to_contain_text("no plan to load")
     page.mouse.click(*spot(page, "baseline:nf4"))
     expect(page.locator("#out textarea")).to_have_value("baseline:nf4")
+
+
+def test_the_best_plans_found_are_joined_and_load_like_presets(page: Page, site):
+    page.click("#best")
+    expect(page.locator("#chart .legend")).to_contain_text("best found")
+    expect(page.locator("#chart tr.group")).to_have_text(
+        [re.compile("Tried"), "Best found for their size", "Presets"]
+    )
+    rows = page.locator("#chart tbody tr", has_text="Best ").filter(has=page.locator("button"))
+    expect(rows).to_contain_text(["Best 3 bits", "Best 4 bits"])
+    line = page.evaluate(
+        """() => { const trace = document.querySelector('#chart .canvas').data.find(t => t.name === 'best');
+            return [trace.mode, trace.x[0] < trace.x[1]]; }"""
+    )
+    assert line == ["lines+markers", True]
+    page.mouse.click(*spot(page, "best 4 bits"))
+    expect(page.locator("#out textarea")).to_have_value("best 4 bits")
 
 
 def test_hover_speaks_in_words(page: Page):

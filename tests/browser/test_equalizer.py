@@ -17,6 +17,7 @@ from app.components.equalizer import Equalizer
 from app.components.numbers import Numbers
 
 BITS = [2, 3, 4, 5, 6, 7, 8, 16]
+EMBEDDING_BITS = [4, 6, 8, 16]
 SHAPES = {
     "q": (576, 576),
     "k": (192, 576),
@@ -26,8 +27,9 @@ SHAPES = {
     "up": (1536, 576),
     "down": (576, 1536),
 }
-START = {"w": [4] * 210, "a": [16] * 210, "kv": 16}
+START = {"w": [4] * 210, "a": [16] * 210, "kv": 16, "e": 16}
 MIXED = [(4, 4, 8, 5, 3, 3, 6)[i % 7] for i in range(210)]
+FIXED = 2 * 28_311_552 + 70_000  # embeddings at 16 bits, and what no plan touches
 HARM = {2: 9.9, 3: 1.14, 4: 0.3, 5: 0.075, 6: 0.018, 7: 0.004, 8: 0.001, 16: 0.0}
 EVIL = "<img src=x onerror=\"document.title='owned'\">${document.title='owned'}{{this}}"
 
@@ -53,8 +55,11 @@ def described(
         "bits": BITS,
         "activation_bits": [4, 5, 6, 7, 8, 16],
         "kv_bits": [2, 3, 4, 8, 16],
+        "embedding_bits": EMBEDDING_BITS,
+        "embedding_names": ["model.embed_tokens"],
+        "embedding_bytes": [28_311_552 * bits // 8 for bits in EMBEDDING_BITS],
         "sizes": sizes,
-        "fixed_bytes": 56_000_000,
+        "fixed_bytes": 70_000,
         "params": 134_515_008,
         "prediction": {
             "sensitivity": [[HARM[bits] / len(layers) for bits in BITS] for _ in layers],
@@ -237,7 +242,7 @@ def test_a_drag_paints_many_asks_for_nothing_and_commits_once(page, site):
     assert painted[21:] == [4] * 9
     assert painted[2:21] == sorted(painted[2:21], reverse=True)
     assert {2, 3, 4, 5, 6, 7, 8} == set(painted[2:21])
-    assert site.commits[0] == {"w": shown(page), "a": [16] * 210, "kv": 16}
+    assert site.commits[0] == {"w": shown(page), "a": [16] * 210, "kv": 16, "e": 16}
 
 
 def test_a_stroke_too_fast_for_events_skips_no_block(page, site):
@@ -455,14 +460,14 @@ def test_activation_bits_and_the_kv_cache(page, site):
     expect(fader(page, 0)).to_have_attribute("aria-valuemin", "4")
     paint(page, (0, 4), (29, 4))
     settled(site, 1)
-    assert site.commits[0] == {"w": [4] * 210, "a": [8] * 210, "kv": 16}
+    assert site.commits[0] == {"w": [4] * 210, "a": [8] * 210, "kv": 16, "e": 16}
     fader(page, 0).focus()
     page.keyboard.press("2")
     expect(page.locator("[data-live]")).to_have_text("2 bits is not offered for activations.")
     page.locator("[data-kv]").select_option("4")
     settled(site, 2)
-    assert site.commits[1] == {"w": [4] * 210, "a": [8] * 210, "kv": 4}
-    assert "not activation bits and KV-cache bits" in page.evaluate("window.queptPrediction.note")
+    assert site.commits[1] == {"w": [4] * 210, "a": [8] * 210, "kv": 4, "e": 16}
+    assert "not cover activation bits and KV-cache bits" in page.evaluate("window.queptPrediction.note")
     page.get_by_role("radio", name="Weights").click()
     expect(cell(page, 0, 0)).to_have_text("4")
 
@@ -476,8 +481,8 @@ def test_the_prediction_is_told_at_once(page):
     told = page.evaluate("told.at(-1)")
     sizes = described()["sizes"]
     assert told["dragging"] is True
-    assert told["bytes"] == sum(row[3] for row in sizes) + 56_000_000
-    assert told["full_bytes"] == sum(row[7] for row in sizes) + 56_000_000
+    assert told["bytes"] == sum(row[3] for row in sizes) + FIXED
+    assert told["full_bytes"] == sum(row[7] for row in sizes) + FIXED
     assert told["bits_per_param"] == pytest.approx(told["bytes"] * 8 / 134_515_008)
     assert told["weight_bits"] == 5
     assert told["predicted"] == pytest.approx({"kl": 0.075, "ppl": 30.1, "same_top": 0.88})
@@ -513,7 +518,7 @@ def test_another_model_is_drawn_from_python(page, site):
     assert page.evaluate("window.queptPrediction.predicted") is None
     paint(page, (0, 2), (5, 2))
     settled(site, 2)
-    assert site.commits[1] == {"w": [4] * 18, "a": [16] * 18, "kv": 16}
+    assert site.commits[1] == {"w": [4] * 18, "a": [16] * 18, "kv": 16, "e": 16}
     assert parse_qs(urlsplit(page.url).query)["m"] == ["tiny"]
 
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from quept.artifact import Artifact, ArtifactError, LayerParameters, Manifest
+from quept.cli.report import report_parser
 from quept.config import Recipe
 from quept.evaluate.results import ResultsError
 from quept.models import load
 from quept.numerics.adapters import RankSchedule
 from quept.plan import PrecisionPlan
 from quept.report import write_report
-from quept.cli.report import report_parser
 from quept.report.course import Course, read_course
 from quept.report.figures import blocks, losses
 from quept.report.learned import bytes_by_kind, clip_means, place, shapes

@@ -1,0 +1,108 @@
+"""Budget: type or drag a size, and the equaliser shows the best bits for it; refine that plan by measuring.
+
+In:  `path`, the plans that the slider runs through: {"model": its name, "path": what `Path.to_dict()` of
+     quept.allocate.solve returns, or None, "error": why there is none, in words, or "", "activations":
+     whether activation widths were measured too, "turn": the request it answers, 0 for none};
+     `answer`, to the latest request: {"serial": the request's, "error": words} or {"serial", "plan": {"w",
+     "e", and "a" if it changes}, "budget": bytes};
+     `refined`, the refinement under way: {"status": "running|done|cancelled|error", "message",
+     "stage", "tried", "kl", "start_kl", "uniform_kl", "seconds", "limit", "fraction"}, at the end with
+     "plan" and whether it is "better". A handler returns one of them alone: `Budget(answer=...)`.
+Out: nothing as an input. Events, whose listeners take a gr.EventData and read it with `request_of`:
+     `solve`    a budget is wanted: {"serial", "budget": bytes or words, and the limits};
+     `limit`    the limits have changed, and with them the path: {"turn", and the limits};
+     `refine`   {"budget": bytes, and the limits};
+     `cancel`   end the refinement.
+   Limits: {"ties": "none|qkv|block", "full_embeddings": whether they stay at 16, "activations": 16 or less or
+   "as weights", "pins": [[number of a layer, or -1 for the embeddings, its bits], ...]}.
+
+The plan goes from here to the equaliser inside the browser, see budget.js, and from there to Python as any
+edit does. While the slider is dragged nothing is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import gradio as gr
+from gradio.events import EventListener
+
+from app.components.numbers import finite
+from app.components.widget import Widget, asset
+
+SCRIPTS = ("dom.js", "plan.js", "path.js", "budget.js")  # in this order, one after the other
+
+
+def request_of(event: gr.EventData) -> Mapping[str, Any]:
+    """What the browser sent with an event, unchecked; gr.Error in words when it is no object."""
+    sent = event._data
+    if not isinstance(sent, Mapping):
+        raise gr.Error("This request was not understood. Reload the page.", print_exception=False)
+    return sent
+
+
+class Budget(Widget):
+    """Text box, slider, constraints and refinement; see the module's docstring."""
+
+    EVENTS: ClassVar[list] = [
+        EventListener("solve", doc="Triggered when the visitor has let go of the slider or typed a budget."),
+        EventListener("limit", doc="Triggered when constraints or locks have changed."),
+        EventListener("refine", doc="Triggered when the visitor wants the plan refined by measuring."),
+        EventListener("cancel", doc="Triggered when the visitor ends the refinement."),
+    ]
+
+    def __init__(
+        self,
+        *,
+        path: dict[str, Any] | None = None,
+        answer: dict[str, Any] | None = None,
+        refined: dict[str, Any] | None = None,
+        visible: bool = True,
+        elem_id: str | None = "budget",
+        elem_classes: list[str] | str | None = None,
+        scale: int | None = None,
+        min_width: int | None = None,
+        render: bool = True,
+        key: int | str | None = None,
+    ):
+        """
+        Parameters:
+            path: what the slider runs through.
+            answer: what is said to a budget that was asked for.
+            refined: how far the refinement is.
+        """
+        super().__init__(
+            None,
+            html_template='<div class="budget"></div>',
+            css_template=asset("budget.css"),
+            js_on_load="".join(map(asset, SCRIPTS)),
+            apply_default_css=False,
+            visible=visible,
+            elem_id=elem_id,
+            elem_classes=elem_classes,
+            scale=scale,
+            min_width=min_width,
+            render=render,
+            key=key,
+            path=finite(path),
+            answer=finite(answer),
+            refined=finite(refined),
+        )
+
+    def preprocess(self, payload: Any) -> None:
+        """Nothing: requests travel with the events."""
+        return
+
+    def postprocess(self, value: Any) -> None:
+        """Nothing: everything it shows is a property."""
+        return
+
+    def api_info(self) -> dict[str, Any]:
+        return {"type": "object", "title": "budget", "description": "shown only; what is sent is ignored"}
+
+    def example_payload(self) -> dict[str, Any]:
+        return {}
+
+    def example_value(self) -> dict[str, Any]:
+        return {}

@@ -1,0 +1,189 @@
+/* Two plans layer by layer: menus, a table of totals, and a strip of the differences of bits.
+
+   This file, after dom.js and plan.js, is the body of a function that gr.HTML calls once, with
+     element   where to draw;
+     props     props.plans (what there is to choose from) and props.answer (two plans), see compare.py;
+     trigger   trigger("compare", {turn, a, b, plan}) when another pair is wanted;
+     watch     watch("plans", f) calls f when Python sent others.
+
+   It asks when it is opened, when a menu changes, when the plan on the faders changes (quept:predict) and is
+   one of the two, and when something was measured. An answer to an older request is dropped. */
+
+const OWN = "equaliser"; // the menu's value of the plan on the faders
+const PAUSE_MS = 250;
+const MOST = 4; // bits of difference that have the full colour
+
+const root = element.querySelector(".compare");
+let plans = {};
+let chosen = null; // [value, value]
+let faders = window.queptPrediction ?? null;
+let turn = 0, timer = 0;
+let view = null;
+
+function build() {
+  const body = make("div", { class: "body" });
+  const head = make("summary", {}, make("span", { class: "name", text: "Compare two plans" }),
+    make("span", { class: "gist", text: "layer by layer: where the bits differ, and what it costs" }));
+  const fold = make("details", { class: "fold" }, head, body);
+  view = { fold, body, menus: ["a", "b"].map(makeMenu) };
+  view.totals = make("tbody");
+  view.strip = make("div", { class: "scroller" });
+  view.words = make("p", { class: "words", "data-compare-words": "" });
+  view.hover = make("p", { class: "hover", "data-compare-hover": "" });
+  const swap = make("button", { type: "button", class: "swap", text: "⇄", "aria-label": "Swap the two plans" });
+  swap.addEventListener("click", () => { chosen = [chosen[1], chosen[0]]; drawMenus(); ask(); });
+  const columns = ["Plan", "MB", "Bits per parameter", "KL", "Perplexity", "Predicted KL"];
+  const table = make("table", {}, caption("The two plans, and the second less the first"),
+    make("thead", {}, make("tr", {}, ...columns.map((text) => make("th", { scope: "col", text })))),
+    view.totals);
+  body.append(make("div", { class: "toolbar" }, view.menus[0].label, swap, view.menus[1].label),
+    make("div", { class: "scroller" }, table), view.strip, view.hover, view.words);
+  fold.addEventListener("toggle", () => { if (fold.open) ask(); });
+  view.strip.addEventListener("pointerover", read);
+  view.strip.addEventListener("pointerleave", () => { view.hover.textContent = ""; });
+  root.replaceChildren(fold);
+}
+
+const caption = (text) => make("caption", { class: "unseen", text });
+
+function makeMenu(name, at) {
+  const select = make("select", { [`data-${name}`]: "" });
+  select.addEventListener("change", () => { chosen[at] = select.value; ask(); });
+  const letter = make("span", { class: "label", text: name.toUpperCase() });
+  return { select, label: make("label", { class: "side" }, letter, select) };
+}
+
+function onPlans() {
+  const before = plans.model;
+  plans = props.plans ?? {};
+  const values = (plans.choices ?? []).map(([, value]) => value);
+  if (plans.model !== before || !chosen) chosen = [values.includes("W4") ? "W4" : values[1], OWN];
+  chosen = chosen.map((value) => (values.includes(value) ? value : OWN));
+  drawMenus();
+  if (plans.model !== before) clear();
+  ask();
+}
+
+function drawMenus() {
+  view.menus.forEach(({ select }, at) => {
+    select.replaceChildren(...(plans.choices ?? []).map(([text, value]) => make("option", { value, text })));
+    select.value = chosen[at];
+  });
+}
+
+function clear() {
+  view.totals.replaceChildren();
+  view.strip.replaceChildren();
+  view.words.textContent = "";
+}
+
+function ask() {
+  if (!view.fold.open || !plans.choices) return;
+  clearTimeout(timer);
+  timer = setTimeout(() => {
+    turn += 1;
+    trigger("compare", { turn, a: chosen[0], b: chosen[1], plan: faders?.plan ?? null });
+  }, 0);
+}
+
+function onPredict({ detail }) {
+  if (!element.isConnected) return document.removeEventListener("quept:predict", onPredict);
+  const moved = JSON.stringify(detail.link) !== JSON.stringify(faders?.link);
+  faders = detail;
+  if (!moved || detail.dragging || !chosen?.includes(OWN) || !view.fold.open) return;
+  clearTimeout(timer);
+  timer = setTimeout(ask, PAUSE_MS);
+}
+
+function onAnswer() {
+  const { answer } = props;
+  if (answer?.turn !== turn) return;
+  if (answer.error) {
+    clear();
+    view.words.textContent = answer.error;
+    return;
+  }
+  view.answer = answer;
+  drawTotals(answer);
+  drawStrip(answer);
+  view.words.textContent = differences(answer);
+}
+
+const known = (x) => typeof x === "number" && Number.isFinite(x);
+const exact = (x, digits) => (known(x) ? x.toFixed(digits) : "–");
+
+function drawTotals({ a, b }) {
+  const give = (error) => (known(error) ? ` ± ${smallWords(error)}` : "");
+  const quality = (x, error, words) => (known(x) ? words(x) + give(error) : "–");
+  const head = (letter, text = "") =>
+    make("th", { scope: "row" }, make("span", { class: "letter", text: letter }), make("span", { text }));
+  const row = (letter, side, figures) =>
+    make("tr", {}, head(letter, side.label), ...figures.map((text) => make("td", { text })));
+  const of = (name, side) => row(name, side, [
+    exact(side.bytes / 1e6, 1), exact(side.bits_per_param, 2),
+    side.measured ? quality(side.measured.kl, side.measured.kl_se, smallWords) : "not measured",
+    side.measured ? quality(side.measured.ppl, side.measured.ppl_se, perplexityWords) : "not measured",
+    quality(side.predicted?.kl, null, smallWords),
+  ]);
+  const signed = (x, words) => (known(x) ? `${x > 0 ? "+" : x < 0 ? "−" : "±"}${words(Math.abs(x))}` : "–");
+  const less = (one, other) => (known(one) && known(other) ? one - other : null);
+  const change = row("B − A", {}, [
+    signed(less(b.bytes, a.bytes) / 1e6, (x) => x.toFixed(1)),
+    signed(less(b.bits_per_param, a.bits_per_param), (x) => x.toFixed(2)),
+    signed(less(b.measured?.kl, a.measured?.kl), smallWords),
+    signed(less(b.measured?.ppl, a.measured?.ppl), smallWords),
+    signed(less(b.predicted?.kl, a.predicted?.kl), smallWords),
+  ]);
+  change.className = "change";
+  view.totals.replaceChildren(of("A", a), of("B", b), change);
+}
+
+function drawStrip({ a, b }) {
+  const table = make("table", { class: "strip" }, caption("Weight bits of B less those of A"));
+  table.style.setProperty("--blocks", plans.blocks.length);
+  const grid = plans.roles.map(() => new Array(plans.blocks.length));
+  plans.layers.forEach(([role, block], i) => { grid[role][block] = i; });
+  const head = make("tr", {}, make("td"), ...plans.blocks.map((text) => make("th", { scope: "col", text })));
+  const place = (i) => (i === undefined ? make("td") : differenceCell(i, a.plan.w[i], b.plan.w[i]));
+  const rows = grid.map((line, role) =>
+    make("tr", {}, make("th", { scope: "row", text: plans.roles[role] }), ...line.map(place)));
+  table.append(make("thead", {}, head), make("tbody", {}, ...rows));
+  view.strip.replaceChildren(table);
+}
+
+function differenceCell(i, from, to) {
+  const by = to - from;
+  const text = by === 0 ? "·" : `${by > 0 ? "+" : "−"}${Math.abs(by)}`;
+  const kind = by > 0 ? "more" : by < 0 ? "less" : "same";
+  const cell = make("td", { class: kind, "data-layer": i }, make("span", { text }));
+  cell.style.setProperty("--share", `${Math.round(30 + 70 * Math.min(1, Math.abs(by) / MOST))}%`);
+  return cell;
+}
+
+function read({ target }) {
+  const cell = target.closest("[data-layer]");
+  if (!cell) return;
+  const i = Number(cell.dataset.layer), [role, block] = plans.layers[i], { a, b } = view.answer;
+  const where = `block ${plans.blocks[block]}, ${plans.roles[role]}`;
+  view.hover.textContent = `${where}: A ${a.plan.w[i]} bits, B ${b.plan.w[i]} bits`;
+}
+
+function differences({ a, b }) {
+  const more = b.plan.w.filter((bits, i) => bits > a.plan.w[i]).length;
+  const less = b.plan.w.filter((bits, i) => bits < a.plan.w[i]).length;
+  const inputs = b.plan.a.filter((bits, i) => bits !== a.plan.a[i]).length;
+  const some = `B has more bits in ${layersWords(more)}, fewer in ${layersWords(less)}`;
+  const parts = [more || less ? some : "the same weight bits in every layer"];
+  if (inputs) parts.push(`other activation bits in ${layersWords(inputs)}`);
+  for (const [key, words] of [["e", "embeddings and head"], ["kv", "KV cache"]]) {
+    if (a.plan[key] !== b.plan[key]) parts.push(`${words} ${a.plan[key]} → ${b.plan[key]} bits`);
+  }
+  const words = parts.join("; ");
+  return `${words[0].toUpperCase()}${words.slice(1)}.`;
+}
+
+build();
+onPlans();
+document.addEventListener("quept:predict", onPredict);
+watch("plans", onPlans);
+watch("answer", onAnswer);

@@ -1,0 +1,111 @@
+"""A visitor's refinement: the plan on the faders made better by measuring whole plans, for a minute.
+
+It searches on windows of the measuring text that come after those which the pages show figures of, and checks
+what it found on windows that it has not seen either; so neither takes part in the choice that the pages'
+figures judge. Every forward pass is one turn at the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from quept.allocate.refine import Trial, refine
+from quept.allocate.solve import allocate
+from quept.evaluate import Reference, Windows
+from quept.plan import PrecisionPlan
+
+from .budget import NO_TABLE, Tabled, budget_of, constraints_of, sentence
+
+SECONDS = 60.0
+WINDOWS = 4  # to search on; as many again to check on
+
+
+class Measured(Tabled, Protocol):
+    """An opened model with a text to measure on."""
+
+    def windows_from(self, first: int, count: int) -> Windows: ...
+
+    def reference_on(self, windows: Windows) -> Reference: ...
+
+
+@dataclass(frozen=True)
+class Refined:
+    """How far a refinement is: what the browser shows (see components/budget.py), and at its end the plan."""
+
+    state: dict[str, Any]
+    plan: PrecisionPlan | None = None
+
+
+def refinement(
+    opened: Measured,
+    plan: PrecisionPlan,
+    request: Mapping[str, Any],
+    gate: Callable[[], AbstractContextManager],
+    stopped: Callable[[], bool],
+    seconds: float = SECONDS,
+) -> Iterator[Refined]:
+    """Search from `plan` within the request's budget and limits, until `seconds` are over or `stopped()`.
+    What cannot be refined ends with a sentence. A search that was stopped gives the best plan so far."""
+    state: dict[str, Any] = {"status": "running", "message": "Preparing", "limit": seconds, "fraction": 0.0}
+    yield Refined(state)
+    try:
+        trials = _trials(opened, plan, request, gate, seconds)
+        with closing(trials):
+            trial = None
+            for trial in trials:
+                if stopped():
+                    break
+                if not trial.final:
+                    yield Refined(state | _told(trial))
+    except ValueError as error:
+        yield Refined(state | {"status": "error", "message": sentence(error)})
+        return
+    if trial is None:  # stopped before the first pass
+        yield Refined(state | {"status": "cancelled", "message": "Stopped."})
+        return
+    status = "done" if trial.final else "cancelled"
+    told = _told(trial) | {"status": status, "better": _is_better(trial)}
+    yield Refined(state | told, replace(trial.plan, name="") if told["better"] else None)
+
+
+def _trials(
+    opened: Measured, plan: PrecisionPlan, request: Mapping[str, Any], gate, seconds: float
+) -> Iterator[Trial]:
+    table, elastic = opened.sensitivity, opened.elastic
+    if table is None:
+        raise ValueError(NO_TABLE)
+    constraints = constraints_of(opened, request)
+    chosen = sorted({*constraints.embeddings, plan.embeddings})  # what the plan has it may keep
+    constraints = replace(constraints, embeddings=tuple(chosen))
+    budget = max(budget_of(opened, request, constraints), elastic.sizes.deploy(plan))
+    search = opened.reference_on(opened.windows_from(0, WINDOWS))
+    fresh = opened.reference_on(opened.windows_from(WINDOWS, WINDOWS))
+    predicted = allocate(table, elastic.sizes, budget, constraints).plan
+    limits = {"table": table, "constraints": constraints, "others": [predicted]}
+    return refine(elastic, plan, budget, search, fresh, seconds=seconds, gate=gate, **limits)
+
+
+def _told(trial: Trial) -> dict[str, Any]:
+    """A trial as the browser shows it: at the end the figures of the windows that the search never saw."""
+    kl, start, uniform = trial.kl, trial.start_kl, trial.uniform_kl
+    if trial.final:
+        seen = trial.verified
+        kl, start = seen[trial.chosen]["kl"], seen["start"]["kl"]
+        uniform = seen["uniform"]["kl"] if "uniform" in seen else None
+    return {
+        "message": "",
+        "stage": trial.stage,
+        "tried": trial.tried,
+        "kl": kl,
+        "start_kl": start,
+        "uniform_kl": uniform,
+        "seconds": trial.seconds,
+        "fraction": trial.fraction,
+    }
+
+
+def _is_better(trial: Trial) -> bool:
+    return trial.chosen != "start" if trial.final else trial.kl < trial.start_kl

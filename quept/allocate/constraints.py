@@ -1,0 +1,268 @@
+"""What an allocation may choose from: the widths of each unit, with their bytes and what they cost.
+
+A *unit* is what gets one width: a layer, layers tied together, or the embeddings. `units(...)` turns a
+sensitivity table, the sizes and the constraints into them; all that a person can ask for and cannot have is
+refused here, in words.
+
+    cost of a layer at b bits       S_weights[layer, b] + S_activations[layer, width of its inputs]
+    cost of the embeddings at b     S_embeddings[b]
+    cost of 16 bits                 0, or the table's figure where it was measured around another plan
+
+Pins, floors and ceilings are given by layer name or glob pattern, and of several that fit the last one
+counts, as in a plan; the key "embeddings" means the embeddings, which no pattern reaches. A pin stands
+whatever `widths` says. What holds for one of the layers tied together holds for all of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import translate
+from typing import TYPE_CHECKING, Literal
+
+from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, QUANTISED_BITS, WEIGHT_BITS
+
+from .table import FULL_PRECISION
+
+if TYPE_CHECKING:
+    from quept.models import Anatomy
+    from quept.runtime.sizes import Sizes
+
+    from .table import SensitivityTable
+
+EMBEDDINGS = "embeddings"
+AS_WEIGHTS = "as weights"
+TIES = {"qkv": (("q", "k", "v"), ("gate", "up"))}  # roles that read the same input, which engines fuse
+
+
+class AllocationError(ValueError):
+    """There is no such allocation; the message says what stands in the way."""
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """widths: what a layer may have; embeddings: what they may have. pinned, floor, ceiling: `{layer name,
+    pattern or "embeddings": bits}`. ties: groups of layers that share one width (see `tied`). activations:
+    the width of every layer's inputs, or "as weights" for the same as its weights but at least 4."""
+
+    widths: tuple[int, ...] = QUANTISED_BITS
+    embeddings: tuple[int, ...] = (4, 5, 6, 7, 8, FULL)
+    pinned: Mapping[str, int] = field(default_factory=dict)
+    floor: Mapping[str, int] = field(default_factory=dict)
+    ceiling: Mapping[str, int] = field(default_factory=dict)
+    ties: tuple[tuple[str, ...], ...] = ()
+    activations: int | Literal["as weights"] = FULL
+
+    def __post_init__(self) -> None:
+        for what, allowed in (("widths", WEIGHT_BITS), ("embeddings", EMBEDDING_BITS)):
+            chosen = getattr(self, what)
+            if not chosen:
+                raise AllocationError(f"{what} must name at least one of {_listed(allowed)} bits")
+            for bits in chosen:
+                _check(what, bits, allowed)
+            object.__setattr__(self, what, tuple(sorted(set(chosen))))
+        for what in ("pinned", "floor", "ceiling"):
+            for key, bits in getattr(self, what).items():
+                _check(f"{what} {key!r}", bits, EMBEDDING_BITS if key == EMBEDDINGS else WEIGHT_BITS)
+        if self.activations != AS_WEIGHTS:
+            _check("activations", self.activations, ACTIVATION_BITS)
+
+    def inputs(self, weights: int) -> int:
+        """Width of the inputs of a layer whose weights have this one."""
+        if self.activations != AS_WEIGHTS:
+            return self.activations
+        return max(min(ACTIVATION_BITS), weights)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What gets one width: `layers` together, or the embeddings where there are none. Its options, ascending:
+    bits, and at each of them the bytes and the cost of all of it."""
+
+    layers: tuple[str, ...]
+    bits: tuple[int, ...]
+    bytes: tuple[int, ...]
+    costs: tuple[float, ...]
+
+    @property
+    def options(self) -> list[tuple[int, float]]:
+        return list(zip(self.bytes, self.costs, strict=True))
+
+
+def tied(anatomy: Anatomy, kind: str) -> tuple[tuple[str, ...], ...]:
+    """Groups of layers for `Constraints.ties`. "qkv": in each block q = k = v and gate = up, the layers that
+    engines fuse; "block": all layers of a block."""
+    if kind == "block":
+        groups = [tuple(block.layers.values()) for block in anatomy.blocks]
+    elif kind in TIES:
+        groups = [
+            tuple(block.layers[role] for role in roles if role in block.layers)
+            for block in anatomy.blocks
+            for roles in TIES[kind]
+        ]
+    else:
+        raise AllocationError(f'layers are tied by "qkv" or by "block"; got {kind!r:.100}')
+    return tuple(group for group in groups if len(group) > 1)
+
+
+def units(table: SensitivityTable, sizes: Sizes, constraints: Constraints) -> list[Unit]:
+    """Every unit with its options: the layers in the order of `sizes`, a tie group where its first layer
+    stands, the embeddings last.
+
+    AllocationError for constraints that contradict each other or name what is not in the model, and where
+    the table has no figure for a width that is on offer."""
+    names = list(sizes.layers)
+    pins, floors, ceilings = (
+        _by_layer(what, getattr(constraints, what), names) for what in ("pinned", "floor", "ceiling")
+    )
+    found = []
+    for group in tie_groups(names, constraints.ties):
+        widths = _allowed(group, constraints.widths, pins, floors, ceilings)
+        found.append(unit_of(table, sizes, group, widths, constraints))
+    if sizes.embeddings:
+        on_offer = constraints.embeddings if table.embeddings else (FULL,)
+        widths = _allowed((EMBEDDINGS,), on_offer, pins, floors, ceilings)
+        found.append(unit_of(table, sizes, (), widths, constraints))
+    return found
+
+
+def unit_of(
+    table: SensitivityTable,
+    sizes: Sizes,
+    layers: tuple[str, ...],
+    widths: Sequence[int],
+    constraints: Constraints,
+) -> Unit:
+    """These layers (none: the embeddings) at these widths; AllocationError where there is no figure.
+
+    Embeddings of which nothing was measured count as free: nothing but a pin gives them a width then."""
+    if layers:
+        taken = [sum(sizes.layers[name][bits] for name in layers) for bits in widths]
+        costs = [
+            math.fsum(_layer_cost(table, name, bits, constraints.inputs(bits)) for name in layers)
+            for bits in widths
+        ]
+    else:
+        taken = [sizes.embeddings[bits] for bits in widths]
+        known = bool(table.embeddings)
+        costs = [_cost(table, table.embeddings, bits, EMBEDDINGS) if known else 0.0 for bits in widths]
+    return Unit(layers, tuple(widths), tuple(taken), tuple(costs))
+
+
+def _layer_cost(table: SensitivityTable, name: str, weights: int, inputs: int) -> float:
+    if name not in table.layers:
+        raise AllocationError(f"the sensitivity table is of another model: it has no layer {name!r}")
+    cost = _cost(table, table.layers[name], weights, name)
+    if inputs == FULL:
+        return cost
+    return cost + _cost(table, table.activations.get(name, {}), inputs, f"the inputs of {name}")
+
+
+def _cost(table: SensitivityTable, row: Mapping[int, float], bits: int, what: str) -> float:
+    if bits not in row:
+        if bits == FULL and table.base == FULL_PRECISION:
+            return 0.0
+        there = f"; there are some at {_listed(sorted(row))}" if row else ""
+        raise AllocationError(f"the sensitivity table has no figure for {what} at {bits} bits{there}")
+    if not math.isfinite(row[bits]):
+        raise AllocationError(f"the sensitivity table says {row[bits]} for {what} at {bits} bits")
+    return row[bits]
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def too_small(least: int, budget: int) -> str:
+    """What is wrong with a budget under the least possible, with the digits that tell the two apart."""
+    digits = 1 if least - budget > 100_000 else 6
+    return (
+        f"the smallest plan that these constraints allow has {least / 1e6:.{digits}f} MB; the budget is "
+        f"{budget / 1e6:.{digits}f} MB"
+    )
+
+
+def _allowed(
+    group: Sequence[str],
+    widths: Sequence[int],
+    pins: Mapping[str, int],
+    floors: Mapping[str, int],
+    ceilings: Mapping[str, int],
+) -> tuple[int, ...]:
+    """The widths that all of a group may have."""
+    pinned = {pins[name]: name for name in group if name in pins}
+    if len(pinned) > 1:
+        said = " and ".join(f"{name} is pinned to {bits}" for bits, name in sorted(pinned.items()))
+        raise AllocationError(f"layers tied together share one width, but {said} bits")
+    lowest, above = max(((floors[name], name) for name in group if name in floors), default=(0, ""))
+    highest, below = min(((ceilings[name], name) for name in group if name in ceilings), default=(FULL, ""))
+    if lowest > highest:
+        raise AllocationError(
+            f"{above} has a floor of {lowest} bits"
+            + (f" and a ceiling of {highest}" if above == below else _tied_to(below, "ceiling", highest))
+        )
+    for bits, name in pinned.items():
+        if not lowest <= bits <= highest:
+            side, limit, other = ("floor", lowest, above) if bits < lowest else ("ceiling", highest, below)
+            raise AllocationError(
+                f"{name} is pinned to {bits} bits"
+                + (f", but has a {side} of {limit}" if other == name else _tied_to(other, side, limit))
+            )
+    allowed = tuple(pinned) or tuple(bits for bits in widths if lowest <= bits <= highest)
+    if not allowed:
+        limits = [f"at least {lowest}"] * (lowest > 0) + [f"at most {highest}"] * (highest < FULL)
+        raise AllocationError(
+            f"{group[0]} must have {' and '.join(limits)} bits, and none of {_listed(widths)} is"
+        )
+    return allowed
+
+
+def _tied_to(other: str, side: str, limit: int) -> str:
+    return f", but is tied to {other}, which has a {side} of {limit}"
+
+
+def _by_layer(what: str, rules: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
+    """`{layer or "embeddings": bits}`, of the rules that fit one the last."""
+    known, resolved = {*names, EMBEDDINGS}, {}
+    for key, bits in rules.items():
+        matching = [key] if key in known else list(filter(re.compile(translate(key)).match, names))
+        if not matching:
+            raise AllocationError(f"{what} {key!r} fits no layer{_hint(key, names)}")
+        resolved.update(dict.fromkeys(matching, bits))
+    return resolved
+
+
+def _hint(key: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, [EMBEDDINGS, *names], n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; layers are named like {names[0]!r}" if names else ""
+
+
+def tie_groups(names: Sequence[str], ties: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
+    """All layers, each in one group; ties that share a layer are one."""
+    group_of = {name: [name] for name in names}
+    for tie in ties:
+        for name in tie:
+            if name not in group_of:
+                raise AllocationError(f"layer {name!r} of a tie is not in this model{_hint(name, names)}")
+        merged = list(dict.fromkeys(member for name in tie for member in group_of[name]))
+        group_of.update(dict.fromkeys(merged, merged))
+    seen = {id(group): group for group in group_of.values()}
+    place = {name: position for position, name in enumerate(names)}
+    return [tuple(sorted(group, key=place.__getitem__)) for group in seen.values()]
+
+
+def _check(what: str, bits: object, allowed: Sequence[int]) -> None:
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in allowed:
+        raise AllocationError(f"{what} must be one of {_listed(allowed)} bits; got {bits!r:.100}")
+
+
+def _listed(bits: Iterable[int]) -> str:
+    return ", ".join(map(str, bits))
+
+
+FREE = Constraints()

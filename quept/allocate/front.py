@@ -1,0 +1,336 @@
+"""The measured Pareto front of a model: the best plan found for each of several budgets, as a file.
+
+    front = measure_front(elastic, table, search, shown, out="front.json", model="smollm2-135m", text="boolq")
+
+For each budget, from the smallest on: allocate from the table, refine on the windows of `search` (the plan of
+the budget before takes part, so what was won once is not lost), and measure on those of `shown`, which the
+search never sees. A plan that another one beats there in both bytes and KL is not on the front; it is kept
+beside it, under "dominated", so that a run which is started again knows that its budget is done.
+
+The file, written after every plan:
+
+    {"format": "quept-front", "version": 1, "model", "weights": what widths are made from
+     (`Artifact.weights_id`), "artifact": `Artifact.identity`, "group", "data": id of the windows measured on,
+     "conditions": {"text", "tokens", "context", "dtype", "searched", "seconds", "trials", "seed"},
+     "plans": [{"name": "best 3.5 bits", "budget", "bytes", "bits_per_parameter", "chosen",
+                "predicted": {"kl", "ppl", "same_top"} or {}, "measured": an Estimate,
+                "uniform": the same of the best uniform plan that fits or null,
+                "plan": a plan file}, ...], "dominated": [...]}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quept.evaluate.divergence import Estimate
+from quept.evaluate.forward import Gate
+from quept.evaluate.reference import Reference
+from quept.evaluate.results import ResultKey
+from quept.plan import PlanError, PrecisionPlan
+from quept.runtime.model import ElasticModel
+
+from .constraints import FREE, AllocationError, Constraints
+from .refine import refine
+from .solve import allocate
+from .table import SensitivityTable
+
+FORMAT, VERSION = "quept-front", 1
+BITS = (2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0, 8.0)  # per parameter
+CHOSEN = ("refined", "start", "uniform")
+
+Progress = Callable[[str, float | None], None]
+
+
+class FrontError(ValueError):
+    """A front that cannot be read or made; the message says why."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One plan of the front. budget, bytes: what was allowed and what it takes. chosen: what won in the end,
+    see `refine.Trial`. predicted: from the table, empty where it says nothing. measured: on the shown text;
+    uniform: the best uniform plan within the budget on the same, None where none fits."""
+
+    name: str
+    budget: int
+    bytes: int
+    bits_per_parameter: float
+    chosen: str
+    predicted: Mapping[str, float]
+    measured: Estimate
+    uniform: Estimate | None
+    plan: PrecisionPlan
+
+    def to_dict(self) -> dict[str, Any]:
+        uniform = self.uniform.to_dict() if self.uniform else None
+        return {
+            "name": self.name,
+            "budget": self.budget,
+            "bytes": self.bytes,
+            "bits_per_parameter": self.bits_per_parameter,
+            "chosen": self.chosen,
+            "predicted": dict(self.predicted),
+            "measured": self.measured.to_dict(),
+            "uniform": uniform,
+            "plan": json.loads(self.plan.to_json()),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Point:
+        """KeyError, TypeError, ValueError or PlanError for what `to_dict` does not write."""
+        if set(data) != {*cls.__dataclass_fields__}:
+            raise ValueError("missing or unknown entries")
+        if not isinstance(data["name"], str) or data["chosen"] not in CHOSEN:
+            raise ValueError("a name is a text, and what was chosen one of " + ", ".join(CHOSEN))
+        measured = [data["measured"], *([data["uniform"]] if data["uniform"] is not None else [])]
+        numbers = [data["bits_per_parameter"], *data["predicted"].values()]
+        numbers += [row[name] for row in measured for name in Estimate.__dataclass_fields__]
+        if not all(_number(x) for x in numbers) or not all(_count(data[x]) for x in ("budget", "bytes")):
+            raise ValueError("its figures are not numbers")
+        estimates = [Estimate.from_dict(row) for row in measured]
+        return cls(
+            data["name"],
+            data["budget"],
+            data["bytes"],
+            float(data["bits_per_parameter"]),
+            data["chosen"],
+            dict(data["predicted"]),
+            estimates[0],
+            estimates[1] if len(estimates) > 1 else None,
+            PrecisionPlan.from_json(json.dumps(data["plan"])),
+        )
+
+
+@dataclass(frozen=True)
+class Front:
+    """points: ascending in bytes and falling in KL. dominated: measured, and beaten by one of the points. The
+    rest names what was measured, see the module docstring."""
+
+    model: str
+    weights: str
+    artifact: str
+    group: int | str
+    data: str
+    conditions: Mapping[str, Any]
+    points: tuple[Point, ...] = ()
+    dominated: tuple[Point, ...] = ()
+
+    def with_point(self, point: Point) -> Front:
+        """With one more plan; whatever is beaten goes to `dominated`."""
+        every = sorted(
+            (*self.points, *self.dominated, point), key=lambda p: (p.bytes, p.measured.kl, p.budget)
+        )
+        kept: list[Point] = []
+        for p in every:
+            if not kept or p.measured.kl < kept[-1].measured.kl:
+                kept.append(p)
+        beaten = tuple(p for p in every if not any(p is q for q in kept))
+        return replace(self, points=tuple(kept), dominated=beaten)
+
+    def results(self, layers: Sequence[str]) -> Iterator[tuple[str, ResultKey, dict[str, float]]]:
+        """(name, key, payload) of every measured plan, as a results store takes them."""
+        for point in self.points:
+            key = ResultKey(point.plan.key(layers), self.artifact, self.data, self.conditions["dtype"])
+            yield point.name, key, point.measured.to_dict()
+
+    def to_json(self) -> str:
+        """The file: one line a plan."""
+        head = {"format": FORMAT, "version": VERSION}
+        names = ("model", "weights", "artifact", "group", "data")
+        head |= {name: getattr(self, name) for name in names} | {"conditions": dict(self.conditions)}
+        body = json.dumps(head, indent=1).removesuffix("\n}")
+        for key, points in (("plans", self.points), ("dominated", self.dominated)):
+            rows = ",\n  ".join(json.dumps(point.to_dict(), allow_nan=False) for point in points)
+            body += f',\n "{key}": [' + (f"\n  {rows}\n ]" if rows else "]")
+        return body + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Front:
+        """Read what `to_json` writes; FrontError in words for anything else."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            raise FrontError("this file is not a front: it is not valid JSON") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise FrontError(f'this file is not a front ("format" is not "{FORMAT}")')
+        version = data.get("version")
+        if not isinstance(version, int) or version > VERSION:
+            raise FrontError(
+                f"this front has version {version}; this program reads up to {VERSION}: update it"
+            )
+        names = ("model", "weights", "artifact", "group", "data", "conditions")
+        wrong = {*names, "plans", "dominated"}.symmetric_difference(set(data) - {"format", "version"})
+        if wrong:
+            raise FrontError(f"this front is damaged: missing or unknown {', '.join(sorted(wrong))}")
+        texts = [data[name] for name in ("model", "weights", "artifact", "data")]
+        if not all(isinstance(x, str) for x in texts) or not isinstance(data["conditions"], dict):
+            raise FrontError("this front is damaged: it does not say what was measured")
+        points = [_points(data, key) for key in ("plans", "dominated")]
+        for a, b in zip(points[0], points[0][1:], strict=False):
+            if not (a.bytes < b.bytes and a.measured.kl > b.measured.kl):
+                raise FrontError(
+                    f"this front is damaged: {b.name!r} is not better and larger than {a.name!r}"
+                )
+        return cls(*(data[name] for name in names), *points)
+
+    def save(self, path: str | Path) -> None:
+        """Write the file; it appears whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(self.to_json())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+
+
+def load_front(path: str | Path) -> Front:
+    """Read a file; FrontError names it."""
+    try:
+        return Front.from_json(Path(path).read_bytes())
+    except OSError as error:
+        raise FrontError(f"cannot read the front {path}: {error.strerror}") from None
+    except FrontError as error:
+        raise FrontError(f"{path}: {error}") from None
+
+
+def measure_front(
+    elastic: ElasticModel,
+    table: SensitivityTable,
+    search: Reference,
+    shown: Reference,
+    bits: Iterable[float] = BITS,
+    *,
+    constraints: Constraints = FREE,
+    seconds: float | None = 300.0,
+    trials: int | None = None,
+    seed: int = 0,
+    model: str = "",
+    text: str = "text",
+    searched: str = "text",
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    gate: Gate = nullcontext,
+    progress: Progress | None = None,
+) -> Front:
+    """The front over budgets in bits per parameter; those that no plan fits are left out.
+
+    seconds, trials, seed: of the search for each budget, see `refine`. model, text, searched: names for the
+    file. out: written after every plan; what it holds of the same measurement is not measured again.
+    resume: the figures of single plans, see `refine`. FrontError when `out` holds another measurement, or
+    when no budget is large enough."""
+    budgets = sorted({float(b) for b in bits})
+    conditions = {
+        "text": text,
+        "tokens": shown.windows.ids.numel(),
+        "context": shown.windows.context,
+        "dtype": str(elastic.dtype).removeprefix("torch."),
+        "searched": f"{search.windows.ids.numel():,} tokens of {searched}, context {search.windows.context}",
+        "seconds": seconds,
+        "trials": trials,
+        "seed": seed,
+    }
+    artifact = elastic.artifact
+    front = Front(
+        model or elastic.source,
+        artifact.weights_id,
+        artifact.identity,
+        artifact.group,
+        shown.windows.id,
+        conditions,
+    )
+    if out is not None and Path(out).exists():
+        front = _continued(load_front(out), front, out)
+    done = {point.budget: point for point in (*front.points, *front.dominated)}
+    before: PrecisionPlan | None = None
+    for number, b in enumerate(budgets):
+        budget = math.floor(b * elastic.sizes.parameters / 8)
+        point = done.get(budget)
+        if point is None:
+            try:
+                start = allocate(table, elastic.sizes, budget, constraints).plan
+            except AllocationError:
+                continue
+            for trial in refine(
+                elastic,
+                start,
+                budget,
+                search,
+                shown,
+                table=table,
+                constraints=constraints,
+                others=[before] if before is not None else [],
+                seconds=seconds,
+                trials=trials,
+                seed=seed,
+                gate=gate,
+                resume=resume,
+            ):
+                if progress:
+                    stage = f"{_name(b)}: {trial.stage}, KL {trial.kl:.4f}"
+                    progress(stage, (number + trial.fraction) / len(budgets))
+            point = _point(elastic, table, b, budget, trial)
+            front = front.with_point(point)
+            if out is not None:
+                front.save(out)
+        before = point.plan
+    if before is None:
+        raise FrontError(f"no plan fits even {budgets[-1]:g} bits per parameter: give larger budgets")
+    return front
+
+
+def _point(elastic: ElasticModel, table: SensitivityTable, bits: float, budget: int, trial) -> Point:
+    plan, uniform = replace(trial.plan, name=_name(bits)), trial.verified.get("uniform", {})
+    return Point(
+        plan.name,
+        budget,
+        elastic.sizes.deploy(plan),
+        round(elastic.sizes.bits_per_parameter(plan), 4),
+        trial.chosen,
+        table.predicted(plan) if table.uniform and table.covers(plan) else {},
+        Estimate.from_dict(trial.verified[trial.chosen]),
+        Estimate.from_dict(uniform) if uniform.get("tokens") else None,
+        plan,
+    )
+
+
+def _name(bits: float) -> str:
+    return f"best {bits:g} bits"
+
+
+def _continued(found: Front, wanted: Front, path: str | Path) -> Front:
+    same = replace(found, points=(), dominated=()) == wanted
+    if not same:
+        raise FrontError(
+            f"{path} holds a front of another model, text or search; delete it to start afresh, or choose "
+            "another file"
+        )
+    return found
+
+
+def _points(data: Mapping[str, Any], key: str) -> tuple[Point, ...]:
+    found = []
+    if not isinstance(data[key], list):
+        raise FrontError(f'this front is damaged: "{key}" is not a list')
+    for number, row in enumerate(data[key], 1):
+        try:
+            found.append(Point.from_dict(row))
+        except (KeyError, TypeError, AttributeError, PlanError, ValueError) as error:
+            raise FrontError(f'this front is damaged in number {number} of "{key}": {error}') from None
+    return tuple(found)
+
+
+def _number(x: object) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def _count(x: object) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and x > 0

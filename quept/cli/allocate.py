@@ -1,0 +1,186 @@
+"""`quept allocate`: the best bits for a budget, as a plan file."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quept.progress import Progress
+
+from .shared import (
+    DEFAULT_MODEL,
+    command,
+    json_option,
+    model_options,
+    name_of,
+    opened,
+    print_json,
+    print_table,
+    short,
+)
+
+if TYPE_CHECKING:
+    from quept.allocate import SensitivityTable
+    from quept.allocate.solve import Constraints
+    from quept.runtime import ElasticModel
+
+LIMIT = "LAYER=BITS"
+PREDICTED = {"kl": "mean KL", "ppl": "perplexity", "same_top": "same top token"}
+
+
+def allocate_parser(commands) -> None:
+    p = command(
+        commands,
+        "allocate",
+        _allocate,
+        "find the best bits for a budget: of all plans that fit, the one with the least predicted harm",
+        f'quept allocate {DEFAULT_MODEL} "60 MB" --floor "*.down_proj=3" --out 60mb.json',
+        "It reads a table of `quept sensitivity` and measures nothing. Of several limits that fit a layer, "
+        "the last counts.",
+    )
+    model_options(p)
+    p.add_argument("budget", metavar="BUDGET", help='"60 MB", "3.2 bits", "40 %%" or "2 %% worse"')
+    p.add_argument(
+        "--table", metavar="FILE", help="sensitivity table (default: the one that lies beside the artifact)"
+    )
+    p.add_argument("--out", metavar="FILE", help="where the plan goes, like plan.json")
+    p.add_argument(
+        "--widths", type=_widths, metavar="BITS", help="what layers may have, like 3,4,6 (default 2 to 8)"
+    )
+    p.add_argument(
+        "--embeddings",
+        type=_widths,
+        metavar="BITS",
+        help="what embeddings and head may have (default 4,5,6,7,8,16)",
+    )
+    which = 'a layer, all that a quoted pattern fits, or "embeddings"; repeat for several'
+    for option, target, what in (
+        ("--pin", "pinned", "exact bits"),
+        ("--floor", "floor", "fewest bits"),
+        ("--ceiling", "ceiling", "most bits"),
+    ):
+        p.add_argument(
+            option,
+            dest=target,
+            type=_limit,
+            action="append",
+            default=[],
+            metavar=LIMIT,
+            help=f"{what} of {which}",
+        )
+    p.add_argument(
+        "--tie",
+        choices=("qkv", "block"),
+        help="one width for q, k and v, and one for gate and up; or one for each block",
+    )
+    p.add_argument(
+        "--activations",
+        type=_activations,
+        metavar="BITS",
+        help='width of every layer\'s inputs, or "as-weights" (default 16: untouched)',
+    )
+    json_option(p)
+
+
+def _allocate(options: argparse.Namespace) -> None:
+    from quept.allocate.budget import parse_budget
+    from quept.allocate.solve import allocate
+
+    with Progress() as progress:
+        elastic = opened(options, progress)
+    table, sizes = table_for(options, elastic), elastic.sizes
+    constraints = _constraints(options, elastic)
+    budget = parse_budget(options.budget, table, sizes, constraints)
+    found = allocate(table, sizes, budget, constraints)
+    if options.out:
+        found.plan.save(options.out, name_of(options.model))
+    bits = sizes.bits_per_parameter(found.plan)
+    layers = Counter(b.weights for b in found.plan.resolve(elastic.layers).values())
+    print_table(
+        ("plan", "MB", "bits/param", *(f"{what}, predicted" for what in PREDICTED.values())),
+        [
+            (
+                found.plan.name,
+                f"{found.bytes / 1e6:.1f}",
+                f"{bits:.2f}",
+                *(short(found.predicted[key]) if found.predicted else "" for key in PREDICTED),
+            )
+        ],
+    )
+    counts = ", ".join(f"{count} at {width}" for width, count in sorted(layers.items()))
+    print(f"bits of layers: {counts}; of embeddings: {found.plan.embeddings}")
+    if found.gap:
+        print(
+            f"sum of sensitivities: {short(found.cost)}, at most {short(found.gap)} above the least possible"
+        )
+    if options.out:
+        print(f"{options.out}: the plan; `quept evaluate {options.model} --plan {options.out}` measures it")
+    if options.json:
+        print_json(
+            {
+                "out": options.out,
+                "budget": budget,
+                "bytes": found.bytes,
+                "bits_per_parameter": bits,
+                "sensitivity": found.cost,
+                "gap": found.gap,
+                "predicted": found.predicted,
+                "layers": {str(width): count for width, count in sorted(layers.items())},
+                "embeddings": found.plan.embeddings,
+            }
+        )
+
+
+def table_for(options: argparse.Namespace, elastic: ElasticModel) -> SensitivityTable:
+    """The table that was given, or lies beside the artifact; ValueError where there is none, or only one of
+    other weights."""
+    from quept.allocate import SensitivityTable
+    from quept.artifact import Artifact, bundled
+
+    path, artifact = options.table, elastic.artifact
+    if path is None:
+        folder = Path(options.model) if Artifact.is_one(options.model) else bundled(options.model)
+        path = folder and folder / "sensitivity.json"
+        if path is None or not path.is_file():
+            measure = f"quept sensitivity {options.model} --out table.json"
+            raise ValueError(f"this model has no sensitivity table: `{measure}` measures one for --table")
+    table = SensitivityTable.load(path)
+    if (table.fingerprint, table.group) != (artifact.weights_id, artifact.group):
+        raise ValueError(
+            f"{path} was measured on other weights or another group size than {options.model} has"
+        )
+    return table
+
+
+def _constraints(options: argparse.Namespace, elastic: ElasticModel) -> Constraints:
+    from quept.allocate.constraints import Constraints, tied
+
+    said = {name: dict(getattr(options, name)) for name in ("pinned", "floor", "ceiling")}
+    for name in ("widths", "embeddings", "activations"):
+        if getattr(options, name) is not None:
+            said[name] = getattr(options, name)
+    return Constraints(ties=tied(elastic.anatomy, options.tie) if options.tie else (), **said)
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(bits) for bits in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of widths like 3,4,6") from None
+
+
+def _limit(text: str) -> tuple[str, int]:
+    layer, equals, bits = text.rpartition("=")
+    if not (layer and equals and bits.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form {LIMIT}")
+    return layer, int(bits)
+
+
+def _activations(text: str) -> int | str:
+    if text in ("as-weights", "as weights"):
+        return "as weights"
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r} is neither a number of bits nor "as-weights"')
+    return int(text)

@@ -1,0 +1,119 @@
+"""`quept allocate` on a tiny model: the plan file it writes, and how it fails."""
+
+import argparse
+import json
+import random
+from dataclasses import replace
+
+import pytest
+
+from quept.allocate import SensitivityTable
+from quept.cli.allocate import allocate_parser
+from quept.plan import QUANTISED_BITS, PrecisionPlan
+from quept.runtime import ElasticModel
+from tests.tiny import save_tiny
+
+Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny("llama", tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def elastic(folder):
+    return ElasticModel.open(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def table(elastic, tmp_path_factory) -> str:
+    r = random.Random(0)
+    figures = {"ppl": 20.0, "kl": 1.0, "same_top": 0.5}
+    made = SensitivityTable(
+        model="tiny",
+        fingerprint=elastic.artifact.weights_id,
+        group=elastic.artifact.group,
+        per="layer",
+        data={"text": "words", "tokens": 64, "context": 32, "dtype": "float32"},
+        reference={"ppl": 20.0, "tokens": 64, "context": 32},
+        layers={n: {b: 3.0**-b * r.uniform(0.5, 2) for b in QUANTISED_BITS} for n in elastic.layers},
+        uniform={b: figures | {"kl": 3.0**-b, "ppl": 20 * (1 + 3.0**-b)} for b in QUANTISED_BITS},
+        embeddings={b: 3.0**-b for b in (4, 5, 6, 7, 8)},
+    )
+    path = tmp_path_factory.mktemp("table") / "table.json"
+    made.save(path)
+    return str(path)
+
+
+def run(*argv) -> None:
+    parser = argparse.ArgumentParser(prog="quept")
+    allocate_parser(parser.add_subparsers())
+    options = parser.parse_args(["allocate", *argv])
+    options.run(options)
+
+
+def told(capsys, *argv) -> dict:
+    run(*argv, "--json")
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_it_writes_the_plan_that_fits(folder, elastic, table, tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    said = told(capsys, str(folder), "40 %", "--table", table, "--out", str(out))
+    plan = PrecisionPlan.load(out, folder.name)
+    assert elastic.sizes.deploy(plan) == said["bytes"] <= said["budget"]
+    assert said["budget"] == elastic.sizes.deploy(PrecisionPlan.full()) * 40 // 100
+    assert said["embeddings"] == plan.embeddings and sum(said["layers"].values()) == len(elastic.layers)
+    costs = SensitivityTable.load(table)
+    assert said["sensitivity"] == pytest.approx(costs.total(plan)) and said["gap"] == 0
+    assert said["predicted"] == pytest.approx(costs.predicted(plan))
+    run(str(folder), "40 %", "--table", table)
+    assert f"of embeddings: {plan.embeddings}" in capsys.readouterr().out
+
+
+def test_its_limits_hold(folder, elastic, table, tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    limits = ["--pin", f"{Q}=7", "--pin", "embeddings=5", "--floor", "*.mlp.*=4", "--ceiling", "*=7"]
+    limits += ["--widths", "3,4,5,7", "--tie", "qkv"]
+    told(capsys, str(folder), "5 % worse", "--table", table, "--out", str(out), *limits)
+    plan = PrecisionPlan.load(out)
+    bits = {name: b.weights for name, b in plan.resolve(elastic.layers).items()}
+    assert plan.embeddings == 5 and bits[Q] == bits[K] == 7
+    assert set(bits.values()) <= {3, 4, 5, 7}
+    assert all(b >= 4 for name, b in bits.items() if ".mlp." in name)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["1 kB"], "the smallest plan that these constraints allow"),
+        (["lots"], "'lots' is no budget"),
+        (["40 %", "--pin", "nothing=4"], "pinned 'nothing' fits no layer"),
+        (["40 %", "--pin", f"{Q}=1"], "must be one of 2, 3"),
+        (["40 %", "--activations", "as-weights"], "no figure for the inputs of"),
+    ],
+)
+def test_what_cannot_be_is_said_in_words(folder, table, argv, words):
+    with pytest.raises(ValueError, match=words):
+        run(str(folder), *argv, "--table", table)
+
+
+def test_a_table_of_other_weights_is_refused(folder, table, tmp_path):
+    other = tmp_path / "other.json"
+    replace(SensitivityTable.load(table), fingerprint="0" * 64).save(other)
+    with pytest.raises(ValueError, match="was measured on other weights"):
+        run(str(folder), "40 %", "--table", str(other))
+    with pytest.raises(
+        ValueError, match="no sensitivity table: `quept sensitivity .* --out table.json` measures"
+    ):
+        run(str(folder), "40 %")
+
+
+@pytest.mark.parametrize(
+    "argv", [["--pin", "x"], ["--pin", "=4"], ["--widths", "3;4"], ["--activations", "x"], ["--tie", "head"]]
+)
+def test_what_cannot_be_read_ends_with_usage(argv, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("model", "60 MB", *argv)
+    assert ended.value.code == 2 and "usage:" in capsys.readouterr().err
