@@ -68,7 +68,7 @@ def refinement(
         return
     status = "done" if trial.final else "cancelled"
     told = _told(trial) | {"status": status, "better": _is_better(trial)}
-    yield Refined(state | told, replace(trial.plan, name="") if told["better"] else None)
+    yield Refined(state | told, trial.plan if told["better"] else None)
 
 
 def _trials(

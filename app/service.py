@@ -225,20 +225,38 @@ class OpenModel:
             return None
 
     def uniform_at(self, size: int) -> dict | None:
-        """Quality of uniform plans at the same bytes, interpolated between the two widths beside them; None
-        outside their range."""
-        measured = [(b, PrecisionPlan.uniform(b)) for b in QUANTISED_BITS]
-        points = [(b, self.elastic.sizes.deploy(plan), self.stored(plan)) for b, plan in measured]
-        points = [p for p in points if p[2]]
-        for (low, below, poor), (high, above, good) in zip(points, points[1:], strict=False):
+        """Quality of uniform plans at the same bytes, embeddings at whatever width is best: interpolated
+        between the two beside them that no smaller one beats; None outside their range."""
+        points: list[tuple[int, str, Mapping[str, float]]] = []
+        for name, plan, figures in sorted(self._uniform_plans(), key=lambda found: found[2]["kl"]):
+            taken = self.elastic.sizes.deploy(plan)
+            if not points or taken < points[-1][0]:  # better ones came before: it has to be smaller
+                points.append((taken, name, figures))
+        points.reverse()
+        for (below, low, poor), (above, high, good) in zip(points, points[1:], strict=False):
             if below <= size <= above:
                 t = (size - below) / (above - below)
-                label = f"W{low}" if t == 0 else f"W{high}" if t == 1 else f"between W{low} and W{high}"
+                label = low if t == 0 else high if t == 1 else f"between {low} and {high}"
                 return {"label": f"uniform, equal bytes ({label})"} | {
-                    k: math.exp((1 - t) * math.log(getattr(poor, k)) + t * math.log(getattr(good, k)))
-                    for k in ("kl", "ppl")
+                    k: math.exp((1 - t) * math.log(poor[k]) + t * math.log(good[k])) for k in ("kl", "ppl")
                 }
         return None
+
+    def _uniform_plans(self) -> Iterator[tuple[str, PrecisionPlan, Mapping[str, float]]]:
+        """Uniform plans of weights and embeddings that were measured on the sample, here or for the table."""
+        for bits in QUANTISED_BITS:
+            plan = PrecisionPlan.uniform(bits)
+            if found := self.stored(plan):
+                yield plan.name, plan, found.to_dict()
+        table, sample = self.sensitivity, self.sample
+        if table and (table.reference["tokens"], table.reference["context"]) == (
+            sample.tokens,
+            sample.context,
+        ):
+            for name, figures in table.whole.items():
+                plan = PrecisionPlan.parse(name)
+                if plan.default.activations == FULL:
+                    yield name, plan, figures
 
 
 class Service:
@@ -358,9 +376,12 @@ class Service:
         try:
             with closing(refinement(self.opened[model], plan, request, *limits)) as steps:
                 for step in steps:
-                    wire = {"plan": self.wire_of(model, step.plan)} if step.plan else {}
+                    state = step.state
+                    if step.plan:
+                        name = self.name_of(model, step.plan)
+                        state = state | {"plan": self.wire_of(model, step.plan), "name": name}
                     if self.refining.is_newest(visitor, job):
-                        yield step.state | wire
+                        yield state
         finally:
             self.refining.end(visitor, job)
 

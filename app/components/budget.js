@@ -343,7 +343,8 @@ function refinedWords(state) {
   if (typeof uniform === "number") figures.push(`uniform at these bytes ${smallWords(uniform)}`);
   const plans = `${tried} ${tried === 1 ? "plan" : "plans"} tried`;
   const time = RESTING.includes(status) ? `${Math.round(seconds)} s` : `${Math.round(seconds)} of ${limit} s`;
-  const ended = { done: state.better ? "refined" : "nothing better found", cancelled: "stopped" };
+  const found = state.better ? `refined to ${state.name}` : "nothing better found";
+  const ended = { done: found, cancelled: "stopped" };
   const words = ended[status] ?? state.stage;
   const where = status === "done" ? "on text that the search did not see" : "measured";
   return `${words[0].toUpperCase()}${words.slice(1)}: ${figures.join(", ")}, ${where} · ${plans}, ${time}`;

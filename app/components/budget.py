@@ -6,8 +6,8 @@ In:  `path`, the plans that the slider runs through: {"model": its name, "path":
      `answer`, to the latest request: {"serial": the request's, "error": words} or {"serial", "plan": {"w",
      "e", and "a" if it changes}, "budget": bytes};
      `refined`, the refinement under way: {"status": "running|done|cancelled|error", "message",
-     "stage", "tried", "kl", "start_kl", "uniform_kl", "seconds", "limit", "fraction"}, at the end with
-     "plan" and whether it is "better". A handler returns one of them alone: `Budget(answer=...)`.
+     "stage", "tried", "kl", "start_kl", "uniform_kl", "seconds", "limit", "fraction"}, at the end
+     whether it is "better", and then its "plan" and "name". A handler returns one of them alone: `Budget(answer=...)`.
 Out: nothing as an input. Events, whose listeners take a gr.EventData and read it with `request_of`:
      `solve`    a budget is wanted: {"serial", "budget": bytes or words, and the limits};
      `limit`    the limits have changed, and with them the path: {"turn", and the limits};

@@ -44,6 +44,7 @@ def test_it_ends_in_time_with_a_plan_that_fits_and_is_measured_not_worse(service
     assert last["better"] == ("plan" in last)
     if "plan" in last:
         plan = service.plan_of(MODEL, last["plan"])
+        assert plan.name == last["name"]
         assert elastic.sizes.deploy(plan) <= elastic.sizes.deploy(PLAN)
     fractions = [state["fraction"] for state in running]
     assert fractions == sorted(fractions) and all(state["status"] == "running" for state in running)

@@ -18,6 +18,7 @@ from quept.allocate.front import Front, Point
 from quept.evaluate import Estimate, ResultKey, Results
 from quept.plan import FULL, PlanError, PrecisionPlan
 from quept.runtime import BASELINES, ElasticModel
+from tests.app.tiny import tiny_table
 
 MODEL = "tiny"
 
@@ -105,6 +106,27 @@ def test_uniform_at_equal_bytes_lies_between_its_neighbours(service: Service, el
         four["estimate"]["kl"]
     )
     assert service.opened[MODEL].uniform_at(10**12) is None
+
+
+def test_uniform_plans_with_small_embeddings_compete_at_equal_bytes(service: Service, elastic: ElasticModel):
+    opened, figures = service.opened[MODEL], {"ppl": 30.0, "same_top": 0.5, "tokens": 256}
+    three = measured(service, PrecisionPlan.uniform(3))["estimate"]["kl"]
+    whole = {
+        "W4E4": figures | {"kl": three / 2},
+        "W4E8": figures | {"kl": three},
+        "W2E4": figures | {"kl": 9.0},
+    }
+    opened.sensitivity = tiny_table(elastic, whole=whole)
+    size = {name: elastic.sizes.deploy(PrecisionPlan.parse(name)) for name in ("W3", *whole)}
+    assert size["W2E4"] < size["W4E4"] < size["W3"]
+    assert opened.uniform_at(size["W4E4"])["kl"] == pytest.approx(three / 2)
+    between = opened.uniform_at((size["W2E4"] + size["W4E4"]) // 2)
+    assert three / 2 < between["kl"] < 9 and "between W2E4 and W4E4" in between["label"]
+    assert opened.uniform_at(size["W2E4"] - 1) is None
+    opened.sensitivity = tiny_table(
+        elastic, whole=whole, reference={"ppl": 20.0, "tokens": 99, "context": 64}
+    )
+    assert opened.uniform_at(size["W4E4"]) is None  # measured on something else than the sample
 
 
 def test_the_history_joins_the_chart_and_a_point_loads_its_plan(service: Service):
