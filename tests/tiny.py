@@ -1,6 +1,8 @@
-"""Tiny random models of every family, as folders for `from_pretrained`: two blocks, a real tokenizer.
+"""Tiny random models of every family. Language models as folders for `from_pretrained`: two blocks, a real
+tokenizer. Classifiers of pictures as folders for timm.
 
     folder = save_tiny("llama", tmp_path / "llama")  # config, safetensors, tokenizer, chat template
+    folder = save_tiny_vision("swin", tmp_path / "swin")  # config, safetensors
     loaded = quept.load(folder)
 
 Hidden and intermediate sizes differ between the families on purpose: 64 and 96 take groups of 64 and 32, 72
@@ -9,10 +11,13 @@ and 80 take whole rows. The same seed gives the same weights. Nothing is fetched
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
@@ -106,3 +111,95 @@ def token_ids(rows: int = 2, length: int = 24, seed: int = 0) -> torch.Tensor:
     """Ordinary token ids (rows, length), none of them special."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(len(SPECIAL), len(tiny_tokenizer()), (rows, length), generator=generator)
+
+
+# architecture of timm, its arguments, classes. Channels, widths and groups differ on purpose: "vit" is grey,
+# 588 columns of a dinov2 patch take whole rows, "features" has no head, "swin" three stages.
+VISION: dict[str, tuple[str, dict, int]] = {
+    "vit": ("vit_tiny_patch16_224", {"img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 64}, 10),
+    "deit-distilled": ("deit_tiny_distilled_patch16_224", {"img_size": 32, "embed_dim": 48}, 6),
+    "dinov2": ("vit_small_patch14_reg4_dinov2", {"img_size": 28, "embed_dim": 96}, 5),
+    "features": ("vit_small_patch14_dinov2", {"img_size": 28, "embed_dim": 64}, 0),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {
+            "img_size": 32,
+            "patch_size": 2,
+            "window_size": 4,
+            "embed_dim": 32,
+            "depths": [2, 2, 1],
+            "num_heads": [2, 4, 8],
+        },
+        7,
+    ),
+}
+_DEPTH = {"depth": 2, "num_heads": 4}
+
+
+def vision_config(name: str, **changes) -> dict:
+    """The config.json of a model of `VISION`; `changes` go into its pretrained_cfg."""
+    architecture, arguments, classes = VISION[name]
+    arguments = arguments if "depths" in arguments else arguments | _DEPTH
+    channels = arguments.get("in_chans", 3)
+    size = arguments["img_size"]
+    about = {
+        "input_size": [channels, size, size],
+        "fixed_input_size": True,
+        "num_classes": classes,
+        "mean": [0.5] * channels,
+        "std": [0.25] * channels,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "first_conv": "patch_embed.proj",
+        "classifier": "head.fc" if name == "swin" else "head",
+    }
+    return {
+        "architecture": architecture,
+        "num_classes": classes,
+        "model_args": arguments,
+        "pretrained_cfg": about | changes,
+    }
+
+
+def tiny_vision(name: str = "vit", seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> nn.Module:
+    """A model of `VISION` with random weights, as timm makes it; norms, biases and scales included."""
+    from timm import create_model
+
+    config = vision_config(name, **changes)
+    about = config["pretrained_cfg"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = create_model(
+            config["architecture"],
+            pretrained=False,
+            **config["model_args"],
+            num_classes=about["num_classes"],
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:  # peaked enough that precisions differ
+                    parameter.copy_(0.2 * torch.randn_like(parameter))
+                else:
+                    parameter += 0.1 * torch.randn_like(parameter)
+    return model.to(torch.float16).to(dtype).eval()  # what a file of 16 bits holds
+
+
+def save_tiny_vision(
+    name: str, folder: str | Path, seed: int = 0, dtype: torch.dtype = torch.float16, **changes
+) -> Path:
+    """Write the model to `folder` in timm's format and return it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = vision_config(name, **changes)
+    config["num_classes"] = config["pretrained_cfg"]["num_classes"]
+    (folder / "config.json").write_text(json.dumps(config))
+    state = tiny_vision(name, seed, dtype, **changes).state_dict()
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / "model.safetensors")
+    return folder
+
+
+def pictures(name: str = "vit", count: int = 3, seed: int = 0) -> torch.Tensor:
+    """Prepared pictures (count, channels, height, width) for a model of `VISION`."""
+    generator = torch.Generator().manual_seed(seed)
+    size = vision_config(name)["pretrained_cfg"]["input_size"]
+    return torch.randn(count, *size, generator=generator)

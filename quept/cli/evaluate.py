@@ -1,4 +1,4 @@
-"""`quept evaluate`: perplexity, divergence and size of plans and baselines."""
+"""`quept evaluate`: perplexity or accuracy, divergence and size of plans and baselines."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from quept.plan import FULL, PrecisionPlan
 from quept.progress import Progress
 
+from .measures import Measure, data_options, measure_of
 from .shared import (
     DEFAULT_MODEL,
     PLAN_HELP,
@@ -23,16 +24,13 @@ from .shared import (
     plan_of,
     print_json,
     print_table,
-    short,
-    text_options,
-    windows_of,
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
     from transformers.cache_utils import Cache
 
-    from quept.evaluate import ResultKey, Windows
+    from quept.evaluate import ResultKey, Results
     from quept.runtime import ElasticModel
 
 
@@ -41,7 +39,7 @@ def evaluate_parser(commands) -> None:
         commands,
         "evaluate",
         _evaluate,
-        "measure perplexity, divergence from full precision and size of one or more plans",
+        "measure perplexity or accuracy, divergence from full precision and size of one or more plans",
         f"quept evaluate {DEFAULT_MODEL} --plan W4 --plan protect-edges --json",
     )
     model_options(p)
@@ -58,7 +56,7 @@ def evaluate_parser(commands) -> None:
         default=[],
         help="another tool's quantisation of the same model: nf4 or int8 of bitsandbytes; repeat for several",
     )
-    text_options(p, tokens=4096)
+    data_options(p)
     p.add_argument("--again", action="store_true", help="measure even what the results store holds already")
     p.add_argument(
         "--export-results",
@@ -70,31 +68,31 @@ def evaluate_parser(commands) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from quept import zoo
-    from quept.evaluate import Reference, Results
+    from quept.evaluate import Results
 
     with Progress() as progress:
         elastic = opened(options, progress)
         plans = _plans(options, elastic)
-        windows = windows_of(options, elastic, options.tokens, progress)
-        cache = zoo.cache_dir()
-        results = Results.open(cache / "results.sqlite")
-        reference = Reference.open(elastic.fingerprint, windows, elastic.reference, cache / "reference")
-        subjects = [_plan_subject(elastic, plan, windows) for plan in plans]
-        subjects += [_baseline_subject(elastic, name, windows) for name in options.baseline]
+        measure = measure_of(options, elastic, progress)
+        results = Results.open(zoo.cache_dir() / "results.sqlite")
+        subjects = [_plan_subject(elastic, plan, measure) for plan in plans]
+        subjects += [_baseline_subject(elastic, name, measure) for name in options.baseline]
         measured = [
-            _measured(elastic, subject, windows, reference, results, options.again, progress)
-            for subject in subjects
+            _measured(elastic, subject, measure, results, options.again, progress) for subject in subjects
         ]
-    conditions = _conditions(options, elastic, windows)
+    conditions = _conditions(options, elastic, measure)
     if not plans:
         conditions = {k: v for k, v in conditions.items() if k not in ("method", "group")}  # those of ours
     if options.baseline:
         conditions["bitsandbytes"] = importlib.metadata.version("bitsandbytes")
-    print(_sentence(conditions))
+    print(_sentence(conditions, measure))
     print_table(
-        ("plan", "bits/param", "MB", "perplexity", "KL", "same top"),
-        [(m.subject.name or "plan", *_figures(m)) for m in measured],
+        ("plan", "bits/param", "MB", *measure.head),
+        [(m.subject.name or "plan", *m.sizes, *measure.figures(m.estimate)) for m in measured],
     )
+    skipped = max(m.estimate.get("skipped", 0) for m in measured)
+    if skipped:
+        print(f"{skipped:,} pictures could not be read and were left out")
     if options.export_results:
         from quept.evaluate.shipped import write_shipped
 
@@ -111,17 +109,22 @@ class Subject:
     name: str
     key: ResultKey
     deploy_bytes: int
-    view: Callable[[], PreTrainedModel]
+    view: Callable[[], nn.Module]
     make_cache: Callable[[], Cache] | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a subject (an Estimate as a dict)."""
+    """What was measured of a subject (an Estimate or AccuracyEstimate as a dict)."""
 
     subject: Subject
     bits_per_parameter: float
-    estimate: dict[str, float]
+    estimate: dict
+
+    @property
+    def sizes(self) -> tuple[str, str]:
+        megabytes = self.subject.deploy_bytes / 1e6
+        return f"{self.bits_per_parameter:.2f}", f"{megabytes:.{1 if megabytes >= 10 else 2}f}"
 
     def as_dict(self) -> dict:
         subject = self.subject
@@ -132,55 +135,43 @@ class Measured:
         return {"plan": subject.name, "key": subject.key.plan} | sizes | self.estimate
 
 
-def _plan_subject(elastic: ElasticModel, plan: PrecisionPlan, windows: Windows) -> Subject:
+def _plan_subject(elastic: ElasticModel, plan: PrecisionPlan, measure: Measure) -> Subject:
     from quept.evaluate import ResultKey
 
-    key = ResultKey(plan.key(elastic.layers), elastic.artifact.identity, windows.id, dtype_of(elastic))
+    key = ResultKey(plan.key(elastic.layers), elastic.artifact.identity, measure.data, dtype_of(elastic))
     cache = None if plan.kv == FULL else lambda: elastic.make_cache(plan)
     return Subject(plan.name, key, elastic.sizes.deploy(plan), lambda: elastic.view(plan), cache)
 
 
-def _baseline_subject(elastic: ElasticModel, name: str, windows: Windows) -> Subject:
+def _baseline_subject(elastic: ElasticModel, name: str, measure: Measure) -> Subject:
     """Its key names the base weights: how ours are quantised does not matter to it."""
     from quept.evaluate import ResultKey
     from quept.runtime.baselines import baseline_named, check_available
 
     baseline = baseline_named(name)
     check_available(baseline)
-    key = ResultKey(baseline.key, elastic.fingerprint, windows.id, dtype_of(elastic))
+    key = ResultKey(baseline.key, elastic.fingerprint, measure.data, dtype_of(elastic))
     return Subject(baseline.title, key, elastic.baseline_bytes(name), lambda: elastic.baseline(name))
 
 
 def _measured(
-    elastic, subject: Subject, windows, reference, results, again: bool, progress: Progress
+    elastic: ElasticModel,
+    subject: Subject,
+    measure: Measure,
+    results: Results,
+    again: bool,
+    progress: Progress,
 ) -> Measured:
     """From the results store where it is there, else measured now and stored."""
-    from quept.evaluate import divergence
-
     stored = None if again else results.get(subject.key)
     if stored:
         estimate = stored.payload
     else:
         progress(f"{subject.name}: preparing the weights", 0.0)
-        for running in divergence(subject.view(), reference, windows, make_cache=subject.make_cache):
-            progress(
-                f"{subject.name}: perplexity {running.ppl:.1f}, KL {running.kl:.4f}",
-                running.tokens / windows.scored,
-            )
-            estimate = running.to_dict()
+        for words, share, estimate in measure.estimates(subject):  # noqa: B007  the last one counts
+            progress(f"{subject.name}: {words}", share)
         results.put(subject.key, estimate)
     return Measured(subject, 8 * subject.deploy_bytes / elastic.sizes.parameters, estimate)
-
-
-def _figures(m: Measured) -> tuple[str, ...]:
-    e = m.estimate
-    return (
-        f"{m.bits_per_parameter:.2f}",
-        f"{m.subject.deploy_bytes / 1e6:.1f}",
-        f"{short(e['ppl'])} ± {short(e['ppl_se'])}",
-        f"{short(e['kl'])} ± {short(e['kl_se'])}",
-        f"{100 * e['same_top']:.1f} ± {100 * e['same_top_se']:.1f} %",
-    )
 
 
 def _plans(options: argparse.Namespace, elastic: ElasticModel) -> list[PrecisionPlan]:
@@ -191,27 +182,23 @@ def _plans(options: argparse.Namespace, elastic: ElasticModel) -> list[Precision
     plans = [plan_of(text, elastic) for text in options.plan or ([] if others else ["W4"])]
     if options.presets:
         plans += [PrecisionPlan.full(), *(PrecisionPlan.uniform(bits) for bits in reversed(QUANTISED_BITS))]
-        plans += presets(name_of(elastic.source), elastic.layers)
+        fitting = presets(name_of(elastic.source), elastic.layers)
+        plans += [plan for plan in fitting if elastic.kind == "language" or plan.kv == FULL]
     return list({plan.key(elastic.layers): plan for plan in plans}.values())
 
 
-def _conditions(options: argparse.Namespace, elastic: ElasticModel, windows: Windows) -> dict:
+def _conditions(options: argparse.Namespace, elastic: ElasticModel, measure: Measure) -> dict:
     return {
         "name": name_of(options.model),
         "title": elastic.title,
         "method": elastic.artifact.manifest.method,
         "group": elastic.artifact.group,
-        "text": name_of(options.text),
-        "tokens": windows.ids.numel(),
-        "context": windows.context,
+        **measure.conditions,
         "device": elastic.device.type,
         "dtype": dtype_of(elastic),
     }
 
 
-def _sentence(c: dict) -> str:
+def _sentence(c: dict, measure: Measure) -> str:
     ours = f"{c['method']}, group {c['group']}, " if "method" in c else ""
-    return (
-        f"{c['title']}, {ours}on {c['tokens']:,} tokens of {c['text']}, "
-        f"context {c['context']}, {c['dtype']} on {c['device']}"
-    )
+    return f"{c['title']}, {ours}on {measure.sentence()}, {c['dtype']} on {c['device']}"

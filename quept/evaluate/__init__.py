@@ -1,15 +1,19 @@
-"""Measuring a model or a view: perplexity, divergence from full precision, speed; and the store of what was
-measured.
+"""Measuring a model or a view: perplexity, accuracy, divergence from full precision, speed; and the store of
+what was measured.
 
 windows   = cut(text, tokenizer, context=512, tokens=4096)
 reference = Reference.open(fingerprint, windows, forward, cache_dir() / "reference")
 for estimate in divergence(elastic.view(plan), reference, windows):
     ...                                                 # one Estimate per window, stop any time
 results.put(ResultKey(plan.key(layers), fingerprint, windows.id), estimate.to_dict())
+
+For a classifier of pictures: image_folder or stored_images instead of cut, ImageReference and accuracy.
 """
 
+from .accuracy import AccuracyEstimate, ClassChange, ImageReference, accuracy
 from .divergence import Estimate, divergence
 from .forward import NonFiniteLogits
+from .images import ImageError, Images, image_folder, read_picture, save_images, stored_images
 from .intervals import wilson
 from .perplexity import Perplexity, perplexity
 from .reference import Reference
@@ -18,7 +22,12 @@ from .speed import Speed, speed
 from .windows import Windows, cut
 
 __all__ = [
+    "AccuracyEstimate",
+    "ClassChange",
     "Estimate",
+    "ImageError",
+    "ImageReference",
+    "Images",
     "NonFiniteLogits",
     "Perplexity",
     "Reference",
@@ -28,9 +37,14 @@ __all__ = [
     "Speed",
     "Stored",
     "Windows",
+    "accuracy",
     "cut",
     "divergence",
+    "image_folder",
     "perplexity",
+    "read_picture",
+    "save_images",
     "speed",
+    "stored_images",
     "wilson",
 ]

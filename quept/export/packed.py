@@ -7,9 +7,10 @@ quantised in 16 bits.
     {parameter}      16 bits                         whatever is at 16 bits, norms, biases; ties once
 
 The bytes of these tensors are exactly `elastic.sizes.deploy(plan)`. The metadata hold what else is needed:
-format and version, the plan, the model's config and fingerprint, the grid of every layer and which parameters
-are tied. The tokenizer is not in the file. Activation and KV widths are in the plan, for whoever runs it;
-they change no stored tensor. `open_packed` gives the values of the view, bit for bit.
+format and version, the plan, the model's config and fingerprint, the grid of every layer, which parameters
+are tied, and the shape of a quantised weight that is no matrix: patches are embedded by a convolution, whose
+kernels are stored as rows. The tokenizer is not in the file. Activation and KV widths are in the plan, for
+whoever runs it; they change no stored tensor. `open_packed` gives the values of the view, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ class ExportError(RuntimeError):
 @dataclass(frozen=True)
 class PackedModel:
     """An exported plan, read back. grids: `{layer: (bits, group, columns)}` of the quantised layers; tied:
-    `{parameter: its owner}`."""
+    `{parameter: its owner}`; shapes: `{layer: shape}` of quantised weights that are no matrices."""
 
     plan: PrecisionPlan
     model: str
@@ -51,6 +52,7 @@ class PackedModel:
     grids: Mapping[str, tuple[int, int, int]]
     tied: Mapping[str, str]
     tensors: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -64,10 +66,14 @@ class PackedModel:
     def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Values of every parameter by its name in the model, tied ones under each of their names: what
         `load_state_dict` takes."""
-        state = {f"{layer}.weight": dequantise(self.packed(layer)).to(dtype) for layer in self.grids}
+        state = {f"{layer}.weight": self._values(layer).to(dtype) for layer in self.grids}
         parts = {f"{layer}.{part}" for layer in self.grids for part in PARTS}
         state |= {name: tensor.to(dtype) for name, tensor in self.tensors.items() if name not in parts}
         return state | {name: state[owner] for name, owner in self.tied.items()}
+
+    def _values(self, layer: str) -> Tensor:
+        values = dequantise(self.packed(layer))
+        return values.view(self.shapes.get(layer, values.shape))
 
 
 def export(elastic: ElasticModel, plan: PrecisionPlan, path: str | Path) -> PackedModel:
@@ -87,6 +93,10 @@ def export(elastic: ElasticModel, plan: PrecisionPlan, path: str | Path) -> Pack
         "grids": json.dumps(grids),
         "tied": json.dumps(_tied(elastic.base)),
     }
+    shapes = {layer: tuple(elastic.base.get_submodule(layer).weight.shape) for layer in grids}
+    shapes = {layer: shape for layer, shape in shapes.items() if len(shape) != 2}
+    if shapes:
+        metadata["shapes"] = json.dumps(shapes)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     os.close(handle)
@@ -122,6 +132,7 @@ def open_packed(path: str | Path) -> PackedModel:
             grids={layer: tuple(grid) for layer, grid in json.loads(metadata["grids"]).items()},
             tied=json.loads(metadata["tied"]),
             tensors=tensors,
+            shapes={k: tuple(shape) for k, shape in json.loads(metadata.get("shapes", "{}")).items()},
         )
     except FileNotFoundError:
         raise ExportError(f"there is no file {path}") from None
@@ -137,10 +148,11 @@ def _tensors(
     widths |= dict.fromkeys(elastic.embeddings, plan.embeddings)
     quantised = {name: bits for name, bits in widths.items() if bits != FULL}
     tensors, grids = {}, {}
+    stored = next(elastic.base.parameters()).dtype
     for name, parameter in elastic.base.named_parameters():
         layer = name.removesuffix(".weight")
         if layer not in quantised:
-            tensors[name] = parameter.detach().to("cpu", elastic.base.dtype).contiguous()
+            tensors[name] = parameter.detach().to("cpu", stored).contiguous()
             continue
         packed = elastic.packed(layer, quantised[layer])
         grids[layer] = (packed.bits, packed.group, packed.columns)
@@ -149,8 +161,10 @@ def _tensors(
     return tensors, grids
 
 
-def _config(config: PretrainedConfig) -> dict[str, object]:
+def _config(config: PretrainedConfig | Mapping[str, object]) -> dict[str, object]:
     """The config as plain data, without where it was read from."""
+    if isinstance(config, Mapping):
+        return dict(config)
     return {
         key: value for key, value in json.loads(config.to_json_string()).items() if key != "_name_or_path"
     }

@@ -4,11 +4,13 @@ families  one table entry per architecture: which module paths play which role
 anatomy   the table applied to one model: its blocks, their linear layers by role, what stays as it is
 clone     copies of a module tree that share every tensor: what views and transformed models are made of
 load      a zoo name, a hub id or a folder -> model, tokenizer, anatomy, fingerprint
+vision    classifiers of pictures in timm's format: their weights, preprocessing and labels
 """
 
 from .anatomy import Anatomy, Block, anatomy_of
 from .families import FAMILIES, Family
 from .load import LoadedModel, LoadError, fingerprint_of, load
+from .vision import Vision
 
 __all__ = [
     "FAMILIES",
@@ -17,6 +19,7 @@ __all__ = [
     "Family",
     "LoadError",
     "LoadedModel",
+    "Vision",
     "anatomy_of",
     "fingerprint_of",
     "load",

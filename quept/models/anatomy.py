@@ -3,8 +3,9 @@ name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -36,11 +37,23 @@ class Anatomy:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return tuple(FAMILIES[self.family].roles)
+        """Every role there is in the family; a block has those of its place."""
+        family = FAMILIES[self.family]
+        return (*(role for roles in family.between.values() for role in roles), *family.roles)
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Where the model begins and ends: its embedding and its heads."""
+        return (self.embed, self.head, *FAMILIES[self.family].more_heads)
+
+    @property
+    def kind(self) -> str:
+        """What the model works on: "language" or "vision"."""
+        return FAMILIES[self.family].kind
 
 
 def family_of(model_type: str) -> str:
-    """Name of the family that has this Hugging Face `model_type`; ValueError lists the ones there are."""
+    """Name of the family that has this `model_type`; ValueError lists the ones there are."""
     for name, family in FAMILIES.items():
         if model_type in family.model_types:
             return name
@@ -49,22 +62,34 @@ def family_of(model_type: str) -> str:
 
 
 def anatomy_of(model: nn.Module) -> Anatomy:
-    """Anatomy of a Hugging Face causal language model; ValueError if a part that the table names is
-    missing."""
-    name = family_of(model.config.model_type)
+    """Anatomy of a Hugging Face causal language model or of a classifier from timm; ValueError if a part that
+    the table names is missing."""
+    config = getattr(model, "config", None)
+    name = family_of(type(model).__name__ if config is None else config.model_type)
     family: Family = FAMILIES[name]
-    blocks = tuple(
-        Block(
-            f"{family.blocks}.{i}",
-            {role: f"{family.blocks}.{i}.{path}" for role, path in family.roles.items()},
-        )
-        for i in range(len(model.get_submodule(family.blocks)))
-    )
-    for block in blocks:
-        for role, layer in block.layers.items():
-            if not isinstance(_submodule(model, layer), nn.Linear):
-                raise ValueError(f"{layer} (the {role} of {block.name}) is not a linear layer in this model")
+    blocks = tuple(_blocks(model, family))
+    if not blocks:
+        raise ValueError(f"there are no blocks at {family.blocks} in this model")
     return Anatomy(name, blocks, family.embed, family.final_norm, family.head)
+
+
+def _blocks(model: nn.Module, family: Family) -> Iterator[Block]:
+    """In the order of the model's modules, which is that of the data."""
+    table = {**family.between, family.blocks: family.roles}
+    for name, module in model.named_modules():
+        for place, roles in table.items():
+            if not _is_at(name, place) or isinstance(module, nn.Identity):  # nothing to merge in this stage
+                continue
+            block = Block(name, {role: f"{name}.{path}" for role, path in roles.items()})
+            for role, layer in block.layers.items():
+                if not isinstance(_submodule(model, layer), nn.Linear):
+                    raise ValueError(f"{layer} (the {role} of {name}) is not a linear layer in this model")
+            yield block
+
+
+def _is_at(name: str, place: str) -> bool:
+    """Whether a module's name is that of a place in the table, where a `*` stands for one part of it."""
+    return name.count(".") == place.count(".") and fnmatchcase(name, place)
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:

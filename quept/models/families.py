@@ -1,8 +1,11 @@
 """Architectures as a table: a new family is a new entry here, and no loop elsewhere knows its name.
 
-Paths are relative to the model (blocks, embed, head, final_norm) or to one block (roles, norms). Roles carry
-the same short names in every family, in the order in which data flows. `norms` maps each norm of a block to
-the roles that read its output.
+Paths are relative to the model (blocks, between, embed, final_norm, head, more_heads) or to one block (roles,
+norms). In the first two a `*` stands for any one part of a name: stages and blocks are found, not counted.
+Roles carry the same short names in every family, in the order in which data flows; vision transformers read
+query, key and value out of one layer, `qkv`. `norms` maps each norm of a block to the roles that read its
+output. `between` holds the modules that lie between blocks and have a linear layer of their own, such as the
+merging of patches where a stage of Swin begins: `{where: {role: path}}`, each counted as a block.
 """
 
 from __future__ import annotations
@@ -26,16 +29,29 @@ _LLAMA_NORMS = {"input_layernorm": ("q", "k", "v"), "post_attention_layernorm": 
 @dataclass(frozen=True)
 class Family:
     """Where the parts of one architecture are. `model_types` are the `model_type` values of its Hugging Face
-    configs."""
+    configs or, of a model from timm, the name of its class. kind: "language" or "vision"."""
 
     model_types: tuple[str, ...]
-    blocks: str = "model.layers"
+    blocks: str = "model.layers.*"
     roles: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(_LLAMA_ROLES))
     norms: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType(_LLAMA_NORMS))
     embed: str = "model.embed_tokens"
     final_norm: str = "model.norm"
     head: str = "lm_head"
+    more_heads: tuple[str, ...] = ()
+    between: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    kind: str = "language"
 
+
+_VIT = {
+    "blocks": "blocks.*",
+    "roles": {"qkv": "attn.qkv", "o": "attn.proj", "up": "mlp.fc1", "down": "mlp.fc2"},
+    "norms": {"norm1": ("qkv",), "norm2": ("up",)},
+    "embed": "patch_embed.proj",
+    "final_norm": "norm",
+    "head": "head",
+    "kind": "vision",
+}
 
 FAMILIES = {
     "llama": Family(("llama",)),
@@ -44,7 +60,7 @@ FAMILIES = {
     "qwen3": Family(("qwen3",)),
     "opt": Family(
         ("opt",),
-        blocks="model.decoder.layers",
+        blocks="model.decoder.layers.*",
         roles={
             "q": "self_attn.q_proj",
             "k": "self_attn.k_proj",
@@ -56,5 +72,16 @@ FAMILIES = {
         norms={"self_attn_layer_norm": ("q", "k", "v"), "final_layer_norm": ("up",)},
         embed="model.decoder.embed_tokens",
         final_norm="model.decoder.final_layer_norm",
+    ),
+    "vit": Family(("VisionTransformer",), **_VIT),
+    "deit-distilled": Family(("VisionTransformerDistilled",), **_VIT, more_heads=("head_dist",)),
+    "swin": Family(
+        ("SwinTransformer",),
+        **_VIT
+        | {
+            "blocks": "layers.*.blocks.*",
+            "between": {"layers.*.downsample": {"merge": "reduction"}},
+            "head": "head.fc",
+        },
     ),
 }

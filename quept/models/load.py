@@ -1,4 +1,5 @@
-"""Load a model for elastic quantisation: a zoo name, a Hugging Face hub id, or a local folder.
+"""Load a model for elastic quantisation: a zoo name, a Hugging Face hub id, or a local folder. It is a causal
+language model of transformers, or a classifier of pictures from timm (see vision).
 
 The weights stay in 16 bits, as they are on disk (they are the *source* that every width is made from);
 nothing is quantised here. The fingerprint, a hash of every parameter, is what an artifact is bound to. Only
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,7 +27,9 @@ from transformers import (
 
 from quept import zoo
 
+from . import vision
 from .anatomy import Anatomy, anatomy_of, family_of
+from .vision import Vision
 
 
 class LoadError(RuntimeError):
@@ -37,13 +41,14 @@ class LoadedModel:
     """A full-precision model and what is known of it. `source` is what was asked for, so that it can be
     loaded again; `group` the columns that share a scale unless somebody asks otherwise.
 
+    tokenizer: of a language model; vision: what a classifier of pictures has in its place. The other is None.
     record: how the weights were transformed since they were loaded (a `quept.transforms.Record`), or None;
     source, fingerprint and provenance stay those of what was loaded. online: the layers whose input must
     pass through `quept.numerics.hadamard.hadamard_transform` as the model runs. `model` does so by itself;
     whoever puts a layer of their own in such a place has to."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel | nn.Module
+    tokenizer: PreTrainedTokenizerBase | None
     anatomy: Anatomy
     source: str
     title: str
@@ -52,20 +57,29 @@ class LoadedModel:
     group: int | str = "auto"
     record: object | None = None
     online: frozenset[str] = frozenset()
+    vision: Vision | None = None
+
+    @property
+    def kind(self) -> str:
+        """ "language" or "vision"."""
+        return self.anatomy.kind
 
     @property
     def embeddings(self) -> tuple[str, ...]:
-        """The modules whose weights are the model's embeddings: where tokens are looked up and, unless it
-        shares that weight, the output head."""
-        embed, head = (self.model.get_submodule(n) for n in (self.anatomy.embed, self.anatomy.head))
-        tied = head.weight is embed.weight
-        return (self.anatomy.embed,) if tied else (self.anatomy.embed, self.anatomy.head)
+        """The modules whose weights are the model's embeddings: where tokens are looked up or patches
+        embedded and, unless it shares that weight or there is none, the head."""
+        weights: dict[int, str] = {}
+        for name in self.anatomy.ends:
+            weight = getattr(self.model.get_submodule(name), "weight", None)
+            if weight is not None:
+                weights.setdefault(id(weight), name)
+        return tuple(weights.values())
 
 
 def load(source: str | Path, progress: Callable[[str, float | None], None] | None = None) -> LoadedModel:
     """Load `source`: a zoo name (`smollm2-135m`), a folder, or a hub id (`org/name`).
 
-    Raises LoadError for what cannot be found or is no supported causal language model."""
+    Raises LoadError for what cannot be found or is no supported model."""
     source = str(source)
     report = progress or (lambda stage, fraction: None)
     entry = zoo.MODELS.get(source)
@@ -80,21 +94,13 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
         )
     report("reading the weights", None)
     try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-        family_of(config.model_type)
-        if getattr(config, "quantization_config", None):
-            raise ValueError("its weights are already quantised; give the model it was made from")
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-        model, read = AutoModelForCausalLM.from_pretrained(
-            where,
-            dtype=_storage(config),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        if read["missing_keys"]:  # transformers would go on with random numbers in their place
-            first = min(read["missing_keys"])
-            raise ValueError(f"its weights are incomplete: {first} is not there")
+        config = vision.config_of(where)
+        if vision.is_from_timm(config):
+            model, pictures = vision.read(where, config)
+            tokenizer = None
+        else:
+            model, tokenizer = _language_model(where)
+            pictures = None
         anatomy = anatomy_of(model)
     except Exception as error:  # a damaged folder makes transformers raise nearly anything
         raise LoadError(f"cannot load {source!r}: {error or type(error).__name__}") from error
@@ -113,7 +119,28 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
         fingerprint_of(model),
         provenance,
         entry.group if entry else "auto",
+        vision=pictures,
     )
+
+
+def _language_model(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, from a folder or hub id."""
+    config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+    family_of(config.model_type)
+    if getattr(config, "quantization_config", None):
+        raise ValueError("its weights are already quantised; give the model it was made from")
+    tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    model, read = AutoModelForCausalLM.from_pretrained(
+        where,
+        dtype=_storage(config),
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if read["missing_keys"]:  # transformers would go on with random numbers in their place
+        first = min(read["missing_keys"])
+        raise ValueError(f"its weights are incomplete: {first} is not there")
+    return model, tokenizer
 
 
 def _storage(config) -> torch.dtype:

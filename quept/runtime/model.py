@@ -1,10 +1,10 @@
 """ElasticModel: one loaded model, any number of views of it, each at its own precision.
 
-A view is an ordinary Hugging Face module: a clone of the module tree (a few hundred small objects, about a
-millisecond) that shares every tensor with its siblings and carries a bound linear at each layer the plan
-speaks of, and embeddings over rounded values where it gives them a width. Nothing is mutated by making or
-running one, so two threads at two precisions never see each other and A -> B -> A gives bit-identical
-results.
+A view is an ordinary module of Hugging Face's transformers or of timm: a clone of the module tree (a few
+hundred small objects, about a millisecond) that shares every tensor with its siblings and carries a bound
+linear at each layer the plan speaks of, and embeddings over rounded values where it gives them a width.
+Nothing is mutated by making or running one, so two threads at two precisions never see each other and
+A -> B -> A gives bit-identical results.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from quept.artifact import Artifact, bundled, split
 from quept.models import Anatomy, LoadedModel, load
 from quept.models.clone import clone, twin
 from quept.numerics.grid import Quantised
-from quept.plan import FULL, Bits, PrecisionPlan
+from quept.plan import FULL, Bits, PlanError, PrecisionPlan
 
 from .bank import WeightBank
 from .baselines import BaselineLayers, baseline_named
@@ -69,12 +69,13 @@ class ElasticModel:
         self.dtype = dtype or compute_dtype(self.device)
         self.artifact, self.source, self.title = artifact, loaded.source, _title(loaded, artifact)
         self.fingerprint, self.provenance = loaded.fingerprint, loaded.provenance
-        self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
+        self.kind, self.vision = loaded.kind, loaded.vision
         self.anatomy: Anatomy = loaded.anatomy
         self.layers: tuple[str, ...] = loaded.anatomy.layers
         self.embeddings: tuple[str, ...] = loaded.embeddings
         untouched = Sizes.of(base, artifact.group)
         self.sizes = Sizes.of(loaded, artifact.group, untouched.parameters)
+        self._tokenizer = loaded.tokenizer
         self._weights = {name: loaded.model.get_submodule(name).weight.data for name in self.layers}
         self._moved: dict[int, nn.Parameter] = {}
         self._skeleton = _skeleton(loaded.model, self.layers, self.device, self.dtype, self._moved)
@@ -115,18 +116,28 @@ class ElasticModel:
         return cls(loaded, Artifact.rtn(loaded, loaded.group), **options)
 
     @property
-    def base(self) -> PreTrainedModel:
+    def base(self) -> nn.Module:
         """The model in 16 bits, transformed as the artifact says: what every width is made from, and what an
         export stores of the rest. Never write to it."""
         return self._prepared.model
 
     @property
     def config(self):
-        return self._skeleton.config
+        """A language model's transformers config; of a classifier of pictures the content of its
+        config.json."""
+        return self._skeleton.config if self.vision is None else self.vision.config
 
-    def view(self, plan: PrecisionPlan) -> PreTrainedModel:
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of a language model; ValueError for a classifier of pictures, which has none."""
+        self._check_language("has no tokenizer")
+        return self._tokenizer
+
+    def view(self, plan: PrecisionPlan) -> nn.Module:
         """The model at this plan; raises PlanError if the plan does not fit it. Weights not yet in the bank
         are made now."""
+        if plan.kv != FULL and self.vision:
+            raise PlanError(f"{self.title} classifies pictures and has no KV cache: leave KV out of the plan")
         filled = self.bank.filled
         bound = {
             name: self._unbound[name].bound(self._values(name, bits.weights), bits)
@@ -138,7 +149,7 @@ class ElasticModel:
             release_freed()
         return self._dressed(bound)
 
-    def baseline(self, name: str) -> PreTrainedModel:
+    def baseline(self, name: str) -> nn.Module:
         """The model as another tool quantises it: "nf4" or "int8", see `baselines`; made from the weights as
         they were loaded, whatever transforms our widths start from. Layers not made yet are made now, which
         takes seconds; `prepare_baseline` does it in steps. BaselineError in words."""
@@ -153,7 +164,7 @@ class ElasticModel:
         """The deploy bytes of a baseline: its codes and scales, and the rest in 16 bits as in every plan."""
         return self._base_fixed + self._baselines.nbytes(baseline_named(name).name)
 
-    def with_weights(self, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    def with_weights(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """A view of the model as it was loaded with these dense weights (out, in) in its layers: what another
         tool made of them. Raises ValueError where one is missing, unknown or of another shape."""
         odd = sorted(set(weights) ^ set(self.layers))
@@ -172,9 +183,10 @@ class ElasticModel:
             self._untransformed,
         )
 
-    def reference(self, ids: Tensor) -> Tensor:
-        """Logits (n, t, vocabulary) of the full-precision model as it was loaded, computed in float32
-        whatever the compute dtype: what plans are measured against.
+    def reference(self, inputs: Tensor) -> Tensor:
+        """Logits of the full-precision model as it was loaded, computed in float32 whatever the compute
+        dtype: what plans are measured against. Token ids (n, t) give (n, t, vocabulary), prepared pictures
+        (n, channels, height, width) give (n, classes).
 
         Where the compute dtype is narrower, or the weights are transformed, float32 copies are made for the
         call: references are computed once and cached by whoever asks."""
@@ -185,10 +197,14 @@ class ElasticModel:
         else:
             model = self.with_weights({n: self._base.model.get_submodule(n).weight for n in self.layers})
         with torch.inference_mode():
-            return model(input_ids=ids.to(self.device), use_cache=False).logits
+            if self.vision:
+                return model(inputs.to(self.device, torch.float32))
+            return model(input_ids=inputs.to(self.device), use_cache=False).logits
 
     def make_cache(self, plan: PrecisionPlan) -> Cache:
-        """An empty key-value cache at the plan's width, for one conversation."""
+        """An empty key-value cache at the plan's width, for one conversation; ValueError for a classifier of
+        pictures."""
+        self._check_language("keeps no keys and values")
         return make_cache(self.config, plan.kv)
 
     def packed(self, layer: str, bits: int) -> Quantised:
@@ -203,11 +219,14 @@ class ElasticModel:
         made = self.bank.resident_bytes + self._baselines.resident_bytes
         return weights + self._full_bytes + made
 
-    def _dressed(
-        self, linears: Mapping[str, nn.Module], skeleton: nn.Module | None = None
-    ) -> PreTrainedModel:
+    def _check_language(self, lack: str) -> None:
+        if self.vision:
+            raise ValueError(f"{self.title} classifies pictures and {lack}: this is for language models")
+
+    def _dressed(self, linears: Mapping[str, nn.Module], skeleton: nn.Module | None = None) -> nn.Module:
         view = clone(self._skeleton if skeleton is None else skeleton, linears)
-        view.generation_config = copy.copy(view.generation_config)
+        if self.vision is None:
+            view.generation_config = copy.copy(view.generation_config)
         return view
 
     @cached_property
@@ -219,7 +238,7 @@ class ElasticModel:
         return base
 
     @cached_property
-    def _untransformed(self) -> PreTrainedModel:
+    def _untransformed(self) -> nn.Module:
         """The skeleton of the model as it was loaded; what no transform touched is shared with the views'."""
         if self._prepared is self._base:
             return self._skeleton
@@ -235,16 +254,20 @@ class ElasticModel:
         return self.bank.dense(layer, bits)
 
     def _embeddings_at(self, bits: int) -> dict[str, nn.Module]:
-        """The embedding and the head over their values at 2..8 bits: over the same ones where they share
+        """The embedding and the heads over their values at 2..8 bits: over the same ones where they share
         them."""
         owner, values = self.embeddings[0], {name: self.bank.dense(name, bits) for name in self.embeddings}
-        ends = (self.anatomy.embed, self.anatomy.head)
-        return {n: _over(self._skeleton.get_submodule(n), values.get(n, values[owner])) for n in ends}
+        ends = {name: self._skeleton.get_submodule(name) for name in self.anatomy.ends}
+        return {
+            name: _over(end, values.get(name, values[owner]))
+            for name, end in ends.items()
+            if hasattr(end, "weight")  # a model that only gives features has nothing for a head
+        }
 
     def _make(self, layer: str, bits: int) -> tuple[Quantised | None, Tensor]:
         weight = self._weights.get(layer)
         if weight is None:  # of the embeddings
-            weight = self._prepared.model.get_submodule(layer).weight.data
+            weight = self._prepared.model.get_submodule(layer).weight.data.flatten(1)  # a patch is a row
         weight = weight.to(self.device)
         if bits == FULL:
             return None, weight
@@ -259,14 +282,15 @@ def _title(loaded: LoadedModel, artifact: Artifact) -> str:
 
 
 def _skeleton(
-    model: PreTrainedModel,
+    model: nn.Module,
     layers: tuple[str, ...],
     device: torch.device,
     dtype: torch.dtype,
     moved: dict[int, nn.Parameter] | None = None,
-) -> PreTrainedModel:
-    """The model without the weights that plans speak of; the rest in the compute dtype on the device. Ties
-    are kept. moved: what another skeleton moved before, by the id of the parameter, and is shared."""
+) -> nn.Module:
+    """The model without the weights that plans speak of; the rest in the compute dtype on the device, but for
+    buffers that are held in more than 16 bits (rotary frequencies) and keep them. Ties are kept. moved: what
+    another skeleton moved before, by the id of the parameter, and is shared."""
     hollow = {name: _hollow(model.get_submodule(name)) for name in layers}
     skeleton = clone(model, hollow)
     moved = {} if moved is None else moved
@@ -279,7 +303,8 @@ def _skeleton(
         }
         for key, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[key] = buffer.to(device)
+                narrow = buffer.dtype in (torch.float16, torch.bfloat16)
+                module._buffers[key] = buffer.to(device, dtype if narrow else buffer.dtype)
     return skeleton
 
 
@@ -291,9 +316,12 @@ def _hollow(linear: nn.Linear) -> nn.Linear:
 
 
 def _over(module: nn.Module, weight: Tensor) -> nn.Module:
-    """The module over another weight, which it holds as a bound linear does."""
-    other = twin(module)
+    """The module over another weight (out, in), which it holds as a bound linear does."""
+    other, shape = twin(module), module.weight.shape
     del other._parameters["weight"]
+    if weight.shape != shape:  # of a convolution
+        other.__dict__["rows"] = weight  # the bank's own tensor object, which its weak reference follows
+        weight = weight.view(shape)
     other.register_buffer("weight", weight, persistent=False)
     return other
 

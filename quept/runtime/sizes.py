@@ -21,7 +21,7 @@ BYTES_PER_FULL_WEIGHT = 2
 @dataclass(frozen=True)
 class Sizes:
     """layers: bytes of each layer's weight at each width, `{name: {bits: bytes}}`. weights: its number of
-    weights, `{name: n}`. embeddings: bytes of token embeddings and output head together at each width. fixed:
+    weights, `{name: n}`. embeddings: bytes of embedding and heads together at each width. fixed:
     bytes of all that no plan touches. parameters: how many the model has, all counted."""
 
     layers: Mapping[str, Mapping[int, int]]
@@ -35,7 +35,7 @@ class Sizes:
         """parameters: those of the model as it was published, where a transform has untied its head."""
         layers, embeddings = loaded.anatomy.layers, loaded.embeddings
         shapes = {name: loaded.model.get_submodule(name).weight.shape for name in (*layers, *embeddings)}
-        table = {name: _at_widths(*shape, group) for name, shape in shapes.items()}
+        table = {name: _at_widths(shape[0], shape[1:].numel(), group) for name, shape in shapes.items()}
         both = {bits: sum(table[name][bits] for name in embeddings) for bits in EMBEDDING_BITS}
         stored = sum(p.numel() for p in loaded.model.parameters())
         fixed = BYTES_PER_FULL_WEIGHT * (stored - sum(shape.numel() for shape in shapes.values()))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quept.models import load
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, save_tiny_vision
 
 REPO = "some-org/tiny-llama"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -120,6 +120,26 @@ def test_a_hub_id_loads_the_same_model_as_its_folder_and_again_from_the_cache(hu
     hub.asked.clear()
     assert run(REPO, hub, tmp_path, HF_HUB_OFFLINE="1") == expected
     assert not hub.asked
+
+
+def test_a_classifier_of_timm_is_told_by_its_config(tmp_path):
+    folder = save_tiny_vision("vit", tmp_path / "vit")
+    server = Hub(folder)
+    server.files["pytorch_model.bin"] = b"a pickle"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        expected = f"loaded {load(folder).fingerprint}"
+        assert run(REPO, server, tmp_path / "home") == expected
+        fetched = {path.rsplit("/", 1)[1] for path in server.asked if "/resolve/" in path}
+        assert fetched == {"config.json", "model.safetensors"}
+        assert run(REPO, server, tmp_path / "home", HF_HUB_OFFLINE="1") == expected
+        del server.files["model.safetensors"]
+        answer = run(REPO, server, tmp_path / "another")
+        assert answer.startswith(f"refused cannot load {REPO!r}") and "model.safetensors" in answer
+        assert not any(path.endswith(".bin") and "/resolve/" in path for path in server.asked)
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_repository_that_is_not_there_is_refused_in_words(hub, tmp_path):

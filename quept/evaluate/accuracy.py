@@ -1,0 +1,219 @@
+"""How well a classifier at some precision still classifies: labelled pictures through it, batch by batch,
+next to what full precision answers.
+
+    reference = ImageReference.open(elastic.fingerprint, images, elastic.reference, cache_dir() / "reference")
+    for estimate in accuracy(elastic.view(plan), images, reference):
+        ...                                        # one AccuracyEstimate per batch, stop any time
+
+With p full precision's distribution over the classes and q the model's, per picture:
+
+    right = the model's most likely class is the label      top1: its share, with Wilson's 95 % interval
+    same  = both models' most likely classes are equal      same_top: its share, likewise; a flip where not
+    kl    = sum_c p_c (log p_c - log q_c)                   in nats; its mean and standard error
+
+What quantisation did to the accuracy is far better known than the accuracy itself, since both models see the
+same pictures: `lost` pictures became wrong and `gained` ones right, and nothing else changed.
+
+Full precision's logits are computed once for a model and a set of pictures, and kept in one small file a
+batch: logits (k, classes) float32 and the numbers (k,) of the pictures that could be read. They share the
+folder, and its limit, with the references of language models.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .forward import Gate, NonFiniteLogits, device_of
+from .images import Batch, ImageError, Images
+from .intervals import mean_and_error, wilson
+from .reference import LIMIT, make_room
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """Of the pictures of one class: how many, how many full precision has right, how many the model, and of
+    how many the two say different things."""
+
+    images: int
+    right_ref: int
+    right: int
+    flips: int
+
+
+@dataclass(frozen=True)
+class AccuracyEstimate:
+    """What `images` pictures say, in finite numbers; `skipped` ones could not be read. classes: by the number
+    of the label, those that occurred. `seconds` is wall time, waiting and reading included."""
+
+    images: int
+    skipped: int
+    top1: float
+    top1_low: float
+    top1_high: float
+    top1_ref: float
+    lost: int
+    gained: int
+    same_top: float
+    same_top_low: float
+    same_top_high: float
+    kl: float
+    kl_se: float
+    seconds: float
+    classes: Mapping[int, ClassChange] = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """As JSON; `tokens`, by which the results store compares two measurements, is the pictures'
+        number."""
+        return asdict(self) | {
+            "classes": {str(label): asdict(change) for label, change in self.classes.items()},
+            "tokens": self.images,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping) -> AccuracyEstimate:
+        """Inverse of `to_dict`; keys beyond the fields are ignored, a missing one raises KeyError."""
+        values = {f.name: data[f.name] for f in fields(cls)}
+        values["classes"] = {int(label): ClassChange(**c) for label, c in data["classes"].items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class ImageReference:
+    """Full precision's logits on a set of pictures. Use `ImageReference.open`. Safe to share."""
+
+    images: Images
+    forward: Callable[[Tensor], Tensor]
+    folder: Path
+    limit: int = LIMIT
+
+    @classmethod
+    def open(
+        cls,
+        fingerprint: str,
+        images: Images,
+        forward: Callable[[Tensor], Tensor],
+        cache: Path,
+        limit: int = LIMIT,
+    ) -> ImageReference:
+        """The reference of model `fingerprint`, kept under `cache` (normally `cache_dir() / "reference"`).
+        `forward` takes prepared pictures (k, channels, height, width) and gives full precision's logits (k,
+        classes); it is called only for batches that are not on disk."""
+        return cls(images, forward, Path(cache) / f"{fingerprint}-{images.id}", limit)
+
+    def logits(self, number: int, batch: Batch, gate: Gate = nullcontext) -> Tensor:
+        """(k, classes) float32 on the CPU for the pictures of batch `number`. Where they must be computed,
+        `gate` is held."""
+        path = self.folder / f"batch-{number:05d}.safetensors"
+        with suppress(OSError, SafetensorError, KeyError):
+            kept = load_file(path)
+            if number == 0:
+                os.utime(self.folder)  # marks the reference as used, for the eviction
+            if torch.equal(kept["rows"], batch.rows):  # else more or fewer pictures could be read then
+                return kept["logits"]
+        with gate():
+            logits = self.forward(batch.pixels).float().cpu()
+        if not logits.isfinite().all():
+            raise NonFiniteLogits("full precision's logits are not finite: the model's weights are damaged")
+        self._keep(path, {"rows": batch.rows, "logits": logits.contiguous()})
+        return logits
+
+    def _keep(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            make_room(self.folder.parent, self.limit, keep=self.folder)
+            save_file(tensors, temporary)
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:  # full or read-only disk: measuring goes on, only slower
+            _log.warning("%s could not be stored (%s); it will be computed again", path.name, error)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def accuracy(
+    model: nn.Module, images: Images, reference: ImageReference, gate: Gate = nullcontext
+) -> Iterator[AccuracyEstimate]:
+    """One estimate after every batch, over all pictures so far; the last one covers them all.
+
+    Each batch is read and prepared, then goes through the model with `gate()` held (a fair lock of the
+    caller's; do not hold it around this generator yourself), after one more turn where the reference does not
+    have it yet. Raises NonFiniteLogits when the model answers NaN or infinity, ImageError when no picture can
+    be read."""
+    if images.id != reference.images.id:
+        raise ValueError("these pictures are not the reference's: open it with those you measure on")
+    start = time.perf_counter()
+    device, dtype = device_of(model), _dtype_of(model)
+    seen: list[Tensor] = []
+    skipped = 0
+    for number in range(images.batches):
+        batch = images.batch(number)
+        skipped += batch.skipped
+        if not len(batch):
+            continue
+        expected = reference.logits(number, batch, gate)
+        with gate(), torch.inference_mode():
+            logits = model(batch.pixels.to(device, dtype)).double().cpu()
+        if not logits.isfinite().all():
+            raise NonFiniteLogits(
+                f"the model's logits are not finite for picture {batch.rows[0].item()} or one of the "
+                f"{len(batch)} from there: try more bits, or float32 instead of a half precision"
+            )
+        seen.append(_scores(logits, expected.double(), batch.labels))
+        yield _summary(torch.cat(seen, 1), skipped, time.perf_counter() - start)
+    if not seen:
+        raise ImageError(f"none of the {len(images)} pictures of {images.name} can be read")
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())
+
+
+def _scores(logits: Tensor, expected: Tensor, labels: Tensor) -> Tensor:
+    """(5, k) float64: the label, whether full precision and the model are right, whether they say the same,
+    kl."""
+    log_p, log_q = expected.log_softmax(-1), logits.log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    theirs, ours = expected.argmax(-1), logits.argmax(-1)
+    return torch.stack([labels.double(), theirs == labels, ours == labels, theirs == ours, kl])
+
+
+def _summary(scores: Tensor, skipped: int, seconds: float) -> AccuracyEstimate:
+    labels, right_ref, right, same = scores[0].long(), *(row.bool() for row in scores[1:4])
+    n, correct, agreed = len(labels), right.sum().item(), same.sum().item()
+    low, high = wilson(correct, n)
+    same_low, same_high = wilson(agreed, n)
+    kl, kl_se = mean_and_error(scores[4])
+    each = torch.ones_like(right)
+    counts = [labels.bincount(what.double()).long() for what in (each, right_ref, right, ~same)]
+    table = torch.stack(counts, 1)
+    return AccuracyEstimate(
+        images=n,
+        skipped=skipped,
+        top1=correct / n,
+        top1_low=low,
+        top1_high=high,
+        top1_ref=right_ref.double().mean().item(),
+        lost=(right_ref & ~right).sum().item(),
+        gained=(right & ~right_ref).sum().item(),
+        same_top=agreed / n,
+        same_top_low=same_low,
+        same_top_high=same_high,
+        kl=kl,
+        kl_se=kl_se,
+        seconds=seconds,
+        classes={label: ClassChange(*row) for label, row in enumerate(table.tolist()) if row[0]},
+    )

@@ -1,0 +1,104 @@
+"""Classifiers of pictures, in the format of timm: a folder or a hub id with config.json, which names one of
+timm's architectures, and model.safetensors.
+
+`read(where, config)` gives the model, its weights in 16 bits, and a `Vision`: what else one needs to show it
+pictures and to understand its answers. Only model.safetensors is ever read: timm itself would fall back to
+pickled weights, or fetch a file that the config names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers.utils import cached_file
+
+CONFIG, WEIGHTS, IMAGES = "config.json", "model.safetensors", "images.safetensors"
+
+
+@dataclass(frozen=True)
+class Vision:
+    """What a classifier needs beside its weights.
+
+    config: its config.json, from which timm builds it. data: how a picture becomes its input, as timm's
+    `create_transform` takes it. labels: what people call its classes, by number; names: what data sets call
+    them (for ImageNet the folders n01440764, ...); both are empty for a model without a classification head.
+    images: labelled pictures that lie beside the weights (see `quept.evaluate.images`), if any do."""
+
+    config: Mapping[str, Any]
+    data: Mapping[str, Any]
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+    images: Path | None = None
+
+    @property
+    def channels(self) -> int:
+        return self.data["input_size"][0]
+
+
+def config_of(where: str) -> dict[str, Any]:
+    """The config.json of a folder or hub id; OSError where there is none, ValueError for a damaged one."""
+    try:
+        config = json.loads(Path(cached_file(where, CONFIG)).read_bytes())
+    except (ValueError, RecursionError):
+        raise ValueError(f"its {CONFIG} is not valid JSON") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"its {CONFIG} is no JSON object")
+    return config
+
+
+def is_from_timm(config: Mapping[str, Any]) -> bool:
+    return "architecture" in config and "model_type" not in config
+
+
+def read(where: str, config: Mapping[str, Any]) -> tuple[nn.Module, Vision]:
+    """The model that `config`, the config.json of a folder or hub id, describes, with its weights.
+
+    Raises OSError where the weights are missing, and nearly anything else for damaged files."""
+    from timm import create_model, is_model
+    from timm.data import resolve_model_data_config
+
+    if not is_model(str(config["architecture"])):
+        raise ValueError(f"timm knows no architecture {config['architecture']!r}")
+    weights = Path(cached_file(where, WEIGHTS))
+    model = create_model(f"local-dir:{weights.parent}", pretrained=True)
+    declared = model.pretrained_cfg["num_classes"]
+    if model.num_classes != declared:  # timm would go on with random numbers in the head
+        raise ValueError(f"its {CONFIG} tells of {declared} classes and also of {model.num_classes}")
+    data = resolve_model_data_config(model)
+    channels = data["input_size"][0]
+    if not {len(data["mean"]), len(data["std"])} <= {1, channels}:
+        raise ValueError(f"its pictures have {channels} channels, and mean and std another number of them")
+    labels, names = _classes(model)
+    images = weights.with_name(IMAGES)
+    vision = Vision(config, data, labels, names, images if images.is_file() else None)
+    return model.to(_storage(weights)), vision
+
+
+def _classes(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(labels, names): from the config, else of the ImageNet with so many classes, else their numbers."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    config, count = model.pretrained_cfg, model.num_classes
+    names, described = config.get("label_names"), config.get("label_descriptions") or {}
+    subset = infer_imagenet_subset(model) if count else None
+    if not names and subset:
+        info = ImageNetInfo(subset)
+        names, described = info.label_names(), info.label_descriptions(as_dict=True)
+    names = tuple(map(str, names or range(count)))
+    if len(names) != count:
+        raise ValueError(f"its {CONFIG} names {len(names)} classes, and its head has {count}")
+    return tuple(str(described.get(name, name)) for name in names), names
+
+
+def _storage(weights: Path) -> torch.dtype:
+    """bfloat16 for a file that holds only that, else float16: as for language models."""
+    with safe_open(weights, "pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  not a mapping
+    return torch.bfloat16 if kinds == {"BF16"} else torch.float16
