@@ -13,7 +13,7 @@ For a classifier of pictures: image_folder or stored_images instead of cut, Imag
 from .accuracy import AccuracyEstimate, ClassChange, ImageReference, accuracy
 from .divergence import Estimate, divergence
 from .forward import NonFiniteLogits
-from .images import ImageError, Images, image_folder, read_picture, save_images, stored_images
+from .images import ImageError, Images, image_folder, prepared, read_picture, save_images, stored_images
 from .intervals import wilson
 from .perplexity import Perplexity, perplexity
 from .reference import Reference
@@ -42,6 +42,7 @@ __all__ = [
     "divergence",
     "image_folder",
     "perplexity",
+    "prepared",
     "read_picture",
     "save_images",
     "speed",

@@ -40,6 +40,8 @@ from .images import Batch, ImageError, Images
 from .intervals import mean_and_error, wilson
 from .reference import LIMIT, make_room
 
+CHANGED = 48  # changed answers that an estimate lists
+
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +59,9 @@ class ClassChange:
 @dataclass(frozen=True)
 class AccuracyEstimate:
     """What `images` pictures say, in finite numbers; `skipped` ones could not be read. classes: by the number
-    of the label, those that occurred. `seconds` is wall time, waiting and reading included."""
+    of the label, those that occurred. changed: the first CHANGED pictures to which the two say different
+    things, as (number in the set, full precision's class, the model's). `seconds` is wall time, waiting and
+    reading included."""
 
     images: int
     skipped: int
@@ -74,6 +78,7 @@ class AccuracyEstimate:
     kl_se: float
     seconds: float
     classes: Mapping[int, ClassChange] = field(default_factory=dict)
+    changed: tuple[tuple[int, int, int], ...] = ()
 
     def to_dict(self) -> dict:
         """As JSON; `tokens`, by which the results store compares two measurements, is the pictures'
@@ -86,7 +91,8 @@ class AccuracyEstimate:
     @classmethod
     def from_dict(cls, data: Mapping) -> AccuracyEstimate:
         """Inverse of `to_dict`; keys beyond the fields are ignored, a missing one raises KeyError."""
-        values = {f.name: data[f.name] for f in fields(cls)}
+        values = {f.name: data[f.name] for f in fields(cls) if f.name != "changed"}
+        values["changed"] = tuple(map(tuple, data.get("changed", ())))
         values["classes"] = {int(label): ClassChange(**c) for label, c in data["classes"].items()}
         return cls(**values)
 
@@ -172,7 +178,7 @@ def accuracy(
                 f"the model's logits are not finite for picture {batch.rows[0].item()} or one of the "
                 f"{len(batch)} from there: try more bits, or float32 instead of a half precision"
             )
-        seen.append(_scores(logits, expected.double(), batch.labels))
+        seen.append(_scores(logits, expected.double(), batch))
         yield _summary(torch.cat(seen, 1), skipped, time.perf_counter() - start)
     if not seen:
         raise ImageError(f"none of the {len(images)} pictures of {images.name} can be read")
@@ -182,17 +188,17 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
     return next(p.dtype for p in model.parameters() if p.is_floating_point())
 
 
-def _scores(logits: Tensor, expected: Tensor, labels: Tensor) -> Tensor:
-    """(5, k) float64: the label, whether full precision and the model are right, whether they say the same,
-    kl."""
+def _scores(logits: Tensor, expected: Tensor, batch: Batch) -> Tensor:
+    """(5, k) float64: the picture's number, its label, full precision's class, the model's, kl."""
     log_p, log_q = expected.log_softmax(-1), logits.log_softmax(-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)
     theirs, ours = expected.argmax(-1), logits.argmax(-1)
-    return torch.stack([labels.double(), theirs == labels, ours == labels, theirs == ours, kl])
+    return torch.stack([batch.rows.double(), batch.labels, theirs, ours, kl])
 
 
 def _summary(scores: Tensor, skipped: int, seconds: float) -> AccuracyEstimate:
-    labels, right_ref, right, same = scores[0].long(), *(row.bool() for row in scores[1:4])
+    rows, labels, theirs, ours = scores[:4].long()
+    right_ref, right, same = theirs == labels, ours == labels, theirs == ours
     n, correct, agreed = len(labels), right.sum().item(), same.sum().item()
     low, high = wilson(correct, n)
     same_low, same_high = wilson(agreed, n)
@@ -200,6 +206,7 @@ def _summary(scores: Tensor, skipped: int, seconds: float) -> AccuracyEstimate:
     each = torch.ones_like(right)
     counts = [labels.bincount(what.double()).long() for what in (each, right_ref, right, ~same)]
     table = torch.stack(counts, 1)
+    changed = torch.stack([rows, theirs, ours], 1)[~same][:CHANGED]
     return AccuracyEstimate(
         images=n,
         skipped=skipped,
@@ -216,4 +223,5 @@ def _summary(scores: Tensor, skipped: int, seconds: float) -> AccuracyEstimate:
         kl_se=kl_se,
         seconds=seconds,
         classes={label: ClassChange(*row) for label, row in enumerate(table.tolist()) if row[0]},
+        changed=tuple(map(tuple, changed.tolist())),
     )

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO
 
@@ -36,6 +37,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 FORMAT, VERSION = "quept-images", 1
 BATCH = 50
+PREPARED_BYTES = 64_000_000  # of pictures kept as a model's input
 THREADS = 4  # that decode: PIL lets go of the interpreter while it does
 
 
@@ -93,6 +95,26 @@ class Images:
             return self.transform(self.picture(row))
         except ImageError:
             return None
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImages(Images):
+    """Images whose batches stay in memory once they were prepared. Use `prepared`. Safe to share."""
+
+    _batches: dict[int, Batch] = field(default_factory=dict)
+
+    def batch(self, number: int) -> Batch:
+        if number not in self._batches:
+            self._batches[number] = super().batch(number)
+        return self._batches[number]
+
+
+def prepared(images: Images, vision: Vision, most: int = PREPARED_BYTES) -> Images:
+    """The same pictures, each prepared only once, for who measures many plans on them; as they are where they
+    would take more than `most` bytes."""
+    if 4 * math.prod(vision.data["input_size"]) * len(images) > most:
+        return images
+    return PreparedImages(**{f.name: getattr(images, f.name) for f in fields(images)})
 
 
 def read_picture(source: str | Path | IO[bytes], channels: int = 3) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from quept.evaluate import (
     ImageReference,
     NonFiniteLogits,
     accuracy,
+    prepared,
     stored_images,
 )
 from quept.evaluate.accuracy import ClassChange
@@ -58,6 +60,16 @@ def reference(elastic, images, tmp_path):
     )
 
 
+def test_pictures_are_prepared_once_where_there_is_room(elastic, images):
+    read = []
+    counted = replace(images, transform=lambda picture: read.append(1) or images.transform(picture))
+    kept = prepared(counted, elastic.vision)
+    for _ in range(2):
+        assert all(torch.equal(kept.batch(i).pixels, images.batch(i).pixels) for i in range(images.batches))
+    assert len(read) == COUNT and kept.id == images.id
+    assert prepared(counted, elastic.vision, most=COUNT * 16 * 16 * 4 - 1) is counted
+
+
 def test_an_estimate_is_the_slow_obvious_count(elastic, images, reference):
     view = elastic.view(PrecisionPlan.uniform(2))
     last = list(accuracy(view, images, reference))[-1]
@@ -78,6 +90,13 @@ def test_an_estimate_is_the_slow_obvious_count(elastic, images, reference):
     assert (last.images, last.skipped) == (COUNT, 0)
     assert (last.top1, last.top1_ref, last.same_top) == (right / COUNT, right_ref / COUNT, same / COUNT)
     assert (last.lost, last.gained) == (lost, gained) and last.kl == pytest.approx(sum(kl) / COUNT, rel=1e-5)
+    changed = []
+    for row in range(COUNT):
+        pixels = images.transform(images.picture(row))[None]
+        with torch.no_grad():
+            pair = elastic.reference(pixels).argmax().item(), view(pixels).argmax().item()
+        changed += [(row, *pair)] if pair[0] != pair[1] else []
+    assert changed and last.changed == tuple(changed)
     assert last.classes == {label: ClassChange(*counts) for label, counts in classes.items()}
     assert 0 < last.same_top < 1, "two bits change some answers of this model, not all"
 
