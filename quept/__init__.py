@@ -20,7 +20,7 @@ artifact/   what calibration leaves on disk
 runtime/    the elastic model, its views, text generation, baselines
 calibrate/  making an artifact: block by block, end to end
 evaluate/   perplexity, divergence, speed, the results store
-allocate/   sensitivity of every layer at every width
+allocate/   sensitivity of every layer at every width, the best plan for a budget
 export/     a plan as a file
 report/     an artifact as a page to read
 cli/        one subcommand per stage

@@ -122,6 +122,3 @@ class Through(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden
-
-
-_Given, _Kept = Given, Kept

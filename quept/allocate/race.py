@@ -26,7 +26,7 @@ from quept.plan import FULL
 from quept.runtime.model import ElasticModel, clone
 
 from .correction import Posterior, fit
-from .passes import _Given, _Kept
+from .passes import Given, Kept
 from .space import Space
 
 BEHIND = 0.01  # of log KL: by how much a candidate may be behind and still see the next window
@@ -174,8 +174,8 @@ class Meter:
         states, seen = self._states.get(window, []), []
         names = [block.name for block in self.elastic.anatomy.blocks]
         first = max(0, min(shared, len(states) - 1))
-        stubs = {name: _Given(states[first]) for name in names[:first]}
-        stubs |= {name: _Kept(view.get_submodule(name), seen) for name in names[first:]}
+        stubs = {name: Given(states[first]) for name in names[:first]}
+        stubs |= {name: Kept(view.get_submodule(name), seen) for name in names[first:]}
         ids = self.search.windows.ids[window][None].to(self.elastic.device)
         logits = clone(view, stubs)(input_ids=ids, use_cache=False).logits[0]
         if seen[0].nbytes * len(names) * len(self.search) <= KEPT_STATES:

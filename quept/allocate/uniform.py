@@ -11,11 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from quept.plan import FULL, QUANTISED_BITS, PrecisionPlan
-from quept.runtime.sizes import Sizes
 
 from .constraints import AllocationError, megabytes
+
+if TYPE_CHECKING:
+    from quept.runtime.sizes import Sizes
 
 LOWEST = 1e-9  # nats; where a KL of zero stands on a logarithmic scale
 

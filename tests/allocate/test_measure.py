@@ -5,14 +5,13 @@ import json
 import os
 import signal
 from contextlib import suppress
-from importlib import import_module
 
 import pytest
 import torch
 
-from quept.allocate import SensitivityError, SensitivityTable, sensitivity
+from quept.allocate import SensitivityError, SensitivityTable, measure, sensitivity
+from quept.allocate.measure import Measurement
 from quept.allocate.passes import changed_hidden, full_pass
-from quept.allocate.sensitivity import Measurement
 from quept.evaluate import Reference, Windows
 from quept.plan import ACTIVATION_BITS, FULL, Bits, PrecisionPlan
 from quept.runtime import ElasticModel
@@ -226,7 +225,7 @@ def test_a_worker_that_dies_changes_nothing_in_the_table(
 ):
     if executor == "ray":
         pytest.importorskip("ray")
-    monkeypatch.setattr(import_module("quept.allocate.sensitivity"), "Measurement", DyingOnce)
+    monkeypatch.setattr(measure, "Measurement", DyingOnce)
     lines = tmp_path / "lines.jsonl"
     shared = {"workers": 2, "threads": 1, "executor": executor, "source": folder, "resume": lines}
     table = measured(elastic, reference, **shared)
