@@ -2,9 +2,11 @@
 
     recipe = Recipe.load("smollm2-weight-only")        # a name of presets/recipes, or a path
 
-A recipe names its transforms, its adapters and clips, and one or two stages: `block_wise` (QuEPT's
+A recipe names its data (`text`, or `images` for classifiers of pictures), its transforms, its adapters and
+clips, for pictures the `static` grids of activations, and one or two stages: `block_wise` (QuEPT's
 reconstruction of one block after another) and `end_to_end` (divergence of the whole model from full
-precision). An unknown key is an error, so is a value of the wrong kind: nothing is accepted and ignored.
+precision). A recipe with static grids may do without stages: nothing is learned then. An unknown key is an
+error, so is a value of the wrong kind: nothing is accepted and ignored.
 """
 
 from __future__ import annotations
@@ -20,9 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from quept.numerics.adapters import RankSchedule
+from quept.plan import ACTIVATION_BITS, FULL
 from quept.presets import RECIPES, recipes
 
-TRANSFORMS = {"norms": set(), "rotation": {"seed", "heads", "online"}, "scaling": {"bits", "grid"}}
+TRANSFORMS = {
+    "norms": set(),
+    "rotation": {"seed", "heads", "online"},
+    "scaling": {"bits", "grid"},
+    "reparameterisation": {"strength", "percentile"},
+}
 
 
 class RecipeError(ValueError):
@@ -41,6 +49,35 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Images:
+    """What is calibrated on: `count` pictures of `source`, "fashion-mnist" or the path of a folder; no labels
+    are read. "" leaves the source to whoever runs the recipe."""
+
+    source: str
+    count: int
+
+    def __post_init__(self) -> None:
+        _need(self.count >= 1, "count", "must be 1 or more")
+
+
+@dataclass(frozen=True)
+class Static:
+    """Static grids of activations: for each width, of the `percentiles` (1: all values) those that lose least
+    on `images` of the pictures."""
+
+    widths: tuple[int, ...]
+    percentiles: tuple[float, ...]
+    images: int = 128
+
+    def __post_init__(self) -> None:
+        widths = [b for b in ACTIVATION_BITS if b != FULL]
+        _need(bool(self.widths) and set(self.widths) <= set(widths), "widths", f"must be of {widths}")
+        _need(bool(self.percentiles), "percentiles", "needs at least one")
+        _need(all(0.5 < p <= 1 for p in self.percentiles), "percentiles", "must lie between 0.5 and 1")
+        _need(self.images >= 1, "images", "must be 1 or more")
+
+
+@dataclass(frozen=True)
 class Clip:
     """start: `{bits: logit}` that the clip factors sigmoid(logit) start from. A width not named is not
     clipped."""
@@ -50,26 +87,32 @@ class Clip:
 
 @dataclass(frozen=True)
 class BlockWise:
-    """QuEPT's reconstruction. sequences x context tokens, `batch` sequences a step; a loss for every bit
-    group. merge: weights of the groups in the next block's input, highest group first; keep: the share of
-    tokens that keep the highest group's features. memory: bytes of activations held before they go to
-    disk."""
+    """QuEPT's reconstruction. sequences x context tokens (of pictures: all that the recipe names), `batch`
+    sequences or pictures a step; a loss for every bit group. activations: inputs of the layers are rounded
+    too, to the width of the weights where that is 4 or more; drop: the share of them left as they were, drawn
+    at random; activation_rate: of the ends of static grids. merge: weights of the groups in the next block's
+    input, highest group first; keep: the share of tokens that keep the highest group's features. memory:
+    bytes of activations held before they go to disk."""
 
-    sequences: int
-    context: int
     batch: int
     epochs: int
     adapter_rates: tuple[float, ...]
     clip_rate: float
     merge: tuple[float, ...]
+    sequences: int = 0
+    context: int = 0
     keep: float = 0.5
     activations: bool = False
+    activation_rate: float = 0.0
+    drop: float = 0.0
     memory: int = 4_000_000_000
 
     def __post_init__(self) -> None:
-        for name in ("sequences", "context", "batch", "epochs", "memory"):
+        for name in ("batch", "epochs", "memory"):
             _need(getattr(self, name) >= 1, name, "must be 1 or more")
-        _need(self.clip_rate >= 0, "clip_rate", "must not be negative")
+        for name in ("sequences", "context", "clip_rate", "activation_rate"):
+            _need(getattr(self, name) >= 0, name, "must not be negative")
+        _need(0 <= self.drop < 1, "drop", "must lie between 0 and 1")
         _need(all(rate >= 0 for rate in self.adapter_rates), "adapter_rates", "must not be negative")
         _need(abs(sum(self.merge) - 1) < 1e-6, "merge", "weights must add up to 1")
         _need(0 <= self.keep <= 1, "keep", "must lie between 0 and 1")
@@ -77,29 +120,33 @@ class BlockWise:
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """Distillation of the whole model. Each step reads `batch` sequences of `context` tokens, and for each
-    entry of `draws` does one backward pass at a width drawn from it; every `mixed_every`-th step one more, at
-    a plan that draws a width for every layer (0: never). activations: inputs of the layers are rounded too,
-    to the width of the weights or, with probability `wider`, to a larger one. checkpointed: keep only block
+    """Distillation of the whole model. Each step reads `batch` sequences of `context` tokens, or `batch`
+    pictures, and for each entry of `draws` does one backward pass at a width drawn from it; every
+    `mixed_every`-th step one more, at a plan that draws a width for every layer (0: never). activations:
+    inputs of the layers are rounded too, to the width of the weights (below 4 they stay) or, with probability
+    `wider`, to a larger one; activation_rate and drop as in BlockWise. checkpointed: keep only block
     inputs for the backward pass. adapter_rates: one for each bit group; high widths want gentle steps."""
 
     steps: int
     batch: int
-    context: int
     adapter_rates: tuple[float, ...]
     clip_rate: float
     draws: tuple[tuple[int, ...], ...]
+    context: int = 0
     mixed_every: int = 0
     activations: bool = False
     wider: float = 0.0
+    activation_rate: float = 0.0
+    drop: float = 0.0
     warmup: int = 5
     checkpointed: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "context"):
+        for name in ("steps", "batch"):
             _need(getattr(self, name) >= 1, name, "must be 1 or more")
-        for name in ("clip_rate", "mixed_every", "wider", "warmup"):
+        for name in ("context", "clip_rate", "mixed_every", "wider", "warmup", "activation_rate"):
             _need(getattr(self, name) >= 0, name, "must not be negative")
+        _need(0 <= self.drop < 1, "drop", "must lie between 0 and 1")
         _need(all(rate >= 0 for rate in self.adapter_rates), "adapter_rates", "must not be negative")
         _need(bool(self.draws) and all(self.draws), "draws", "needs at least one width to draw")
         _need(all(2 <= b <= 8 for draw in self.draws for b in draw), "draws", "draws widths from 2 to 8")
@@ -108,14 +155,16 @@ class EndToEnd:
 @dataclass(frozen=True)
 class Recipe:
     """name: of the file. group: columns per scale, "auto", "row", or None for the model's own. transforms:
-    steps that `quept.transforms` understands, in order. held_out: sequences kept from training, on which
-    every width is compared with plain rounding at the end."""
+    steps that `quept.transforms` understands, in order. held_out: sequences or pictures kept from training,
+    on which every width is compared with plain rounding at the end."""
 
     name: str
     note: str
-    text: Text
     adapters: RankSchedule
     clip: Clip
+    text: Text | None = None
+    images: Images | None = None
+    static: Static | None = None
     group: int | str | None = None
     seed: int = 0
     held_out: int = 4
@@ -125,7 +174,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         widths = self.adapters.widths
-        _need(bool(self.block_wise or self.end_to_end), "block_wise, end_to_end", "one of the two is needed")
+        stages = tuple(filter(None, (self.block_wise, self.end_to_end)))
+        _need(bool(stages or self.static), "block_wise, end_to_end", "one of the two is needed")
+        _need((self.text is None) != (self.images is None), "text, images", "exactly one of them is needed")
+        _need(self.images is not None or self.static is None, "static", "is for recipes on images")
         _need(set(self.clip.start) <= set(widths) - {8}, "clip", "clips widths of the bit groups below 8")
         _need(self.held_out >= 1, "held_out", "must be 1 or more")
         for step in self.transforms:
@@ -140,15 +192,19 @@ class Recipe:
         if self.end_to_end:
             drawn = {bits for draw in self.end_to_end.draws for bits in draw}
             _need(drawn <= set(widths), "draws", f"draws {sorted(drawn - set(widths))}, in no bit group")
-        for stage in filter(None, (self.block_wise, self.end_to_end)):
+        for stage in stages:
+            sized = (stage.context >= 1) == (self.text is not None)
+            _need(sized, "context", "is needed for a text, and for a text alone")
+            learned = self.static is not None or stage.activation_rate == stage.drop == 0
+            _need(learned, "activation_rate, drop", "are for static grids")
             fits = len(stage.adapter_rates) == len(self.adapters.groups)
             _need(fits, "adapter_rates", "needs one rate for each bit group")
         if self.block_wise and self.end_to_end:
             same = self.block_wise.context == self.end_to_end.context
             _need(same, "context", "must be the same in block_wise and end_to_end")
         if self.block_wise:
-            wide = not self.block_wise.activations or min(widths) >= 4
-            _need(wide, "block_wise.activations", "needs bit groups of 4 bits and more")
+            sized = (self.block_wise.sequences >= 1) == (self.text is not None)
+            _need(sized, "sequences", "is needed for a text, and for a text alone")
             fits = len(self.block_wise.merge) == len(self.adapters.groups)
             _need(fits, "merge", "needs one weight for each bit group")
 
@@ -182,8 +238,14 @@ class Recipe:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def with_text(self, sources: Mapping[str, float]) -> Recipe:
-        """The same recipe on other texts."""
+        """The same recipe on other texts; RecipeError for one on images."""
+        _need(self.text is not None, "text", f"{self.name} calibrates on images")
         return dataclasses.replace(self, text=Text(sources))
+
+    def with_images(self, source: str) -> Recipe:
+        """The same recipe on other pictures; RecipeError for one on text."""
+        _need(self.images is not None, "images", f"{self.name} calibrates on text")
+        return dataclasses.replace(self, images=dataclasses.replace(self.images, source=source))
 
 
 def _need(sound: bool, entry: str, what: str) -> None:

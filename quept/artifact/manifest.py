@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-FORMAT, FORMAT_VERSION = "quept-artifact", 1
+FORMAT, FORMAT_VERSION = "quept-artifact", 2  # 2: static grids of activations
 FILE_NAME = "manifest.json"
 METHODS = ("rtn", "quept")
 

@@ -185,6 +185,10 @@ class Artifact:
             return self.learned[layer].quantise(weight, bits, group)
         return quantise(weight, bits, group)
 
+    def static(self, layer: str) -> Mapping[int, Tensor]:
+        """Grids of a layer's activations, `{bits: (2, sites)}`; none where they are rounded per token."""
+        return self.learned[layer].static if layer in self.learned else {}
+
     @property
     def nbytes(self) -> int:
         """Bytes on disk beyond the base: what the elastic widths cost."""
@@ -199,9 +203,7 @@ def _with_tensors(manifest: Manifest, path: Path) -> Artifact:
     tensors: dict[str, dict[str, Tensor]] = {}
     with safe_open(path, "pt") as file:
         for key in file.keys():  # noqa: SIM118 (not a dict)
-            layer, _, part = key.rpartition(".clip.") if ".clip." in key else key.rpartition(".")
-            if key.startswith(TRANSFORM):
-                layer, part = TRANSFORM, key[len(TRANSFORM) :]
+            layer, part = _place(key)
             tensors.setdefault(layer, {})[part] = file.get_tensor(key)
     transform = tensors.pop(TRANSFORM, {})
     record = Record(manifest.transforms, transform) if manifest.transforms else None
@@ -214,14 +216,40 @@ def _with_tensors(manifest: Manifest, path: Path) -> Artifact:
     return Artifact(manifest, learned, record)
 
 
+def _place(key: str) -> tuple[str, str]:
+    """(layer, part) of a tensor's name: "b", "a", "clip.4", "static.4", or of a transform its own name."""
+    if key.startswith(TRANSFORM):
+        return TRANSFORM, key[len(TRANSFORM) :]
+    layer, _, part = key.rpartition(".")
+    if part.isdigit():
+        layer, _, kind = layer.rpartition(".")
+        part = f"{kind}.{part}"
+    return layer, part
+
+
 def _parameters(
     schedule: RankSchedule, parts: Mapping[str, Tensor], widths: tuple[int, ...]
 ) -> LayerParameters:
     empty = torch.zeros(0, 0, dtype=torch.float16)
     b, a = parts.get("b", empty), parts.get("a", empty)
-    clips = {int(key): t for key, t in parts.items() if key not in ("b", "a")}
+    if odd := [part for part in parts if part.partition(".")[0] not in ("b", "a", "clip", "static")]:
+        raise ValueError(f"unknown tensor {odd[0]}")
+    clips, static = (
+        {int(key.partition(".")[2]): t for key, t in parts.items() if key.startswith(kind)}
+        for kind in ("clip.", "static.")
+    )
     if schedule.total and widths and not b.shape[1] == a.shape[0] == schedule.total:
         raise ValueError(f"adapters of rank {b.shape[1]} and {a.shape[0]}, {schedule.total} expected")
     if any(t.dtype != torch.uint8 or t.ndim != 3 or len(t) != 2 for t in clips.values()):
         raise ValueError("clip factors of another form")
-    return LayerParameters(schedule, b, a, clips, widths)
+    if not all(map(_is_grid, static.values())):
+        raise ValueError("static grids of another form")
+    return LayerParameters(schedule, b, a, clips, widths, static)
+
+
+def _is_grid(t: Tensor) -> bool:
+    """Whether these are scales and zero-points: (2, sites)."""
+    if t.dtype != torch.float32 or t.ndim != 2 or len(t) != 2 or t.shape[1] not in (1, 4):
+        return False
+    scale, zero = t
+    return bool(t.isfinite().all() and (scale > 0).all() and (zero >= 0).all() and (zero < 256).all())

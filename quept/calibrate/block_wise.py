@@ -12,7 +12,8 @@ quantised one. Block k learns to undo on X' what quantisation did so far:
     X  <- Y
 
 The loss counts every position of every sequence; with `activations` the inputs of the layers are rounded to
-the width of the weights. Only the adapters and clips of the block itself are tuned, with both rates falling
+the width of the weights (4 and more: below, they stay), and `drop` leaves a share of them as they were, drawn
+at random. Only the adapters, clips and static ends of the block itself are tuned, with all rates falling
 along a cosine to a hundredth. Every batch runs with its own masks and positions (see capture).
 
 Before and after its steps a block is measured on all batches at one set of drawn widths. Where the sum over
@@ -27,22 +28,23 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quept.config import BlockWise
 from quept.numerics.merge import merge
-from quept.plan import FULL, PrecisionPlan
+from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
 
 from .capture import Call, Calls
 from .checkpoint import Checkpoint
+from .data import Inputs, rows, samples
 from .errors import CalibrationError
 from .optimiser import adam, step
-from .precision import fast_products
+from .precision import fast_products, seeded
 from .streams import Streams
 from .trainable import Trainable
 
@@ -64,7 +66,7 @@ class TunedBlock:
 def tune_blocks(
     trainable: Trainable,
     settings: BlockWise,
-    inputs: Mapping[str, Tensor],
+    inputs: Inputs,
     seed: int,
     folder: Path,
     checkpoint: Checkpoint,
@@ -73,8 +75,8 @@ def tune_blocks(
     device: torch.device | str = "cpu",
 ) -> None:
     """Run the stage on `trainable`, from where `checkpoint` has it. inputs: what the model's forward takes,
-    `{"input_ids": (sequences, context)}` and whatever else, by sequence; folder: for streams that do not fit
-    into memory.
+    `{"input_ids": (sequences, context)}` and whatever else, by sequence; pictures count as sequences. folder:
+    for streams that do not fit into memory.
 
     Each block is a log line: "block" with the entries of TunedBlock, `seconds` and, to tell it apart in a log
     with several runs, `step` from 1. Raises CalibrationError for a loss that is not finite; the blocks before
@@ -99,38 +101,35 @@ def tune_blocks(
 
 
 class BlockWiseTuning:
-    """The state of the stage: `done` blocks are tuned. full: the stream X, float32 (sequences, context,
-    hidden), outputs of the last tuned block; quantised: the stream X', the inputs of that block until the
+    """The state of the stage: `done` blocks are tuned. full: the stream X, float32 (sequences, ..., hidden),
+    outputs of the last tuned block; quantised: the stream X', the inputs of that block until the
     next one begins."""
 
     def __init__(
         self,
         trainable: Trainable,
         settings: BlockWise,
-        inputs: Mapping[str, Tensor],
+        inputs: Inputs,
         seed: int,
         streams: Streams,
         report: Progress,
         device: torch.device | str = "cpu",
     ):
-        shapes = {name: tuple(t.shape[:2]) for name, t in inputs.items()}
-        shape = (settings.sequences, settings.context)
-        if wrong := [name for name in shapes if shapes[name] != shape]:
-            raise ValueError(f"{wrong[0]} must be {shape}, sequences by context; got {shapes[wrong[0]]}")
+        count = samples(inputs)
+        if wrong := [name for name, tensor in inputs.items() if len(tensor) != count]:
+            raise ValueError(f"{wrong[0]} has {len(inputs[wrong[0]])} sequences, and others {count}")
         self.trainable, self.settings, self.seed, self.done = trainable, settings, seed, 0
         self.device, self._inputs, self._report = torch.device(device), inputs, report
         schedule = next(iter(trainable.layers.values())).schedule
         self.groups = {",".join(map(str, sorted(group))): group for group in schedule.groups}
-        self.batches = [
-            slice(i, min(i + settings.batch, settings.sequences))
-            for i in range(0, settings.sequences, settings.batch)
-        ]
+        self.batches = [slice(i, min(i + settings.batch, count)) for i in range(0, count, settings.batch)]
         self._calls = Calls(trainable.view(PrecisionPlan.full()), trainable.anatomy, self._batch(0))
-        hidden = self._calls.of(0, self._batch(0)).hidden.shape[-1]
-        self.full, self.quantised = (streams.new(name, *shape, hidden) for name in ("full", "quantised"))
-        for number, rows in enumerate(self.batches):
-            self.full[rows] = self._calls.of(0, self._batch(number)).hidden.float().cpu()
-            self.quantised[rows] = self.full[rows]
+        shape = (count, *self._calls.of(0, self._batch(0)).hidden.shape[1:])
+        self._streams = streams
+        self.full, self.quantised = (streams.new(name, *shape) for name in ("full", "quantised"))
+        for number, part in enumerate(self.batches):
+            self.full[part] = self._calls.of(0, self._batch(number)).hidden.float().cpu()
+            self.quantised[part] = self.full[part]
 
     def run(self) -> Iterator[TunedBlock]:
         """The blocks that are left."""
@@ -165,17 +164,20 @@ class BlockWiseTuning:
         """All steps of Adam on one block."""
         settings, trainable = self.settings, self.trainable
         layers = trainable.anatomy.blocks[index].layers.values()
-        optimiser = adam(trainable, settings.adapter_rates, settings.clip_rate, layers)
+        optimiser = adam(
+            trainable, settings.adapter_rates, settings.clip_rate, layers, settings.activation_rate
+        )
         if optimiser is None:
             return
         steps, number = settings.epochs * len(self.batches), 0
         for epoch in range(settings.epochs):
             for batch in range(len(self.batches)):
                 call, x, y = self._read(index, batch)
-                shown = []
+                shown, where = [], f"in epoch {epoch + 1}, batch {batch + 1}"
                 for group, bits in self._drawn(index, epoch, batch).items():
                     if any(trainable.layers[name].learns(bits) for name in layers):
-                        loss = self._loss(index, bits, call, x, y, f"in epoch {epoch + 1}, batch {batch + 1}")
+                        with seeded(self.device, self.seed, index, epoch, batch, group):
+                            loss = self._loss(index, bits, call, x, y, where, settings.drop)
                         loss.backward()
                         shown.append(f"{group}: {loss.item():.3g}")
                 step(optimiser, number, steps)
@@ -193,13 +195,15 @@ class BlockWiseTuning:
                 totals[group] += self._loss(index, bits, call, x, y, where).item() * len(x)
         return {group: total / len(self.full) for group, total in totals.items()}
 
-    def _loss(self, index: int, bits: int, call: Call, x: Tensor, y: Tensor, where: str) -> Tensor:
+    def _loss(
+        self, index: int, bits: int, call: Call, x: Tensor, y: Tensor, where: str, drop: float = 0.0
+    ) -> Tensor:
         """|block at bits (x) - y|, summed over tokens, mean over the rest."""
         plan = self._plan(bits)
         try:
             with fast_products(self.device):
-                out = call.run(self.trainable.block(index, plan), x)
-            loss = (out.float() - y).abs().mean((0, 2)).sum()
+                out = call.run(self.trainable.block(index, plan, drop), x)
+            loss = (out.float() - y).abs().mean((0, -1)).sum()
             sound, found = bool(torch.isfinite(loss)), loss.item()
         except ValueError as error:  # the grid refuses a weight whose adapter has left float16
             sound, found = False, f"not computable ({error})"
@@ -216,13 +220,29 @@ class BlockWiseTuning:
         """Bring both streams to the next block: X' to its inputs, X past it to its targets."""
         index = self.done
         if index:
-            for batch, rows in enumerate(self.batches):
-                self.quantised[rows] = self._merged(index - 1, batch).cpu()
+            merged = (self._merged(index - 1, batch) for batch in range(len(self.batches)))
+            self.quantised = self._refilled("quantised", self.quantised, merged)
         block = self.trainable.block(index, PrecisionPlan.full())
-        for batch, rows in enumerate(self.batches):
-            call = self._calls.of(index, self._batch(batch))
-            x = self.full[rows].to(call.hidden.device, call.hidden.dtype)
-            self.full[rows] = call.run(block, x).float().cpu()
+        passed = (self._passed(index, batch, block) for batch in range(len(self.batches)))
+        self.full = self._refilled("full", self.full, passed)
+
+    def _refilled(self, name: str, stream: Tensor, values: Iterable[Tensor]) -> Tensor:
+        """The stream with these values, batch by batch: itself, or another where they have another shape, as
+        behind the merging of patches."""
+        filled = stream
+        for part, value in zip(self.batches, values, strict=True):
+            if value.shape[1:] != filled.shape[1:]:
+                filled = self._streams.new(f"{name} {self.done}", len(stream), *value.shape[1:])
+            filled[part] = value.cpu()
+        if filled is not stream:
+            self._streams.release(stream)
+        return filled
+
+    def _passed(self, index: int, batch: int, block: nn.Module) -> Tensor:
+        """What a block makes of one batch of X."""
+        call = self._calls.of(index, self._batch(batch))
+        x = self.full[self.batches[batch]].to(call.hidden.device, call.hidden.dtype)
+        return call.run(block, x).float()
 
     def _merged(self, index: int, batch: int) -> Tensor:
         """What a tuned block hands on for one batch of X'."""
@@ -236,15 +256,14 @@ class BlockWiseTuning:
 
     def _read(self, index: int, batch: int) -> tuple[Call, Tensor, Tensor]:
         """Call of the block, X' and targets of one batch."""
-        rows = self.batches[batch]
+        part = self.batches[batch]
         call = self._calls.of(index, self._batch(batch))
         device, dtype = call.hidden.device, call.hidden.dtype
-        return call, self.quantised[rows].to(device, dtype), self.full[rows].to(device)
+        return call, self.quantised[part].to(device, dtype), self.full[part].to(device)
 
     def _batch(self, batch: int) -> dict[str, Tensor]:
         """The model's inputs for one batch."""
-        rows = self.batches[batch]
-        return {name: tensor[rows].to(self.device) for name, tensor in self._inputs.items()}
+        return rows(self._inputs, self.batches[batch], self.device)
 
     def _drawn(self, index: int, purpose: int | str, batch: int) -> dict[str, int]:
         """A width of each bit group, highest group first; purpose: the epoch, or what else is done."""
@@ -252,7 +271,8 @@ class BlockWiseTuning:
         return {name: draw.choice(group) for name, group in self.groups.items()}
 
     def _plan(self, bits: int) -> PrecisionPlan:
-        return PrecisionPlan.uniform(bits, bits if self.settings.activations else FULL)
+        activations = self.settings.activations and bits in ACTIVATION_BITS
+        return PrecisionPlan.uniform(bits, bits if activations else FULL)
 
     def _progress(self, index: int, fraction: float, what: str) -> None:
         blocks = len(self.trainable.anatomy.blocks)

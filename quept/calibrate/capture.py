@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from quept.models import Anatomy
 from quept.models.clone import clone, twin
 
+from .data import logits_of
+
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a block: its hidden states (batch, tokens, hidden) and everything that came with them."""
+    """One call of a block: its hidden states (batch, tokens, hidden), or (batch, height, width, hidden) of
+    windowed pictures, and everything that came with them."""
 
     hidden: Tensor
     rest: tuple
@@ -36,8 +39,8 @@ class Call:
 
 
 class Calls:
-    """The calls of a model's blocks. model: a causal language model of this anatomy; example: inputs of its
-    forward, on which the form of what its blocks return is seen (a tensor, or a tuple of one)."""
+    """The calls of a model's blocks. model: one of this anatomy; example: inputs of its forward, on which the
+    form of what its blocks return is seen (a tensor, or a tuple of one)."""
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, example: Mapping[str, Tensor]):
         self._model, self._anatomy, self._tuples = model, anatomy, False
@@ -57,7 +60,7 @@ class Calls:
             stand_in.forward = self._pass_on
         stand_ins[names[index]].forward = _reached
         try:
-            clone(self._model, stand_ins)(**inputs, use_cache=False)
+            logits_of(clone(self._model, stand_ins), inputs)
         except _Reached as reached:
             return reached.call
         raise RuntimeError(f"the model ran without calling {names[index]}")

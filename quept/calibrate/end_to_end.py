@@ -18,16 +18,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import LongTensor, Tensor, nn
+from torch import Tensor, nn
 
 from quept.config import EndToEnd
 from quept.numerics.adapters import RankSchedule
-from quept.plan import FULL, Bits, PrecisionPlan
+from quept.plan import ACTIVATION_BITS, FULL, Bits, PrecisionPlan
 
+from .data import Inputs, logits_of, rows, samples
 from .errors import CalibrationError
 from .loss import divergence_loss
 from .optimiser import adam, step
-from .precision import fast_products
+from .precision import fast_products, seeded
 from .trainable import Trainable
 
 
@@ -41,23 +42,27 @@ class Step:
 
 
 class EndToEndTuning:
-    """The state of the stage: `run()` yields after every step and may be left and taken up at any of them."""
+    """The state of the stage: `run()` yields after every step and may be left and taken up at any of them.
+    Step after step reads the next `batch` samples of the inputs, from the first again behind the last."""
 
     def __init__(
         self,
         trainable: Trainable,
         settings: EndToEnd,
         schedule: RankSchedule,
-        ids: LongTensor,
+        inputs: Inputs,
         seed: int,
         device: torch.device | str = "cpu",
     ):
-        needed = settings.steps * settings.batch
-        if ids.shape != (needed, settings.context):
-            raise ValueError(f"{needed} sequences of {settings.context} are needed; got {tuple(ids.shape)}")
         self.trainable, self.settings, self.schedule = trainable, settings, schedule
-        self.ids, self.seed, self.device, self.done = ids, seed, torch.device(device), 0
-        self.optimiser = adam(trainable, settings.adapter_rates, settings.clip_rate, betas=(0.9, 0.99))
+        self.inputs, self.seed, self.device, self.done = inputs, seed, torch.device(device), 0
+        self.optimiser = adam(
+            trainable,
+            settings.adapter_rates,
+            settings.clip_rate,
+            activation_rate=settings.activation_rate,
+            betas=(0.9, 0.99),
+        )
         if self.optimiser is None:
             raise ValueError("there is nothing to learn: give a bit group ranks, or a width clip factors")
 
@@ -68,16 +73,17 @@ class EndToEndTuning:
 
     def step(self) -> Step:
         settings, number = self.settings, self.done
-        ids = self.ids[number * settings.batch : (number + 1) * settings.batch].to(self.device)
+        index = torch.arange(number * settings.batch, (number + 1) * settings.batch) % samples(self.inputs)
+        inputs = rows(self.inputs, index, self.device)
         with torch.no_grad():
-            full = self.trainable.view(PrecisionPlan.full())
-            log_probs = full(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+            full = logits_of(self.trainable.view(PrecisionPlan.full()), inputs)
+            log_probs = full.float().log_softmax(-1)
         losses: dict[str, float] = {}
         for plan in self.plans(number):
-            view = self.trainable.view(plan, settings.checkpointed)
+            view = self.trainable.view(plan, settings.checkpointed, settings.drop)
             try:
-                with fast_products(self.device):
-                    logits = view(input_ids=ids, use_cache=False).logits
+                with fast_products(self.device), seeded(self.device, self.seed, number, plan.name):
+                    logits = logits_of(view, inputs)
             except ValueError as error:  # a weight that left the range of its grid
                 raise self._broken(plan, str(error)) from None
             loss = divergence_loss(logits, log_probs)
@@ -112,7 +118,7 @@ class EndToEndTuning:
 
     def _activations(self, bits: int, draw: random.Random) -> int:
         """Width of the inputs of a layer at `bits`."""
-        if not self.settings.activations:
+        if not self.settings.activations or bits not in ACTIVATION_BITS:
             return FULL
         wider = [b for b in self.schedule.widths if b > bits]
         return draw.choice(wider) if wider and draw.random() < self.settings.wider else bits

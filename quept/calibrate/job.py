@@ -1,7 +1,8 @@
 """One calibration run: a model and a recipe in, an artifact folder out, re-opened and checked before it is
 called done.
 
-    transforms -> block-wise stage -> end-to-end stage -> comparison with plain rounding -> artifact
+    transforms -> static grids -> block-wise stage -> end-to-end stage -> comparison with plain rounding
+    -> artifact
 
 What is in the folder while it runs: progress.jsonl, one line for every step and decision, and checkpoint.*,
 replaced by renaming, from which the same command goes on to the same bytes. When it is done: manifest.json,
@@ -22,21 +23,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import LongTensor
 
 from quept.artifact import Artifact, Manifest
 from quept.config import Recipe
 from quept.models import LoadedModel, load
-from quept.plan import FULL, PrecisionPlan
+from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
 from quept.runtime import ElasticModel
 
 from .block_wise import tune_blocks
 from .checkpoint import Checkpoint
+from .data import BATCH, Inputs, batches, calibration_data, logits_of, samples
 from .end_to_end import EndToEndTuning
 from .errors import CalibrationError
 from .loss import divergence_loss
+from .observe import static_ends
+from .pictures import identity
 from .prepare import prepared
-from .text import sequences, without
 from .trainable import Trainable
 
 Progress = Callable[[str, float | None], None]
@@ -73,10 +75,12 @@ def calibrate(
     artifact as read back from there.
 
     A folder in which this very run was begun is gone on with; one that holds anything else is left alone.
-    Raises CalibrationError, LoadError, ArtifactError, TransformError, or ValueError for a bad text."""
+    Raises CalibrationError, LoadError, ArtifactError, TransformError, or ValueError for bad texts or
+    pictures."""
     report = progress or (lambda stage, fraction: None)
     out = Path(out)
     loaded = load(source, report)
+    _check_kind(recipe, loaded)
     group = recipe.group if recipe.group is not None else loaded.group
     run = _identity(loaded, recipe, group)
     if Artifact.is_one(out):
@@ -88,28 +92,42 @@ def calibrate(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     began = time.monotonic()
-    ids, held_out = _texts(recipe, loaded, report)
-    transformed = prepared(loaded, recipe, group, held_out, report)
+    data = calibration_data(recipe, loaded, report)
+    transformed = prepared(loaded, recipe, group, data, report)
     log(
         "transforms",
         steps=[step["kind"] for step in (transformed.record.steps if transformed.record else ())],
     )
     model = copy.deepcopy(transformed.model).to(device, torch.float32)
+    static = None
+    if recipe.static:
+        report("searching the grids of the activations", None)
+        shown = batches(data.block_wise, recipe.static.images, device)
+        static = static_ends(model, loaded.anatomy, shown, recipe.static.widths, recipe.static.percentiles)
     trainable = Trainable(
-        model, loaded.anatomy, recipe.adapters, recipe.clip.start, group, recipe.seed, transformed.online
+        model,
+        loaded.anatomy,
+        recipe.adapters,
+        recipe.clip.start,
+        group,
+        recipe.seed,
+        transformed.online,
+        static,
     )
     seconds = {"preparing": time.monotonic() - began}
     if stage := recipe.block_wise:
-        inputs, ids = {"input_ids": ids[: stage.sequences]}, ids[stage.sequences :]
-        tune_blocks(trainable, stage, inputs, recipe.seed, out, checkpoint, log, report, device)
+        tune_blocks(trainable, stage, data.block_wise, recipe.seed, out, checkpoint, log, report, device)
         seconds["block-wise"] = log.seconds("block")
     if recipe.end_to_end:
-        tuning = EndToEndTuning(trainable, recipe.end_to_end, recipe.adapters, ids, recipe.seed, device)
+        tuning = EndToEndTuning(
+            trainable, recipe.end_to_end, recipe.adapters, data.end_to_end, recipe.seed, device
+        )
         _tune(tuning, checkpoint, log, report)
         seconds["end to end"] = log.seconds("end to end")
     began = time.monotonic()
     artifact = _artifact(loaded, transformed, recipe, group, trainable)
-    artifact = _compared(artifact, loaded, transformed, recipe, held_out, device, log, report)
+    plain = replace(artifact, learned=trainable.plain())
+    artifact = _compared(artifact, plain, loaded, transformed, recipe, data.held_out, device, log, report)
     seconds["comparing"] = time.monotonic() - began
     log("done", seconds_per_stage={name: round(s, 1) for name, s in seconds.items()})
     report("writing the artifact", None)
@@ -149,7 +167,7 @@ def _artifact(
         loaded.fingerprint,
         group,
         loaded.anatomy.layers,
-        provenance={"base": loaded.provenance, "text": _described(recipe)},
+        provenance={"base": loaded.provenance} | _described(recipe),
         recipe=_without_folders(recipe).to_dict(),
         widths={name: tuple(widths) for name in loaded.anatomy.layers},
         transforms=transformed.record.steps if transformed.record else (),
@@ -159,86 +177,91 @@ def _artifact(
 
 def _compared(
     artifact: Artifact,
+    plain: Artifact,
     loaded: LoadedModel,
     transformed: LoadedModel,
     recipe: Recipe,
-    held_out: LongTensor,
+    held_out: Inputs,
     device: torch.device,
     log: _Log,
     report: Progress,
 ) -> Artifact:
-    """The artifact with every width it won, each measured on held-out text as it will be stored. A width that
-    lost against plain rounding of the same (transformed) weights goes back to it, and that is said."""
+    """The artifact with every width it won, each measured on held-out data as it will be stored. A width that
+    lost against plain rounding of the same (transformed) weights, activations on the grids where learning
+    began, goes back to that, and that is said. plain: the artifact without anything learned."""
     options = {"device": device, "dtype": torch.float32, "budget": 1}  # nothing is wanted twice
     rtn = ElasticModel(loaded, Artifact.rtn(loaded, artifact.group), **options)
-    plain = rtn
-    if transformed is not loaded:
-        plain = ElasticModel(transformed, replace(artifact, learned={}), **options)
+    unlearned = rtn
+    if transformed is not loaded or recipe.static:
+        unlearned = ElasticModel(transformed, plain, **options)
     calibrated = ElasticModel(transformed, artifact, **options)
-    full = [rtn.reference(ids[None]).log_softmax(-1) for ids in held_out]
+    shown = list(batches(held_out, samples(held_out), device, 1 if recipe.text else BATCH))
+    full = [rtn.reference(*inputs.values()).log_softmax(-1) for inputs in shown]
+    weights = [len(log_probs) for log_probs in full]
 
     def divergence(elastic: ElasticModel, plan: PrecisionPlan) -> float:
         view = elastic.view(plan)
         with torch.no_grad():
-            logits = (view(input_ids=ids[None].to(device), use_cache=False).logits for ids in held_out)
-            kl = [divergence_loss(q, p).item() for q, p in zip(logits, full, strict=True)]
-        return round(sum(kl) / len(kl), 6)
+            logits = (logits_of(view, inputs) for inputs in shown)
+            kl = [n * divergence_loss(q, p).item() for q, p, n in zip(logits, full, weights, strict=True)]
+        return round(sum(kl) / sum(weights), 6)
 
-    activations = (recipe.end_to_end or recipe.block_wise).activations
+    stage = recipe.end_to_end or recipe.block_wise
+    activations = stage.activations if stage else True
     quality = {}
     for i, bits in enumerate(recipe.adapters.widths):
-        plan = PrecisionPlan.uniform(bits, bits if activations else FULL)
+        plan = PrecisionPlan.uniform(bits, bits if activations and bits in ACTIVATION_BITS else FULL)
         report(f"comparing {plan.name} with plain rounding", i / len(recipe.adapters.widths))
         found = {"kl_rtn": divergence(rtn, plan)}
-        found["kl_plain"] = divergence(plain, plan) if plain is not rtn else found["kl_rtn"]
+        found["kl_plain"] = divergence(unlearned, plan) if unlearned is not rtn else found["kl_rtn"]
         learned = any(bits in widths for widths in artifact.manifest.widths.values())
         kl = divergence(calibrated, plan) if learned else math.inf
         kept = learned and kl < found["kl_plain"]
         log("compared", plan=plan.name, kl=kl if learned else None, kept=kept, **found)
         quality[plan.name] = {"kl": kl if kept else found["kl_plain"], **found}
         if learned and not kept:
-            layers = {name: layer.without(bits) for name, layer in artifact.learned.items()}
+            layers = {
+                name: layer.without(bits, plain.static(name).get(bits))
+                for name, layer in artifact.learned.items()
+            }
             listed = {name: layer.widths for name, layer in layers.items()}
             artifact = replace(artifact, learned=layers, manifest=replace(artifact.manifest, widths=listed))
     return replace(artifact, manifest=replace(artifact.manifest, quality=quality))
 
 
-def _texts(recipe: Recipe, loaded: LoadedModel, report: Progress) -> tuple[LongTensor, LongTensor]:
-    """(training windows, the block-wise stage's first; held-out windows), without a window in common."""
-    report("reading the calibration text", None)
-    stage = recipe.end_to_end or recipe.block_wise
-    count = recipe.block_wise.sequences if recipe.block_wise else 0
-    count += recipe.end_to_end.steps * recipe.end_to_end.batch if recipe.end_to_end else 0
-    ids = sequences(
-        recipe.text.sources, loaded.tokenizer, count + recipe.held_out, stage.context, recipe.seed, report
-    )
-    held_out, ids = ids[: recipe.held_out], ids[recipe.held_out :]
-    ids = without(ids, held_out)  # a short text gives windows more than once
-    if len(ids) == 0:
-        raise CalibrationError(
-            f"the calibration text is too short to hold {recipe.held_out} windows of {stage.context} tokens "
-            "out of it: give a longer text or a shorter context"
-        )
-    return ids.repeat(-(-count // len(ids)), 1)[:count], held_out
+def _check_kind(recipe: Recipe, loaded: LoadedModel) -> None:
+    if bool(recipe.images) != bool(loaded.vision):
+        what = "classifies pictures" if loaded.vision else "is a language model"
+        on = "pictures" if recipe.images else "text"
+        raise ValueError(f"{loaded.title} {what}, and the recipe {recipe.name} calibrates on {on}")
+    if recipe.images and not recipe.images.source:
+        raise ValueError(f"the recipe {recipe.name} needs pictures to calibrate on: give a folder of them")
 
 
 def _identity(loaded: LoadedModel, recipe: Recipe, group: int | str) -> str:
-    """What a run is: base, recipe, grid, and the bytes of the text files."""
-    files = [
-        hashlib.sha256(Path(s).read_bytes()).hexdigest() for s in recipe.text.sources if Path(s).is_file()
-    ]
+    """What a run is: base, recipe, grid, and the bytes of the text files or the names of the pictures."""
+    if recipe.text:
+        texts = [Path(source) for source in recipe.text.sources if Path(source).is_file()]
+        files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in texts]
+    else:
+        files = identity(recipe.images.source)
     settings = _without_folders(recipe).to_dict()
     return hashlib.sha256(json.dumps([loaded.fingerprint, settings, group, files]).encode()).hexdigest()
 
 
 def _without_folders(recipe: Recipe) -> Recipe:
-    """The recipe as others may read it: text files by name, not by where they lay."""
+    """The recipe as others may read it: files and folders by name, not by where they lay."""
+    if recipe.images:
+        return recipe.with_images(Path(recipe.images.source).name)
     shares = recipe.text.sources.items()
     return recipe.with_text({Path(s).name if Path(s).is_file() else s: share for s, share in shares})
 
 
-def _described(recipe: Recipe) -> str:
-    """The texts and their shares in words, files with the start of their hash and without where they lay."""
+def _described(recipe: Recipe) -> dict[str, str]:
+    """What was calibrated on, in words: texts with their shares, files with the start of their hash and
+    without where they lay."""
+    if recipe.images:
+        return {"images": f"{recipe.images.count:,} pictures of {Path(recipe.images.source).name}"}
     whole = sum(recipe.text.sources.values())
     named = []
     for source, share in recipe.text.sources.items():
@@ -247,7 +270,7 @@ def _described(recipe: Recipe) -> str:
         if path.is_file():
             what = f"{path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}…)"
         named.append(f"{what} {share / whole:.0%}")
-    return ", ".join(named)
+    return {"text": ", ".join(named)}
 
 
 def _read_back(out: str | Path, manifest: Manifest, loaded: LoadedModel) -> Artifact:

@@ -15,12 +15,14 @@ def adam(
     adapter_rates: tuple[float, ...],
     clip_rate: float,
     layers: Iterable[str] | None = None,
+    activation_rate: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> Adam | None:
     """The optimiser of these layers (None: of all); None where they have nothing to learn. adapter_rates: of
-    each bit group's own ranks, highest group first."""
+    each bit group's own ranks, highest group first; activation_rate: of the ends of static grids."""
     layers = None if layers is None else list(layers)
     rated = [(trainable.parameters("clips", layers), clip_rate)]
+    rated += [(trainable.parameters("static", layers), activation_rate)]
     rated += [(trainable.parameters("adapters", layers, g), peak) for g, peak in enumerate(adapter_rates)]
     groups = [{"params": params, "lr": peak, "peak": peak} for params, peak in rated if params]
     return Adam(groups, betas=betas) if groups else None

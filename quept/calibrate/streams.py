@@ -1,6 +1,7 @@
 """Activation streams: what flows between the blocks, for all calibration sequences at once.
 
-A stream is an ordinary CPU tensor (sequences, context, hidden) of float32, read and written by rows:
+A stream is an ordinary CPU tensor (sequences, context, hidden) of float32, read and written by rows; of
+pictures that lie as they are seen (sequences, height, width, hidden):
 
     with Streams(folder, memory=4_000_000_000) as streams:
         x = streams.new("full precision", 128, 2048, 4096)
@@ -14,6 +15,7 @@ the next one comes.
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -39,11 +41,10 @@ class Streams:
     def __exit__(self, *_) -> None:
         self._delete()
 
-    def new(self, name: str, sequences: int, context: int, hidden: int) -> Tensor:
-        """A stream of zeros, (sequences, context, hidden) float32. CalibrationError where the disk has no
+    def new(self, name: str, *shape: int) -> Tensor:
+        """A stream of zeros of this shape, sequences first, float32. CalibrationError where the disk has no
         room for it."""
-        shape = (sequences, context, hidden)
-        size = sequences * context * hidden * torch.float32.itemsize
+        size = math.prod(shape) * torch.float32.itemsize
         if size <= self._left:
             self._left -= size
             return torch.zeros(shape)
@@ -58,6 +59,11 @@ class Streams:
         path = self._folder / f"{name.replace(' ', '-')}{SUFFIX}"
         path.unlink(missing_ok=True)
         return torch.from_file(str(path), shared=True, size=size // 4, dtype=torch.float32).view(shape)
+
+    def release(self, stream: Tensor) -> None:
+        """The stream is not needed any more."""
+        if stream.untyped_storage().filename is None:
+            self._left += stream.nbytes
 
     def _delete(self) -> None:
         for path in self._folder.glob(f"*{SUFFIX}"):

@@ -6,6 +6,9 @@ the weight on its grid as a differentiable function of them:
 
     x' = round_to_grid(W + B[:, :r] @ A[:r], bits, low = sigmoid(clip[0]), high = sigmoid(clip[1]))
 
+and, where its activations are rounded on static grids, the logarithms of how far the two ends of each site's
+range have moved from where they started.
+
 A `Trainable` is a model whose layers are such. As at run time precision is an argument: `view(plan)` is a
 clone of the module tree whose leaves compute their weights from the shared parameters at the plan's widths,
 so that the gradient of any loss on the view reaches them. What is learned leaves as `learned()`, in the form
@@ -28,7 +31,8 @@ from quept.models.clone import clone
 from quept.numerics.adapters import RankSchedule, adapted, new_adapter
 from quept.numerics.grid import group_size
 from quept.numerics.hadamard import hadamard_transform
-from quept.numerics.ste import round_to_grid, round_tokens
+from quept.numerics.static import grid_between
+from quept.numerics.ste import round_static, round_to_grid, round_tokens
 from quept.plan import FULL, Bits, PrecisionPlan
 
 
@@ -36,7 +40,9 @@ class TrainableLayer(nn.Module):
     """Learned tensors of one linear layer. weight (out, in) and bias (out,) or None are frozen; the weight's
     dtype is the one that is computed in.
 
-    clip_start: `{bits: logit that both clip factors start from}`; a width that is missing is not clipped."""
+    clip_start: `{bits: logit that both clip factors start from}`; a width that is missing is not clipped.
+    static: `{bits: (2, sites)}`, the ends that static grids start from; a width that is missing is rounded
+    per token. Sites are the input and, of a layer that gives query, key and value, these three."""
 
     def __init__(
         self,
@@ -47,6 +53,7 @@ class TrainableLayer(nn.Module):
         group: int,
         generator: torch.Generator,
         online: bool = False,
+        static: Mapping[int, Tensor] | None = None,
     ):
         super().__init__()
         rows, columns = weight.shape
@@ -63,6 +70,29 @@ class TrainableLayer(nn.Module):
                 for bits, start in clip_start.items()
             }
         )
+        self._ends = {bits: ends.to(weight.device) for bits, ends in (static or {}).items()}
+        self.static = nn.ParameterDict(
+            {str(bits): nn.Parameter(torch.zeros_like(ends)) for bits, ends in self._ends.items()}
+        )
+
+    def forward(self, x: Tensor, bits: Bits, drop: float = 0.0) -> Tensor:
+        """x (..., in) -> (..., out) at these widths. drop: the share of activations left as they are, drawn
+        at random (QDrop, arXiv 2203.05740)."""
+        if self.online:
+            x = hadamard_transform(x)
+        width = bits.activations
+        if width == FULL:
+            return linear(x, self.values(bits.weights), self.bias)
+        if str(width) not in self.static:
+            return linear(_dropped(x, round_tokens(x, width), drop), self.values(bits.weights), self.bias)
+        low, high = self._ends_at(width)
+        x = _dropped(x, round_static(x, low[:1], high[:1], width), drop)
+        y = linear(x, self.values(bits.weights), self.bias)
+        return _dropped(y, round_static(y, low[1:], high[1:], width), drop) if len(low) > 1 else y
+
+    def _ends_at(self, bits: int) -> Tensor:
+        """(2, sites): the ends as they are learned by now."""
+        return self._ends[bits] * self.static[str(bits)].exp()
 
     def values(self, bits: int) -> Tensor:
         """The weight (out, in) at 2..8 bits, or as it is at 16."""
@@ -77,9 +107,11 @@ class TrainableLayer(nn.Module):
         return round_to_grid(x, bits, self.group, low, high)
 
     def learns(self, bits: int) -> bool:
-        """Whether this width has anything to learn: ranks of its own group, or clip factors."""
+        """Whether this width has anything to learn: ranks of its own group, clip factors or static ends."""
         own = self.schedule.group_of(bits)
-        return str(bits) in self.clips or (own >= 0 and self.schedule.steps[own] > 0)
+        return (
+            str(bits) in self.clips or str(bits) in self.static or (own >= 0 and self.schedule.steps[own] > 0)
+        )
 
     def _adapter(self, bits: int) -> tuple[Tensor, Tensor]:
         """B and A of this width, with borrowed ranks held constant."""
@@ -97,15 +129,32 @@ class TrainableLayer(nn.Module):
             torch.cat([a.detach() for a in self.a]),
             factors,
             tuple(bits),
+            {width: self.grid(width) for width in self._ends},
         )
+
+    def plain(self) -> LayerParameters:
+        """The static grids alone, where they started; every width of the weight is rounded to nearest."""
+        empty = torch.zeros(0, 0)
+        grids = {width: self.grid(width, learned=False) for width in self._ends}
+        return LayerParameters.rounded(self.schedule, empty, empty, {}, (), grids)
+
+    def grid(self, bits: int, learned: bool = True) -> Tensor:
+        """The static grid (2, sites) at this width: as learned, or as it started."""
+        ends = self._ends_at(bits) if learned else self._ends[bits]
+        return grid_between(*ends.detach(), bits)
+
+
+def _dropped(x: Tensor, rounded: Tensor, share: float) -> Tensor:
+    return torch.where(torch.rand_like(x) < share, x, rounded) if share else rounded
 
 
 class _AtWidth(nn.Module):
     """The leaf of a view: the layer at one width."""
 
-    def __init__(self, layer: TrainableLayer, bits: Bits):
+    def __init__(self, layer: TrainableLayer, bits: Bits, drop: float = 0.0):
         super().__init__()
         self.__dict__["layer"], self.bits = layer, bits  # not a child: it is shared by all views
+        self.drop = drop
         self.out_features, self.in_features = layer.weight.shape
 
     @property
@@ -113,17 +162,15 @@ class _AtWidth(nn.Module):
         return self.layer.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.layer.online:
-            x = hadamard_transform(x)
-        if self.bits.activations != FULL:
-            x = round_tokens(x, self.bits.activations)
-        return linear(x, self.layer.values(self.bits.weights), self.layer.bias)
+        return self.layer(x, self.bits, self.drop)
 
 
 class Trainable:
     """A model (its layers' weights in the dtype to compute in) and one TrainableLayer for each of `layers`.
 
-    online: layers whose input passes through a Hadamard transform, as `LoadedModel.online` names them."""
+    online: layers whose input passes through a Hadamard transform, as `LoadedModel.online` names them.
+    static: `{layer: {bits: (2, sites)}}`, ends of the static grids that activations start from; none: they
+    are rounded per token."""
 
     def __init__(
         self,
@@ -134,6 +181,7 @@ class Trainable:
         group: int | str,
         seed: int,
         online: Collection[str] = (),
+        static: Mapping[str, Mapping[int, Tensor]] | None = None,
     ):
         self.anatomy, self._model = anatomy, model
         generator = torch.Generator().manual_seed(seed)
@@ -150,12 +198,14 @@ class Trainable:
                 group_size(columns, group),
                 generator,
                 name in online,
+                (static or {}).get(name),
             )
 
-    def view(self, plan: PrecisionPlan, checkpointed: bool = False) -> nn.Module:
+    def view(self, plan: PrecisionPlan, checkpointed: bool = False, drop: float = 0.0) -> nn.Module:
         """The model at this plan. checkpointed: keep only the blocks' inputs for the backward pass and
-        compute the rest again."""
-        bound = {name: _AtWidth(self.layers[name], bits) for name, bits in plan.resolve(self.layers).items()}
+        compute the rest again. drop: see `TrainableLayer.forward`."""
+        plans = plan.resolve(self.layers)
+        bound = {name: _AtWidth(self.layers[name], bits, drop) for name, bits in plans.items()}
         view = clone(self._model, bound)
         if checkpointed:
             for block in self.anatomy.blocks:
@@ -163,20 +213,22 @@ class Trainable:
                 module.forward = partial(checkpoint, module.forward, use_reentrant=False)
         return view
 
-    def block(self, index: int, plan: PrecisionPlan) -> nn.Module:
+    def block(self, index: int, plan: PrecisionPlan, drop: float = 0.0) -> nn.Module:
         """One block of the model at this plan, by itself."""
         block, bits = self.anatomy.blocks[index], plan.resolve(self.layers)
-        bound = {name: _AtWidth(self.layers[name], bits[name]) for name in block.layers.values()}
+        bound = {name: _AtWidth(self.layers[name], bits[name], drop) for name in block.layers.values()}
         return clone(self._model.get_submodule(block.name), bound, block.name)
 
     def parameters(
         self, kind: str, layers: Iterable[str] | None = None, group: int | None = None
     ) -> list[nn.Parameter]:
-        """The learned tensors of a kind, "adapters" or "clips": of these layers, or of all; of adapters those
-        that one bit group owns, or all."""
+        """The learned tensors of a kind, "adapters", "clips" or "static": of these layers, or of all; of
+        adapters those that one bit group owns, or all."""
         chosen = [self.layers[name] for name in (self.layers if layers is None else layers)]
         if kind == "clips":
             return [p for layer in chosen for p in layer.clips.values()]
+        if kind == "static":
+            return [p for layer in chosen for p in layer.static.values()]
         owned = slice(None) if group is None else slice(group, group + 1)
         return [p for layer in chosen for p in (*layer.b[owned], *layer.a[owned]) if p.numel()]
 
@@ -192,6 +244,10 @@ class Trainable:
         """Copy tensors of the same names and shapes back in, those of these layers or of all."""
         for name, tensor in self.state(layers).items():
             tensor.copy_(state[name])
+
+    def plain(self) -> dict[str, LayerParameters]:
+        """Nothing learned: the static grids alone, where they started."""
+        return {name: layer.plain() for name, layer in self.layers.items()}
 
     def learned(self, bits: Iterable[int]) -> dict[str, LayerParameters]:
         bits = tuple(bits)

@@ -43,6 +43,12 @@ def calibrate_parser(commands) -> None:
         metavar="TEXT[=SHARE]",
         help="calibrate on this built-in text or text file instead of the recipe's; repeat for several",
     )
+    p.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="calibrate a classifier on the pictures in this folder instead of the recipe's; labels are not "
+        "read",
+    )
     p.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     p.add_argument(
         "--group",
@@ -60,8 +66,10 @@ def _calibrate(options: argparse.Namespace) -> None:
     out = options.out or Path("runs") / f"{Path(options.model).name}-{name}"
     with Progress() as progress:
         if options.recipe == "rtn":
-            if options.text or options.device:
-                raise ValueError("rtn reads no text and needs no device: leave --text and --device out")
+            if options.text or options.data or options.device:
+                raise ValueError(
+                    "rtn reads no data and needs no device: leave --text, --data and --device out"
+                )
             artifact = calibrate_rtn(options.model, out, options.group, progress)
         else:
             artifact = calibrate(options.model, _recipe(options), out, progress, options.device)
@@ -70,7 +78,7 @@ def _calibrate(options: argparse.Namespace) -> None:
     row = (str(out), name, str(m.group), str(len(m.layers)), size)
     print_table(("artifact", "recipe", "group", "layers", "MB"), [row])
     if m.quality:
-        print("\nmean KL on calibration text that was held out")
+        print("\nmean KL on calibration data that was held out")
         rows = [(plan, short(q["kl"]), short(q["kl_rtn"])) for plan, q in m.quality.items()]
         print_table(("plan", "calibrated", "round to nearest"), rows)
     if options.json:
@@ -87,13 +95,15 @@ def _calibrate(options: argparse.Namespace) -> None:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    """The recipe that was named, with the texts and the group that were."""
+    """The recipe that was named, with the texts or pictures and the group that were."""
     from quept.config import Recipe
 
     recipe = Recipe.load(options.recipe, options.model)
     if options.text:
         shares = (text.rpartition("=") if "=" in text else (text, "", "1") for text in options.text)
         recipe = recipe.with_text({source: _share(share) for source, _, share in shares})
+    if options.data:
+        recipe = recipe.with_images(options.data)
     return replace(recipe, group=options.group) if options.group is not None else recipe
 
 

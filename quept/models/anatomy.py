@@ -47,6 +47,22 @@ class Anatomy:
         return (self.embed, self.head, *FAMILIES[self.family].more_heads)
 
     @property
+    def norms(self) -> dict[str, tuple[str, ...]]:
+        """`{norm of a block: the linear layers that read it}`, all by full name."""
+        table = FAMILIES[self.family].norms.items()
+        return {
+            f"{block.name}.{norm}": tuple(block.layers[role] for role in readers)
+            for block in self.blocks
+            for norm, readers in table
+            if set(readers) <= set(block.layers)
+        }
+
+    @property
+    def fused(self) -> frozenset[str]:
+        """The layers that give query, key and value at once, a third of their outputs each."""
+        return frozenset(block.layers["qkv"] for block in self.blocks if "qkv" in block.layers)
+
+    @property
     def kind(self) -> str:
         """What the model works on: "language" or "vision"."""
         return FAMILIES[self.family].kind

@@ -46,7 +46,7 @@ class Family:
 _VIT = {
     "blocks": "blocks.*",
     "roles": {"qkv": "attn.qkv", "o": "attn.proj", "up": "mlp.fc1", "down": "mlp.fc2"},
-    "norms": {"norm1": ("qkv",), "norm2": ("up",)},
+    "norms": {"norm1": ("qkv",), "norm2": ("up",), "norm": ("merge",)},
     "embed": "patch_embed.proj",
     "final_norm": "norm",
     "head": "head",

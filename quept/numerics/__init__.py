@@ -1,7 +1,8 @@
 """Arithmetic of elastic quantisation: pure functions on tensors, no models and no files.
 
 grid      the rounding grid of one width: ranges, scales, zero-points, codes
-ste       the same grid as a function that can be trained through
+static    the grid of activations whose range is known before the model runs
+ste       the same grids as functions that can be trained through
 adapters  cascaded low-rank adapters: which ranks each width uses
 merge     multi-bit token merging: one stream of activations for all bit groups
 hadamard  orthonormal Hadamard transforms of any width

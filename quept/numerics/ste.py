@@ -1,4 +1,4 @@
-"""The rounding grid as a function that can be trained through: straight-through rounding, learned clipping.
+"""The rounding grids as functions that can be trained through: straight-through rounding, learned ends.
 
 Forward gives exactly the values of `grid.quantise(x, bits, group, low, high)`. Backward treats rounding (of
 codes, of zero-points, of scales to float16) as the identity. With g = dL/dx' the gradient that comes in, u =
@@ -11,7 +11,8 @@ x / s, r = round(u), and lo', hi' the clipped ends of a group of columns:
     hi'     = max(0, max x) * high,   lo' = min(0, min x) * low        (the ends themselves are held constant)
 
 which is LSQ's gradient (arXiv 1902.08153) written for QuEPT's clip factors. 8 bits are symmetric and never
-clipped: nothing but x receives a gradient there.
+clipped: nothing but x receives a gradient there. The static grid of activations is trained by the same rule,
+with lo' and hi' themselves as what is learned.
 
 Cost: about 12 passes forward and 6 backward over the weight, all of them plain float arithmetic. Masks are
 avoided on purpose: a boolean mask costs as much as ten multiplications on a CPU, so being outside is a float
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from .grid import SYMMETRIC_BITS, fake_quantise_tokens, grouped, scale_and_zero
+from .static import grid_between
 
 
 def round_to_grid(x: Tensor, bits: int, group: int, low: Tensor, high: Tensor) -> Tensor:
@@ -32,6 +34,12 @@ def round_to_grid(x: Tensor, bits: int, group: int, low: Tensor, high: Tensor) -
     low, high (out, groups): clip factors in (0, 1] of the lower and upper end of each group's range. Raises
     ValueError for a weight that is not finite, as `grid.quantise` does."""
     return _RoundToGrid.apply(x, low, high, bits, group)
+
+
+def round_static(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """Activations (..., features) on the static grid of each site, differentiable in x and in the ends low <=
+    0 <= high (sites,) of the ranges. Forward gives the values of `static.fake_quantise_static`."""
+    return _RoundStatic.apply(x, low, high, bits)
 
 
 def round_tokens(x: Tensor, bits: int) -> Tensor:
@@ -47,20 +55,13 @@ class _RoundToGrid(torch.autograd.Function):
         g = grouped(x, group)
         scale, zero, lo, hi = scale_and_zero(g, bits, low[..., None], high[..., None])
         top = 2**bits - 1
-        u = g / scale
-        rounded = u.round()
-        error = rounded - u  # r - u
-        q = rounded.add_(zero)
-        codes = q.clamp(0, top)
-        outside = q.sub_(codes).clamp_(-1, 1)
-        values = codes.sub_(zero).mul_(scale).reshape(rows, -1)[:, :columns]
+        values, outside, error = _rounded(g / scale, scale, zero, top)
         if bits == SYMMETRIC_BITS:
             ctx.save_for_backward(outside)
         else:
-            inside = outside.square().neg_().add_(1)
-            ctx.save_for_backward(outside, error.mul_(inside), lo, hi)
+            ctx.save_for_backward(outside, _inside(error, outside), lo, hi)
         ctx.group, ctx.top = group, top
-        return values.contiguous()
+        return values.reshape(rows, -1)[:, :columns].contiguous()
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -72,8 +73,53 @@ class _RoundToGrid(torch.autograd.Function):
         if not ranges:
             return grad_x, None, None, None, None
         error, lo, hi = ranges
-        by_scale = (g * error).sum(-1) / ctx.top
-        above_less_below, above_and_below = over.sum(-1), both.sum(-1)
-        grad_hi = by_scale + (above_and_below + above_less_below) / 2
-        grad_lo = -by_scale + (above_and_below - above_less_below) / 2
+        grad_lo, grad_hi = _at_ends((g * error).sum(-1) / ctx.top, over.sum(-1), both.sum(-1))
         return grad_x, grad_lo * lo[..., 0], grad_hi * hi[..., 0], None, None
+
+
+class _RoundStatic(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+        top = 2**bits - 1
+        scale, zero = grid_between(low, high, bits)[..., None].unbind()
+        g = x.unflatten(-1, (len(low), -1))
+        values, outside, error = _rounded(g * (1 / scale), scale, zero, top)
+        ctx.save_for_backward(outside, _inside(error, outside))
+        ctx.top = top
+        return values.flatten(-2)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        outside, error = ctx.saved_tensors
+        g = grad.unflatten(-1, outside.shape[-2:])
+        over = g * outside
+        both = over * outside
+        sums = (_by_site(g * error) / ctx.top, _by_site(over), _by_site(both))
+        return (g - both).flatten(-2), *_at_ends(*sums), None
+
+
+def _rounded(u: Tensor, scale: Tensor, zero: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """u = x / s -> values on the grid; o, which is -1, 0 or 1 below, inside and above it; r - u."""
+    rounded = u.round()
+    error = rounded - u
+    q = rounded.add_(zero)
+    codes = q.clamp(0, top)
+    outside = q.sub_(codes).clamp_(-1, 1)
+    return codes.sub_(zero).mul_(scale), outside, error
+
+
+def _inside(error: Tensor, outside: Tensor) -> Tensor:
+    """The error inside the range, 0 outside; `error` is used up."""
+    return error.mul_(outside.square().neg_().add_(1))
+
+
+def _at_ends(by_scale: Tensor, above_less_below: Tensor, above_and_below: Tensor) -> tuple[Tensor, Tensor]:
+    """(dL/dlo', dL/dhi') from dL/ds / (2^b - 1) and the sums of g outside."""
+    grad_hi = by_scale + (above_and_below + above_less_below) / 2
+    grad_lo = -by_scale + (above_and_below - above_less_below) / 2
+    return grad_lo, grad_hi
+
+
+def _by_site(x: Tensor) -> Tensor:
+    """(..., sites, features) -> sums (sites,)."""
+    return x.sum(-1).flatten(0, -2).sum(0)

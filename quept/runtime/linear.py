@@ -1,7 +1,9 @@
-"""The linear layer of a view: a weight bound from the bank, the bias of the source layer, and the width of
-its input."""
+"""The linear layer of a view: a weight bound from the bank, the bias of the source layer, and how its
+input is rounded."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -9,20 +11,36 @@ from torch.nn.functional import linear
 from quept.models.clone import twin
 from quept.numerics.grid import fake_quantise_tokens
 from quept.numerics.hadamard import hadamard_transform
+from quept.numerics.static import fake_quantise_static
 from quept.plan import FULL, Bits
 
 
 class BoundLinear(nn.Module):
-    """x (..., in) -> (..., out) with a weight (out, in) that is already on its grid; x is rounded per token
-    if asked to be, after a Hadamard transform where the weight holds the other half of one (`online`)."""
+    """x (..., in) -> (..., out) with a weight (out, in) that is already on its grid; x is rounded if asked to
+    be, after a Hadamard transform where the weight holds the other half of one (`online`).
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, bits: Bits, online: bool = False):
+    static: `{bits: (2, sites)}`, the grids of the input and, of a layer that gives query, key and value, of
+    these three, which are what attention multiplies. A width without a grid is rounded per token, and then
+    the output is left alone."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        bits: Bits,
+        online: bool = False,
+        static: Mapping[int, Tensor] | None = None,
+    ):
         super().__init__()
         # register_buffer keeps the bank's own tensor object, which its weak reference follows; nn.Buffer
         # would not
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
         self.bits, self.online = bits, online
+        self._grids = {
+            width: tuple((scale, int(zero)) for scale, zero in grid.T.tolist())
+            for width, grid in (static or {}).items()
+        }
         self.out_features, self.in_features = weight.shape
 
     def bound(self, weight: Tensor, bits: Bits) -> BoundLinear:
@@ -35,9 +53,14 @@ class BoundLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.online:
             x = hadamard_transform(x)
-        if self.bits.activations != FULL:
-            x = fake_quantise_tokens(x, self.bits.activations)
-        return linear(x, self.weight, self.bias)
+        bits = self.bits.activations
+        if bits == FULL:
+            return linear(x, self.weight, self.bias)
+        if bits not in self._grids:
+            return linear(fake_quantise_tokens(x, bits), self.weight, self.bias)
+        before, *after = self._grids[bits]
+        y = linear(fake_quantise_static(x, (before,), bits), self.weight, self.bias)
+        return fake_quantise_static(y, after, bits) if after else y
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, W{self.bits.weights} A{self.bits.activations}"

@@ -80,7 +80,8 @@ class ElasticModel:
         self._moved: dict[int, nn.Parameter] = {}
         self._skeleton = _skeleton(loaded.model, self.layers, self.device, self.dtype, self._moved)
         self._unbound = {
-            name: _unbound(self._skeleton.get_submodule(name), name in loaded.online) for name in self.layers
+            name: _unbound(self._skeleton.get_submodule(name), name in loaded.online, artifact.static(name))
+            for name in self.layers
         }
         self._full_bytes = sum(p.nbytes for p in self._skeleton.parameters() if not p.is_meta)
         self._prepared = loaded
@@ -326,6 +327,7 @@ def _over(module: nn.Module, weight: Tensor) -> nn.Module:
     return other
 
 
-def _unbound(linear: nn.Linear, online: bool) -> BoundLinear:
+def _unbound(linear: nn.Linear, online: bool, static: Mapping[int, Tensor]) -> BoundLinear:
     """The layer as a view holds it, still without values."""
-    return BoundLinear(linear.weight, None if linear.bias is None else linear.bias.data, Bits(), online)
+    bias = None if linear.bias is None else linear.bias.data
+    return BoundLinear(linear.weight, bias, Bits(), online, static)

@@ -7,6 +7,7 @@ from quept.models import LoadedModel
 from .draft import Draft
 from .norms import fold_norms
 from .record import Record, TransformError
+from .reparameterisation import reparameterise
 from .rotation import rotate
 from .scaling import scale
 
@@ -14,7 +15,9 @@ STEPS = {
     "norms": lambda draft, record: fold_norms(draft),
     "rotation": lambda draft, record, **settings: rotate(draft, **settings),
     "scaling": lambda draft, record, **how: scale(draft, record.tensors),
+    "reparameterisation": lambda draft, record, **how: reparameterise(draft, record.tensors),
 }
+OF_LANGUAGE = ("norms", "rotation", "scaling")
 
 
 def apply(loaded: LoadedModel, record: Record) -> LoadedModel:
@@ -33,5 +36,8 @@ def apply(loaded: LoadedModel, record: Record) -> LoadedModel:
     draft = Draft(loaded)
     for step in record.steps:
         settings = dict(step)
-        STEPS[settings.pop("kind")](draft, record, **settings)
+        kind = settings.pop("kind")
+        if loaded.kind != "language" and kind in OF_LANGUAGE:
+            raise TransformError(f"{kind} is a transform of language models, and {loaded.title} is none")
+        STEPS[kind](draft, record, **settings)
     return draft.finish(record)

@@ -19,9 +19,8 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from quept.models import FAMILIES, Anatomy, LoadedModel
+from quept.models import Anatomy, LoadedModel
 from quept.models.clone import clone, twin
 
 from .online import HadamardLinear
@@ -53,7 +52,7 @@ class Draft:
 
     def __init__(self, loaded: LoadedModel):
         self.loaded = loaded
-        self.model: PreTrainedModel = loaded.model
+        self.model: nn.Module = loaded.model
         self.anatomy: Anatomy = loaded.anatomy
         self.online: set[str] = set()
         self.untied = False
@@ -91,6 +90,12 @@ class Draft:
             for key, p in module._parameters.items():
                 if p is not None and p.dtype != _storage(p.dtype):
                     module._parameters[key] = kept.setdefault(id(p), _parameter(p, p.dtype))
+        if self.anatomy.kind == "language":
+            self._describe(model)
+        return replace(self.loaded, model=model, record=record, online=frozenset(self.online))
+
+    def _describe(self, model: nn.Module) -> None:
+        """Say in the config of transformers what has changed."""
         config, old = copy.deepcopy(self.model.config), self.model.config
         config.dtype = next(model.parameters()).dtype
         if self.untied:
@@ -99,7 +104,6 @@ class Draft:
         for module in model.modules():
             if module.__dict__.get("config") is old:
                 module.config = config
-        return replace(self.loaded, model=model, record=record, online=frozenset(self.online))
 
     def _edited(self, name: str, edits: list[Edit]) -> nn.Module:
         module = twin(self.model.get_submodule(name))
@@ -127,14 +131,12 @@ class Draft:
 
 
 def readers(model: nn.Module, anatomy: Anatomy) -> dict[str, tuple[str, ...]]:
-    """`{norm: the linear layers that read it}` by full name, the final norm and the head last; TransformError
-    for a model that is wired in another way than the families are."""
-    named, roles = dict(model.named_modules()), FAMILIES[anatomy.family].norms
-    found = {
-        f"{block.name}.{norm}": tuple(block.layers[role] for role in roles[norm])
-        for block in anatomy.blocks
-        for norm in roles
-    } | {anatomy.final_norm: (anatomy.head,)}
+    """`{norm: the linear layers that read it}` by full name; of a language model the final norm and the head
+    last. TransformError for a language model that is wired in another way than the families are."""
+    if anatomy.kind != "language":
+        return anatomy.norms
+    named = dict(model.named_modules())
+    found = anatomy.norms | {anatomy.final_norm: (anatomy.head,)}
     known = {*anatomy.layers, anatomy.head}
     others = [n for n, m in named.items() if isinstance(m, nn.Linear) and n not in known]
     if others or anatomy.final_norm not in named or not getattr(model.config, "do_layer_norm_before", True):

@@ -5,9 +5,11 @@
     {"kind": "norms"}
     {"kind": "rotation", "seed": 0, "heads": true, "online": true}
     {"kind": "scaling", "bits": [3, 4], "group": "auto", "grid": 20, "tokens": 2048}   (how they were found)
+    {"kind": "reparameterisation", "strength": 1.0, "percentile": 0.999, "images": 128}   (likewise)
 
-`tensors` are the scales, `{name of the norm or linear layer that is divided: (channels,) float32}`. A file
-holds the steps as JSON (`to_json`) and the tensors as safetensors.
+`tensors` are the scales, `{name of the norm or linear layer that is divided: (channels,) float32}`, and of a
+reparameterisation also the shifts, `{name of the norm + ".shift": (channels,)}`. A file holds the steps as
+JSON (`to_json`) and the tensors as safetensors.
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
+def _share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
 def _truth(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -44,7 +50,10 @@ KINDS: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
         "grid": _whole,
         "tokens": _whole,
     },
+    "reparameterisation": {"strength": _share, "percentile": _share, "images": _whole},
 }
+WITH_TENSORS = ("scaling", "reparameterisation")
+SHIFT = ".shift"  # ends the name of a tensor that is added, not multiplied
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +79,11 @@ class Record:
                 raise TransformError(
                     f"scales of {name} must be (channels,) float32; got {tuple(tensor.shape)} {tensor.dtype}"
                 )
-            if not (torch.isfinite(tensor) & (tensor > 0)).all():
+            if not (torch.isfinite(tensor) & ((tensor > 0) | name.endswith(SHIFT))).all():
                 raise TransformError(f"scales of {name} must be positive and finite")
-        if self.tensors and "scaling" not in kinds:
-            raise TransformError("a record with scales needs a step of the kind 'scaling'")
+        users = [kind for kind in kinds if kind in WITH_TENSORS]
+        if len(users) > 1 or (self.tensors and not users):
+            raise TransformError(f"scales belong to one step of the kind {' or '.join(WITH_TENSORS)}")
         tensors = {name: self.tensors[name].detach().cpu().clone() for name in sorted(self.tensors)}
         object.__setattr__(self, "steps", tuple(steps))
         object.__setattr__(self, "tensors", MappingProxyType(tensors))

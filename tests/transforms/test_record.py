@@ -72,5 +72,5 @@ def test_scales_that_are_none_are_refused(scale, says):
 
 
 def test_scales_need_their_step():
-    with pytest.raises(TransformError, match="needs a step of the kind 'scaling'"):
+    with pytest.raises(TransformError, match="belong to one step of the kind scaling"):
         Record(({"kind": "norms"},), {"a": torch.ones(2)})

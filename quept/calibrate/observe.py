@@ -1,0 +1,122 @@
+"""What the layers of a full-precision model are given and give: samples of activations for static grids and
+for the reparameterisation of norms.
+
+Every layer is shown all pictures once; of each batch some tokens are kept, the same positions in all layers
+of the same shape, so that memory stays bounded: tokens x features floats a site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from quept.models import Anatomy, LoadedModel
+from quept.models.clone import clone
+from quept.numerics.static import search
+from quept.transforms import Record, reparameterisation
+
+from .data import samples
+
+RANGE_TOKENS, GRID_TOKENS = 4096, 1024  # samples of a site: for the range of each channel; of all together
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Of one layer: inputs (tokens, in); outputs (tokens, out) where they were asked for, else None."""
+
+    inputs: Tensor
+    outputs: Tensor | None
+
+
+def observe(
+    model: nn.Module,
+    layers: Collection[str],
+    batches: Iterable[Mapping[str, Tensor]],
+    with_outputs: Collection[str] = (),
+    tokens: int = GRID_TOKENS,
+) -> dict[str, Samples]:
+    """Samples of these linear layers while the model runs on `batches`, inputs of its forward. At most
+    `tokens` a layer, spread evenly over the batches."""
+    batches = list(batches)
+    each = max(1, tokens // len(batches))
+    watched = {name: _Watched(model.get_submodule(name), each, name in with_outputs) for name in layers}
+    view = clone(model, watched)
+    with torch.inference_mode():
+        for inputs in batches:
+            view(**inputs)
+    return {name: layer.samples() for name, layer in watched.items()}
+
+
+def channel_ranges(samples: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
+    """(tokens, channels) -> lowest and highest value (channels,) between which lies a share `percentile` of
+    each channel's values on either side; 1: all of them."""
+    ordered = samples.sort(0).values
+    kept = min(len(ordered), max(1, round(percentile * len(ordered))))
+    return ordered[-kept], ordered[kept - 1]
+
+
+def observed_reparameterisation(
+    loaded: LoadedModel,
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    strength: float,
+    percentile: float,
+) -> Record:
+    """The record for the norms of `loaded`. model: the same in the dtype to compute in."""
+    batches = list(batches)
+    images = sum(samples(inputs) for inputs in batches)
+    first = {norm: readers[0] for norm, readers in loaded.anatomy.norms.items()}
+    seen = observe(model, list(first.values()), batches, tokens=RANGE_TOKENS)
+    ranges = {norm: channel_ranges(seen[layer].inputs, percentile) for norm, layer in first.items()}
+    return reparameterisation(ranges, strength, percentile, images)
+
+
+def static_ends(
+    model: nn.Module,
+    anatomy: Anatomy,
+    batches: Iterable[Mapping[str, Tensor]],
+    widths: Collection[int],
+    percentiles: Collection[float],
+) -> dict[str, dict[int, Tensor]]:
+    """The ends of the static grids, `{layer: {bits: (2, sites)}}`, lowest and highest values: of a layer's
+    input and, where one gives query, key and value, of these."""
+    fused = anatomy.fused
+    seen = observe(model, anatomy.layers, batches, fused)
+    found = {}
+    for name, layer in seen.items():
+        sites = [layer.inputs, *(layer.outputs.chunk(3, -1) if layer.outputs is not None else ())]
+        ends = [search(site, widths, percentiles) for site in sites]
+        found[name] = {bits: torch.tensor([end[bits] for end in ends]).T.contiguous() for bits in widths}
+    return found
+
+
+class _Watched(nn.Module):
+    """A linear layer that keeps some of what passes through it."""
+
+    def __init__(self, layer: nn.Linear, tokens: int, with_outputs: bool):
+        super().__init__()
+        self.__dict__["layer"], self._tokens, self._with_outputs = layer, tokens, with_outputs
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self._inputs: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = linear(x, self.layer.weight, self.layer.bias)
+        count = x.shape[:-1].numel()
+        generator = torch.Generator().manual_seed(count)
+        kept = torch.randperm(count, generator=generator)[: self._tokens].to(x.device)
+        self._inputs.append(x.flatten(0, -2)[kept].float().cpu())
+        if self._with_outputs:
+            self._outputs.append(y.flatten(0, -2)[kept].float().cpu())
+        return y
+
+    def samples(self) -> Samples:
+        return Samples(torch.cat(self._inputs), torch.cat(self._outputs) if self._with_outputs else None)

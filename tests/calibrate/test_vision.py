@@ -1,0 +1,213 @@
+"""Calibrating classifiers of pictures: better than rounding on pictures it never saw, static grids that run
+as they were learned, the same bytes when a run was cut, every family."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import linear
+
+from quept.artifact import Artifact, ArtifactError
+from quept.calibrate import calibrate
+from quept.calibrate.trainable import Trainable
+from quept.config import Recipe, RecipeError
+from quept.models import anatomy_of
+from quept.numerics.adapters import RankSchedule
+from quept.numerics.static import fake_quantise_static
+from quept.plan import Bits, PrecisionPlan
+from quept.runtime import ElasticModel
+from tests.tiny import VISION, pictures, save_tiny, save_tiny_vision, tiny_vision
+
+ALL = ("vit", "deit-distilled", "dinov2", "swin")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of pictures: noise of many kinds, some files damaged."""
+    folder = tmp_path_factory.mktemp("data")
+    draw = np.random.default_rng(0)
+    for i in range(40):
+        pixels = draw.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((36, 40), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    return folder
+
+
+def recipe(data, **changes):
+    """Seconds on a tiny model; entries of `changes` replace those of the recipe."""
+    rates = {"adapter_rates": [1e-3] * 3, "clip_rate": 1e-2, "activation_rate": 1e-2}
+    return Recipe.from_dict(
+        {
+            "name": "tiny",
+            "note": "for tests",
+            "held_out": 12,
+            "images": {"source": str(data), "count": 24},
+            "static": {"widths": [4, 6], "percentiles": [0.99, 1.0], "images": 16},
+            "transforms": [{"kind": "reparameterisation", "strength": 0.5, "percentile": 1.0}],
+            "adapters": {"groups": [[6], [4], [3]], "steps": [2, 2, 2]},
+            "clip": {"start": {3: 4.0, 4: 4.0, 6: 4.0}},
+            "block_wise": rates | {"batch": 8, "epochs": 3, "merge": [0.3, 0.3, 0.4], "activations": True},
+            "end_to_end": rates
+            | {"steps": 6, "batch": 8, "draws": [[3], [4], [6]], "activations": True, "drop": 0.25},
+        }
+        | changes
+    )
+
+
+def with_drop(data, drop):
+    settings = recipe(data).to_dict()
+    return recipe(data, block_wise=settings["block_wise"] | {"drop": drop})
+
+
+@pytest.fixture(scope="module", params=ALL)
+def run(request, data, tmp_path_factory):
+    """(family, model folder, finished run)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = save_tiny_vision(request.param, folder / "model")
+    calibrate(model, with_drop(data, 0.5), folder / "out", device="cpu")
+    return request.param, model, folder / "out"
+
+
+def test_every_width_is_at_least_as_good_as_where_it_started(run):
+    quality = Artifact.open(run[2]).manifest.quality
+    assert set(quality) == {"W3", "W4A4", "W6A6"}
+    assert all(row["kl"] <= row["kl_plain"] for row in quality.values())
+    assert quality["W4A4"]["kl"] < quality["W4A4"]["kl_plain"]
+
+
+def test_every_block_was_tuned_and_patch_merging_too(run):
+    lines = [json.loads(line) for line in (run[2] / "progress.jsonl").read_text().splitlines()]
+    tuned = [line["block"] for line in lines if line["what"] == "block"]
+    loaded = ElasticModel.open(run[2], device="cpu")
+    assert tuned == [block.name for block in loaded.anatomy.blocks]
+    assert any("downsample" in name for name in tuned) == (run[0] == "swin")
+
+
+def test_static_grids_run_as_they_were_learned(run):
+    name, _, out = run
+    elastic = ElasticModel.open(out, device="cpu", dtype=torch.float32)
+    view = elastic.view(PrecisionPlan.uniform(4, 4))
+    for layer in elastic.layers:
+        grids = elastic.artifact.static(layer)
+        assert set(grids) == {4, 6}
+        before, *after = ((scale, int(zero)) for scale, zero in grids[4].T.tolist())
+        assert len(after) == (3 if layer in elastic.anatomy.fused else 0)
+        bound = view.get_submodule(layer)
+        x = torch.randn(2, 5, bound.in_features, generator=torch.Generator().manual_seed(0))
+        y = linear(fake_quantise_static(x, (before,), 4), bound.weight, bound.bias)
+        expected = fake_quantise_static(y, after, 4) if after else y
+        assert torch.equal(bound(x), expected)
+    x = pictures(name)
+    with torch.no_grad():
+        assert not torch.equal(view(x), elastic.view(PrecisionPlan.uniform(4))(x))
+        full = elastic.view(PrecisionPlan.full())(x)
+        assert torch.allclose(full, elastic.reference(x), rtol=1e-2, atol=2e-2 * full.abs().max())
+
+
+class Cut(Exception):
+    """Stands for a machine that went away."""
+
+
+def test_a_run_cut_anywhere_and_resumed_ends_with_the_same_bytes(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("quept.calibrate.job.SAVE_EVERY", 0.0)
+    model, settings = save_tiny_vision("vit", tmp_path / "model"), with_drop(data, 0.5)
+    calibrate(model, settings, tmp_path / "whole", device="cpu")
+
+    def cut(stage, fraction):
+        if cuts and cuts[0] in stage:
+            cuts.pop(0)
+            raise Cut
+
+    cuts = ["block 1 of 2, epoch 2", "block 2 of 2, epoch 3", "end to end, step 4"]
+    for _ in range(3):
+        with pytest.raises(Cut):
+            calibrate(model, settings, tmp_path / "cut", cut, device="cpu")
+    torch.manual_seed(7)  # other random numbers than the first time, which must not matter
+    calibrate(model, settings, tmp_path / "cut", cut, device="cpu")
+    for name in ("learned.safetensors", "manifest.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_grids_alone_are_an_artifact_too(data, tmp_path):
+    """The baseline: smallest to largest value, rounded to nearest, nothing learned."""
+    model = save_tiny_vision("vit", tmp_path / "model")
+    baseline = Recipe.load("vit-min-max").with_images(str(data))
+    baseline = dataclasses.replace(baseline, held_out=8)
+    artifact = calibrate(model, baseline, tmp_path / "out", device="cpu")
+    assert not any(layer.widths for layer in artifact.learned.values())
+    elastic = ElasticModel.open(tmp_path / "out", device="cpu", dtype=torch.float32)
+    seen = elastic.artifact.static("blocks.0.mlp.fc2")[4]
+    assert seen.shape == (2, 1) and (seen[0] * 15).item() > 0
+    plain = ElasticModel.open(model, device="cpu", dtype=torch.float32)
+    for bits in (2, 8):
+        views = [e.view(PrecisionPlan.uniform(bits)) for e in (elastic, plain)]
+        assert all(torch.equal(*(v.get_submodule(n).weight for v in views)) for n in elastic.layers)
+
+
+def test_what_is_dropped_is_left_as_it_was():
+    model = tiny_vision("vit").requires_grad_(False)
+    schedule, name = RankSchedule(((4,),), (0,)), "blocks.0.attn.proj"
+    ends = {name: {4: torch.tensor([[-1.0], [1.0]])}}
+    layer = Trainable(model, anatomy_of(model), schedule, {}, "auto", 0, static=ends).layers[name]
+    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
+    exact, rounded = (layer(x, Bits(16, bits)) for bits in (16, 4))
+    assert not torch.equal(exact, rounded)
+    assert torch.allclose(layer(x, Bits(16, 4), drop=1.0), exact)
+    half = layer(x, Bits(16, 4), drop=0.5)
+    assert 0.3 < ((half - exact).norm() / (rounded - exact).norm()) < 0.95
+
+
+def test_damaged_grids_are_refused(run, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from quept.artifact.store import _with_tensors
+
+    manifest = Artifact.open(run[2]).manifest
+    tensors = load_file(run[2] / "learned.safetensors")
+    layer = manifest.layers[0]
+    for bad in (
+        torch.ones(3, 1),
+        torch.zeros(2, 1),
+        torch.full((2, 1), torch.nan),
+        torch.ones(2, 1).double(),
+    ):
+        save_file(tensors | {f"{layer}.static.4": bad}, tmp_path / "t.safetensors")
+        with pytest.raises(ValueError, match="static grids of another form"):
+            _with_tensors(manifest, tmp_path / "t.safetensors")
+    save_file(tensors | {f"{layer}.other.4": torch.ones(2, 1)}, tmp_path / "t.safetensors")
+    with pytest.raises(ValueError, match=r"unknown tensor other.4"):
+        _with_tensors(manifest, tmp_path / "t.safetensors")
+
+
+def test_an_artifact_of_another_program_version_says_so(run, tmp_path):
+    manifest = json.loads((run[2] / "manifest.json").read_text())
+    assert manifest["format_version"] == 2
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format_version": 3}))
+    with pytest.raises(ArtifactError, match="update it"):
+        Artifact.open(tmp_path)
+
+
+def test_recipes_and_models_must_be_of_one_kind(data, tmp_path):
+    vision, language = save_tiny_vision("vit", tmp_path / "v"), save_tiny("llama", tmp_path / "l")
+    with pytest.raises(ValueError, match="is a language model, and the recipe tiny calibrates on pictures"):
+        calibrate(language, recipe(data), tmp_path / "out", device="cpu")
+    with pytest.raises(ValueError, match="classifies pictures, and the recipe tiny calibrates on text"):
+        calibrate(vision, Recipe.load("tiny"), tmp_path / "out", device="cpu")
+    with pytest.raises(ValueError, match="give a folder of them"):
+        calibrate(vision, Recipe.load("vit-weight-act"), tmp_path / "out", device="cpu")
+    with pytest.raises(ValueError, match="neither a folder with pictures"):
+        calibrate(vision, recipe(tmp_path / "nowhere"), tmp_path / "out", device="cpu")
+    with pytest.raises(RecipeError, match="calibrates on images"):
+        recipe(data).with_text({"squad-passages": 1})
+    with pytest.raises(RecipeError, match="calibrates on text"):
+        Recipe.load("tiny").with_images(str(data))
+
+
+def test_the_recipe_for_pictures_has_the_published_settings(data):
+    assert set(ALL) == set(VISION) - {"features"}  # every family with a head is calibrated above
+    published = Recipe.load("vit-weight-act").with_images(str(data))
+    assert published.block_wise.drop == 0.5 and published.block_wise.epochs == 20
+    assert published.images.count == 1024 and published.block_wise.batch == 32
