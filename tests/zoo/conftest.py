@@ -1,16 +1,20 @@
-"""A package index of our own: wheels made in the test, a folder where pip finds them, and an empty cache."""
+"""A package index of our own: wheels made in the test, a folder where pip finds them, and an empty cache.
+And a few drawn pictures with questions, as if they were easy-VQA."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
+import random
 import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw
 
-from quept.zoo import WheelFile
+from quept.zoo import WheelFile, easy_vqa
 
 
 class Index:
@@ -65,3 +69,41 @@ def index(tmp_path, monkeypatch, cache) -> Index:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     return Index(folder)
+
+
+@pytest.fixture
+def easy_vqa_folder(tmp_path, monkeypatch) -> Path:
+    """A few drawn pictures with their questions in the layout of easy-VQA, and digests made to fit them."""
+    draw, digests = random.Random(0), {}
+    for split, count in (("train", 8), ("test", 4)):
+        images, rows = tmp_path / "data" / split / "images", []
+        images.mkdir(parents=True)
+        for number in range(count):
+            shape, colour = draw.choice(easy_vqa.SHAPES), draw.choice(easy_vqa.COLOURS)
+            drawn(shape, colour, draw).save(images / f"{number}.png")
+            other = draw.choice([c for c in easy_vqa.COLOURS if c != colour])
+            rows += [
+                [f"what is the {colour} shape?", shape, number],
+                [f"what color is the {shape}?", colour, number],
+                [f"is there a {shape}?", "yes", number],
+                [f"is a {other} shape present?", "no", number],
+                [f"is there not a {other} shape?", "yes", number],
+            ][: draw.randint(2, 5)]
+        (images.parent / "questions.json").write_text(json.dumps(rows))
+        pixels = [Image.open(images / f"{number}.png").tobytes() for number in range(count)]
+        digests[split] = hashlib.sha256(b"".join(pixels) + json.dumps(rows).encode()).hexdigest()
+    monkeypatch.setattr(easy_vqa, "DIGESTS", digests)
+    return tmp_path / "data"
+
+
+def drawn(shape: str, colour: str, draw: random.Random) -> Image.Image:
+    """A shape of ten to thirty pixels somewhere on a light background."""
+    picture = Image.new("RGB", (64, 64), tuple(draw.randint(228, 255) for _ in range(3)))
+    side = draw.randint(10, 30)
+    x, y = draw.randint(0, 63 - side), draw.randint(0, 63 - side)
+    pen = ImageDraw.Draw(picture)
+    if shape == "triangle":
+        pen.polygon([(x, y + side), (x + side, y + side), (x + side // 2, y)], fill=colour)
+    else:
+        (pen.ellipse if shape == "circle" else pen.rectangle)((x, y, x + side, y + side), fill=colour)
+    return picture

@@ -1,0 +1,326 @@
+"""Train the built-in vision-language model: a small LLaVA that answers the questions of easy-VQA in words.
+
+    train("runs/easy-vqa")   -> config.json, model.safetensors (16 bits), processor's files, training.jsonl
+
+The model is transformers' LlavaForConditionalGeneration, 3.7 M parameters: a CLIP tower (64 x 64 pixels in
+patches of 8, 4 blocks of 128 channels), the usual projector of two layers, a Llama (4 blocks of 256
+channels). The folder is what AutoProcessor and LlavaForConditionalGeneration open.
+
+Training is AdamW with a cosine schedule on the tokens of the answers. All questions about one picture share
+one sequence (see easy_vqa_packing.py), cut into conversations of one to three questions in another order each
+epoch, so that follow-up questions are learned too; pictures are mirrored and their shape is moved to where it
+fits, which changes no answer. What is kept is the running average of the weights.
+
+A run is a sequence of epochs that each follow from the settings and their number; it goes on after the last
+one that its checkpoint holds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from .cache import Progress, say
+from .easy_vqa import ANSWERS, SIZE, TYPES, Question, Questions, easy_vqa, question_type
+from .easy_vqa_packing import IGNORED, Packed, encoder, pack
+from .easy_vqa_processor import BOS, EOS, IMAGE, PAD, SPECIAL, create_processor
+
+PATCH = 8  # pixels
+IMAGE_TOKENS = (SIZE // PATCH) ** 2
+# The words of the data, kept here so that the model is the same whatever it is trained on.
+WORDS = (
+    *ANSWERS,
+    *("a", "color", "contain", "does", "image", "in", "is", "not", "of", "present", "shape", "the", "there"),
+    "what",
+)
+LENGTHS, SHARES = (1, 2, 3), (0.6, 0.25, 0.15)  # of conversations, in questions
+MEMBERS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Settings:
+    epochs: int = 16
+    batch: int = 16  # pictures, with all questions about them
+    rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.5  # epochs
+    average: float = 0.998  # decay of the running average, a step
+    seed: int = 0
+
+
+def train(
+    out: str | Path,
+    settings: Settings | None = None,
+    data: str | Path | None = None,
+    progress: Progress | None = None,
+) -> float:
+    """Train into the folder `out`, going on from its checkpoint; returns the share of the test questions that
+    what was written answers as the data do. data: the folder of the data, where they are not fetched."""
+    settings, out = settings or Settings(), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    run = Run(settings, easy_vqa("train", data, progress))
+    test = easy_vqa("test", data, progress)
+    checkpoint = out / "checkpoint.safetensors"
+    if checkpoint.is_file():
+        run.load_state(load_file(checkpoint))
+    while run.epoch < settings.epochs:
+        began = time.monotonic()
+        loss = run.train_epoch()
+        line = {"epoch": run.epoch, "of": settings.epochs, "loss": round(loss, 4)}
+        line |= {"seconds": round(time.monotonic() - began, 1), "accuracy": accuracy(run.average, test)[0]}
+        _save(checkpoint, run.state())
+        with (out / "training.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        say(progress, f"epoch {run.epoch} of {settings.epochs}: loss {loss:.3f}", run.epoch / settings.epochs)
+    found = write(run.average, out, settings, test)
+    checkpoint.unlink(missing_ok=True)
+    return found
+
+
+def processor() -> LlavaProcessor:
+    return create_processor(WORDS, SIZE, PATCH)
+
+
+def create() -> LlavaForConditionalGeneration:
+    """The untrained model."""
+    pad, bos, eos = (SPECIAL.index(token) for token in (PAD, BOS, EOS))
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=PATCH,
+        projection_dim=128,
+        hidden_act="gelu",
+    )
+    text = LlamaConfig(
+        vocab_size=len(processor().tokenizer),
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        pad_token_id=pad,
+        bos_token_id=bos,
+        eos_token_id=eos,
+        tie_word_embeddings=False,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=SPECIAL.index(IMAGE),
+        image_seq_length=IMAGE_TOKENS,
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-1,
+        pad_token_id=pad,
+        bos_token_id=bos,
+        eos_token_id=eos,
+        tie_word_embeddings=False,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config.update(max_new_tokens=8, do_sample=False, pad_token_id=pad, eos_token_id=eos)
+    return model
+
+
+def write(model: LlavaForConditionalGeneration, out: Path, settings: Settings, test: Questions) -> float:
+    """The folder that transformers opens, weights in 16 bits; returns the accuracy of those weights."""
+    rounded = create()
+    rounded.load_state_dict({key: value.half().float() for key, value in model.state_dict().items()})
+    found, by_type = accuracy(rounded, test)
+    rounded.half().save_pretrained(out)
+    processor().save_pretrained(out)
+    config = json.loads((out / "config.json").read_text("utf-8"))
+    config["license"] = "apache-2.0"
+    data = "easy-VQA 1.0 (MIT licence): 38,575 questions about 4,000 pictures"
+    config["training"] = asdict(settings) | {"data": data, "test_accuracy": found}
+    config["training"]["test_accuracy_by_type"] = by_type
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+@torch.inference_mode()
+def accuracy(
+    model: LlavaForConditionalGeneration, test: Questions, batch: int = 50
+) -> tuple[float, dict[str, float]]:
+    """Share of the questions that greedy generation answers in exactly the tokens of the answer, then ending;
+    of all, and of each type. Each question is asked on its own."""
+    model.eval()
+    encode, asked = encoder(processor().tokenizer), test.by_picture()
+    order = sorted(range(len(asked)), key=lambda row: len(asked[row]))
+    right = {kind: [] for kind in TYPES}
+    for rows in (order[i : i + batch] for i in range(0, len(order), batch)):
+        packed = pack([[[q] for q in asked[row]] for row in rows], IMAGE_TOKENS, encode)
+        spoken = packed.targets != IGNORED
+        hits = forward(model, normalised(test.pixels[rows]), packed).argmax(-1) == packed.targets[spoken]
+        questions = [q for row in rows for q in asked[row]]
+        whole = torch.ones(len(questions), dtype=torch.long)
+        whole.scatter_reduce_(0, packed.question[spoken], hits.long(), "amin")
+        for question, answered in zip(questions, whole.tolist(), strict=True):
+            right[question_type(question.text)].append(answered)
+    every = [answered for answers in right.values() for answered in answers]
+    return sum(every) / len(every), {kind: sum(r) / len(r) for kind, r in right.items() if r}
+
+
+class Run:
+    """The state of a training run between epochs."""
+
+    def __init__(self, settings: Settings, data: Questions):
+        self.settings, self.data, self.epoch = settings, data, 0
+        self.asked, self.boxes = data.by_picture(), shape_boxes(data.pixels)
+        self.encode = encoder(processor().tokenizer)
+        torch.manual_seed(settings.seed)
+        self.model, self.average = create(), create()
+        self.average.load_state_dict(self.model.state_dict())
+        for name, p in self.model.named_parameters():
+            p.requires_grad_("post_layernorm" not in name)  # of the class token, which LLaVA leaves out
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [{"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay}]
+        groups.append({"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0})
+        self.optimiser = torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.95), fused=True)
+
+    def train_epoch(self) -> float:
+        """One pass over the training questions; the mean loss."""
+        settings, steps = self.settings, math.ceil(len(self.asked) / self.settings.batch)
+        self.model.train()
+        total = 0.0
+        for step, (pixels, packed) in enumerate(self._batches()):
+            self._set_rate(self.epoch + step / steps)
+            logits = forward(self.model, pixels, packed)
+            loss = cross_entropy(logits, packed.targets[packed.targets != IGNORED])
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimiser.step()
+            done = self.epoch * steps + step
+            decay = min(settings.average, (1 + done) / (10 + done))
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    list(self.average.parameters()), list(self.model.parameters()), 1 - decay
+                )
+            total += loss.item()
+        self.epoch += 1
+        return total / steps
+
+    def _batches(self) -> Iterator[tuple[Tensor, Packed]]:
+        """(pixels, conversations) of the epoch, in a random order. Pictures with about as many questions come
+        together, which saves padding."""
+        draw = random.Random(self.settings.seed + self.epoch)
+        generator = torch.Generator().manual_seed(self.settings.seed + self.epoch)
+        order, batch, batches = draw.sample(range(len(self.asked)), len(self.asked)), self.settings.batch, []
+        for i in range(0, len(order), 16 * batch):
+            pool = sorted(order[i : i + 16 * batch], key=lambda row: len(self.asked[row]))
+            batches += [pool[j : j + batch] for j in range(0, len(pool), batch)]
+        draw.shuffle(batches)
+        for rows in batches:
+            pixels = augmented(self.data.pixels[rows], self.boxes[rows], generator)
+            talks = [conversations(self.asked[row], draw) for row in rows]
+            yield normalised(pixels), pack(talks, IMAGE_TOKENS, self.encode)
+
+    def _set_rate(self, epoch: float) -> None:
+        """Linear warm-up, then half a cosine down to nothing."""
+        s = self.settings
+        left = (epoch - s.warmup) / max(s.epochs - s.warmup, 1e-9)
+        share = epoch / s.warmup if epoch < s.warmup else 0.5 * (1 + math.cos(math.pi * left))
+        for group in self.optimiser.param_groups:
+            group["lr"] = s.rate * share
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the next epoch follows from."""
+        state = {"epoch": torch.tensor(self.epoch)}
+        for what, model in (("model", self.model), ("average", self.average)):
+            state |= {f"{what}.{key}": value for key, value in model.state_dict().items()}
+        for name, p in self.model.named_parameters():
+            state |= {f"adam.{name}.{key}": m for key, m in self.optimiser.state.get(p, {}).items()}
+        return state
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.epoch = int(state["epoch"])
+        for what, model in (("model", self.model), ("average", self.average)):
+            model.load_state_dict({key: state[f"{what}.{key}"] for key in model.state_dict()})
+        for name, p in self.model.named_parameters():
+            if p.requires_grad:
+                self.optimiser.state[p] = {key: state[f"adam.{name}.{key}"].clone() for key in MEMBERS}
+
+
+def forward(model: LlavaForConditionalGeneration, pixels: Tensor, packed: Packed) -> Tensor:
+    """Logits (targets, vocabulary) where there is a target, in the order of the sequences."""
+    hidden = model.model(
+        input_ids=packed.tokens,
+        pixel_values=pixels,
+        attention_mask=packed.mask,
+        position_ids=packed.positions,
+        use_cache=False,
+    ).last_hidden_state
+    return model.lm_head(hidden[packed.targets != IGNORED])
+
+
+def conversations(questions: Sequence[Question], draw: random.Random) -> list[list[Question]]:
+    """The questions about one picture in a random order, cut into conversations of random lengths."""
+    left, talks = draw.sample(questions, len(questions)), []
+    while left:
+        (length,) = draw.choices(LENGTHS, SHARES)
+        talks.append(left[:length])
+        left = left[length:]
+    return talks
+
+
+def shape_boxes(pixels: Tensor) -> Tensor:
+    """(n, 4): first and last row, first and last column that differ from the picture's plain background, its
+    most common colour."""
+    background = pixels.flatten(1, 2).median(1).values
+    shape = (pixels != background[:, None, None]).any(-1)
+    ends = []
+    for axis in (2, 1):
+        inside = shape.any(axis).int()
+        ends += [inside.argmax(1), inside.shape[1] - 1 - inside.flip(1).argmax(1)]
+    return torch.stack(ends, 1)
+
+
+def augmented(pixels: Tensor, boxes: Tensor, generator: torch.Generator) -> Tensor:
+    """Each picture with its shape moved to a random place where it is whole, mirrored at random."""
+    count, size = len(pixels), pixels.shape[1]
+    top, bottom, first, last = boxes.unbind(1)
+    places = torch.rand(2, count, generator=generator)
+    rows = _moved(top, bottom, places[0], size)
+    columns = _moved(first, last, places[1], size)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    return pixels[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _moved(first: Tensor, last: Tensor, place: Tensor, size: int) -> Tensor:
+    """Indices (count, size) along one axis that put what lies from `first` to `last` at `place` (0..1) of the
+    room there is; what leaves at one end comes back at the other, where all is background."""
+    room = size - (last - first)  # places
+    start = (place * room).long().clamp(max=room - 1)
+    return (torch.arange(size) + (first - start)[:, None]) % size
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """(n, height, width, 3) uint8 -> (n, 3, height, width) from -1 to 1, as the processor does it."""
+    return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5)
+
+
+def _save(path: Path, state: dict[str, Tensor]) -> None:
+    temporary = path.with_suffix(".tmp")
+    save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+    temporary.replace(path)
