@@ -8,12 +8,11 @@ older one. What was measured once is kept in the results store.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import torch
 from quept.allocate import SensitivityError, SensitivityTable
 from quept.allocate.front import Front, load_front
 from quept.artifact import bundled
-from quept.evaluate import Estimate, Reference, ResultKey, Results, Stored, Windows, cut, divergence
+from quept.evaluate import AccuracyEstimate, Estimate, Reference, ResultKey, Results, Stored, Windows, cut
 from quept.evaluate.shipped import load_shipped
 from quept.plan import (
     ACTIVATION_BITS,
@@ -41,11 +40,14 @@ from .budget import AS_WEIGHTS, NO_TABLE, sentence, slider, solved
 from .conversation import Running
 from .gate import Admission, Gate
 from .link import encode
+from .measured_on import MeasuredOn, Passages, Pictures, Sample
 from .refinement import SECONDS, refinement
 from .side import EQUALISER, PREFIX, baseline_choices
 
 ASSETS = Path(__file__).parent.parent / "assets"
 CHATS_AT_ONCE = 4
+UPDATE_S = 0.25  # between two estimates that a page is told of
+NO_PICTURES = "no labelled pictures lie beside this model"
 TRIED = "tried:"  # with a number: one of the plans that a visitor has measured
 NO_KL = 1e-5  # weights rounded to 16 bits once after a transform show 2e-6: full precision, for a reader
 
@@ -54,24 +56,15 @@ NO_KL = 1e-5  # weights rounded to 16 bits once after a transform show 2e-6: ful
 Wire = Mapping[str, object]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What plans are measured on: the first `tokens` tokens of a text, in windows of `context`; `title` is
-    shown."""
-
-    text: str
-    title: str
-    tokens: int = 4096
-    context: int = 512
-
-
 class OpenModel:
     """One opened model with all that the pages show of it."""
 
     def __init__(self, name: str, elastic: ElasticModel, sample: Sample, results: Results, cache: Path):
-        self.name, self.elastic, self.sample = name, elastic, sample
-        self.results, self._cache = results, cache
-        self.presets: list[PrecisionPlan] = presets(elastic.source, elastic.layers)
+        self.name, self.elastic, self.sample, self.results = name, elastic, sample, results
+        # None for a classifier without labelled pictures: nothing of it can be measured.
+        self.measured_on: MeasuredOn | None = _data_of(elastic, sample, cache)
+        fitting = presets(elastic.source, elastic.layers)
+        self.presets = [plan for plan in fitting if elastic.kind == "language" or plan.kv == FULL]
         plain = ASSETS / elastic.source
         shipped = bundled(name) or plain
         self.sensitivity = _fitting_table(shipped / "sensitivity.json", elastic)
@@ -85,13 +78,10 @@ class OpenModel:
             if file.exists():
                 load_shipped(results, file)
 
-    @cached_property
+    @property
     def windows(self) -> Windows:
-        return cut(self.sample.text, self.elastic.tokenizer, self.sample.context, self.sample.tokens)
-
-    @cached_property
-    def reference(self) -> Reference:
-        return self.reference_on(self.windows)
+        """Of a language model."""
+        return self.measured_on.windows
 
     def windows_from(self, first: int, count: int) -> Windows:
         """Windows of the same text after those that figures are shown of; ValueError where it ends before."""
@@ -102,8 +92,7 @@ class OpenModel:
         return Windows(every.ids[start : start + count])
 
     def reference_on(self, windows: Windows) -> Reference:
-        elastic = self.elastic
-        return Reference.open(elastic.fingerprint, windows, elastic.reference, self._cache / "reference")
+        return self.measured_on.reference_on(windows)
 
     @cached_property
     def description(self) -> dict:
@@ -123,12 +112,13 @@ class OpenModel:
         return {
             "model": self.name,
             "title": elastic.title,
+            "kind": elastic.kind,
             "blocks": [str(i) for i in range(len(anatomy.blocks))],
             "roles": list(anatomy.roles),
             "layers": layers,
             "bits": list(WEIGHT_BITS),
             "activation_bits": list(ACTIVATION_BITS),
-            "kv_bits": list(KV_BITS),
+            "kv_bits": list(KV_BITS) if elastic.kind == "language" else [FULL],
             "embedding_bits": list(embedding_bits),
             "embedding_names": list(elastic.embeddings),
             "embedding_bytes": [elastic.sizes.embeddings[b] for b in embedding_bits],
@@ -168,17 +158,21 @@ class OpenModel:
     def conditions(self, plan: PrecisionPlan | None = None) -> str:
         """What numbers are measured on, in words; of a plan measured before, in the dtype it was measured
         in."""
+        if self.measured_on is None:
+            return NO_PICTURES
         found = plan and self._found(plan)
         dtype = found.key.dtype if found else str(self.elastic.dtype).removeprefix("torch.")
-        return f"{self.sample.title}, {self.sample.tokens:,} tokens, context {self.sample.context}, {dtype}"
+        return f"{self.measured_on.words}, {dtype}"
 
-    def stored(self, plan: PrecisionPlan) -> Estimate | None:
+    def stored(self, plan: PrecisionPlan) -> Estimate | AccuracyEstimate | None:
         """What was measured of this plan before; None if nothing was."""
         found = self._found(plan)
-        return found and Estimate.from_dict(found.payload)
+        return found and self.measured_on.read(found.payload)
 
     def _found(self, plan: PrecisionPlan) -> Stored | None:
         """What was measured here comes before what was measured for the release, which is in float32."""
+        if self.measured_on is None:
+            return None
         here = self.results.get(self.result_key(plan))
         return here or self.results.get(self.result_key(plan, torch.float32))
 
@@ -186,24 +180,28 @@ class OpenModel:
         """Where measurements of this plan in a compute dtype (the model's own unless given) are kept."""
         elastic = self.elastic
         name = str(dtype or elastic.dtype).removeprefix("torch.")
-        return ResultKey(plan.key(elastic.layers), elastic.artifact.identity, self.windows.id, name)
+        return ResultKey(plan.key(elastic.layers), elastic.artifact.identity, self.measured_on.id, name)
 
-    def baseline_stored(self, baseline: Baseline) -> Estimate | None:
+    def baseline_stored(self, baseline: Baseline) -> Estimate | AccuracyEstimate | None:
         """What was measured of a baseline before. It depends on the base weights, not on how ours are
         quantised."""
+        if self.measured_on is None:
+            return None
         fingerprint, dtype = self.elastic.fingerprint, str(self.elastic.dtype).removeprefix("torch.")
-        keys = (ResultKey(baseline.key, fingerprint, self.windows.id, name) for name in (dtype, "float32"))
+        keys = (
+            ResultKey(baseline.key, fingerprint, self.measured_on.id, name) for name in (dtype, "float32")
+        )
         found = next(filter(None, map(self.results.get, keys)), None)
-        return found and Estimate.from_dict(found.payload)
+        return found and self.measured_on.read(found.payload)
 
     @property
     def floor(self) -> float | None:
         """KL of the untouched model in the compute dtype from the float32 reference: differences below it
         mean nothing. None in float32."""
-        if self.elastic.dtype == torch.float32:
+        if self.elastic.dtype == torch.float32 or self.measured_on is None:
             return None
         found = self.results.get(self.result_key(PrecisionPlan.full()))
-        return found and Estimate.from_dict(found.payload).kl
+        return found and found.payload["kl"]
 
     @cached_property
     def named_plans(self) -> dict[str, PrecisionPlan]:
@@ -237,9 +235,7 @@ class OpenModel:
             if below <= size <= above:
                 t = (size - below) / (above - below)
                 label = low if t == 0 else high if t == 1 else f"between {low} and {high}"
-                return {"label": f"uniform, equal bytes ({label})"} | {
-                    k: math.exp((1 - t) * math.log(poor[k]) + t * math.log(good[k])) for k in ("kl", "ppl")
-                }
+                return {"label": f"uniform, equal bytes ({label})"} | self.measured_on.between(poor, good, t)
         return None
 
     def _uniform_plans(self) -> Iterator[tuple[str, PrecisionPlan, Mapping[str, float]]]:
@@ -249,6 +245,8 @@ class OpenModel:
             if found := self.stored(plan):
                 yield plan.name, plan, found.to_dict()
         table, sample = self.sensitivity, self.sample
+        if self.elastic.kind != "language":
+            return
         if table and (table.reference["tokens"], table.reference["context"]) == (
             sample.tokens,
             sample.context,
@@ -411,10 +409,17 @@ class Service:
         full_bytes = sizes.deploy(PrecisionPlan.full())
         reference = {
             "bytes": full_bytes,
-            "ppl": full and full.ppl_ref,
             "bits_per_param": 8 * full_bytes / sizes.parameters,
         }
-        return {"points": [p for p in points if p], "reference": reference, "floor": opened.floor}
+        if full:
+            reference |= opened.measured_on.perfect(full)
+        kind = opened.elastic.kind
+        return {
+            "kind": kind,
+            "points": [p for p in points if p],
+            "reference": reference,
+            "floor": opened.floor,
+        }
 
     def state(self, model: str, plan: PrecisionPlan, **changes) -> dict:
         """The numbers strip for a plan: what is known of it without running anything."""
@@ -422,13 +427,15 @@ class Service:
         elastic, size = opened.elastic, opened.elastic.sizes.deploy(plan)
         stored = opened.stored(plan)
         full = opened.stored(PrecisionPlan.full())
+        known = stored or full
         return {
+            "kind": elastic.kind,
             "status": "stored" if stored else "idle",
             "position": 0,
-            "message": "",
+            "message": "" if opened.measured_on else NO_PICTURES,
             "progress": 1.0 if stored else 0.0,
             "estimate": stored and stored.to_dict(),
-            "reference": {"ppl": full and full.ppl_ref, "kl_floor": opened.floor},
+            "reference": (opened.measured_on.perfect(known) if known else {}) | {"kl_floor": opened.floor},
             "uniform": self._uniform(opened, plan, size),
             "deploy_bytes": size,
             "full_bytes": elastic.sizes.deploy(PrecisionPlan.full()),
@@ -461,7 +468,7 @@ class Service:
     def _measure(self, model: str, plan: PrecisionPlan, wanted) -> Iterator[dict]:
         opened = self.opened[model]
         state = self.state(model, plan)
-        if state["estimate"]:
+        if state["estimate"] or opened.measured_on is None:
             yield state
             return
         if self.gate.waiting:
@@ -479,24 +486,34 @@ class Service:
             "switch_kind": "cold" if opened.elastic.bank.made > made else "warm",
             "elastic_bytes": opened.elastic.resident_bytes,
         }
-        cache = None if plan.kv == FULL else lambda: opened.elastic.make_cache(plan)
-        estimates = divergence(
-            view, opened.reference, opened.windows, make_cache=cache, gate=lambda: self.gate
-        )
-        estimate = None
+        data = opened.measured_on
+        estimates = data.estimates(plan, view, lambda: self.gate)
+        estimate, told = None, 0.0
         for estimate in estimates:
             if not wanted():
                 estimates.close()
                 return
+            if time.monotonic() - told < UPDATE_S:
+                continue
+            told = time.monotonic()
+            measured = estimate.to_dict()
             yield state | {
                 "status": "measuring",
                 "message": "",
-                "progress": estimate.tokens / opened.windows.scored,
-                "estimate": estimate.to_dict(),
+                "progress": measured["tokens"] / data.count,
+                "estimate": measured,
+                "reference": state["reference"] | data.perfect(estimate),
             }
         opened.results.put(opened.result_key(plan), estimate.to_dict())
         done = {"status": "done", "progress": 1.0, "estimate": estimate.to_dict()}
+        done["reference"] = state["reference"] | data.perfect(estimate)
         yield state | done | {"uniform": self._uniform(opened, plan, state["deploy_bytes"])}
+
+
+def _data_of(elastic: ElasticModel, sample: Sample, cache: Path) -> MeasuredOn | None:
+    if elastic.vision is None:
+        return Passages(elastic, sample, cache)
+    return Pictures(elastic, cache) if elastic.vision.images and elastic.vision.labels else None
 
 
 def _label(name: str) -> str:
@@ -514,11 +531,13 @@ def _baseline_point(opened: OpenModel, baseline: Baseline) -> dict | None:
     return _drawn(opened, estimate, size, id=identity, label=baseline.title, kind="baseline")
 
 
-def _drawn(opened: OpenModel, estimate: Estimate | None, size: int, **who: str) -> dict | None:
+def _drawn(
+    opened: OpenModel, estimate: Estimate | AccuracyEstimate | None, size: int, **who: str
+) -> dict | None:
     """A point of the chart; None for what has not been measured."""
     if estimate is None:
         return None
-    quality = {k: getattr(estimate, k) for k in ("kl", "kl_se", "ppl", "ppl_se", "same_top")}
+    quality = opened.measured_on.figures(estimate)
     if estimate.kl < NO_KL:
         quality |= {"kl": 0.0, "kl_se": 0.0}
     bits = 8 * size / opened.elastic.sizes.parameters

@@ -1,8 +1,8 @@
 /* The chart: quality against memory of every plan measured, and below it the same plans as a table.
 
-   This file is the body of a function that gr.HTML calls once, with
+   This file, after bus.js, is the body of a function that gr.HTML calls once, with
      element   where to draw;
-     props     props.value ({points, reference, floor}, see chart.py), props.plotly_file (plotly.js);
+     props     props.value ({kind, points, reference, floor}, see chart.py), props.plotly_file (plotly.js);
      trigger   trigger("point", {id}) when the visitor chooses a plan, in the chart or in the table;
      watch     watch("value", f) calls f when Python sent another value.
 
@@ -15,7 +15,7 @@
    plotly.js is loaded when the chart first comes into sight. Plotly reads a little HTML in its texts, so
    all of them pass through `plain`; everywhere else text is written with textContent. */
 
-const METRICS = {
+const ALL_METRICS = {
   kl: {
     button: "KL", title: "Mean KL divergence from full precision", log: true,
     better: "lower", names: "bottom left",
@@ -26,12 +26,23 @@ const METRICS = {
     better: "lower", names: "top right",
     of: (p) => p.ppl, error: (p) => p.ppl_se,
   },
+  top1: {
+    button: "Accuracy", title: "Accuracy (top 1), %", log: false,
+    better: "higher", names: "bottom right",
+    of: (p) => percent(p.top1), error: (p) => percent((p.top1_high - p.top1_low) / 2),
+  },
   same_top: {
     button: "Same top", title: "Tokens with the same first choice as full precision, %", log: false,
     better: "higher", names: "bottom right",
     of: (p) => percent(p.same_top), error: (p) => percent(p.same_top_se),
   },
+  same_answer: {
+    button: "Same answer", title: "Pictures with the same answer as full precision, %", log: false,
+    better: "higher", names: "bottom right",
+    of: (p) => percent(p.same_top), error: (p) => percent((p.same_top_high - p.same_top_low) / 2),
+  },
 };
+const SHOWN = { language: ["kl", "ppl", "same_top"], vision: ["top1", "kl", "same_answer"] };
 const MEMORIES = {
   bytes: { button: "MB", title: "Memory to deploy, MB", of: (p) => (known(p.bytes) ? p.bytes / 1e6 : null) },
   bits_per_param: {
@@ -56,8 +67,10 @@ const nameOf = (p) => (isUniform(p) ? "W" + UNIFORM.exec(p.label)[1] : p.label);
 
 const root = element.querySelector(".chart");
 const uid = "chart-" + Math.random().toString(36).slice(2, 9);
+let kind = ""; // "language" or "vision": which qualities there are
+let METRICS = {};
 let value = readValue();
-let prediction = window.queptPrediction ?? null; // the latest quept:predict
+let prediction = told.queptPrediction ?? null; // the latest quept:predict
 let met = null; // what was on the faders when the current plan's measurement arrived
 let metric = "kl", memory = "bytes";
 let zoom = {}; // by quantity: the range that the visitor chose
@@ -68,8 +81,8 @@ let legend = ""; // what the legend shows
 let frame = 0;
 
 function readValue() {
-  const { points, reference, floor } = props.value || {};
-  return { points: points ?? [], reference: reference ?? {}, floor: floor ?? null };
+  const { kind = "language", points, reference, floor } = props.value || {};
+  return { kind, points: points ?? [], reference: reference ?? {}, floor: floor ?? null };
 }
 
 function series() {
@@ -136,13 +149,21 @@ function measurement(number, error) {
   return `${fixed(number, decimals)} ± ${fixed(error, decimals)}`;
 }
 
+/* A share and its 95 % interval. */
+function interval(number, low, high) {
+  if (!known(number)) return "–";
+  return `${share(number)} %` + (known(low) && known(high) ? ` (${share(low)}–${share(high)})` : "");
+}
+
 function hover(p) {
   const lines = [`<b>${plain(nameOf(p))}</b>` + (p.measured ? "" : " (predicted)")];
   if (known(p.bytes)) lines.push(`${megabytes(p)} MB`);
   if (known(p.bits_per_param)) lines.push(`${fixed(p.bits_per_param, 2)} bits per parameter`);
   if (known(p.kl)) lines.push(`KL ${plain(measurement(p.kl, p.kl_se))}`);
   if (known(p.ppl)) lines.push(`perplexity ${plain(measurement(p.ppl, p.ppl_se))}`);
-  if (known(p.same_top)) lines.push(`same top token ${share(p.same_top)} %`);
+  if (known(p.top1)) lines.push(`accuracy ${plain(interval(p.top1, p.top1_low, p.top1_high))}`);
+  const same = kind === "vision" ? "same answer" : "same top token";
+  if (known(p.same_top)) lines.push(`${same} ${share(p.same_top)} %`);
   const loads = p.kind !== "baseline";
   lines.push(loads ? "<i>click to load this plan</i>" : "<i>another tool's: no plan to load</i>");
   return lines.map((line) => `\u00a0${line}\u00a0`).join("<br>");
@@ -200,6 +221,11 @@ const view = {
 };
 
 function build() {
+  kind = value.kind;
+  METRICS = Object.fromEntries(SHOWN[kind].map((name) => [name, ALL_METRICS[name]]));
+  metric = SHOWN[kind][0];
+  zoom = {};
+  shown = {};
   const title = make("h3", { text: "Quality against memory", id: `${uid}-title` });
   const toolbar = make(
     "div", { class: "toolbar" },
@@ -211,7 +237,8 @@ function build() {
   view.overlay.innerHTML =
     `<svg><line class="guide"/><g class="star"><line class="error"/><path d="${STAR}"/><text/></g></svg>`;
 
-  const columns = ["Plan", "MB", "Bits per parameter", "Perplexity", "KL", "Same top token", "Load"];
+  const qualities = kind === "vision" ? ["Accuracy", "KL", "Same answer"] : ["Perplexity", "KL", "Same top token"];
+  const columns = ["Plan", "MB", "Bits per parameter", ...qualities, "Load"];
   const heading = (text) => make("th", { scope: "col", role: "columnheader" }, make("span", { text }));
   const heads = columns.map(heading);
   heads.at(-1).firstChild.className = "unseen";
@@ -226,12 +253,13 @@ function build() {
     make("div", region, table),
   );
   const figure = make("figure", { "aria-labelledby": `${uid}-title` }, plot, view.message);
-  root.append(toolbar, figure, view.legend, view.history);
-  view.body.addEventListener("click", (event) => {
-    const button = event.target.closest("button");
-    if (button) trigger("point", { id: button.dataset.id });
-  });
+  root.replaceChildren(toolbar, figure, view.legend, view.history);
 }
+
+view.body.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button) trigger("point", { id: button.dataset.id });
+});
 
 function row(p) {
   const name = nameOf(p);
@@ -246,9 +274,11 @@ function row(p) {
     ),
     cell("MB", known(p.bytes) ? megabytes(p) : "–"),
     cell("bits", known(p.bits_per_param) ? fixed(p.bits_per_param, 2) : "–"),
-    cell("perplexity", measurement(p.ppl, p.ppl_se)),
+    kind === "vision"
+      ? cell("accuracy", interval(p.top1, p.top1_low, p.top1_high))
+      : cell("perplexity", measurement(p.ppl, p.ppl_se)),
     cell("KL", measurement(p.kl, p.kl_se)),
-    cell("same top", known(p.same_top) ? `${share(p.same_top)} %` : "–"),
+    cell(kind === "vision" ? "same answer" : "same top", known(p.same_top) ? `${share(p.same_top)} %` : "–"),
     make("td", { role: "cell" }, ...(p.kind === "baseline" ? [] : [make("button", load)])),
   );
 }
@@ -293,7 +323,10 @@ function writeLegend(groups) {
   view.legend.replaceChildren(...items);
 }
 
-const perfect = () => ({ kl: 0, ppl: value.reference.ppl, same_top: 100 })[metric];
+const perfect = () => {
+  const { ppl, top1 } = value.reference;
+  return { kl: 0, ppl, top1: percent(top1), same_top: 100, same_answer: 100 }[metric];
+};
 
 function colours() {
   const style = getComputedStyle(root);
@@ -326,9 +359,10 @@ function ranges(groups) {
     const span = Math.max(Math.log10(worst / best), 0.1);
     up = [Math.log10(best) - 0.09 * span, Math.log10(worst) + 0.14 * span];
   } else {
-    const least = Math.min(...ys);
-    const span = Math.max(100 - least, 2);
-    up = [least - 0.06 * span, 100 + 0.07 * span];
+    if (metric === "top1" && known(perfect())) ys.push(perfect());
+    const least = Math.min(...ys), most = metric === "top1" ? Math.max(...ys) : 100;
+    const span = Math.max(most - least, 2);
+    up = [least - 0.06 * span, most + 0.07 * span];
   }
   const settle = (name, range) => {
     if (zoom[name]) return zoom[name];
@@ -403,7 +437,8 @@ function marks(points, { across, up }, small, colour) {
     words(`↓ full precision, KL 0${size}`, bottom, colour("--ink"));
   } else if (inside(perfect())) {
     line(perfect(), "dash", colour("--reference"));
-    const text = `full precision${metric === "ppl" ? ` ${rounded(perfect(), 3)}` : ""}${size}`;
+    const figure = metric === "ppl" ? ` ${rounded(perfect(), 3)}` : metric === "top1" ? ` ${fixed(perfect(), 1)} %` : "";
+    const text = `full precision${figure}${size}`;
     words(text, { y: place(perfect()), yanchor: better === "lower" ? "bottom" : "top" }, colour("--ink"));
   }
   for (const p of points) {
@@ -611,7 +646,7 @@ const size = new ResizeObserver(() => { if (box && view.canvas.clientWidth) draw
 const theme = new MutationObserver(drawSoon);
 
 function stop() {
-  document.removeEventListener("quept:predict", onPredict);
+  bus.removeEventListener("quept:predict", onPredict);
   for (const observer of [sight, size, theme]) observer.disconnect();
   if (box) Plotly.purge(view.canvas);
 }
@@ -625,10 +660,11 @@ size.observe(view.canvas);
 for (const node of [document.body, document.documentElement]) {
   theme.observe(node, { attributes: true, attributeFilter: ["class"] });
 }
-document.addEventListener("quept:predict", onPredict);
+bus.addEventListener("quept:predict", onPredict);
 watch("value", () => {
   const before = JSON.stringify(measuredCurrent());
   value = readValue();
+  if (value.kind !== kind) build();
   if (JSON.stringify(measuredCurrent()) !== before) met = null;
   meet();
   writeTable();

@@ -8,6 +8,9 @@ In: {"points": [{"id", "label", "kind": "preset" | "best" | "tried" | "baseline"
      first; a baseline is another tool's: it has no plan, and so no "Load" button; `current` is the plan on
      the faders, once measured. Where it was not measured the browser shows what the DOM event
      `quept:predict` predicts, without asking Python.
+     "kind": "vision" in the value says that the points are a classifier's: "top1" and "same_top" with the ends
+     of their 95 % intervals, "top1_low" and so on, in the place of "ppl" and standard errors; and "top1" in
+     the reference.
 Out: nothing. What a browser sends as the value is dropped. Event: `point`, a click on a point or on its
      "Load" button in the table; its listener takes a gr.EventData and asks `point_id` which plan is meant.
      Give the listeners that return this component `show_progress="hidden"`, or it fades while they run.
@@ -33,6 +36,8 @@ from app.components.widget import Widget, asset
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 KINDS = ("preset", "best", "tried", "baseline", "current")
 NUMBERS = ("bytes", "bits_per_param", "kl", "kl_se", "ppl", "ppl_se", "same_top", "same_top_se")
+NUMBERS += ("top1", "top1_low", "top1_high", "same_top_low", "same_top_high")
+REFERENCE = ("bytes", "ppl", "top1", "bits_per_param")
 LONGEST_ID = 120
 
 
@@ -73,7 +78,7 @@ class Chart(Widget):
             value,
             html_template='<div class="chart"></div>',
             css_template=asset("chart.css"),
-            js_on_load=asset("chart.js"),
+            js_on_load=asset("bus.js") + asset("chart.js"),
             apply_default_css=False,
             visible=visible,
             elem_id=elem_id,
@@ -94,8 +99,9 @@ class Chart(Widget):
         value = value or {}
         reference = value.get("reference") or {}
         return {
+            "kind": "vision" if value.get("kind") == "vision" else "language",
             "points": [_point(point) for point in value.get("points") or ()],
-            "reference": {name: _number(reference.get(name)) for name in ("bytes", "ppl", "bits_per_param")},
+            "reference": {name: _number(reference.get(name)) for name in REFERENCE},
             "floor": _number(value.get("floor")),
         }
 

@@ -26,7 +26,7 @@ from app.components.widget import Widget, asset
 
 FULL = 16
 # In this order, one after the other.
-SCRIPTS = ("dom.js", "plan.js", "why.js", "locks.js", "picker.js", "equalizer.js")
+SCRIPTS = ("bus.js", "dom.js", "plan.js", "why.js", "locks.js", "picker.js", "equalizer.js")
 PLAN_KEYS = ("w", "a", "kv", "e")
 
 

@@ -1,24 +1,35 @@
-/* The live numbers: memory, bits per parameter, perplexity, divergence and same-top-token share of the plan.
+/* The live numbers: memory, bits per parameter, perplexity or accuracy, divergence and share of equal answers.
 
-   This file is the body of a function that gr.HTML calls once, with element, props, watch as in equalizer.js.
+   This file, after bus.js, is the body of a function that gr.HTML calls once, with element, props, watch as in equalizer.js.
    In comes props.value, the state of the measurement (see numbers.py), and the DOM event quept:predict.
 
    Each number is marked as exact, predicted or measured. Prediction rules while the visitor drags and until
    numbers of the plan on screen arrive; every line is always there, so that nothing moves when one comes. */
 
 const root = element.querySelector(".numbers");
-const TILES = [
-  { key: "memory", label: "Deploy memory" },
-  { key: "bpp", label: "Bits / parameter" },
-  { key: "ppl", label: "Perplexity" },
-  { key: "kl", label: "Mean KL" },
-  { key: "same", label: "Same top", long: " token" },
-  { key: "versus", label: "Against uniform" },
-];
+const PPL = { key: "ppl", label: "Perplexity" }, SAME = { key: "same", label: "Same top", long: " token" };
+const TOP1 = { key: "top1", label: "Accuracy" }, AGREED = { key: "same", label: "Same answer" };
+const TILES = {
+  language: tilesWith(PPL, SAME),
+  vision: tilesWith(TOP1, AGREED),
+};
+const UNITS = { language: "tokens", vision: "pictures" }; // what is measured on
 const tiles = new Map();
-let prediction = window.queptPrediction ?? null;
+let prediction = told.queptPrediction ?? null;
 let state = {};
 let status, conditions, bar, live;
+let kind = ""; // "language" or "vision": which tiles there are
+
+function tilesWith(quality, same) {
+  return [
+    { key: "memory", label: "Deploy memory" },
+    { key: "bpp", label: "Bits / parameter" },
+    quality,
+    { key: "kl", label: "Mean KL" },
+    same,
+    { key: "versus", label: "Against uniform" },
+  ];
+}
 
 const known = (x) => typeof x === "number" && Number.isFinite(x);
 
@@ -60,16 +71,47 @@ function isCurrent() {
   return one(state.link) === one(prediction.link);
 }
 
-/* Value, error and origin of the three qualities. */
+/* A share against another: higher is better; in points, and a difference of single pictures is one. */
+function compareShares(value, other, name) {
+  if (!known(value) || !known(other)) return { text: "" };
+  const points = 100 * (value - other);
+  if (Math.abs(points) < 1e-9) return { text: `= like ${name}`, tone: "even" };
+  const [arrow, tone] = points > 0 ? ["▲", "better"] : ["▼", "worse"];
+  return { text: `${arrow} ${number(Math.abs(points), 1)} points ${tone} than ${name}`, tone };
+}
+
+/* Value, error (or 95 % interval) and origin of the qualities. */
 function quality(measured) {
   const from = measured ? state.estimate : prediction?.predicted;
   const origin = measured ? "measured" : prediction?.predicted ? "predicted" : "";
-  const pick = (name) => ({ value: from?.[name], error: from?.[`${name}_se`], origin });
-  return { ppl: pick("ppl"), kl: pick("kl"), same: pick("same_top") };
+  const pick = (name) => ({
+    value: from?.[name], error: from?.[`${name}_se`],
+    low: from?.[`${name}_low`], high: from?.[`${name}_high`], origin,
+  });
+  return { ppl: pick("ppl"), kl: pick("kl"), same: pick("same_top"), top1: pick("top1") };
+}
+
+function drawAccuracy({ kl, same, top1 }, uniform, measured) {
+  const { estimate, reference } = state;
+  const perfect = (measured && estimate.top1_ref) || reference?.top1;
+  put("top1", share(top1), compareShares(top1.value, perfect, `full, ${percent(perfect)}`),
+    uniform ? compareShares(top1.value, uniform.top1, "uniform")
+      : { text: measured ? `${count(estimate.lost)} lost, ${count(estimate.gained)} gained` : "" });
+  const flips = measured ? Math.round((1 - same.value) * estimate.images) : null;
+  put("same", share(same), { text: known(same.value) ? "as full precision" : "" },
+    { text: known(flips) ? `${count(flips)} of ${count(estimate.images)} changed` : "" });
+}
+
+const percent = (x) => (known(x) ? `${number(100 * x, 1)}%` : "–");
+
+/* A share with its interval: "91.3%" and "89.4–92.9". */
+function share({ value, low, high, origin }) {
+  const error = known(low) && known(high) ? `${number(100 * low, 1)}–${number(100 * high, 1)}` : "";
+  return { value: percent(value), error, origin };
 }
 
 function drawTiles(measured) {
-  const { ppl, kl, same } = quality(measured);
+  const found = quality(measured), { ppl, kl, same } = found;
   const uniform = measured ? state.uniform : null;
   const reference = state.reference?.ppl ?? prediction?.reference?.ppl;
   const floor = state.reference?.kl_floor;
@@ -77,16 +119,21 @@ function drawTiles(measured) {
   const against = compare(kl.value, uniform?.kl, kl.error, "uniform");
 
   drawExact();
-  put("ppl", figure(ppl),
-    compare(ppl.value, reference, ppl.error, `full, ${plain(reference)}`),
-    compare(ppl.value, uniform?.ppl, ppl.error, "uniform"));
+  if (kind === "vision") drawAccuracy(found, uniform, measured);
+  else {
+    put("ppl", figure(ppl),
+      compare(ppl.value, reference, ppl.error, `full, ${plain(reference)}`),
+      compare(ppl.value, uniform?.ppl, ppl.error, "uniform"));
+    put("same", figure(same, 100, "%"),
+      { text: known(same.value) ? "of full precision's choices" : "" },
+      { text: known(p99) ? `99% of tokens: KL under ${plain(p99)}` : "" });
+  }
   put("kl", figure(kl),
     { text: known(floor) ? `0 is full, noise floor ${plain(floor)}` : "0 is full precision" }, against);
-  put("same", figure(same, 100, "%"),
-    { text: known(same.value) ? "of full precision's choices" : "" },
-    { text: known(p99) ? `99% of tokens: KL under ${plain(p99)}` : "" });
   put("versus", { value: against.short ?? "–", origin: against.text ? "KL" : "", tone: against.tone });
-  for (const key of ["ppl", "kl", "versus"]) tiles.get(key).lines[1].title = uniform?.label ?? "";
+  for (const key of ["ppl", "top1", "kl", "versus"]) {
+    if (tiles.has(key)) tiles.get(key).lines[1].title = uniform?.label ?? "";
+  }
 }
 
 /* Memory and bits per parameter are known at once and exactly; what the server measured stands below them. */
@@ -132,14 +179,14 @@ function write(node, text) {
 function progressWords() {
   const tokens = state.estimate?.tokens;
   if (!tokens) return "Measuring…";
-  if (!(state.progress > 0)) return `Measured on ${count(tokens)} tokens so far`;
-  return `Measured on ${count(tokens)} of ${count(Math.max(tokens, tokens / state.progress))} tokens`;
+  if (!(state.progress > 0)) return `Measured on ${count(tokens)} ${UNITS[kind]} so far`;
+  return `Measured on ${count(tokens)} of ${count(Math.max(tokens, tokens / state.progress))} ${UNITS[kind]}`;
 }
 
 function statusWords() {
-  const tokens = state.estimate?.tokens ? ` on ${count(state.estimate.tokens)} tokens` : "";
+  const tokens = state.estimate?.tokens ? ` on ${count(state.estimate.tokens)} ${UNITS[kind]}` : "";
   const words = {
-    idle: "Drag a fader; quality is measured when you let go",
+    idle: state.message ? "Not measured" : "Drag a fader; quality is measured when you let go",
     queued: "Waiting to be measured" + (state.position > 0 ? `, place ${state.position} in the queue` : ""),
     measuring: progressWords(),
     done: `Measured${tokens}`,
@@ -165,8 +212,9 @@ function drawStatus(measured) {
 /* Screen readers hear the end of a measurement and every change of its status, not each step of it. */
 function announce() {
   if (!["queued", "done", "stored", "error"].includes(state.status)) return;
-  const { ppl, kl } = quality(isCurrent());
-  const result = isCurrent() ? `: perplexity ${plain(ppl.value)}, mean KL ${plain(kl.value)}` : "";
+  const { ppl, kl, top1 } = quality(isCurrent());
+  const main = kind === "vision" ? `accuracy ${percent(top1.value)}` : `perplexity ${plain(ppl.value)}`;
+  const result = isCurrent() ? `: ${main}, mean KL ${plain(kl.value)}` : "";
   write(live, statusWords() + result);
 }
 
@@ -193,6 +241,8 @@ function makeTile({ key, label, long = "" }) {
 }
 
 function build() {
+  kind = state.kind === "vision" ? "vision" : "language";
+  tiles.clear();
   status = make("span", { class: "status", "data-status-line": "" });
   conditions = make("span", { class: "conditions" });
   live = make("span", { class: "unseen", role: "status", "aria-live": "polite" });
@@ -200,7 +250,7 @@ function build() {
   const range = { "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": "Measurement" };
   const track = make("div", { class: "track", role: "progressbar", ...range }, bar);
   root.replaceChildren(
-    make("div", { class: "tiles" }, ...TILES.map(makeTile)),
+    make("div", { class: "tiles" }, ...TILES[kind].map(makeTile)),
     make("div", { class: "words" }, status, conditions), track, live);
 }
 
@@ -211,7 +261,7 @@ function draw() {
 }
 
 function onPrediction(event) {
-  if (!element.isConnected) return document.removeEventListener("quept:predict", onPrediction);
+  if (!element.isConnected) return bus.removeEventListener("quept:predict", onPrediction);
   prediction = event.detail;
   draw();
 }
@@ -219,11 +269,12 @@ function onPrediction(event) {
 function onState() {
   const before = state.status;
   state = props.value && typeof props.value === "object" ? props.value : { status: "idle" };
+  if (kind !== (state.kind === "vision" ? "vision" : "language")) build();
   draw();
   if (state.status !== before) announce();
 }
 
 build();
-document.addEventListener("quept:predict", onPrediction);
+bus.addEventListener("quept:predict", onPrediction);
 watch("value", onState);
 onState();
