@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from quept.allocate import SensitivityTable
+from quept.allocate.best import Best, best
 from quept.allocate.budget import parse_budget
-from quept.allocate.solve import Allocation, Constraints, allocate, path, tied
+from quept.allocate.front import Front
+from quept.allocate.solve import Constraints, path, tied
 from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, WEIGHT_BITS, PrecisionPlan
 from quept.runtime import ElasticModel
 
@@ -29,19 +31,20 @@ NOT_UNDERSTOOD = "This request was not understood: reload the page"
 
 
 class Tabled(Protocol):
-    """An opened model and its sensitivity table, if there is one."""
+    """An opened model, its sensitivity table and its measured front, if there are any."""
 
     elastic: ElasticModel
     sensitivity: SensitivityTable | None
+    front: Front | None
 
 
-def solved(opened: Tabled, request: Mapping[str, Any]) -> tuple[Allocation, int]:
-    """The best plan for the request's budget, and that budget in bytes; ValueError in words."""
+def solved(opened: Tabled, request: Mapping[str, Any]) -> tuple[Best, int]:
+    """The best plan known for the request's budget, and that budget in bytes; ValueError in words."""
     if opened.sensitivity is None:
         raise ValueError(NO_TABLE)
     constraints = constraints_of(opened, request)
     budget = budget_of(opened, request, constraints)
-    return allocate(opened.sensitivity, opened.elastic.sizes, budget, constraints), budget
+    return best(opened.sensitivity, opened.elastic.sizes, budget, constraints, opened.front), budget
 
 
 def slider(opened: Tabled, request: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from quept.allocate import SensitivityError, SensitivityTable
-from quept.allocate.front import Front, load_front
+from quept.allocate.front import fitting_front
 from quept.artifact import bundled
 from quept.evaluate import AccuracyEstimate, Estimate, Reference, ResultKey, Results, Stored, Windows, cut
 from quept.evaluate.shipped import load_shipped
@@ -68,7 +68,7 @@ class OpenModel:
         plain = ASSETS / elastic.source
         shipped = bundled(name) or plain
         self.sensitivity = _fitting_table(shipped / "sensitivity.json", elastic)
-        front = _fitting_front(shipped / "front.json", elastic)
+        self.front = front = fitting_front(shipped / "front.json", elastic)
         # The best plans found for their sizes, smallest first.
         self.best = [replace(point.plan, name=point.name) for point in front.points] if front else []
         for _, key, payload in front.results(elastic.layers) if front else ():
@@ -333,9 +333,10 @@ class Service:
             found, budget = solved(self.opened[model], request)
         except ValueError as error:
             return answer | {"error": sentence(error)}
-        wire = self.wire_of(model, found.plan)
+        wire = self.wire_of(model, found.allocation.plan)
         changed = ("w", "a", "e") if request.get("activations") == AS_WEIGHTS else ("w", "e")
-        return answer | {"plan": {key: wire[key] for key in changed}, "budget": budget}
+        plan = {key: wire[key] for key in changed}
+        return answer | {"plan": plan, "budget": budget, "note": found.words()}
 
     def comparable(self, model: str, tried: Sequence[PrecisionPlan] = ()) -> dict:
         """What there is to compare: the menu of plans, and where the model's layers lie."""
@@ -542,14 +543,6 @@ def _drawn(
         quality |= {"kl": 0.0, "kl_se": 0.0}
     bits = 8 * size / opened.elastic.sizes.parameters
     return who | {"bytes": size, "bits_per_param": bits, "measured": True} | quality
-
-
-def _fitting_front(path: Path, elastic: ElasticModel) -> Front | None:
-    """The measured front shipped for this artifact, if it was measured on these very weights and grid."""
-    if not path.exists():
-        return None
-    front = load_front(path)
-    return front if front.artifact == elastic.artifact.identity else None
 
 
 def _fitting_table(path: Path, elastic: ElasticModel) -> SensitivityTable | None:

@@ -194,8 +194,9 @@ function onAnswer() {
   propose(answer.plan, true);
   if (typeof wanted === "string") wanted = answer.budget;
   drawSlider(answer.budget);
-  say(predictedWords(), "answer");
-  view.live.textContent = `Best for ${sizeWords(answer.budget)}: ${predictedWords()}`;
+  const words = [predictedWords(), answer.note].filter(Boolean).join(" · ");
+  say(words, "answer");
+  view.live.textContent = `Best for ${sizeWords(answer.budget)}: ${words}`;
 }
 
 function predictedWords() {

@@ -4,10 +4,12 @@ In:  `path`, the plans that the slider runs through: {"model": its name, "path":
      quept.allocate.solve returns, or None, "error": why there is none, in words, or "", "activations":
      whether activation widths were measured too, "turn": the request it answers, 0 for none};
      `answer`, to the latest request: {"serial": the request's, "error": words} or {"serial", "plan": {"w",
-     "e", and "a" if it changes}, "budget": bytes};
+     "e", and "a" if it changes}, "budget": bytes, "note": where the plan is from if the solver did not make
+     it, else ""};
      `refined`, the refinement under way: {"status": "running|done|cancelled|error", "message",
      "stage", "tried", "kl", "start_kl", "uniform_kl", "seconds", "limit", "fraction"}, at the end
-     whether it is "better", and then its "plan" and "name". A handler returns one of them alone: `Budget(answer=...)`.
+     whether it is "better", and then its "plan" and "name".
+     A handler returns one of them alone: `Budget(answer=...)`.
 Out: nothing as an input. Events, whose listeners take a gr.EventData and read it with `request_of`:
      `solve`    a budget is wanted: {"serial", "budget": bytes or words, and the limits};
      `limit`    the limits have changed, and with them the path: {"turn", and the limits};

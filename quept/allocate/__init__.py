@@ -7,6 +7,7 @@ proxies      cheap stand-ins for it: weight error, weighted by the activations o
 constraints  what an allocation may choose from: pins, floors, ceilings, layers that share a width
 solve        the plan of the least summed sensitivity within so many bytes, exactly; a budget slider's path
 knapsack     the solver behind it
+best         that plan, or one that was measured whole and is known to be better
 budget       "60 MB", "3.2 bits", "2 % worse": what people type, in bytes
 uniform      what uniform plans would show at the same bytes: the yardstick
 refine       better plans by measuring whole ones (race), within the budget (space), with costs that the

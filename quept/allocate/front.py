@@ -202,6 +202,14 @@ def load_front(path: str | Path) -> Front:
         raise FrontError(f"{path}: {error}") from None
 
 
+def fitting_front(path: str | Path, elastic: ElasticModel) -> Front | None:
+    """The front in a file, if there is one and it was measured on this very artifact."""
+    if not Path(path).exists():
+        return None
+    front = load_front(path)
+    return front if front.artifact == elastic.artifact.identity else None
+
+
 def measure_front(
     elastic: ElasticModel,
     table: SensitivityTable,

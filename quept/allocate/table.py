@@ -31,6 +31,7 @@ import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 
 from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, WEIGHT_BITS, PrecisionPlan
@@ -117,7 +118,7 @@ class SensitivityTable:
             kl, ppl, same_top = max(0.0, base["kl"] + s), math.log(base["ppl"]), base["same_top"]
             share = min(kl / max(base["kl"], SMALLEST), 1 / max(1 - same_top, SMALLEST))
         else:
-            curve = self.curve()
+            curve = self._curve
             at = math.log(max(s, 1e-300))
             sums = [math.log(x) for x in curve["sum"]]
             share = min(1.0, s / curve["sum"][0])
@@ -133,6 +134,10 @@ class SensitivityTable:
     def curve(self) -> dict[str, list[float]]:
         """The plans measured whole in order of their summed sensitivity, but for those that break the rise of
         KL: {"sum", "kl", "ppl", "same_top"}."""
+        return {name: list(column) for name, column in self._curve.items()}
+
+    @cached_property
+    def _curve(self) -> dict[str, list[float]]:
         plans = [(PrecisionPlan.uniform(bits), row) for bits, row in self.uniform.items()]
         plans += [(PrecisionPlan.parse(text), row) for text, row in self.whole.items()]
         points = [

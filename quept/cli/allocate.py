@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,11 +24,13 @@ from .shared import (
 
 if TYPE_CHECKING:
     from quept.allocate import SensitivityTable
+    from quept.allocate.front import Front
     from quept.allocate.solve import Constraints
     from quept.runtime import ElasticModel
 
 LIMIT = "LAYER=BITS"
-PREDICTED = {"kl": "mean KL", "ppl": "perplexity", "same_top": "same top token"}
+SHOWN = {"kl": "mean KL", "ppl": "perplexity", "same_top": "same top token"}
+NEAR = 0.05  # by how much what a front lets expect may differ from the prediction unmentioned
 
 
 def allocate_parser(commands) -> None:
@@ -37,13 +40,19 @@ def allocate_parser(commands) -> None:
         _allocate,
         "find the best bits for a budget: of all plans that fit, the one with the least predicted harm",
         f'quept allocate {DEFAULT_MODEL} "60 MB" --floor "*.down_proj=3" --out 60mb.json',
-        "It reads a table of `quept sensitivity` and measures nothing. Of several limits that fit a layer, "
+        "It reads a table of `quept sensitivity` and measures nothing. A plan that was measured whole, for "
+        "the table or a front, is given where it is known to be better. Of several limits that fit a layer, "
         "the last counts.",
     )
     model_options(p)
     p.add_argument("budget", metavar="BUDGET", help='"60 MB", "3.2 bits", "40 %%" or "2 %% worse"')
     p.add_argument(
         "--table", metavar="FILE", help="sensitivity table (default: the one that lies beside the artifact)"
+    )
+    p.add_argument(
+        "--front",
+        metavar="FILE",
+        help="measured front to take plans from, too (default: the one that lies beside the artifact)",
     )
     p.add_argument("--out", metavar="FILE", help="where the plan goes, like plan.json")
     p.add_argument(
@@ -85,33 +94,39 @@ def allocate_parser(commands) -> None:
 
 
 def _allocate(options: argparse.Namespace) -> None:
+    from quept.allocate.best import best
     from quept.allocate.budget import parse_budget
-    from quept.allocate.solve import allocate
 
     with Progress() as progress:
         elastic = opened(options, progress)
     table, sizes = table_for(options, elastic), elastic.sizes
     constraints = _constraints(options, elastic)
     budget = parse_budget(options.budget, table, sizes, constraints)
-    found = allocate(table, sizes, budget, constraints)
+    known = best(table, sizes, budget, constraints, front_for(options, elastic))
+    found, figures = known.allocation, known.measured or known.allocation.predicted
     if options.out:
         found.plan.save(options.out, name_of(options.model))
     bits = sizes.bits_per_parameter(found.plan)
     layers = Counter(b.weights for b in found.plan.resolve(elastic.layers).values())
+    tier = "measured" if known.measured else "predicted"
     print_table(
-        ("plan", "MB", "bits/param", *(f"{what}, predicted" for what in PREDICTED.values())),
+        ("plan", "MB", "bits/param", *(f"{what}, {tier}" for what in SHOWN.values())),
         [
             (
                 found.plan.name,
                 f"{found.bytes / 1e6:.1f}",
                 f"{bits:.2f}",
-                *(short(found.predicted[key]) if found.predicted else "" for key in PREDICTED),
+                *(short(figures[key]) if figures else "" for key in SHOWN),
             )
         ],
     )
     counts = ", ".join(f"{count} at {width}" for width, count in sorted(layers.items()))
     print(f"bits of layers: {counts}; of embeddings: {found.plan.embeddings}")
-    if found.gap:
+    if known.words():
+        print(known.words())
+    elif known.kl is not None and not math.isclose(known.kl, figures["kl"], rel_tol=NEAR):
+        print(f"the measured front lets expect a mean KL of {short(known.kl)}")
+    elif found.gap:
         print(
             f"sum of sensitivities: {short(found.cost)}, at most {short(found.gap)} above the least possible"
         )
@@ -127,6 +142,9 @@ def _allocate(options: argparse.Namespace) -> None:
                 "sensitivity": found.cost,
                 "gap": found.gap,
                 "predicted": found.predicted,
+                "origin": known.origin,
+                "measured": dict(known.measured),
+                "expected_kl": known.kl,
                 "layers": {str(width): count for width, count in sorted(layers.items())},
                 "embeddings": found.plan.embeddings,
             }
@@ -137,11 +155,10 @@ def table_for(options: argparse.Namespace, elastic: ElasticModel) -> Sensitivity
     """The table that was given, or lies beside the artifact; ValueError where there is none, or only one of
     other weights."""
     from quept.allocate import SensitivityTable
-    from quept.artifact import Artifact, bundled
 
     path, artifact = options.table, elastic.artifact
     if path is None:
-        folder = Path(options.model) if Artifact.is_one(options.model) else bundled(options.model)
+        folder = _artifact(options)
         path = folder and folder / "sensitivity.json"
         if path is None or not path.is_file():
             measure = f"quept sensitivity {options.model} --out table.json"
@@ -152,6 +169,27 @@ def table_for(options: argparse.Namespace, elastic: ElasticModel) -> Sensitivity
             f"{path} was measured on other weights or another group size than {options.model} has"
         )
     return table
+
+
+def front_for(options: argparse.Namespace, elastic: ElasticModel) -> Front | None:
+    """The front that was given, or lies beside the artifact, None where there is none; ValueError where the
+    given one is of another artifact."""
+    from quept.allocate.front import fitting_front, load_front
+
+    if options.front is None:
+        folder = _artifact(options)
+        return fitting_front(folder / "front.json", elastic) if folder else None
+    front = load_front(options.front)
+    if front.artifact != elastic.artifact.identity:
+        raise ValueError(f"{options.front} is the front of another artifact than {options.model}")
+    return front
+
+
+def _artifact(options: argparse.Namespace) -> Path | None:
+    """The folder of the model's artifact; None where it is rounded to nearest."""
+    from quept.artifact import Artifact, bundled
+
+    return Path(options.model) if Artifact.is_one(options.model) else bundled(options.model)
 
 
 def _constraints(options: argparse.Namespace, elastic: ElasticModel) -> Constraints:

@@ -72,6 +72,18 @@ def test_it_writes_the_plan_that_fits(folder, elastic, table, tmp_path, capsys):
     assert f"of embeddings: {plan.embeddings}" in capsys.readouterr().out
 
 
+def test_a_plan_measured_better_is_given_and_said(folder, elastic, table, tmp_path, capsys):
+    whole = {"W4E4": {"kl": 1e-9, "ppl": 20.0, "same_top": 0.99}}
+    path = tmp_path / "measured.json"
+    replace(SensitivityTable.load(table), whole=whole).save(path)
+    said = told(capsys, str(folder), "60 %", "--table", str(path))
+    assert (said["origin"], said["measured"], said["expected_kl"]) == ("uniform", whole["W4E4"], 1e-9)
+    assert said["bytes"] == elastic.sizes.deploy(PrecisionPlan.uniform(4, embeddings=4)) <= said["budget"]
+    run(str(folder), "60 %", "--table", str(path))
+    out = capsys.readouterr().out
+    assert "mean KL, measured" in out and "W4E4, a uniform plan: its measured KL" in out
+
+
 def test_its_limits_hold(folder, elastic, table, tmp_path, capsys):
     out = tmp_path / "plan.json"
     limits = ["--pin", f"{Q}=7", "--pin", "embeddings=5", "--floor", "*.mlp.*=4", "--ceiling", "*=7"]

@@ -104,6 +104,16 @@ def test_too_small_a_budget_is_told_the_smallest(service, elastic):
     assert answer["error"][0].isupper() and answer["error"].endswith(".")
 
 
+def test_a_measured_plan_that_is_known_to_be_better_is_the_answer_and_said(service, elastic):
+    assert answered(service, middle(elastic))[1]["note"] == ""
+    good = {"W4": {"kl": 1e-9, "ppl": 20.0, "same_top": 0.99}}
+    service.opened[MODEL].sensitivity = tiny_table(elastic, whole=good)
+    plan, answer = answered(service, middle(elastic))
+    assert plan.name == "W4" and answer["note"].startswith("W4, a uniform plan: its measured KL of 1e-09")
+    locked, answer = answered(service, middle(elastic), pins=[[0, 8]])
+    assert locked.name != "W4" and answer["note"] == ""
+
+
 @pytest.mark.parametrize(
     "request_",
     [
