@@ -8,9 +8,10 @@ quantised in 16 bits.
 
 The bytes of these tensors are exactly `elastic.sizes.deploy(plan)`. The metadata hold what else is needed:
 format and version, the plan, the model's config and fingerprint, the grid of every layer, which parameters
-are tied, and the shape of a quantised weight that is no matrix: patches are embedded by a convolution, whose
-kernels are stored as rows. The tokenizer is not in the file. Activation and KV widths are in the plan, for
-whoever runs it; they change no stored tensor. `open_packed` gives the values of the view, bit for bit.
+are tied, the shape of a quantised weight that is no matrix (patches are embedded by a convolution, whose
+kernels are stored as rows), and the static grids of the activations that the plan rounds. The tokenizer is
+not in the file. Activation and KV widths are in the plan, for whoever runs it; they change no stored tensor.
+`open_packed` gives the values of the view, bit for bit.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class ExportError(RuntimeError):
 @dataclass(frozen=True)
 class PackedModel:
     """An exported plan, read back. grids: `{layer: (bits, group, columns)}` of the quantised layers; tied:
-    `{parameter: its owner}`; shapes: `{layer: shape}` of quantised weights that are no matrices."""
+    `{parameter: its owner}`; shapes: `{layer: shape}` of quantised weights that are no matrices; static:
+    `{layer: ((scale, zero-point) of its input, then of query, key and value if it gives these)}`, none where
+    activations are rounded per token."""
 
     plan: PrecisionPlan
     model: str
@@ -53,6 +56,7 @@ class PackedModel:
     tied: Mapping[str, str]
     tensors: Mapping[str, Tensor]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    static: Mapping[str, tuple[tuple[float, int], ...]] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -97,6 +101,9 @@ def export(elastic: ElasticModel, plan: PrecisionPlan, path: str | Path) -> Pack
     shapes = {layer: shape for layer, shape in shapes.items() if len(shape) != 2}
     if shapes:
         metadata["shapes"] = json.dumps(shapes)
+    static = _static(elastic, plan)
+    if static:
+        metadata["static"] = json.dumps(static)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     os.close(handle)
@@ -133,6 +140,10 @@ def open_packed(path: str | Path) -> PackedModel:
             tied=json.loads(metadata["tied"]),
             tensors=tensors,
             shapes={k: tuple(shape) for k, shape in json.loads(metadata.get("shapes", "{}")).items()},
+            static={
+                layer: tuple((scale, zero) for scale, zero in sites)
+                for layer, sites in json.loads(metadata.get("static", "{}")).items()
+            },
         )
     except FileNotFoundError:
         raise ExportError(f"there is no file {path}") from None
@@ -159,6 +170,18 @@ def _tensors(
         parts = {f"{layer}.{part}": getattr(packed, part) for part in PARTS}
         tensors |= {key: part.cpu().contiguous() for key, part in parts.items() if part is not None}
     return tensors, grids
+
+
+def _static(elastic: ElasticModel, plan: PrecisionPlan) -> dict[str, list[tuple[float, int]]]:
+    grids = {
+        layer: elastic.artifact.static(layer).get(bits.activations)
+        for layer, bits in plan.resolve(elastic.layers).items()
+    }
+    return {
+        layer: [(scale, int(zero)) for scale, zero in grid.T.tolist()]
+        for layer, grid in grids.items()
+        if grid is not None
+    }
 
 
 def _config(config: PretrainedConfig | Mapping[str, object]) -> dict[str, object]:

@@ -48,11 +48,13 @@ def place(layer: str) -> tuple[int, str]:
 
 def bytes_by_kind(artifact: Artifact) -> dict[str, int]:
     """`{kind: bytes}` of all files the manifest lists; together they are `artifact.nbytes`."""
-    kinds = {"adapters": 0, "clip factors": 0, "transform tensors": 0}
+    kinds = {"adapters": 0, "clip factors": 0, "activation grids": 0, "transform tensors": 0}
     for layer in artifact.learned.values():
         clips = sum(codes.nbytes for codes in layer.clips.values())
+        grids = sum(grid.nbytes for grid in layer.static.values())
         kinds["clip factors"] += clips
-        kinds["adapters"] += layer.nbytes - clips
+        kinds["activation grids"] += grids
+        kinds["adapters"] += layer.nbytes - clips - grids
     if artifact.record:
         kinds["transform tensors"] = sum(tensor.nbytes for tensor in artifact.record.tensors.values())
     kinds["names and shapes of the tensors"] = artifact.nbytes - sum(kinds.values())

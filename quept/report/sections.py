@@ -35,7 +35,7 @@ def title(artifact: Artifact) -> str:
 
 
 def summary(artifact: Artifact, course: Course | None, quality: Mapping[str, tuple[float, float]]) -> str:
-    """The page in one paragraph. quality: `{plan: (kl, kl_rtn)}` on held-out calibration text."""
+    """The page in one paragraph. quality: `{plan: (kl, kl_rtn)}` on held-out calibration data."""
     m, base = artifact.manifest, without_folder(artifact.base)
     if m.method == "rtn":
         return (
@@ -50,8 +50,8 @@ def summary(artifact: Artifact, course: Course | None, quality: Mapping[str, tup
         best = max(won, key=lambda plan: won[plan][1] / won[plan][0])
         kl, rtn = won[best]
         said.append(
-            f"On held-out calibration text it diverges less from full precision than plain rounding at "
-            f"{listed(by_width(won))}; most at {best}, where mean KL is {short(kl)} instead of {short(rtn)}, "
+            f"On held-out calibration {_data(artifact)} it diverges less from full precision than plain "
+            f"rounding at {listed(by_width(won))}; most at {best}, where mean KL is {short(kl)} instead of {short(rtn)}, "
             f"{short(rtn / kl)} times lower."
         )
     lost = [plan for plan, found in (course.compared if course else {}).items() if not found.kept]
@@ -97,7 +97,7 @@ def what_it_is(artifact: Artifact) -> Section:
 def quality_section(
     artifact: Artifact, course: Course | None, quality: Mapping[str, tuple[float, float]]
 ) -> Section:
-    """On held-out calibration text, from the manifest."""
+    """On held-out calibration data, from the manifest."""
     section = Section("Quality against plain rounding")
     if not quality:
         why = (
@@ -363,13 +363,17 @@ def _held_out(artifact: Artifact) -> str:
     recipe = artifact.manifest.recipe
     stage = recipe.get("end_to_end") or recipe.get("block_wise") or {}
     count, context = recipe.get("held_out"), stage.get("context") if isinstance(stage, dict) else None
-    where = "held-out calibration text"
+    data = _data(artifact)
+    where = f"held-out calibration {data}"
     if isinstance(count, int) and isinstance(context, int):
-        where += f" ({count} × {context} tokens that training did not read)"
-    return (
-        f"Mean KL divergence from full precision in nats, on {where}: few tokens, so a guide, not a "
-        "benchmark."
-    )
+        many = f"{count} × {context} tokens" if data == "text" else f"{count:,}"
+        where += f" ({many} that training did not read)"
+    few = "few tokens, so" if data == "text" else "few, so"
+    return f"Mean KL divergence from full precision in nats, on {where}: {few} a guide, not a benchmark."
+
+
+def _data(artifact: Artifact) -> str:
+    return "pictures" if artifact.manifest.recipe.get("images") else "text"
 
 
 def _clip_start(recipe: Mapping) -> dict[int, str]:

@@ -8,7 +8,10 @@ import torch
 from safetensors.torch import safe_open, save_file
 from timm import create_model
 
+from quept.artifact import Artifact, LayerParameters
 from quept.export import export, open_packed
+from quept.models import load
+from quept.numerics.adapters import RankSchedule
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
 from tests.tiny import VISION, pictures, save_tiny_vision
@@ -49,3 +52,19 @@ def test_timm_builds_the_model_from_it(elastic, tmp_path):
     plain, x = create_model(f"local-dir:{tmp_path}", pretrained=True).eval(), pictures(elastic.title)
     with torch.no_grad():
         assert torch.equal(plain(x), elastic.view(plan)(x))
+
+
+def test_static_grids_go_along_where_the_plan_rounds_activations(tmp_path):
+    model = save_tiny_vision("vit", tmp_path / "vit")
+    grids = {"blocks.0.attn.qkv": {4: torch.tensor([[0.5, 0.25, 0.25, 0.125], [7, 8, 0, 15]])}}
+    plain = ElasticModel.open(model, device="cpu", dtype=torch.float32)
+    empty, schedule = torch.zeros(0, 0), RankSchedule(((4,),), (0,))
+    learned = {
+        name: LayerParameters.rounded(schedule, empty, empty, {}, (), grids.get(name))
+        for name in plain.layers
+    }
+    elastic = ElasticModel(load(model), Artifact(plain.artifact.manifest, learned), device="cpu")
+    assert not export(elastic, PrecisionPlan.uniform(4), tmp_path / "weights.safetensors").static
+    read = export(elastic, PrecisionPlan.uniform(4, 4), tmp_path / "both.safetensors")
+    assert read.static == {"blocks.0.attn.qkv": ((0.5, 7), (0.25, 8), (0.25, 0), (0.125, 15))}
+    assert open_packed(tmp_path / "both.safetensors").static == read.static

@@ -1,0 +1,205 @@
+"""Accuracy of the built-in image classifier at every width, against plain rounding and against calibrations
+for one width alone.
+
+    python benchmarks/vision_quality.py [--model fashion-vit] [--data FOLDER] [--singles] [--shapes]
+
+Top-1 in percent on the 10,000 test pictures of Fashion-MNIST (--data: the folder of its original files, where
+they are not fetched). Weights are calibrated as the artifact says; "..._rtn" rounds them to nearest, with
+static activation grids from the smallest to the largest value seen (recipe vit-min-max, 128 training
+pictures) and nothing reparameterised; "w4a4_rtn_per_token" gives every token a range of its own instead.
+"embeddings": the same plan with patch embedding and head at 8 bits too. "seconds_per_1000" is one plan on
+1,000 pictures, decoding and preprocessing included, "seconds_per_1000_prepared" without those.
+
+--singles calibrates each width alone with the artifact's own recipe (minutes each). --shapes takes a block
+of the shapes deit_tiny, vit_small and swin_tiny with random weights through the published recipe's
+reconstruction on 32 pictures of noise (one epoch), and times switching and classifying. Prints a table, then
+JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from report import report
+
+from quept import ElasticModel, PrecisionPlan
+from quept.calibrate import calibrate
+from quept.config import Recipe
+from quept.evaluate import ImageReference, accuracy, save_images, stored_images
+from quept.evaluate.images import Images, prepared
+from quept.numerics.adapters import RankSchedule
+from quept.plan import FULL
+from quept.zoo.fashion_mnist import fashion_mnist
+
+PLANS = {f"w{b}a{b}": (b, b) for b in (8, 7, 6, 5, 4)} | {f"w{b}": (b, FULL) for b in range(8, 1, -1)}
+SHAPES = ("deit_tiny_patch16_224", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="fashion-vit", help="built-in name or artifact folder")
+    parser.add_argument("--data", help="folder of the original Fashion-MNIST files")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--singles", action="store_true", help="calibrate each width alone too")
+    parser.add_argument("--shapes", action="store_true", help="time blocks of three larger shapes too")
+    options = parser.parse_args()
+
+    elastic = ElasticModel.open(options.model)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        test = _test_pictures(elastic, options, folder)
+        measured = _Accuracy(test, folder / "reference")
+        figures = {"fp": measured(elastic, PrecisionPlan.full())}
+        figures |= {name: measured(elastic, PrecisionPlan.uniform(*bits)) for name, bits in PLANS.items()}
+        figures["w4a4_embeddings"] = measured(elastic, PrecisionPlan.uniform(4, 4, embeddings=8))
+        figures |= _rounded(elastic, measured, folder)
+        figures |= _speed(elastic, options, folder)
+        if options.singles:
+            figures |= _singles(elastic, measured, folder)
+        if options.shapes:
+            for shape in SHAPES:
+                figures |= _shape(shape, folder)
+    report("Accuracy of a vision transformer", figures, model=options.model, images=len(test))
+
+
+class _Accuracy:
+    """Top-1 in percent of a plan, on pictures that are prepared once."""
+
+    def __init__(self, images: Images, cache: Path):
+        self._images, self._cache = images, cache
+
+    def __call__(self, elastic: ElasticModel, plan: PrecisionPlan) -> float:
+        reference = ImageReference.open(elastic.fingerprint, self._images, elastic.reference, self._cache)
+        *_, last = accuracy(elastic.view(plan), self._images, reference)
+        return round(100 * last.top1, 3)
+
+
+def _test_pictures(elastic: ElasticModel, options: argparse.Namespace, folder: Path) -> Images:
+    pixels, labels = map(torch.tensor, fashion_mnist("test", options.data))
+    path = folder / "test.safetensors"
+    save_images(path, "Fashion-MNIST, test pictures", pixels, labels, options.images)
+    return prepared(stored_images(path, elastic.vision), elastic.vision)
+
+
+def _rounded(elastic: ElasticModel, measured: _Accuracy, folder: Path) -> dict[str, float]:
+    """Plain rounding of the same base."""
+    base = elastic.artifact.base
+    calibrate(base, Recipe.load("vit-min-max").with_images("fashion-mnist"), folder / "rtn")
+    rtn = ElasticModel.open(folder / "rtn")
+    found = {f"{name}_rtn": measured(rtn, PrecisionPlan.uniform(*PLANS[name])) for name in PLANS}
+    plain = ElasticModel.open(f"{base}:rtn")
+    return found | {"w4a4_rtn_per_token": measured(plain, PrecisionPlan.uniform(4, 4))}
+
+
+def _singles(elastic: ElasticModel, measured: _Accuracy, folder: Path) -> dict[str, float]:
+    """The artifact's recipe, with one width in place of all."""
+    recipe = Recipe.from_dict(elastic.artifact.manifest.recipe)
+    found = {}
+    for bits in sorted(recipe.adapters.widths):
+        calibrate(elastic.artifact.base, only(recipe, bits), folder / f"w{bits}")
+        single = ElasticModel.open(folder / f"w{bits}")
+        names = [name for name, (weights, _) in PLANS.items() if weights == bits]
+        found |= {f"{name}_single": measured(single, PrecisionPlan.uniform(*PLANS[name])) for name in names}
+    return found
+
+
+def only(recipe: Recipe, bits: int) -> Recipe:
+    """The recipe for one width: its ranks, its clips, its grid, all steps its own."""
+    group = recipe.adapters.group_of(bits)
+    stages = {}
+    for name in ("block_wise", "end_to_end"):
+        stage = getattr(recipe, name)
+        if stage:
+            changed = {"adapter_rates": (stage.adapter_rates[group],)}
+            changed |= {"merge": (1.0,)} if name == "block_wise" else {"draws": ((bits,),) * len(stage.draws)}
+            stages[name] = dataclasses.replace(stage, **changed)
+    static = recipe.static
+    if static and bits in static.widths:
+        static = dataclasses.replace(static, widths=(bits,))
+    clip = {b: start for b, start in recipe.clip.start.items() if b == bits}
+    return dataclasses.replace(
+        recipe,
+        adapters=RankSchedule(((bits,),), (recipe.adapters.ranks(bits),)),
+        clip=dataclasses.replace(recipe.clip, start=clip),
+        static=static,
+        **stages,
+    )
+
+
+def _speed(elastic: ElasticModel, options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Wall seconds of one plan on the first 1,000 pictures, with a reference that is known."""
+    thousand = argparse.Namespace(**vars(options) | {"images": 1000})
+    kept = _test_pictures(elastic, thousand, folder)
+    fresh = stored_images(folder / "test.safetensors", elastic.vision)
+    measured = _Accuracy(kept, folder / "reference")
+    measured(elastic, PrecisionPlan.uniform(4, 4))
+    times = {"seconds_per_1000": [], "seconds_per_1000_prepared": []}
+    for _ in range(3):
+        for name, images in zip(times, (fresh, kept), strict=True):
+            began = time.perf_counter()
+            _Accuracy(images, folder / "reference")(elastic, PrecisionPlan.uniform(4, 4))
+            times[name].append(time.perf_counter() - began)
+    return {name: round(statistics.median(seconds), 3) for name, seconds in times.items()}
+
+
+def _shape(shape: str, folder: Path) -> dict[str, float]:
+    """Seconds to reconstruct one block, milliseconds to switch (known widths), to classify one picture."""
+    from quept.calibrate.block_wise import BlockWiseTuning
+    from quept.calibrate.data import batches
+    from quept.calibrate.observe import static_ends
+    from quept.calibrate.streams import Streams
+    from quept.calibrate.trainable import Trainable
+
+    recipe, short = Recipe.load("vit-weight-act"), shape.split("_patch")[0]
+    elastic = ElasticModel.open(_random(shape, folder / shape), dtype=torch.float32, device="cpu")
+    inputs = {"x": torch.randn(32, 3, 224, 224, generator=torch.Generator().manual_seed(0))}
+    model, static = elastic.base.float(), recipe.static
+    ends = static_ends(model, elastic.anatomy, batches(inputs, 8), static.widths, static.percentiles)
+    trainable = Trainable(model, elastic.anatomy, recipe.adapters, recipe.clip.start, "row", 0, static=ends)
+    stage = dataclasses.replace(recipe.block_wise, epochs=1)
+    with Streams(folder, stage.memory) as streams:
+        tuning = BlockWiseTuning(trainable, stage, inputs, 0, streams, lambda what, share: None)
+        block = _milliseconds(tuning.step) / 1000
+    plans = [PrecisionPlan.uniform(bits, bits) for bits in (4, 8)]
+    views = [elastic.view(plan) for plan in plans]
+    switch = [_milliseconds(lambda plan=plan: elastic.view(plan)) for plan in plans * 5]
+    with torch.inference_mode():
+        classify = [_milliseconds(lambda: views[0](inputs["x"][:1])) for _ in range(5)]
+    return {
+        f"{short}_block_s": round(block, 2),
+        f"{short}_switch_ms": round(statistics.median(switch), 2),
+        f"{short}_classify_ms": round(statistics.median(classify), 1),
+    }
+
+
+def _random(shape: str, folder: Path) -> Path:
+    """A model of this shape with random weights, as timm's folders are."""
+    from safetensors.torch import save_file
+    from timm import create_model
+
+    torch.manual_seed(0)
+    model = create_model(shape, pretrained=False).half()
+    folder.mkdir()
+    config = {"architecture": shape, "num_classes": 1000, "pretrained_cfg": model.pretrained_cfg}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), folder / "model.safetensors")
+    return folder
+
+
+def _milliseconds(run) -> float:
+    began = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
