@@ -504,6 +504,7 @@ class Service:
                 "progress": measured["tokens"] / data.count,
                 "estimate": measured,
                 "reference": state["reference"] | data.perfect(estimate),
+                "uniform": _so_far(state["uniform"], state["reference"], data.perfect(estimate)),
             }
         opened.results.put(opened.result_key(plan), estimate.to_dict())
         done = {"status": "done", "progress": 1.0, "estimate": estimate.to_dict()}
@@ -515,6 +516,14 @@ def _data_of(elastic: ElasticModel, sample: Sample, cache: Path) -> MeasuredOn |
     if elastic.vision is None:
         return Passages(elastic, sample, cache)
     return Pictures(elastic, cache) if elastic.vision.images and elastic.vision.labels else None
+
+
+def _so_far(uniform: Mapping | None, whole: Mapping, now: Mapping) -> Mapping | None:
+    """Uniform plans' perplexity on the text read so far, by what full precision's is there and on all of
+    it: passages differ more than plans do."""
+    if not uniform or not whole.get("ppl") or not now.get("ppl"):
+        return uniform
+    return {**uniform, "ppl": uniform["ppl"] * now["ppl"] / whole["ppl"]}
 
 
 def _label(name: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 from app.link import encode
 from app.service import Sample, Service
 from app.tabs import explore
+from app.tabs.presets import named_choices
 from quept.allocate.front import Front, Point
 from quept.evaluate import Estimate, ResultKey, Results
 from quept.plan import FULL, PlanError, PrecisionPlan
@@ -129,6 +130,17 @@ def test_uniform_plans_with_small_embeddings_compete_at_equal_bytes(service: Ser
     assert opened.uniform_at(size["W4E4"]) is None  # measured on something else than the sample
 
 
+def test_while_measuring_perplexities_are_of_the_text_read_so_far(service: Service, monkeypatch):
+    monkeypatch.setattr("app.service.UPDATE_S", 0.0)
+    for bits in (3, 4, 16):
+        measured(service, PrecisionPlan.uniform(bits))
+    plan = PrecisionPlan.of({"*.down_proj": 4}, default=3)
+    states = [state for state in service.measure(MODEL, plan, "a") if state["estimate"]]
+    assert len({state["reference"]["ppl"] for state in states}) > 2
+    ratios = [state["uniform"]["ppl"] / state["reference"]["ppl"] for state in states]
+    assert ratios == pytest.approx([ratios[-1]] * len(ratios))
+
+
 def test_the_history_joins_the_chart_and_a_point_loads_its_plan(service: Service):
     wire = service.wire_of(MODEL, PrecisionPlan.of({"*.down_proj": 6}, default=3))
     *_, (state, chart, _, tried) = explore.measure(service, MODEL, wire, [], "a")
@@ -233,7 +245,7 @@ def test_the_shipped_front_is_drawn_listed_and_loaded(service, elastic, tmp_path
     with_front = shipped_front(service, elastic, tmp_path)
     best = [p for p in with_front.points(MODEL)["points"] if p["kind"] == "best"]
     assert [(p["label"], p["kl"]) for p in best] == [("Best 3 bits", 0.25), ("Best 4 bits", 0.125)]
-    assert ("best 3 bits", "best 3 bits") in explore._named(with_front, MODEL)
+    assert ("best 3 bits", "best 3 bits") in named_choices(with_front, MODEL)
     assert ("Best 4 bits", "best 4 bits") in with_front.choices(MODEL)
     wire, _ = explore.chosen_point(with_front, MODEL, [], best[0]["id"])
     assert wire["e"] == 6 and with_front.plan_of(MODEL, wire).name == "best 3 bits"
