@@ -33,6 +33,7 @@ let serial = 0;
 let owned = null; // the link of the plan that a budget put on the faders, kept or only shown
 let telling = false; // whether what the faders say now is of our making
 let wanted = null; // bytes, or what was typed: the budget that holds now
+let wasStuck = false; // whether the limits stood in each other's way
 let sentLimits = "", turn = 0; // the limits that the path is of, and how often they changed
 let refining = null; // {link} of the faders when the refinement began
 let refined = null; // the plan that came out of it
@@ -293,8 +294,10 @@ function onPath() {
   drawSlider(typeof wanted === "number" ? wanted : faders?.bytes ?? 0);
   drawRefine();
   view.more.disabled = !path?.path && !path?.turn; // without a table; limits in each other's way can be undone
-  if (path?.error) say(path.error, path.turn ? "error" : "");
-  else if (view.words.dataset.tone === "error" && !asked) say(hint());
+  const stuck = Boolean(path?.error && path.turn);
+  if (path?.error) say(path.error, stuck ? "error" : "");
+  else if (wasStuck && view.words.dataset.tone === "error" && !asked) say(hint());
+  wasStuck = stuck;
 }
 
 /* Refinement: a job of Python's; the faders stay free meanwhile. */

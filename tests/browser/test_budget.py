@@ -279,6 +279,19 @@ def test_constraints_change_the_answer_that_is_shown(page, site):
     expect(page.locator("[data-limits]")).to_have_text("Constraints (2)")
 
 
+def test_what_a_constraint_makes_impossible_stays_said(page, site):
+    least = site.elastic.sizes.deploy(PrecisionPlan.uniform(2, embeddings=4))
+    type_budget(page, f"{1.02 * least / 1e6:.4f} MB")
+    expect(words(page)).to_contain_text("predicted KL")
+    page.locator("[data-limits]").click()
+    ticks = page.locator(".ticks").inner_text()
+    page.get_by_label("Embeddings and head stay at 16").check()
+    page.wait_for_function("ticks => document.querySelector('.ticks').innerText !== ticks", arg=ticks)
+    expect(words(page)).to_contain_text("The smallest plan that these constraints allow has")
+    page.get_by_label("Embeddings and head stay at 16").uncheck()
+    expect(words(page)).to_contain_text("predicted KL")
+
+
 def test_why_is_told_on_hover_and_on_focus(page, site):
     cell(page, 6, 1).hover()
     why = page.locator(".why")
