@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+CLASSIFY = "classify"  # `p` in a link whose plan is of the page of that name; that of Explore without
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 _WORDS = {"w": "weight bits", "a": "activation bits"}
 # One width each, not one per layer: what it is of, and the description's name for the widths there are.

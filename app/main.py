@@ -15,18 +15,22 @@ from collections.abc import Sequence
 
 from app.splash import Splash
 
-DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_MODEL, DEFAULT_CLASSIFIER = "smollm2-135m", "fashion-vit"
 LAST_WORDS = 2.0  # seconds
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="quept app", description="Open the precision explorer in a browser.")
     p.add_argument(
-        "--model",
-        action="append",
+        "sources",
+        nargs="*",
         metavar="SOURCE",
-        help="built-in name, artifact or model folder, or hub id; repeat for several (default: "
-        f"{DEFAULT_MODEL} with each of the artifacts that come with it)",
+        help="built-in name, artifact or model folder, or hub id, of a language model or a classifier of "
+        f"pictures (default: {DEFAULT_MODEL} and {DEFAULT_CLASSIFIER}, with each of the artifacts that come "
+        "with them)",
+    )
+    p.add_argument(
+        "--model", action="append", default=[], metavar="SOURCE", help="the same; repeat for several"
     )
     p.add_argument(
         "--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on"
@@ -39,9 +43,20 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=2.0,
         metavar="GB",
-        help="memory for quantised weights kept ready, shared out evenly over the models (default 2)",
+        help="memory for quantised weights kept ready, shared out over the models (default 2)",
     )
     return p
+
+
+def bundled_sources() -> list[str]:
+    """The built-in models, opened where nobody asks for another: each of their artifacts by itself."""
+    from quept import zoo
+    from quept.artifact import variants
+
+    classifier = zoo.MODELS[DEFAULT_CLASSIFIER].source
+    names = [DEFAULT_MODEL, *([DEFAULT_CLASSIFIER] if classifier.is_dir() else [])]
+    rest = {name: [f"{name}:{variant}" for variant in variants(name)[1:]] for name in names}
+    return [source for name in names for source in (name, *rest[name])]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,10 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         splash.start()
         splash.step("Importing torch, transformers and gradio")
         from app.serve import launch, open_service  # heavy imports happen behind the loading screen
-        from quept.artifact import variants
 
-        rest = [f"{DEFAULT_MODEL}:{variant}" for variant in variants(DEFAULT_MODEL)[1:]]
-        sources = options.model or [DEFAULT_MODEL, *rest]
+        sources = [*options.sources, *options.model] or bundled_sources()
         service = open_service(sources, int(options.budget * 1e9), splash.step)
     except Exception as error:
         splash.fail(str(error))

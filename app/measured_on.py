@@ -153,7 +153,8 @@ class Pictures:
 
     @property
     def words(self) -> str:
-        return f"{self.images.name}, {self.count:,} pictures"
+        name, count = self.images.name, f"{self.count:,}"
+        return name if count in name else f"{name}, {count} pictures"
 
     def estimates(self, plan: PrecisionPlan, view: nn.Module, gate: Gate) -> Iterator[AccuracyEstimate]:
         return accuracy(view, self.images, self.reference, gate)

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.service import Sample, Service
+from app.link import CLASSIFY
+from app.measured_on import Sample
+from app.service import Service
 from app.splash import Splash
+from app.tabs import classify
 from app.tabs.about import build_about
 from app.tabs.chat import CSS as CHAT_CSS
 from app.tabs.chat import HEAD, build_chat
-from app.tabs.explore import build_explore
+from app.tabs.classify import build_classify
+from app.tabs.explore import LIGHT, build_explore
 from quept import load, zoo
 from quept.artifact import split
 from quept.evaluate import Results
@@ -22,6 +26,17 @@ from quept.runtime import ElasticModel
 STYLE = Path(__file__).parent / "style.css"
 TITLE = "QuEPT · precision explorer"
 TEXT = "boolq-passages"
+# The address and the masthead know which page is in sight, and the equaliser of that page hears of it.
+SEEN_JS = """() => {
+  const name = "%s", url = new URL(location.href), first = !window.queptSeen;
+  window.queptSeen = true;
+  if (first && !name) return; // the page that everybody begins with
+  if (name) url.searchParams.set("p", name);
+  else url.searchParams.delete("p");
+  history.replaceState(history.state, "", url.href);
+  document.getElementById("masthead").dataset.page = name;
+  document.dispatchEvent(new CustomEvent("quept:page", { detail: name }));
+}"""
 THEME = gr.themes.Soft(
     primary_hue="indigo",
     neutral_hue="slate",
@@ -42,16 +57,25 @@ def open_service(
         progress(f"Opening {name}", None)
         if base in zoo.MODELS and base not in bases:  # artifacts of one model share its weights
             bases[base] = load(base, progress)
+        share = _weight(source) / sum(map(_weight, sources))
         models[name] = ElasticModel.open(
-            source, budget=budget // len(sources), progress=progress, base=bases.get(base)
+            source, budget=int(budget * share), progress=progress, base=bases.get(base)
         )
-    progress("Reading the evaluation text", None)
-    sample = Sample(zoo.text(TEXT, progress), zoo.TEXTS[TEXT].title)
+    sample = Sample("", "")
+    if any(elastic.kind == "language" for elastic in models.values()):
+        progress("Reading the evaluation text", None)
+        sample = Sample(zoo.text(TEXT, progress), zoo.TEXTS[TEXT].title)
     service = Service(models, sample, Results.open(cache / "results.sqlite"), cache)
     progress("Drawing the pages", None)
     gc.collect()
     gc.freeze()  # what is loaded stays: without this a collection stops every visitor for some 150 ms
     return service
+
+
+def _weight(source: str) -> float:
+    """A model's claim to the bank's memory: the built-in classifier is a hundredth of the others' size."""
+    entry = zoo.MODELS.get(split(source)[0])
+    return 0.05 if entry and entry.kind == "vision" else 1.0
 
 
 def build_app(service: Service) -> gr.Blocks:
@@ -75,15 +99,39 @@ def build_app(service: Service) -> gr.Blocks:
                 filterable=False,
                 min_width=220,
             )
-        with gr.Tabs(elem_id="tabs"):
-            with gr.Tab("Explore", id="explore"):
-                explore = build_explore(service, model)
-            with gr.Tab("Chat", id="chat"):
-                build_chat(service, model, explore.plan)
-            with gr.Tab("About", id="about"):
+        kinds = {elastic.kind for elastic in service.models.values()}
+        query = gr.State(None)  # of the page's address when it was opened
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Explore", id="explore") as page:
+                pages = {"": page}
+                explore = build_explore(service, model, page)
+            if "language" in kinds:
+                with gr.Tab("Chat", id="chat", visible=_can_chat(service, names[0])) as page:
+                    pages["chat"] = page
+                    build_chat(service, model, explore.plan)
+                if len(kinds) > 1:
+                    model.input(lambda name: gr.Tab(visible=_can_chat(service, name)), model, page, **LIGHT)
+            if classify.classifiers(service):
+                with gr.Tab("Classify", id=CLASSIFY) as page:
+                    pages[CLASSIFY] = page
+                    build_classify(service, page, explore, query)
+            with gr.Tab("About", id="about") as page:
+                pages["about"] = page
                 build_about(service)
+        for name, page in pages.items():
+            page.select(None, None, None, js=SEEN_JS % name)
+
+        def opened(request: gr.Request):
+            asked = {key: str(value)[:2000] for key, value in request.query_params.items()}
+            return gr.Tabs(selected=asked["p"]) if asked.get("p") in pages else gr.skip(), asked
+
+        demo.load(opened, None, [tabs, query], **LIGHT)
     demo.queue(max_size=64, default_concurrency_limit=16)
     return demo
+
+
+def _can_chat(service: Service, model: str) -> bool:
+    return service.models[model].kind == "language"
 
 
 def launch(service: Service, splash: Splash, host: str) -> None:
@@ -95,7 +143,7 @@ def launch(service: Service, splash: Splash, host: str) -> None:
         server_name=host,
         server_port=splash.port,
         theme=THEME,
-        css=STYLE.read_text() + CHAT_CSS,
+        css=STYLE.read_text() + CHAT_CSS + classify.CSS,
         head=HEAD,
         show_error=False,
         ssr_mode=False,

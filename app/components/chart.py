@@ -8,9 +8,9 @@ In: {"points": [{"id", "label", "kind": "preset" | "best" | "tried" | "baseline"
      first; a baseline is another tool's: it has no plan, and so no "Load" button; `current` is the plan on
      the faders, once measured. Where it was not measured the browser shows what the DOM event
      `quept:predict` predicts, without asking Python.
-     "kind": "vision" in the value says that the points are a classifier's: "top1" and "same_top" with the ends
-     of their 95 % intervals, "top1_low" and so on, in the place of "ppl" and standard errors; and "top1" in
-     the reference.
+     "kind": "vision" in the value says that the points are a classifier's: "top1" and "same_top" with the
+     ends of their 95 % intervals, "top1_low" and so on, in the place of "ppl" and standard errors; and
+     "top1" in the reference.
 Out: nothing. What a browser sends as the value is dropped. Event: `point`, a click on a point or on its
      "Load" button in the table; its listener takes a gr.EventData and asks `point_id` which plan is meant.
      Give the listeners that return this component `show_progress="hidden"`, or it fades while they run.

@@ -127,7 +127,7 @@ function publishLink() {
 /* The address is that of the page in sight: a page with an equaliser of its own is drawn when it is opened. */
 function onPage({ detail }) {
   if (!element.isConnected) return document.removeEventListener("quept:page", onPage);
-  if (detail === page) publishLink();
+  if (model && detail === page) publishLink();
 }
 
 function travel(from, to, words) {

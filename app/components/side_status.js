@@ -1,13 +1,13 @@
 /* The line under an answer: what this side is doing, its speed and memory, and where it parts from the other side's answer.
 
    This file is the body of a function that gr.HTML calls once, with element, props and watch (see equalizer.js).
-   In: props.value (see side_status.py) and the rendered answer in the Chatbot named by props.chat.
+   In: props.value (see side_status.py) and the rendered answer in the Chatbot named by root.dataset.chat.
    The first token that differs is marked with a CSS highlight over the rendered text. Markdown drops characters, so text and
    rendering are walked side by side, white space left out. Browsers without CSS highlights show the sentence alone. */
 
 const root = element.querySelector(".side-status");
 const LOOK_AHEAD = 80; /* characters of the text that the rendering may leave out in one place: a link's address, a table's rule */
-const NAME = `quept-parting-${props.chat}`;
+const NAME = `quept-parting-${root.dataset.chat}`;
 const highlights = window.CSS?.highlights;
 let value = {};
 let chat = null;
@@ -27,6 +27,7 @@ const state = make("div", "state", head, { role: "status", "aria-live": "polite"
 make("span", "dot", state, { "aria-hidden": "true" });
 const words = make("span", "words", state);
 const line = make("div", "line", head);
+const bars = make("ol", "bars", root, { hidden: "" });
 const facts = make("dl", "facts", root);
 const track = make("div", "track", root, { role: "progressbar", "aria-label": "Preparing and reading", "aria-valuemin": 0, "aria-valuemax": 100 });
 const bar = make("span", "bar", track);
@@ -92,7 +93,8 @@ function soon() {
 
 /* The chat may be drawn after this: then look again a little later. */
 function follow() {
-  const found = document.getElementById(props.chat);
+  if (!root.dataset.chat) return;
+  const found = document.getElementById(root.dataset.chat);
   if (found === chat && chat) return;
   chat = found;
   if (chat) {
@@ -125,12 +127,28 @@ function drawFacts(pairs) {
   });
 }
 
+function drawBars(rows) {
+  bars.hidden = !rows.length;
+  while (bars.children.length > rows.length) bars.lastChild.remove();
+  rows.forEach(([name, share, more], i) => {
+    const row = bars.children[i] ?? make("li", "choice", bars);
+    if (!row.firstChild) for (const part of ["name", "more", "share", "gauge"]) make("span", part, row);
+    const [label, words, value, gauge] = row.children;
+    say(label, name);
+    say(words, more ?? "");
+    say(value, `${(100 * share).toFixed(1)} %`);
+    gauge.style.setProperty("--share", share);
+    row.title = name;
+  });
+}
+
 function draw() {
   value = props.value && typeof props.value === "object" ? props.value : {};
   root.dataset.state = value.state ?? "idle";
   say(words, value.words ?? "");
   say(line, value.line ?? "");
   line.dataset.parted = value.parted ? "yes" : "no";
+  drawBars(Array.isArray(value.bars) ? value.bars : []);
   drawFacts(Array.isArray(value.facts) ? value.facts : []);
   const known = typeof value.progress === "number";
   track.classList.toggle("idle", !known);

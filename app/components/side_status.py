@@ -1,7 +1,9 @@
-"""SideStatus: what one side of the chat is doing, under its answer, and the mark where the two answers part.
+"""SideStatus: what one side of a comparison is doing: under an answer of the chat, with the mark where both
+answers part; or with a classifier's likeliest classes.
 
 In:  {"state": "idle|queued|preparing|reading|writing|done|stopped|error", "words": a sentence,
      "progress": 0..1 or None, "facts": [[name, value, explanation], ...],
+     "bars": [[name, share 0..1, words behind it], ...], shown above the facts where there are any,
      "line": how this answer compares with the other side's, "parted": true or false,
      "text": the answer as the model wrote it,
      "mark": [start, length] in `text` of the first token that differs, or None}.
@@ -46,7 +48,8 @@ class SideStatus(Widget):
         """
         super().__init__(
             value,
-            html_template='<div class="side-status"></div>',
+            # Not a prop: Gradio forgets the props of what it has not drawn yet when a handler skips it.
+            html_template=f'<div class="side-status" data-chat="{chat or ""}"></div>',
             css_template=asset("side_status.css"),
             js_on_load=asset("side_status.js"),
             apply_default_css=False,
@@ -57,7 +60,6 @@ class SideStatus(Widget):
             min_width=min_width,
             render=render,
             key=key,
-            chat=chat,
         )
 
     def preprocess(self, payload: Any) -> None:

@@ -19,11 +19,12 @@ from app.components.compare import Compare
 from app.components.equalizer import Equalizer, check_plan
 from app.components.heatmap import HeatMap
 from app.components.numbers import Numbers
-from app.link import LinkError, decode
+from app.link import CLASSIFY, LinkError, decode
 from app.service import TRIED, Service, Wire
 from app.side import EQUALISER, baseline_of
+from app.tabs.presets import Presets, build_presets, named_choices
 from quept.artifact import split
-from quept.plan import FULL, QUANTISED_BITS, PlanError, PrecisionPlan
+from quept.plan import PlanError, PrecisionPlan
 from quept.runtime.baselines import available
 
 TRIED_KEPT = 60
@@ -57,30 +58,17 @@ class Explore:
     chart: Chart
     heatmap: HeatMap
     compare: Compare
+    tab: gr.Tab | None = None
 
 
-def build_explore(service: Service, model: gr.Dropdown) -> Explore:
-    """Draw the page and wire it; call inside a Blocks and a Tab."""
+def build_explore(service: Service, model: gr.Dropdown, tab: gr.Tab | None = None) -> Explore:
+    """Draw the page and wire it; call inside a Blocks and `tab`."""
     first = next(iter(service.models))
     start = service.start(first)
     plan = gr.State(service.wire_of(first, start))
     tried = gr.State([])
     numbers = Numbers(value=service.state(first, start), elem_id="numbers")
-    with gr.Row(elem_id="presets"):
-        uniform = [
-            gr.Button(_short(bits), size="sm", min_width=48, elem_id=f"preset-{_short(bits)}")
-            for bits in _widths()
-        ]
-        named = gr.Dropdown(
-            _named(service, first),
-            value="",
-            show_label=False,
-            container=False,
-            elem_id="preset-named",
-            min_width=200,
-            allow_custom_value=False,
-            filterable=False,
-        )
+    presets = build_presets(service, first)
     budget = Budget(path=service.slider(first), elem_id="budget")
     equalizer = Equalizer(
         service.wire_of(first, start), description=service.describe(first), elem_id="equalizer"
@@ -99,13 +87,13 @@ def build_explore(service: Service, model: gr.Dropdown) -> Explore:
     chart = Chart(service.points(first), elem_id="chart")
     heatmap = HeatMap(service.opened[first].heat, elem_id="heatmap")
     compare = Compare(plans=service.comparable(first), elem_id="compare")
-    page = Explore(model, plan, tried, equalizer, budget, numbers, chart, heatmap, compare)
-    _wire(service, page, uniform, named, download, upload, text)
+    page = Explore(model, plan, tried, equalizer, budget, numbers, chart, heatmap, compare, tab)
+    _wire(service, page, presets, download, upload, text)
     _wire_budget(service, page)
     return page
 
 
-def _wire(service: Service, page: Explore, uniform, named, download, upload, text) -> None:
+def _wire(service: Service, page: Explore, presets: Presets, download, upload, text) -> None:
     def measured(model: str, wire: Wire, tried: list, request: gr.Request) -> Iterator:
         yield from measure(service, model, wire, tried, request.session_hash)
 
@@ -117,8 +105,9 @@ def _wire(service: Service, page: Explore, uniform, named, download, upload, tex
 
     then_measure(page.equalizer.commit(lambda wire: wire, page.equalizer, page.plan, **EVERY))
     loads = [page.equalizer, page.plan]
-    for bits, button in zip(_widths(), uniform, strict=True):
-        then_measure(button.click(partial(named_plan, service, name=_name(bits)), page.model, loads, **LIGHT))
+    for name, button in presets.uniform.items():
+        then_measure(button.click(partial(named_plan, service, name=name), page.model, loads, **LIGHT))
+    named = presets.named
     then_measure(named.input(lambda m, n: named_plan(service, m, n), [page.model, named], loads, **LIGHT))
 
     def pointed(model: str, tried: list, event: gr.EventData):
@@ -138,7 +127,7 @@ def _wire(service: Service, page: Explore, uniform, named, download, upload, tex
     about = [page.chart, page.budget, page.heatmap, page.compare]  # what belongs to a model, beside its plan
 
     def switched(model: str):
-        return [*switch(service, model), gr.Dropdown(_named(service, model), value="")]
+        return [*switch(service, model), gr.Dropdown(named_choices(service, model), value="")]
 
     switching = [page.equalizer, page.plan, page.tried, *about, named]
     then_measure(page.model.input(switched, page.model, switching, **LIGHT))
@@ -173,23 +162,6 @@ def _wire_budget(service: Service, page: Explore) -> None:
     page.budget.refine(refined, [page.model, page.plan], page.budget, **job)
     page.budget.cancel(stop, None, None, **EVERY)
     gr.context.Context.root_block.unload(stop)
-
-
-def _widths() -> tuple[int, ...]:
-    return (FULL, *reversed(QUANTISED_BITS))
-
-
-def _short(bits: int) -> str:
-    return "Full" if bits == FULL else f"W{bits}"
-
-
-def _name(bits: int) -> str:
-    return PrecisionPlan.uniform(bits).name
-
-
-def _named(service: Service, model: str) -> list[tuple[str, str]]:
-    opened = service.opened[model]
-    return [("Named plans…", "")] + [(plan.name, plan.name) for plan in [*opened.best, *opened.presets]]
 
 
 def measure(service: Service, model: str, wire: Wire, tried: list[Wire], visitor: str) -> Iterator:
@@ -294,6 +266,8 @@ def restore(service: Service, query: dict):
     """What the page's address says: a model and a plan. Where it says nothing, or nothing valid, the page
     stays as it was drawn."""
     first = next(iter(service.models))
+    if query.get("p") == CLASSIFY and query.get("m") != first:
+        query = {}  # what it says is of the Classify page
     model = query.get("m") if query.get("m") in service.models else first
     wire = None
     try:

@@ -117,13 +117,18 @@ def prepared(images: Images, vision: Vision, most: int = PREPARED_BYTES) -> Imag
     return PreparedImages(**{f.name: getattr(images, f.name) for f in fields(images)})
 
 
-def read_picture(source: str | Path | IO[bytes], channels: int = 3) -> Image.Image:
+def read_picture(source: str | Path | IO[bytes], channels: int = 3, most: int | None = None) -> Image.Image:
     """A picture from a file, upright, in grey (1 channel) or RGB (3); ImageError for anything else.
 
     The file may be a stranger's: only the formats of pixels are opened, and none that unpacks to more pixels
-    than PIL thinks safe (179 million)."""
+    than PIL thinks safe (179 million), nor more than `most`."""
     try:
         with Image.open(source, formats=FORMATS) as file:
+            pixels = file.width * file.height
+            if most and pixels > most:
+                raise ValueError(
+                    f"it has {pixels / 1e6:,.0f} million pixels; at most {most / 1e6:,.0f} are taken"
+                )
             return in_channels(ImageOps.exif_transpose(file), channels)
     except Exception as error:  # a damaged file makes PIL raise nearly anything
         name = source if isinstance(source, str | Path) else "the picture"

@@ -1,0 +1,247 @@
+"""Pictures that a visitor looks at, and what a classifier at some plan answers to them.
+
+`Classifier` is one opened model with its example pictures. It answers at any plan, behind the gate, and keeps
+its newest answers. `Album` holds the pictures that visitors gave, in memory only, until they leave. A picture
+from a visitor comes in through `read_upload` alone: it is checked there, made small, and its file removed.
+Nothing here knows of Gradio.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import secrets
+import statistics
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from quept.evaluate import Images, read_picture
+from quept.evaluate.images import ImageError, transform_of
+from quept.plan import PrecisionPlan
+from quept.runtime import ElasticModel
+
+EXAMPLES = 18
+SHOWN_PX = 256  # the longer side of a picture that the page shows
+TINY_PX = 64  # up to here a picture is shown without loss
+MOST_BYTES = 10_000_000
+MOST_PIXELS = 50_000_000
+READ_AT_ONCE = 2  # pictures unpacked at a time: each may take 200 MB for a moment
+ANSWERS_KEPT = 4096
+OWN_KEPT, VISITORS_KEPT = 6, 100
+QUICK_S = 0.05  # a forward pass shorter than this is timed thrice
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """pixels: (channels, height, width), prepared. source, seen: data URLs of the picture and of what the
+    model sees of it; seen is "" where they are the same. label: its class where that is known."""
+
+    id: str
+    name: str
+    source: str
+    pixels: Tensor
+    label: int | None = None
+    seen: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """shares: (classes,), what the model gives each class. ms: how long it took by itself, if timed."""
+
+    shares: Tensor
+    ms: float | None = None
+
+    @property
+    def top(self) -> int:
+        return int(self.shares.argmax())
+
+    def best(self, count: int = 5) -> list[tuple[int, float]]:
+        """(class, share) of the first `count`, the likeliest first."""
+        values, classes = self.shares.topk(min(count, len(self.shares)))
+        return list(zip(classes.tolist(), values.tolist(), strict=True))
+
+
+class Classifier:
+    """An opened classifier. `images` are the labelled pictures beside it, if there are any."""
+
+    def __init__(self, elastic: ElasticModel, images: Images | None):
+        self.elastic, self.images = elastic, images
+        self.labels = elastic.vision.labels
+        self.transform = transform_of(elastic.vision)
+        self._answers: OrderedDict[tuple[str, str], Answer] = OrderedDict()
+        self._lock = threading.Lock()
+        self._examples: dict[int, Picture] = {}
+
+    @property
+    def examples(self) -> list[int]:
+        """Numbers of the pictures that are shown at first: the first of each class in turn."""
+        if self.images is None:
+            return []
+        found: dict[int, list[int]] = {}
+        for row, label in enumerate(self.images.labels.tolist()):
+            found.setdefault(label, []).append(row)
+        ordered = [found[label] for label in sorted(found)]
+        depth = max(map(len, ordered))
+        rows = [rows[i] for i in range(depth) for rows in ordered if i < len(rows)]
+        return rows[:EXAMPLES]
+
+    def example(self, row: int) -> Picture:
+        """A labelled picture; ImageError for a number that none has."""
+        if self.images is None or not 0 <= row < len(self.images):
+            raise ImageError("this picture is not here any more: choose another one")
+        with self._lock:
+            known = self._examples.get(row)
+        if known:
+            return known
+        picture, label = self.images.picture(row), int(self.images.labels[row])
+        made = Picture(f"example:{row}", f"Picture {row + 1}", shown(picture), self.transform(picture), label)
+        with self._lock:
+            while len(self._examples) >= 20 * EXAMPLES:
+                self._examples.pop(next(iter(self._examples)))
+            self._examples[row] = made
+        return made
+
+    def own(self, picture: Image.Image, name: str) -> Picture:
+        """A visitor's picture, prepared."""
+        pixels = self.transform(picture)
+        return Picture(f"own:{secrets.token_hex(8)}", name, shown(picture), pixels, None, self._seen(pixels))
+
+    def answers(
+        self,
+        plan: PrecisionPlan,
+        pictures: Sequence[Picture],
+        gate: Callable[[], AbstractContextManager],
+        timed: Picture | None = None,
+    ) -> dict[str, Answer]:
+        """By picture id; those not known yet go through the model together, in one turn at the gate, and
+        `timed` by itself. FloatingPointError, in words, where the model answers NaN."""
+        key = plan.key(self.elastic.layers)
+        wanted = {picture.id: picture for picture in [*pictures, *([timed] if timed else [])]}
+        with self._lock:
+            found = {i: self._answers[key, i] for i in wanted if (key, i) in self._answers}
+        if timed and timed.id in found and found[timed.id].ms is None:
+            del found[timed.id]
+        if len(found) < len(wanted):
+            with gate(), torch.inference_mode():
+                view = self.elastic.view(plan)
+                if timed and timed.id not in found:
+                    found[timed.id] = self._timed(view, timed)
+                rest = [picture for i, picture in wanted.items() if i not in found]
+                if rest:
+                    shares = self._shares(view, torch.stack([picture.pixels for picture in rest]))
+                    found |= {p.id: Answer(s) for p, s in zip(rest, shares, strict=True)}
+        with self._lock:
+            for i, answer in found.items():
+                self._answers[key, i] = answer
+                self._answers.move_to_end((key, i))
+            while len(self._answers) > ANSWERS_KEPT:
+                self._answers.popitem(last=False)
+        return found
+
+    def forget(self, pictures: Sequence[Picture]) -> None:
+        """Drop what was answered to these."""
+        gone = {picture.id for picture in pictures}
+        with self._lock:
+            for key in [key for key in self._answers if key[1] in gone]:
+                del self._answers[key]
+
+    def _timed(self, view: torch.nn.Module, picture: Picture) -> Answer:
+        taken: list[float] = []
+        while len(taken) < 3:
+            start = time.perf_counter()
+            shares = self._shares(view, picture.pixels[None])[0]
+            taken.append(time.perf_counter() - start)
+            if taken[0] > QUICK_S:
+                break
+        return Answer(shares, 1000 * statistics.median(taken))
+
+    def _shares(self, view: torch.nn.Module, pixels: Tensor) -> Tensor:
+        shares = view(pixels.to(self.elastic.device, self.elastic.dtype)).float().softmax(-1).cpu()
+        if not shares.isfinite().all():
+            raise FloatingPointError("at this plan the model answers no numbers: try more bits")
+        return shares
+
+    def _seen(self, pixels: Tensor) -> str:
+        """The prepared pixels as a picture again."""
+        data = self.elastic.vision.data
+        mean, std = (torch.tensor(data[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        values = (255 * (pixels * std + mean)).round().clamp(0, 255).to(torch.uint8)
+        array = values.permute(1, 2, 0).squeeze(-1).numpy()
+        return shown(Image.fromarray(array))
+
+
+class Album:
+    """The newest pictures of each visitor, in memory only. Safe between threads."""
+
+    def __init__(self, own: int = OWN_KEPT, visitors: int = VISITORS_KEPT):
+        self._most, self._visitors = own, visitors
+        self._kept: OrderedDict[tuple[str, str], list[Picture]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, visitor: str, model: str, picture: Picture) -> list[Picture]:
+        """Keep it; returns what had to go for it."""
+        with self._lock:
+            kept = self._kept.setdefault((visitor, model), [])
+            kept.append(picture)
+            self._kept.move_to_end((visitor, model))
+            gone = kept[: -self._most]
+            del kept[: -self._most]
+            while len(self._kept) > self._visitors:
+                gone += self._kept.popitem(last=False)[1]
+        return gone
+
+    def of(self, visitor: str, model: str) -> list[Picture]:
+        """The visitor's pictures for a model, the newest first."""
+        with self._lock:
+            return list(reversed(self._kept.get((visitor, model), ())))
+
+    def forget(self, visitor: str) -> list[Picture]:
+        """The visitor has left, or wants them gone."""
+        with self._lock:
+            keys = [key for key in self._kept if key[0] == visitor]
+            return [picture for key in keys for picture in self._kept.pop(key)]
+
+
+_reading = threading.BoundedSemaphore(READ_AT_ONCE)
+
+
+def read_upload(path: str | Path, channels: int) -> Image.Image:
+    """The picture in a file that a visitor sent; the file is removed whatever becomes of it. ImageError in
+    words."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise ImageError(f"this file has {size / 1e6:.1f} MB; at most {MOST_BYTES / 1e6:.0f} are taken")
+        data = path.read_bytes()
+    except OSError:
+        raise ImageError("the file did not arrive: send it again") from None
+    finally:
+        path.unlink(missing_ok=True)
+    with _reading:
+        return read_picture(io.BytesIO(data), channels, MOST_PIXELS)
+
+
+def shown(picture: Image.Image) -> str:
+    """A picture as a data URL for the page, at most SHOWN_PX on its longer side, without anything that was
+    written into its file."""
+    tiny = max(picture.size) <= TINY_PX
+    small = picture.copy()
+    small.thumbnail((SHOWN_PX, SHOWN_PX))
+    small.info.clear()
+    out = io.BytesIO()
+    if tiny:
+        small.save(out, "PNG")
+    else:
+        small.save(out, "JPEG", quality=85)
+    kind = "png" if tiny else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"

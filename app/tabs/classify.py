@@ -1,0 +1,545 @@
+"""The Classify page: pictures, and what full precision and the visitor's plan answer to them, side by side.
+
+`build_classify` draws and wires. The handlers above it are plain functions and generators: they take a `Desk`
+(what all visitors share) and values. The page has an equaliser of its own; where the Explore page shows the
+same model the two pages hand their plan over when the visitor goes from one to the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import gradio as gr
+
+from app.budget import sentence
+from app.components.budget import request_of
+from app.components.equalizer import Equalizer, check_plan
+from app.components.flips import Flips
+from app.components.numbers import Numbers
+from app.components.picture_input import PictureInput
+from app.components.pictures import Pictures
+from app.components.side_status import SideStatus
+from app.link import CLASSIFY, LinkError, decode
+from app.pictures import Album, Answer, Classifier, Picture, read_upload
+from app.service import OpenModel, Service, Wire
+from app.side import EQUALISER
+from app.tabs.explore import EVERY, LIGHT, RUNNING, WARNING, Explore, named_plan
+from app.tabs.explore import measure as measure_explored
+from app.tabs.presets import Presets, build_presets, named_choices
+from quept.evaluate import ImageError
+from quept.plan import PrecisionPlan
+
+logger = logging.getLogger(__name__)
+
+CSS = (Path(__file__).parent / "classify.css").read_text(encoding="utf-8")
+SIDES = ("left", "right")
+FULL_PRECISION = "full precision"
+INPUT = "classify-picture"
+CLASSES_SHOWN = 40
+CHANGED_SHOWN = 24
+FAILED = "The pictures could not be classified. Try another plan, or reload the page."
+TAKEN = "JPEG, PNG, WebP, GIF, BMP and TIFF are taken"
+
+
+@dataclass
+class Desk:
+    """What all visitors share: the service, its classifiers by model name, and the pictures visitors gave."""
+
+    service: Service
+    classifiers: dict[str, Classifier]
+    album: Album = field(default_factory=Album)
+
+    @classmethod
+    def of(cls, service: Service) -> Desk:
+        return cls(service, {name: _classifier(service.opened[name]) for name in classifiers(service)})
+
+
+def classifiers(service: Service) -> list[str]:
+    """Names of the models that this page can show."""
+    return [name for name, elastic in service.models.items() if elastic.vision and elastic.vision.labels]
+
+
+def _classifier(opened: OpenModel) -> Classifier:
+    return Classifier(opened.elastic, opened.measured_on.images if opened.measured_on else None)
+
+
+# Handlers
+
+
+def look(desk: Desk, model: str, choices: tuple[str, str], request: Mapping, visitor: str) -> tuple:
+    """What the plans of both sides answer to the page's pictures, the chosen one timed: for the row of
+    pictures and the two sides. Whatever goes wrong is said in words."""
+    turn = request.get("turn")
+    try:
+        classifier = desk.classifiers[model]
+        wire = check_plan(request.get("plan"), desk.service.describe(model))
+        chosen = _chosen(desk, model, request.get("id"), visitor)
+        pictures = _pictures(desk, model, visitor)
+        if chosen and all(picture.id != chosen.id for picture in pictures):
+            pictures = [chosen, *pictures]
+        plans = [desk.service.plan(model, choice, wire) for choice in choices]
+        full, own = PrecisionPlan.full(), desk.service.plan_of(model, wire)
+        key = partial(PrecisionPlan.key, layers=classifier.elastic.layers)
+        found: dict[str, dict[str, Answer]] = {}
+        for plan in (full, own, *plans):
+            row = pictures if plan is full or plan is own else []
+            timed = chosen if plan not in (full, own) or plan in plans else None
+            known = found.setdefault(key(plan), {})
+            known |= classifier.answers(plan, row, lambda: desk.service.gate, timed)
+    except (ValueError, KeyError, FloatingPointError) as error:
+        return Pictures(answers={"turn": turn, "error": sentence(error)}), gr.skip(), gr.skip()
+    except Exception:
+        logger.exception("pictures could not be classified")
+        return Pictures(answers={"turn": turn, "error": FAILED}), gr.skip(), gr.skip()
+    theirs, ours = found[key(full)], found[key(own)]
+    labels = classifier.labels
+    rows = {p.id: [*_first(theirs[p.id], labels), *_first(ours[p.id], labels)] for p in pictures}
+    sides = [_status(desk, model, plan, None) for plan in plans]
+    if chosen:
+        given = [found[key(plan)][chosen.id] for plan in plans]
+        sides = [
+            _status(desk, model, plan, chosen, given[i], given[1 - i], plans[1 - i])
+            for i, plan in enumerate(plans)
+        ]
+    return Pictures(answers={"turn": turn, "rows": rows}), *sides
+
+
+def given(desk: Desk, model: str, path: str | None, visitor: str) -> tuple:
+    """A picture from the visitor: it joins the row, and the input is empty again. The file does not stay."""
+    if not path:
+        return gr.skip(), gr.skip()
+    classifier = desk.classifiers[model]
+    name = "Your picture"
+    try:
+        picture = read_upload(path, classifier.elastic.vision.channels)
+        own = classifier.own(picture, name)
+    except ImageError as error:
+        words = str(error).removeprefix("the picture cannot be read: ")
+        if "cannot identify image file" in words:
+            words = "it is no picture that can be read here"
+        gr.Warning(f"{_upper(words)}. {TAKEN}.", title="Picture not taken")
+        return None, gr.skip()
+    gone = desk.album.add(visitor, model, own)
+    classifier.forget(gone)
+    return None, Pictures(row(desk, model, visitor, own.id))
+
+
+def row(desk: Desk, model: str, visitor: str = "", selected: str | None = None) -> dict:
+    """The visitor's own pictures and the examples, as Pictures shows them."""
+    pictures = _pictures(desk, model, visitor)
+    items = [_item(picture, desk.classifiers[model].labels) for picture in pictures]
+    known = selected if selected in {item["id"] for item in items} else None
+    if known is None and selected and selected.startswith("example:"):  # from the row of changed answers
+        try:
+            items.insert(0, _item(_chosen(desk, model, selected, visitor), desk.classifiers[model].labels))
+            known = selected
+        except ImageError:
+            known = None
+    return {
+        "title": "Pictures",
+        "items": items,
+        "live": True,
+        "paste_into": INPUT,
+        "selected": known or (items[0]["id"] if items else None),
+        "empty": "No pictures lie beside this model: give one of your own.",
+    }
+
+
+def measure(desk: Desk, model: str, wire: Wire, visitor: str) -> Iterator[tuple]:
+    """Accuracy as it comes in: for the numbers, the table of flips, and the row of changed answers."""
+    try:
+        plan = desk.service.plan_of(model, wire)
+        ended = False
+        for state in desk.service.measure(model, plan, f"{visitor} classify"):
+            ended = state["status"] in ("done", "stored", "idle")
+            shown = _changed(desk, model, plan, state) if ended else gr.skip()
+            yield state, _flips(desk, model, plan, state), shown
+        if not ended:  # a newer edit took over; Gradio sends the last values again at the end: not ours, then
+            yield gr.skip(), gr.skip(), gr.skip()
+    except Exception as error:  # whatever went wrong, the visitor gets a sentence and keeps the plan
+        full = PrecisionPlan.full()
+        words = error if isinstance(error, ValueError) else "reload the page"
+        yield desk.service.state(model, full, status="error", message=str(words)), gr.skip(), gr.skip()
+        if not isinstance(error, ValueError):
+            raise
+
+
+def switch(desk: Desk, model: str, visitor: str) -> tuple:
+    """Another of the operator's classifiers: its equaliser, plan, presets, sides and pictures."""
+    service = desk.service
+    wire = service.wire_of(model, service.start(model))
+    equalizer = Equalizer(wire, description=service.describe(model))
+    menus = [gr.Dropdown(choices(service, model), value=value) for value in _starting()]
+    named = gr.Dropdown(named_choices(service, model), value="")
+    return equalizer, wire, named, *menus, Pictures(row(desk, model, visitor)), _title(service, model)
+
+
+def enter(
+    desk: Desk,
+    query: Mapping | None,
+    explore_model: str,
+    explore_wire: Wire,
+    model: str,
+    wire: Wire,
+    visitor: str,
+) -> tuple:
+    """The page is opened: with what its address says, the first time (`query`, else None); else with the plan
+    of the Explore page, if that shows the same model. For the query, the menu of models, its title, the
+    equaliser, the plan and the pictures.
+
+    The equaliser gets a value whatever happens: see SideStatus for what skipping would do to it."""
+    if query is None or query.get("p") != CLASSIFY or query.get("m", model) not in desk.classifiers:
+        wire = explore_wire if explore_model == model else wire
+        return None, gr.skip(), gr.skip(), wire, wire, gr.skip()
+    wanted, service = query.get("m", model), desk.service
+    try:
+        found = decode(query, service.describe(wanted))
+    except LinkError as error:
+        gr.Warning(f"The link was not restored: {error}.")
+        found = None
+    found = found or service.wire_of(wanted, service.start(wanted))
+    number = str(query.get("i", ""))
+    picture = f"example:{number}" if number.isdecimal() and len(number) < 8 else None
+    shown = row(desk, wanted, visitor, picture) if picture or wanted != model else gr.skip()
+    if wanted == model:
+        return None, gr.skip(), gr.skip(), found, found, shown
+    equalizer = Equalizer(found, description=service.describe(wanted))
+    return None, wanted, _title(service, wanted), equalizer, found, shown
+
+
+def handed_over(from_model: str, from_wire: Wire, model: str, wire: Wire) -> tuple[Wire, Wire]:
+    """The plan of the page that the visitor leaves, for the equaliser and the plan of the one that is opened,
+    where both show one model; else that page's own."""
+    wire = from_wire if from_model == model else wire
+    return wire, wire
+
+
+def forget(desk: Desk, visitor: str) -> None:
+    """The visitor has left: their pictures and what was answered to them go."""
+    gone = desk.album.forget(visitor)
+    for classifier in desk.classifiers.values():
+        classifier.forget(gone)
+
+
+# What the page shows
+
+
+def choices(service: Service, model: str) -> list[tuple[str, str]]:
+    named = [(_upper(name), name) for name in service.opened[model].named_plans]
+    return [("Equaliser", EQUALISER), *named]
+
+
+def _starting() -> tuple[str, str]:
+    return FULL_PRECISION, EQUALISER
+
+
+def _pictures(desk: Desk, model: str, visitor: str) -> list[Picture]:
+    classifier = desk.classifiers[model]
+    return [*desk.album.of(visitor, model), *map(classifier.example, classifier.examples)]
+
+
+def _chosen(desk: Desk, model: str, identity: object, visitor: str) -> Picture | None:
+    """The picture of this id, if it is an example or the visitor's own; ImageError in words if not."""
+    if identity is None:
+        return None
+    kind, _, number = str(identity)[:64].partition(":")
+    if kind == "example" and number.isdecimal():
+        return desk.classifiers[model].example(int(number))
+    for picture in desk.album.of(visitor, model):
+        if picture.id == identity:
+            return picture
+    raise ImageError("this picture is not here any more: choose another one")
+
+
+def _item(picture: Picture, labels: tuple[str, ...]) -> dict:
+    return {
+        "id": picture.id,
+        "name": picture.name,
+        "source": picture.source,
+        "seen": picture.seen,
+        "label": None if picture.label is None else _short(labels[picture.label]),
+    }
+
+
+def _first(answer: Answer, labels: tuple[str, ...]) -> tuple[str, float]:
+    return _short(labels[answer.top]), float(answer.shares[answer.top])
+
+
+def _status(
+    desk: Desk,
+    model: str,
+    plan: PrecisionPlan,
+    chosen: Picture | None,
+    answer: Answer | None = None,
+    other: Answer | None = None,
+    beside: PrecisionPlan | None = None,
+) -> dict:
+    """One side, as SideStatus shows it."""
+    elastic, labels = desk.service.models[model], desk.classifiers[model].labels
+    ms = answer and answer.ms
+    facts = [
+        [
+            "Deploy",
+            _megabytes(elastic.sizes.deploy(plan)),
+            "Bytes of the model if it were shipped at this plan alone",
+        ],
+        [
+            "Per picture",
+            "–" if ms is None else f"{ms:.1f} ms",
+            "Time of a forward pass of this one picture; fewer bits save memory, not time on this page",
+        ],
+        [
+            "Bits",
+            f"{elastic.sizes.bits_per_parameter(plan):.2f}",
+            "Bits per parameter, scales included",
+        ],
+    ]
+    if answer is None or chosen is None:
+        return {"state": "idle", "words": _upper(plan.name), "facts": facts}
+    top, share = _first(answer, labels)
+    right = chosen.label is not None and (" ✓" if chosen.label == answer.top else " ✗")
+    bars = [
+        [_short(labels[number]), value, _points(value - float(other.shares[number]))]
+        for number, value in answer.best()
+    ]
+    parted = answer.top != other.top
+    line = f"{_upper(beside.name)} says {_short(labels[other.top])}" if parted else f"Both sides say {top}"
+    return {
+        "state": "done",
+        "words": f"{_upper(plan.name)}: {top}{right or ''}",
+        "line": f"The answers differ: {line}" if parted else line,
+        "parted": parted,
+        "bars": bars,
+        "facts": facts,
+    }
+
+
+def _points(change: float) -> str:
+    """How far a share lies above the other side's, in points; nothing where nobody would see it."""
+    return "" if abs(change) < 0.0005 else f"{'+' if change > 0 else '−'}{100 * abs(change):.1f}"
+
+
+def _flips(desk: Desk, model: str, plan: PrecisionPlan, state: Mapping) -> dict:
+    estimate, labels = state.get("estimate"), desk.classifiers[model].labels
+    if not estimate:
+        words = "No labelled pictures lie beside this model." if state["status"] == "idle" else "Measuring…"
+        return {"rows": [], "empty": words}
+    rows = [
+        [_short(labels[int(number)]), c["images"], c["right_ref"], c["right"], c["flips"]]
+        for number, c in estimate["classes"].items()
+    ]
+    total = ["All", *(sum(row[i] for row in rows) for i in range(1, 5))]
+    kept = rows
+    if len(rows) > CLASSES_SHOWN:
+        kept = sorted((r for r in rows if r[4]), key=lambda r: -r[4])[:CLASSES_SHOWN]
+    lost, gained = estimate["lost"], estimate["gained"]
+    words = (
+        f"{_upper(plan.name)} against full precision: {total[4]:,} of {total[1]:,} answers changed; "
+        f"{lost:,} became wrong, {gained:,} became right"
+    )
+    return {"rows": kept, "left": len(rows) - len(kept), "total": total, "words": words}
+
+
+def _changed(desk: Desk, model: str, plan: PrecisionPlan, state: Mapping) -> dict:
+    """Pictures of the measured ones whose answer this plan changes, as Pictures shows them."""
+    estimate, classifier = state.get("estimate"), desk.classifiers[model]
+    title = f"Answers that {plan.name} changes"
+    if not estimate:
+        return {"title": "Changed answers", "items": [], "empty": "Nothing was measured yet."}
+    labels = classifier.labels
+    items = []
+    for number, theirs, ours in estimate["changed"][:CHANGED_SHOWN]:
+        item = _item(classifier.example(number), labels)
+        items.append(item | {"words": f"{_short(labels[theirs])} → {_short(labels[ours])}"})
+    flips = round((1 - estimate["same_top"]) * estimate["images"])
+    shown = f"{flips:,} of {estimate['images']:,} pictures"
+    if flips > len(items):
+        shown += f"; the first {len(items)}"
+    empty = f"None: it answers all {estimate['images']:,} pictures as full precision does."
+    return {"title": title, "items": items, "words": shown, "empty": empty}
+
+
+def _short(label: str) -> str:
+    """ "tench, Tinca tinca" -> "tench"."""
+    return label.partition(",")[0]
+
+
+def _upper(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB" if size < 1e7 else f"{size / 1e6:.1f} MB"
+
+
+def _title(service: Service, model: str) -> str:
+    elastic = service.models[model]
+    count = len(elastic.vision.labels)
+    return f"**{elastic.title}** · {count:,} classes · {service.opened[model].conditions()}"
+
+
+# The page
+
+
+@dataclass
+class ClassifyPage:
+    """The page's components."""
+
+    model: gr.Dropdown
+    title: gr.Markdown
+    plan: gr.State
+    numbers: Numbers
+    presets: Presets
+    equalizer: Equalizer
+    input: PictureInput
+    pictures: Pictures
+    plan_left: gr.Dropdown
+    plan_right: gr.Dropdown
+    status_left: SideStatus
+    status_right: SideStatus
+    flips: Flips
+    changed: Pictures
+
+
+def build_classify(service: Service, tab: gr.Tab, explore: Explore, query: gr.State) -> ClassifyPage:
+    """Draw the page and wire it; call inside `tab`, the one with the id CLASSIFY. `query` holds what the
+    page's address said at first. Launch with this module's `CSS` among the page's styles."""
+    desk = Desk.of(service)
+    names = list(desk.classifiers)
+    first = names[0]
+    start = service.start(first)
+    wire = service.wire_of(first, start)
+    offered = choices(service, first)
+    sides = {}
+    with gr.Column(elem_id=CLASSIFY, elem_classes="own-faders"):
+        with gr.Row(elem_id="classify-head"):
+            title = gr.Markdown(_title(service, first), elem_id="classify-title")
+            model = gr.Dropdown(
+                [(service.models[name].title, name) for name in names],
+                value=first,
+                visible=len(names) > 1,
+                show_label=False,
+                container=False,
+                filterable=False,
+                elem_id="classify-model",
+                min_width=220,
+            )
+        plan = gr.State(wire)
+        numbers = Numbers(service.state(first, start), elem_id="classify-numbers")
+        with gr.Row(elem_id="classify-pictures-row", equal_height=False):
+            picture = PictureInput(
+                sources=["upload", "webcam", "clipboard"],
+                label="Your picture",
+                show_label=False,
+                height=188,
+                placeholder="Drop a picture, paste it,\nor click to choose one",
+                buttons=[],
+                scale=0,
+                min_width=220,
+                elem_id=INPUT,
+            )
+            pictures = Pictures(row(desk, first), elem_id="classify-pictures", scale=1, min_width=300)
+        with gr.Row(elem_id="classify-middle", equal_height=False):
+            with gr.Column(min_width=340, elem_id="classify-faders"):
+                presets = build_presets(service, first, "classify-")
+                equalizer = Equalizer(wire, description=service.describe(first), elem_id="classify-equalizer")
+            with gr.Column(min_width=340, elem_id="classify-answers"):
+                with gr.Row(equal_height=False):
+                    for side, choice in zip(SIDES, _starting(), strict=True):
+                        with gr.Column(min_width=240, elem_classes="classify-side"):
+                            sides[f"plan_{side}"] = gr.Dropdown(
+                                offered,
+                                value=choice,
+                                label=f"{side.capitalize()} precision",
+                                elem_id=f"classify-plan-{side}",
+                                filterable=False,
+                            )
+                            sides[f"status_{side}"] = SideStatus(
+                                {"state": "idle", "words": "Choose a picture"},
+                                elem_id=f"classify-status-{side}",
+                            )
+                changed = Pictures(
+                    {"title": "Answers that the plan changes", "items": [], "empty": "Measuring…"},
+                    elem_id="classify-changed",
+                )
+        flips = Flips({"rows": [], "empty": "Measuring…"}, elem_id="classify-flips")
+    page = ClassifyPage(
+        model=model,
+        title=title,
+        plan=plan,
+        numbers=numbers,
+        presets=presets,
+        equalizer=equalizer,
+        input=picture,
+        pictures=pictures,
+        flips=flips,
+        changed=changed,
+        **sides,
+    )
+    _wire(desk, page, tab, explore, query)
+    return page
+
+
+def _wire(desk: Desk, page: ClassifyPage, tab: gr.Tab, explore: Explore, query: gr.State) -> None:
+    both = [page.plan_left, page.plan_right]
+
+    def measured(model: str, wire: Wire, request: gr.Request) -> Iterator:
+        yield from measure(desk, model, wire, request.session_hash)
+
+    def then_measure(event) -> None:
+        results = [page.numbers, page.flips, page.changed]
+        event.then(measured, [page.model, page.plan], results, **RUNNING | {"concurrency_id": "accuracy"})
+
+    def looked(model: str, left: str, right: str, request: gr.Request, event: gr.EventData):
+        return look(desk, model, (left, right), request_of(event), request.session_hash)
+
+    def uploaded(model: str, path: str | None, request: gr.Request):
+        return given(desk, model, path, request.session_hash)
+
+    def switched(model: str, request: gr.Request):
+        return switch(desk, model, request.session_hash)
+
+    def again():
+        return Pictures(again=time.time())
+
+    def left(request: gr.Request) -> None:
+        forget(desk, request.session_hash)
+
+    answers = [page.pictures, page.status_left, page.status_right]
+    page.pictures.look(looked, [page.model, *both], answers, **EVERY)
+    gr.on([menu.input for menu in both], again, None, page.pictures, **LIGHT)
+    page.input.upload(uploaded, [page.model, page.input], [page.input, page.pictures], **WARNING)
+
+    then_measure(page.equalizer.commit(lambda wire: wire, page.equalizer, page.plan, **EVERY))
+    loads = [page.equalizer, page.plan]
+    service = desk.service
+    for name, button in page.presets.uniform.items():
+        then_measure(button.click(partial(named_plan, service, name=name), page.model, loads, **LIGHT))
+    named = page.presets.named
+    then_measure(named.input(lambda m, n: named_plan(service, m, n), [page.model, named], loads, **LIGHT))
+    switching = [*loads, named, *both, page.pictures, page.title]
+    then_measure(page.model.input(switched, page.model, switching, **LIGHT))
+
+    gr.context.Context.root_block.unload(left)
+
+    def entered(query, explore_model, explore_wire, model, wire, request: gr.Request):
+        return enter(desk, query, explore_model, explore_wire, model, wire, request.session_hash)
+
+    theirs, ours = [explore.model, explore.plan], [page.model, page.plan]
+    opening = [query, page.model, page.title, *loads, page.pictures]
+    then_measure(tab.select(entered, [query, *theirs, *ours], opening, **WARNING))
+
+    def measured_there(own: str, model: str, wire: Wire, tried: list, request: gr.Request) -> Iterator:
+        if own == model:
+            yield from measure_explored(service, model, wire, tried, request.session_hash)
+        else:
+            yield (gr.skip(),) * 4
+
+    back = explore.tab.select(handed_over, [*ours, *theirs], [explore.equalizer, explore.plan], **LIGHT)
+    results = [explore.numbers, explore.chart, explore.compare, explore.tried]
+    back.then(measured_there, [page.model, *theirs, explore.tried], results, **RUNNING)
