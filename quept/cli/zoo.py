@@ -97,7 +97,7 @@ def zoo_parser(commands) -> None:
     train.add_argument("--out", metavar="FOLDER", help="where it goes (default: runs/NAME)")
     train.add_argument("--data", metavar="FOLDER", help="the original data files (default: fetch them)")
     train.add_argument(
-        "--epochs", type=count, metavar="N", help="passes over the data (default: the model's)"
+        "--epochs", type=count, metavar="N", help="passes over the data, in one cycle (default: the model's)"
     )
     json_option(train)
 
@@ -105,7 +105,7 @@ def zoo_parser(commands) -> None:
 def _train(options: argparse.Namespace) -> None:
     trainer = importlib.import_module(f"quept.zoo.{TRAINERS[options.name]}")
     out = options.out or f"runs/{options.name}"
-    settings = trainer.Settings(epochs=options.epochs) if options.epochs else trainer.Settings()
+    settings = trainer.Settings(epochs=options.epochs) if options.epochs else None
     with Progress() as progress:
         found = trainer.train(out, settings, options.data, progress)
     print_table(("model", "test accuracy"), [(out, f"{100 * found:.2f} %")])

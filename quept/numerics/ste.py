@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .grid import SYMMETRIC_BITS, fake_quantise_tokens, grouped, scale_and_zero
-from .static import grid_between
+from .static import TINY as TINY_STEP
 
 
 def round_to_grid(x: Tensor, bits: int, group: int, low: Tensor, high: Tensor) -> Tensor:
@@ -38,8 +38,16 @@ def round_to_grid(x: Tensor, bits: int, group: int, low: Tensor, high: Tensor) -
 
 def round_static(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
     """Activations (..., features) on the static grid of each site, differentiable in x and in the ends low <=
-    0 <= high (sites,) of the ranges. Forward gives the values of `static.fake_quantise_static`."""
-    return _RoundStatic.apply(x, low, high, bits)
+    0 <= high (sites,) of the ranges. Forward gives the values of `static.fake_quantise_static`. PyTorch's own
+    learnable rounding gives the gradients of scale and zero-point, LSQ's as above."""
+    top = 2**bits - 1
+    scales = ((high - low) / top).clamp(min=TINY_STEP)
+    sites = zip(x.chunk(len(low), -1), scales, -low / scales, strict=True)
+    parts = [
+        torch._fake_quantize_learnable_per_tensor_affine(part, scale[None], zero[None], 0, top, 1.0)
+        for part, scale, zero in sites
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def round_tokens(x: Tensor, bits: int) -> Tensor:
@@ -77,27 +85,6 @@ class _RoundToGrid(torch.autograd.Function):
         return grad_x, grad_lo * lo[..., 0], grad_hi * hi[..., 0], None, None
 
 
-class _RoundStatic(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
-        top = 2**bits - 1
-        scale, zero = grid_between(low, high, bits)[..., None].unbind()
-        g = x.unflatten(-1, (len(low), -1))
-        values, outside, error = _rounded(g * (1 / scale), scale, zero, top)
-        ctx.save_for_backward(outside, _inside(error, outside))
-        ctx.top = top
-        return values.flatten(-2)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        outside, error = ctx.saved_tensors
-        g = grad.unflatten(-1, outside.shape[-2:])
-        over = g * outside
-        both = over * outside
-        sums = (_by_site(g * error) / ctx.top, _by_site(over), _by_site(both))
-        return (g - both).flatten(-2), *_at_ends(*sums), None
-
-
 def _rounded(u: Tensor, scale: Tensor, zero: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
     """u = x / s -> values on the grid; o, which is -1, 0 or 1 below, inside and above it; r - u."""
     rounded = u.round()
@@ -118,8 +105,3 @@ def _at_ends(by_scale: Tensor, above_less_below: Tensor, above_and_below: Tensor
     grad_hi = by_scale + (above_and_below + above_less_below) / 2
     grad_lo = -by_scale + (above_and_below - above_less_below) / 2
     return grad_lo, grad_hi
-
-
-def _by_site(x: Tensor) -> Tensor:
-    """(..., sites, features) -> sums (sites,)."""
-    return x.sum(-1).flatten(0, -2).sum(0)

@@ -51,8 +51,8 @@ def summary(artifact: Artifact, course: Course | None, quality: Mapping[str, tup
         kl, rtn = won[best]
         said.append(
             f"On held-out calibration {_data(artifact)} it diverges less from full precision than plain "
-            f"rounding at {listed(by_width(won))}; most at {best}, where mean KL is {short(kl)} instead of {short(rtn)}, "
-            f"{short(rtn / kl)} times lower."
+            f"rounding at {listed(by_width(won))}; most at {best}, where mean KL is {short(kl)} instead of "
+            f"{short(rtn)}, {short(rtn / kl)} times lower."
         )
     lost = [plan for plan, found in (course.compared if course else {}).items() if not found.kept]
     if lost:

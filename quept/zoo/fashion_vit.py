@@ -4,9 +4,9 @@
 
 The model is timm's VisionTransformer: 28 x 28 grey, patches of 4, 49 + 1 tokens of 128 channels, 6 blocks of
 4 heads, 1.2 M parameters. The folder is what `timm.create_model("local-dir:…")` opens. Training is AdamW with
-a cosine schedule, label smoothing, flips and shifts; in all but the last epochs half the patches of every
-picture are left out, which halves an epoch's cost and regularises (arXiv 2212.00794). What is kept is the
-running average of the weights.
+a cosine schedule, label smoothing, flips and shifts; in all but the last epochs of a cycle half the patches
+of every picture are left out, which halves an epoch's cost and regularises (arXiv 2212.00794). What is kept
+is the running average of the weights; the second cycle starts from what the first one keeps.
 
 A run is a sequence of epochs that each follow from the settings and their number; it goes on after the last
 one that its checkpoint holds.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ ARGUMENTS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """sparse: the share of the epochs that leave out half the patches."""
+    """Of one cycle. sparse: the share of its epochs that leave out half the patches."""
 
     epochs: int = 24
     batch: int = 256
@@ -58,32 +58,45 @@ class Settings:
     seed: int = 0
 
 
+CYCLES = (Settings(), Settings(epochs=12, rate=1e-3, warmup=1.0, sparse=0.5, seed=1))
+
+
 def train(
     out: str | Path,
-    settings: Settings | None = None,
+    cycles: Settings | Sequence[Settings] | None = None,
     data: str | Path | None = None,
     progress: Progress | None = None,
 ) -> float:
     """Train into the folder `out`, going on from its checkpoint; returns the test accuracy of what was
-    written. data: the folder of the original files, where they are not fetched."""
-    settings, out = settings or Settings(), Path(out)
+    written. cycles: other than CYCLES; data: the folder of the original files, where they are not fetched."""
+    cycles = (cycles,) if isinstance(cycles, Settings) else cycles or CYCLES
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     images, labels = map(torch.tensor, fashion_mnist("train", data, progress))
-    run = Run(settings, images, labels.long())
-    checkpoint = out / "checkpoint.safetensors"
-    if checkpoint.is_file():
-        run.load_state(load_file(checkpoint))
+    labels, checkpoint = labels.long(), out / "checkpoint.safetensors"
+    state = load_file(checkpoint) if checkpoint.is_file() else {}
+    cycle = int(state.get("cycle", 0))
+    run = Run(cycles[cycle], images, labels)
+    if state:
+        run.load_state(state)
     test = tuple(map(torch.tensor, fashion_mnist("test", data, progress)))
-    while run.epoch < settings.epochs:
+    epochs = sum(settings.epochs for settings in cycles)
+    while True:
+        if run.epoch == run.settings.epochs:
+            if cycle + 1 == len(cycles):
+                break
+            cycle += 1
+            run = Run(cycles[cycle], images, labels, start=rounded(run.average))
         began = time.monotonic()
         loss = run.train_epoch()
-        line = {"epoch": run.epoch, "of": settings.epochs, "loss": round(loss, 4)}
+        number = sum(settings.epochs for settings in cycles[:cycle]) + run.epoch
+        line = {"epoch": number, "of": epochs, "loss": round(loss, 4)}
         line |= {"seconds": round(time.monotonic() - began, 1), "accuracy": accuracy(run.average, *test)}
-        _save(checkpoint, run.state())
+        _save(checkpoint, run.state() | {"cycle": torch.tensor(cycle)})
         with (out / "training.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
-        say(progress, f"epoch {run.epoch} of {settings.epochs}: loss {loss:.3f}", run.epoch / settings.epochs)
-    found = write(run.average, out, settings, test)
+        say(progress, f"epoch {number} of {epochs}: loss {loss:.3f}", number / epochs)
+    found = write(run.average, out, cycles, test)
     checkpoint.unlink(missing_ok=True)
     return found
 
@@ -95,11 +108,16 @@ def create(**options) -> nn.Module:
     return create_model(ARCHITECTURE, pretrained=False, **ARGUMENTS, **options)
 
 
-def write(model: nn.Module, out: Path, settings: Settings, test: tuple[Tensor, Tensor]) -> float:
+def rounded(model: nn.Module) -> nn.Module:
+    """A copy whose weights are those of a file of 16 bits."""
+    copy = create()
+    copy.load_state_dict({key: value.half().float() for key, value in model.state_dict().items()})
+    return copy
+
+
+def write(model: nn.Module, out: Path, cycles: Sequence[Settings], test: tuple[Tensor, Tensor]) -> float:
     """The folder that timm opens, weights in 16 bits; returns the test accuracy of those weights."""
-    rounded = create()
-    rounded.load_state_dict({key: value.half().float() for key, value in model.state_dict().items()})
-    found = accuracy(rounded, *test)
+    found = accuracy(rounded(model), *test)
     save_file({key: value.half() for key, value in model.state_dict().items()}, out / "model.safetensors")
     config = {
         "architecture": ARCHITECTURE,
@@ -118,7 +136,11 @@ def write(model: nn.Module, out: Path, settings: Settings, test: tuple[Tensor, T
             "label_names": list(CLASSES),
             "license": "apache-2.0",
         },
-        "training": asdict(settings) | {"data": "Fashion-MNIST, 60,000 images", "test_accuracy": found},
+        "training": {
+            "data": "Fashion-MNIST, 60,000 images",
+            "cycles": [asdict(settings) for settings in cycles],
+            "test_accuracy": found,
+        },
     }
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     return found
@@ -136,12 +158,14 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500)
 
 
 class Run:
-    """The state of a training run between epochs."""
+    """The state of a cycle between epochs. start: the model it starts from; None: random weights."""
 
-    def __init__(self, settings: Settings, images: Tensor, labels: Tensor):
+    def __init__(self, settings: Settings, images: Tensor, labels: Tensor, start: nn.Module | None = None):
         self.settings, self.images, self.labels, self.epoch = settings, images, labels, 0
         torch.manual_seed(settings.seed)
         self.model, self.average = create(), create()
+        if start is not None:
+            self.model.load_state_dict(start.state_dict())
         self.average.load_state_dict(self.model.state_dict())
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim <= 1]

@@ -113,3 +113,27 @@ def test_leaving_out_no_patch_is_the_model_itself():
         assert torch.allclose(fashion_vit._forward(model, x, None), model(x), atol=1e-6)
         assert torch.allclose(fashion_vit._forward(model, x, every), model(x), atol=1e-5)
         assert not torch.allclose(fashion_vit._forward(model, x, every[:, :20]), model(x), atol=1e-3)
+
+
+class Cut(Exception):
+    """Stands for a machine that went away."""
+
+
+def test_a_second_cycle_starts_from_the_first_and_goes_on_where_it_was_cut(folder, tmp_path):
+    cycles = (QUICK, Settings(epochs=1, batch=8, rate=1e-4, warmup=0.5, seed=1))
+
+    def cut(stage, fraction):
+        if f"epoch {stop[0]} of 3" in stage:
+            stop.pop(0)
+            raise Cut
+
+    whole = train(tmp_path / "whole", cycles, folder)
+    stop = [2, 3]  # at the end of the first cycle, and of the second before anything is written
+    for _ in range(2):
+        with pytest.raises(Cut):
+            train(tmp_path / "cut", cycles, folder, cut)
+    assert train(tmp_path / "cut", cycles, folder) == whole
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
+    alone = train(tmp_path / "alone", QUICK, folder)
+    assert (tmp_path / "alone" / "model.safetensors").read_bytes() != weights[0] and alone is not None
