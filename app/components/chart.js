@@ -235,7 +235,7 @@ function build() {
   );
   const plot = make("div", { class: "plot" }, view.yTitle, view.canvas, view.overlay);
   view.overlay.innerHTML =
-    `<svg><line class="guide"/><g class="star"><line class="error"/><path d="${STAR}"/><text/></g></svg>`;
+    `<svg><line class="guide"/><g class="star" style="display: none"><line class="error"/><path d="${STAR}"/><text/></g></svg>`;
 
   const qualities = kind === "vision" ? ["Accuracy", "KL", "Same answer"] : ["Perplexity", "KL", "Same top token"];
   const columns = ["Plan", "MB", "Bits per parameter", ...qualities, "Load"];
