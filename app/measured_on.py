@@ -170,8 +170,7 @@ class Pictures:
         return {"top1": estimate.top1_ref}
 
     def between(self, one: Mapping, other: Mapping, t: float) -> dict[str, float]:
-        top1 = (1 - t) * one["top1"] + t * other["top1"]
-        return {"kl": _between(one["kl"], other["kl"], t), "top1": top1}
+        return {"kl": _between(one["kl"], other["kl"], t)}
 
 
 def _between(one: float, other: float, t: float) -> float:

@@ -2,7 +2,8 @@
 
 `Classifier` is one opened model with its example pictures. It answers at any plan, behind the gate, and keeps
 its newest answers. `Album` holds the pictures that visitors gave, in memory only, until they leave. A picture
-from a visitor comes in through `read_upload` alone: it is checked there, made small, and its file removed.
+from a visitor comes in through `read_upload` alone, which checks it; of it a small copy and the model's input
+are kept.
 Nothing here knows of Gradio.
 """
 
@@ -16,7 +17,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,13 @@ MOST_PIXELS = 50_000_000
 READ_AT_ONCE = 2  # pictures unpacked at a time: each may take 200 MB for a moment
 ANSWERS_KEPT = 4096
 OWN_KEPT, VISITORS_KEPT = 6, 100
+DAMAGED = "this picture is damaged"
+REFUSALS = {  # what the reader says, and what a visitor reads
+    "cannot identify": "this is no picture that can be read here",
+    "exceeds limit": "this picture unpacks to too many pixels",
+    "million pixels": f"this picture has too many pixels; up to {MOST_PIXELS / 1e6:.0f} million are taken",
+    "truncated": "this picture is cut short: a part of its file is missing",
+}
 QUICK_S = 0.05  # a forward pass shorter than this is timed thrice
 
 
@@ -215,20 +223,28 @@ _reading = threading.BoundedSemaphore(READ_AT_ONCE)
 
 
 def read_upload(path: str | Path, channels: int) -> Image.Image:
-    """The picture in a file that a visitor sent; the file is removed whatever becomes of it. ImageError in
-    words."""
-    path = Path(path)
+    """The picture in a file that a visitor sent. ImageError in words that never repeat what is in it."""
     try:
-        size = path.stat().st_size
+        size = Path(path).stat().st_size
         if size > MOST_BYTES:
             raise ImageError(f"this file has {size / 1e6:.1f} MB; at most {MOST_BYTES / 1e6:.0f} are taken")
-        data = path.read_bytes()
+        data = Path(path).read_bytes()
     except OSError:
         raise ImageError("the file did not arrive: send it again") from None
-    finally:
-        path.unlink(missing_ok=True)
     with _reading:
-        return read_picture(io.BytesIO(data), channels, MOST_PIXELS)
+        try:
+            return read_picture(io.BytesIO(data), channels, MOST_PIXELS)
+        except ImageError as error:
+            said = str(error)
+            reason = next((words for sign, words in REFUSALS.items() if sign in said), DAMAGED)
+            raise ImageError(reason) from None
+
+
+def remove_upload(path: str | Path) -> None:
+    """Remove the file, and the folder that was made for it."""
+    with suppress(OSError):
+        Path(path).unlink(missing_ok=True)
+        Path(path).parent.rmdir()  # only if nothing else is in it
 
 
 def shown(picture: Image.Image) -> str:

@@ -26,6 +26,7 @@ from quept.runtime import ElasticModel
 STYLE = Path(__file__).parent / "style.css"
 TITLE = "QuEPT · precision explorer"
 TEXT = "boolq-passages"
+UPLOADS_KEPT = (600, 600)  # every so many seconds files go that came so long ago and that nobody took
 # The address and the masthead know which page is in sight, and the equaliser of that page hears of it.
 SEEN_JS = """() => {
   const name = "%s", url = new URL(location.href), first = !window.queptSeen;
@@ -81,7 +82,7 @@ def _weight(source: str) -> float:
 def build_app(service: Service) -> gr.Blocks:
     """The whole app as Blocks; pass `launch_options()` to its launch."""
     names = list(service.models)
-    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as demo:
+    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=UPLOADS_KEPT) as demo:
         with gr.Row(elem_id="masthead"):
             what = (
                 service.models[names[0]].title

@@ -71,11 +71,13 @@ function isCurrent() {
   return one(state.link) === one(prediction.link);
 }
 
-/* A share against another: higher is better; in points, and a difference of single pictures is one. */
-function compareShares(value, other, name) {
+/* An accuracy against full precision's on the same pictures: higher is better. What counts is how many became
+   right and how many wrong: where the two differ by less than two standard errors there is no difference. */
+function compareShares(value, other, lost, gained) {
   if (!known(value) || !known(other)) return { text: "" };
-  const points = 100 * (value - other);
-  if (Math.abs(points) < 1e-9) return { text: `= like ${name}`, tone: "even" };
+  const points = 100 * (value - other), name = `full, ${percent(other)}`;
+  const sure = Math.abs(gained - lost) > 2 * Math.sqrt(gained + lost);
+  if (known(lost) && known(gained) && !sure) return { text: `≈ like ${name}`, tone: "even" };
   const [arrow, tone] = points > 0 ? ["▲", "better"] : ["▼", "worse"];
   return { text: `${arrow} ${number(Math.abs(points), 1)} points ${tone} than ${name}`, tone };
 }
@@ -91,12 +93,12 @@ function quality(measured) {
   return { ppl: pick("ppl"), kl: pick("kl"), same: pick("same_top"), top1: pick("top1") };
 }
 
-function drawAccuracy({ kl, same, top1 }, uniform, measured) {
+function drawAccuracy({ same, top1 }, measured) {
   const { estimate, reference } = state;
   const perfect = (measured && estimate.top1_ref) || reference?.top1;
-  put("top1", share(top1), compareShares(top1.value, perfect, `full, ${percent(perfect)}`),
-    uniform ? compareShares(top1.value, uniform.top1, "uniform")
-      : { text: measured ? `${count(estimate.lost)} lost, ${count(estimate.gained)} gained` : "" });
+  const { lost, gained } = measured ? estimate : {};
+  put("top1", share(top1), compareShares(top1.value, perfect, lost, gained),
+    { text: measured ? `${count(lost)} became wrong, ${count(gained)} right` : "" });
   const flips = measured ? Math.round((1 - same.value) * estimate.images) : null;
   put("same", share(same), { text: known(same.value) ? "as full precision" : "" },
     { text: known(flips) ? `${count(flips)} of ${count(estimate.images)} changed` : "" });
@@ -119,7 +121,7 @@ function drawTiles(measured) {
   const against = compare(kl.value, uniform?.kl, kl.error, "uniform");
 
   drawExact();
-  if (kind === "vision") drawAccuracy(found, uniform, measured);
+  if (kind === "vision") drawAccuracy(found, measured);
   else {
     put("ppl", figure(ppl),
       compare(ppl.value, reference, ppl.error, `full, ${plain(reference)}`),
@@ -131,7 +133,7 @@ function drawTiles(measured) {
   put("kl", figure(kl),
     { text: known(floor) ? `0 is full, noise floor ${plain(floor)}` : "0 is full precision" }, against);
   put("versus", { value: against.short ?? "–", origin: against.text ? "KL" : "", tone: against.tone });
-  for (const key of ["ppl", "top1", "kl", "versus"]) {
+  for (const key of ["ppl", "kl", "versus"]) {
     if (tiles.has(key)) tiles.get(key).lines[1].title = uniform?.label ?? "";
   }
 }

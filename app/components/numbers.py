@@ -8,7 +8,7 @@ In:  the state of the measurement: {"status": "idle|queued|measuring|done|stored
      "link"}. Every key but the status may be missing; NaN and infinity are shown as a dash; same_top is a
      share, 0 to 1. "link", what `link.encode(plan, model)` returns, says which plan the numbers belong to:
      those of a plan that the visitor has left meanwhile are then not shown. For "vision" the estimate is an
-     `AccuracyEstimate.to_dict()`, and the reference and the uniform plan have "top1" in the place of "ppl".
+     `AccuracyEstimate.to_dict()`, and the reference has "top1" in the place of "ppl".
 Out: nothing; as an input of a handler it gives None. It has no events.
 
 Between Python's answers the strip shows what the equaliser predicts: it listens to the DOM event

@@ -25,7 +25,7 @@ from app.components.picture_input import PictureInput
 from app.components.pictures import Pictures
 from app.components.side_status import SideStatus
 from app.link import CLASSIFY, LinkError, decode
-from app.pictures import Album, Answer, Classifier, Picture, read_upload
+from app.pictures import Album, Answer, Classifier, Picture, read_upload, remove_upload
 from app.service import OpenModel, Service, Wire
 from app.side import EQUALISER
 from app.tabs.explore import EVERY, LIGHT, RUNNING, WARNING, Explore, named_plan
@@ -43,7 +43,8 @@ INPUT = "classify-picture"
 CLASSES_SHOWN = 40
 CHANGED_SHOWN = 24
 FAILED = "The pictures could not be classified. Try another plan, or reload the page."
-TAKEN = "JPEG, PNG, WebP, GIF, BMP and TIFF are taken"
+TAKEN = "JPEG, PNG, WebP, GIF, BMP and TIFF files of up to 10 MB are taken."
+FETCH_S = 1.0  # in which a browser has fetched the picture that it has just sent
 
 
 @dataclass
@@ -109,24 +110,35 @@ def look(desk: Desk, model: str, choices: tuple[str, str], request: Mapping, vis
     return Pictures(answers={"turn": turn, "rows": rows}), *sides
 
 
-def given(desk: Desk, model: str, path: str | None, visitor: str) -> tuple:
-    """A picture from the visitor: it joins the row, and the input is empty again. The file does not stay."""
+def given(desk: Desk, model: str, path: str | None, visitor: str) -> Iterator[tuple]:
+    """A picture from the visitor: it joins the row, and the input is empty again; then its file goes. Not at
+    once: the browser may just be fetching it, to show it for the moment that it takes to read it."""
     if not path:
-        return gr.skip(), gr.skip()
+        yield gr.skip(), gr.skip()
+        return
+    try:
+        yield _taken(desk, model, path, visitor)
+        time.sleep(FETCH_S)
+    finally:
+        remove_upload(path)
+
+
+def _taken(desk: Desk, model: str, path: str, visitor: str) -> tuple:
     classifier = desk.classifiers[model]
-    name = "Your picture"
     try:
         picture = read_upload(path, classifier.elastic.vision.channels)
-        own = classifier.own(picture, name)
+        own = classifier.own(picture, "Your picture")
     except ImageError as error:
-        words = str(error).removeprefix("the picture cannot be read: ")
-        if "cannot identify image file" in words:
-            words = "it is no picture that can be read here"
-        gr.Warning(f"{_upper(words)}. {TAKEN}.", title="Picture not taken")
+        gr.Warning(f"{sentence(error)} {TAKEN}", title="Picture not taken")
         return None, gr.skip()
-    gone = desk.album.add(visitor, model, own)
-    classifier.forget(gone)
-    return None, Pictures(row(desk, model, visitor, own.id))
+    except Exception:
+        logger.exception("a picture could not be prepared")
+        gr.Warning(
+            "This picture could not be prepared for the model. Try another one.", title="Picture not taken"
+        )
+        return None, gr.skip()
+    classifier.forget(desk.album.add(visitor, model, own))
+    return None, row(desk, model, visitor, own.id)
 
 
 def row(desk: Desk, model: str, visitor: str = "", selected: str | None = None) -> dict:
@@ -498,8 +510,8 @@ def _wire(desk: Desk, page: ClassifyPage, tab: gr.Tab, explore: Explore, query: 
     def looked(model: str, left: str, right: str, request: gr.Request, event: gr.EventData):
         return look(desk, model, (left, right), request_of(event), request.session_hash)
 
-    def uploaded(model: str, path: str | None, request: gr.Request):
-        return given(desk, model, path, request.session_hash)
+    def uploaded(model: str, path: str | None, request: gr.Request) -> Iterator:
+        yield from given(desk, model, path, request.session_hash)
 
     def switched(model: str, request: gr.Request):
         return switch(desk, model, request.session_hash)
@@ -513,7 +525,7 @@ def _wire(desk: Desk, page: ClassifyPage, tab: gr.Tab, explore: Explore, query: 
     answers = [page.pictures, page.status_left, page.status_right]
     page.pictures.look(looked, [page.model, *both], answers, **EVERY)
     gr.on([menu.input for menu in both], again, None, page.pictures, **LIGHT)
-    page.input.upload(uploaded, [page.model, page.input], [page.input, page.pictures], **WARNING)
+    page.input.upload(uploaded, [page.model, page.input], [page.input, page.pictures], **EVERY | WARNING)
 
     then_measure(page.equalizer.commit(lambda wire: wire, page.equalizer, page.plan, **EVERY))
     loads = [page.equalizer, page.plan]
