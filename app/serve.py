@@ -83,12 +83,11 @@ def build_app(service: Service) -> gr.Blocks:
     """The whole app as Blocks; pass `launch_options()` to its launch."""
     names = list(service.models)
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=UPLOADS_KEPT) as demo:
+        kinds = {elastic.kind for elastic in service.models.values()}
         with gr.Row(elem_id="masthead"):
-            what = (
-                service.models[names[0]].title
-                if len(names) == 1
-                else "one model open, any precision a drag away"
-            )
+            opened_once = "one model open" if len(kinds) == 1 else "models opened once"
+            title = service.models[names[0]].title if len(names) == 1 else ""
+            what = title or f"{opened_once}, any precision a drag away"
             gr.Markdown(f"# QuEPT precision explorer\n{what}", elem_id="title")
             model = gr.Dropdown(
                 [(service.models[name].title, name) for name in names],
@@ -100,27 +99,29 @@ def build_app(service: Service) -> gr.Blocks:
                 filterable=False,
                 min_width=220,
             )
-        kinds = {elastic.kind for elastic in service.models.values()}
         query = gr.State(None)  # of the page's address when it was opened
         with gr.Tabs(elem_id="tabs") as tabs:
-            with gr.Tab("Explore", id="explore") as page:
-                pages = {"": page}
-                explore = build_explore(service, model, page)
+            with _page("Explore", "") as tab:
+                pages = ["explore"]
+                explore = build_explore(service, model, tab)
             if "language" in kinds:
-                with gr.Tab("Chat", id="chat", visible=_can_chat(service, names[0])) as page:
-                    pages["chat"] = page
+                with _page("Chat", "chat", interactive=_can_chat(service, names[0])) as chat:
+                    pages.append("chat")
                     build_chat(service, model, explore.plan)
-                if len(kinds) > 1:
-                    model.input(lambda name: gr.Tab(visible=_can_chat(service, name)), model, page, **LIGHT)
             if classify.classifiers(service):
-                with gr.Tab("Classify", id=CLASSIFY) as page:
-                    pages[CLASSIFY] = page
-                    build_classify(service, page, explore, query)
-            with gr.Tab("About", id="about") as page:
-                pages["about"] = page
+                with _page("Classify", CLASSIFY) as tab:
+                    pages.append(CLASSIFY)
+                    build_classify(service, tab, explore, query)
+            with _page("About", "about"):
+                pages.append("about")
                 build_about(service)
-        for name, page in pages.items():
-            page.select(None, None, None, js=SEEN_JS % name)
+        if len(kinds) > 1:
+
+            def chosen(name: str):
+                can = _can_chat(service, name)
+                return gr.Tab(interactive=can), gr.skip() if can else gr.Tabs(selected="explore")
+
+            model.change(chosen, model, [chat, tabs], **LIGHT)
 
         def opened(request: gr.Request):
             asked = {key: str(value)[:2000] for key, value in request.query_params.items()}
@@ -129,6 +130,13 @@ def build_app(service: Service) -> gr.Blocks:
         demo.load(opened, None, [tabs, query], **LIGHT)
     demo.queue(max_size=64, default_concurrency_limit=16)
     return demo
+
+
+def _page(label: str, name: str, **options) -> gr.Tab:
+    """A tab, and who else knows that it is in sight: before anything that Python does then."""
+    tab = gr.Tab(label, id=name or "explore", **options)
+    tab.select(None, None, None, js=SEEN_JS % name, trigger_mode="multiple")
+    return tab
 
 
 def _can_chat(service: Service, model: str) -> bool:
