@@ -14,15 +14,17 @@ embeddings.
 The rank correlation (Spearman's) is that of predicted and measured KL over random mixed plans, of mean
 widths from 2.5 to 7.5 and every width of the embeddings; "within_thirds" is the mean of that of the
 smallest, middle and largest third, where size says less. `--ray` times a small sensitivity job on two Ray
-workers against one process; `--measure-sensitivity` times the whole table. Prints a table, then one JSON
-object: {"b2.5": {"kl", "kl_uniform", "kl_uniform_any_embeddings", "bytes", ...}, ..., "rank_correlation",
-"solver_ms", "sensitivity_s", "ray_ratio", "conditions"}; null stands for what was not measured.
+workers, one thread each, against one process with two threads; `--measure-sensitivity` times the whole
+table. Prints a table, then one JSON object: {"b2.5": {"kl", "kl_uniform", "kl_uniform_any_embeddings",
+"bytes", ...}, ..., "rank_correlation", "solver_ms", "sensitivity_s", "ray_ratio", "conditions"}; null stands
+for what was not measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import sys
@@ -74,6 +76,8 @@ def main() -> None:
     add("--workers", type=int, default=2, help="for --measure-sensitivity")
     add("--sensitivity-seconds", type=float, help="how long the table took, if known")
     add("--ray", action="store_true", help="time two Ray workers (needs ray)")
+    add("--ray-windows", type=int, default=1, help="of a small job for that")
+    add("--ray-turns", type=int, default=2, help="how often both are timed, by turns")
     add("--resume", type=Path, help="keep every figure in this file, and take them from there")
     add("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()
@@ -238,21 +242,50 @@ def sensitivity_seconds(elastic: ElasticModel, options: argparse.Namespace) -> f
 
 
 def ray_ratio(elastic: ElasticModel, options: argparse.Namespace) -> dict:
-    """Every block at three widths on one window: wall time of two Ray workers with one thread each, starting
-    Ray and opening the model included, over that of this process with two threads; and whether the table is
-    that of one process with one thread."""
-    curve = opened(elastic, searched_text(options), CONTEXT)
+    """Every block at three widths: wall time of two Ray workers with one thread each over that of this
+    process on the same cores, with two threads, or one where it may use one core only (`taskset -c 0`): then
+    nothing but the overhead of sharing out is left, also beside busy neighbours, who slow two threads that
+    wait for each other much more than two workers that do not.
+
+    The workers' start and their opening of the model count, the cluster's start does not. The two take turns,
+    since a machine is not equally fast at all times; the median of the ratios counts. The tables must be that
+    of one process with one thread. Ray would run its workers at a lower priority than this process, which on
+    a shared machine measures the neighbours: here both have the same."""
+    import ray
+
+    data = opened(elastic, searched_text(options), options.ray_windows * CONTEXT)
+    curve = reference(elastic, Windows(data.windows.ids[:1]))
 
     def table(**how) -> tuple[float, SensitivityTable]:
         began = time.perf_counter()
-        made = sensitivity(elastic, curve.windows, curve, (2, 4, 8), "block", source=options.model, **how)
+        made = sensitivity(elastic, data.windows, curve, (2, 4, 8), "block", source=options.model, **how)
         return time.perf_counter() - began, made
 
-    table(threads=2)  # the reference and the weights are made once
-    serial, _ = table(threads=2)
-    _, single = table(threads=1)
-    ray, shared_out = table(workers=2, threads=1, executor="ray")
-    return {"ray_ratio": round(ray / serial, 3), "ray_same_table": shared_out == single}
+    one_thread, single = table(threads=1)  # makes the reference and the weights of uniform plans, too
+    print(f"one process, one thread: {one_thread:.1f} s", flush=True)
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, as Ray spells it
+    began = time.perf_counter()
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    start = time.perf_counter() - began
+    serial, shared, same, threads = [], [], True, min(2, len(os.sched_getaffinity(0)))
+    for turn in range(options.ray_turns):
+        serial.append(table(threads=threads)[0])
+        seconds, made = table(workers=2, threads=1, executor="ray")
+        shared.append(seconds)
+        same = same and made == single
+        print(f"turn {turn + 1}: one process {serial[-1]:.1f} s, two Ray workers {seconds:.1f} s", flush=True)
+    ray.shutdown()
+    if not same:
+        sys.exit("the Ray workers' table differs from that of one process")
+    return {
+        "ray_ratio": round(statistics.median(r / s for r, s in zip(shared, serial, strict=True)), 3),
+        "ray_seconds": [round(x, 1) for x in shared],
+        "serial_seconds": [round(x, 1) for x in serial],
+        "one_thread_seconds": round(one_thread, 1),
+        "serial_threads": threads,
+        "ray_start_seconds": round(start, 1),
+        "ray_same_table": same,
+    }
 
 
 def measured(elastic: ElasticModel, plan: PrecisionPlan, on: Reference, figures: Figures) -> float:

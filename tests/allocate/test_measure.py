@@ -198,15 +198,6 @@ def test_what_a_run_measured_serves_a_run_that_wants_more(elastic, reference, tm
     assert more.to_json() == measured(elastic, reference, whole=("W4E4",)).to_json()
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_table_that_one_gives(folder, elastic, reference, tmp_path):
-    options = {"activations": True, "whole": ("W4E4",), "threads": 1}
-    lines = tmp_path / "lines.jsonl"
-    shared_out = measured(elastic, reference, workers=2, source=folder, resume=lines, **options)
-    assert shared_out.to_json() == measured(elastic, reference, **options).to_json()
-    assert len(lines.read_text().splitlines()) == 1 + 4 + 2 * (1 + 2 * len(elastic.layers))
-
-
 class DyingOnce(Measurement):
     """A worker of this job kills itself in the middle of a certain task, once."""
 
@@ -220,24 +211,24 @@ class DyingOnce(Measurement):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["processes", "ray"])
-def test_a_worker_that_dies_changes_nothing_in_the_table(
+def test_two_workers_of_which_one_dies_give_the_table_that_one_process_gives(
     executor, folder, elastic, reference, tmp_path, monkeypatch
 ):
     if executor == "ray":
         pytest.importorskip("ray")
     monkeypatch.setattr(measure, "Measurement", DyingOnce)
-    lines = tmp_path / "lines.jsonl"
-    shared = {"workers": 2, "threads": 1, "executor": executor, "source": folder, "resume": lines}
-    table = measured(elastic, reference, **shared)
+    lines, options = tmp_path / "lines.jsonl", {"activations": True, "whole": ("W4E4",), "threads": 1}
+    shared = {"workers": 2, "executor": executor, "source": folder, "resume": lines}
+    table = measured(elastic, reference, **shared, **options)
     assert (tmp_path / "died").exists()
     monkeypatch.undo()
-    assert table.to_json() == measured(elastic, reference, threads=1).to_json()
+    assert table.to_json() == measured(elastic, reference, **options).to_json()
     keys = [json.loads(line).get("key") for line in lines.read_text().splitlines()]
-    assert len(keys) == len(set(keys))
+    assert len(keys) == len(set(keys)) == 1 + 4 + 2 * (1 + 2 * len(elastic.layers))
 
 
-@pytest.mark.slow
-def test_a_worker_that_would_open_other_weights_says_so(elastic, reference, tmp_path):
+def test_a_worker_that_would_open_other_weights_says_so(elastic, reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "run", lambda job, *tasks, **how: iter([job.open()]))  # as a worker begins
     other = save_tiny("llama", tmp_path / "other", seed=1)
     with pytest.raises(SensitivityError, match="give what the model was opened from as source"):
         measured(elastic, reference, workers=2, source=other)

@@ -70,17 +70,22 @@ def test_threads_are_as_before_afterwards(tmp_path):
     assert torch.get_num_threads() == before
 
 
-@pytest.fixture(params=["processes", "ray"])
-def executor(request):
-    """Each kind of workers; Ray's on a local cluster of two cores."""
-    if request.param == "processes":
-        yield request.param
-        assert not multiprocessing.active_children()
-        return
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray on two cores of this machine, once for all tests; test_measure lets `run` start its own."""
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield request.param
+    yield
     ray.shutdown()
+
+
+@pytest.fixture(params=["processes", "ray"])
+def executor(request):
+    """Each kind of workers."""
+    if request.param == "ray":
+        request.getfixturevalue("cluster")
+    yield request.param
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow
