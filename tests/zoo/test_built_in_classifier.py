@@ -7,7 +7,6 @@ from quept import ElasticModel, PrecisionPlan, zoo
 from quept.evaluate import ImageReference, accuracy, stored_images
 from quept.zoo.fashion_mnist import CLASSES
 
-
 HERE = zoo.MODELS["fashion-vit"].source.is_dir()
 
 
