@@ -34,14 +34,22 @@ calibration weights are rounded to nearest (*rtn*), the baseline that every cali
   so *Refine* measures whole plans of the same bytes for a minute, on text that the figures here are not of,
   and keeps the best only if it is still the best on further text. *Best* plans were found the same way, with
   more time.
+- **Accuracy** of a classifier of pictures is the share of labelled pictures whose likeliest class is their
+  label, with Wilson's 95 % interval. What a plan did to it is far better known than the accuracy itself,
+  because both see the same pictures: so many answers became wrong, so many right. *Same answer* is how often
+  both say the same.
 - **Measured** numbers come from running the plan: perplexity, and divergence (mean KL over the vocabulary)
   from the full-precision model in float32, with standard errors. *Same top token* is how often both put the
   same token first.
 
+### Your pictures
+A picture that you give is read once, made small and kept in memory until you leave the page; its file is
+removed within a second or two, and no other visitor sees it.
+
 ### Limits
-Perplexity and divergence are measured on a few thousand tokens of Wikipedia text: good for comparing plans,
-not a verdict on a task. Speed here is that of dense arithmetic after unpacking: fewer bits save memory when
-deployed, they do not make this page faster.
+Perplexity and divergence are measured on a few thousand tokens of Wikipedia text, accuracy on the pictures
+that come with the model: good for comparing plans, not a verdict on a task. Speed here is that of dense
+arithmetic after unpacking: fewer bits save memory when deployed, they do not make this page faster.
 """
 
 

@@ -148,7 +148,8 @@ def row(desk: Desk, model: str, visitor: str = "", selected: str | None = None) 
     known = selected if selected in {item["id"] for item in items} else None
     if known is None and selected and selected.startswith("example:"):  # from the row of changed answers
         try:
-            items.insert(0, _item(_chosen(desk, model, selected, visitor), desk.classifiers[model].labels))
+            chosen = _item(_chosen(desk, model, selected, visitor), desk.classifiers[model].labels)
+            items = [chosen, *items[:-1]]
             known = selected
         except ImageError:
             known = None
@@ -461,7 +462,7 @@ def build_classify(service: Service, tab: gr.Tab, explore: Explore, query: gr.St
                 presets = build_presets(service, first, "classify-")
                 equalizer = Equalizer(wire, description=service.describe(first), elem_id="classify-equalizer")
             with gr.Column(min_width=340, elem_id="classify-answers"):
-                with gr.Row(equal_height=False):
+                with gr.Row(elem_id="classify-sides", equal_height=False):
                     for side, choice in zip(SIDES, _starting(), strict=True):
                         with gr.Column(min_width=240, elem_classes="classify-side"):
                             sides[f"plan_{side}"] = gr.Dropdown(
