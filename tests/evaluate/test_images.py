@@ -236,7 +236,7 @@ def test_stored_pictures_come_back_in_their_order(tmp_path):
 def test_the_built_in_model_sees_what_it_was_trained_on(tmp_path):
     untrained = fashion_vit.create()
     pixels, labels = torch.randint(0, 256, (3, 28, 28), dtype=torch.uint8), torch.tensor([0, 1, 9])
-    fashion_vit.write(untrained, tmp_path, fashion_vit.Settings(), (pixels, labels))
+    fashion_vit.write(untrained, tmp_path, fashion_vit.CYCLES, (pixels, labels))
     save_images(tmp_path / "images.safetensors", "clothes", pixels, labels)
     from quept.models import load
 

@@ -116,7 +116,7 @@ def test_pictures_beside_the_weights_come_along(folder):
 def test_the_folder_that_training_writes_opens(tmp_path):
     untrained = fashion_vit.create()
     test = (torch.zeros(2, 28, 28, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
-    fashion_vit.write(untrained, tmp_path, fashion_vit.Settings(), test)
+    fashion_vit.write(untrained, tmp_path, fashion_vit.CYCLES, test)
     loaded = load(tmp_path)
     assert loaded.vision.labels == fashion_vit.CLASSES and len(loaded.anatomy.layers) == 24
 
