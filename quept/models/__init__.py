@@ -5,6 +5,7 @@ anatomy   the table applied to one model: its blocks, their linear layers by rol
 clone     copies of a module tree that share every tensor: what views and transformed models are made of
 load      a zoo name, a hub id or a folder -> model, tokenizer, anatomy, fingerprint
 vision    classifiers of pictures in timm's format: their weights, preprocessing and labels
+multimodal  what a vision-language model hands to the language model inside it
 """
 
 from .anatomy import Anatomy, Block, anatomy_of

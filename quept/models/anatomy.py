@@ -4,20 +4,26 @@ name."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
 
+from quept.plan import FULL, Bits, PrecisionPlan
+
 from .families import FAMILIES, Family
+
+GUARD = 8  # bits
 
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block: its module name and the full names of its linear layers, `{role: name}`."""
+    """One transformer block: its module name, the full names of its linear layers, `{role: name}`, and the
+    section of the model that it belongs to: "language", "vision" or "projector"."""
 
     name: str
     layers: Mapping[str, str]
+    section: str
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,48 @@ class Anatomy:
         return tuple(name for block in self.blocks for name in block.layers.values())
 
     @property
+    def trunk(self) -> tuple[Block, ...]:
+        """The blocks that a plan is about first: of a vision-language model those of its language model, of
+        any other model all."""
+        if self.kind == "vision-language":
+            return tuple(block for block in self.blocks if block.section == "language")
+        return self.blocks
+
+    @property
+    def sections(self) -> dict[str, tuple[str, ...]]:
+        """`{section: its linear layers}`, in the order of the data: a vision-language model has three, any
+        other model one."""
+        found: dict[str, tuple[str, ...]] = {}
+        for block in self.blocks:
+            found[block.section] = (*found.get(block.section, ()), *block.layers.values())
+        return found
+
+    def guarded(self, plan: PrecisionPlan) -> PrecisionPlan:
+        """What "all at 4 bits" means for this model: of a vision-language model vision tower and projector
+        keep 8 bits, since they are small and every answer hangs on what they see. A plan with rules of its
+        own, or of 8 bits and more, stays as it is."""
+        bits = plan.default
+        seen = Bits(
+            max(bits.weights, GUARD), FULL if bits.activations == FULL else max(bits.activations, GUARD)
+        )
+        if self.kind != "vision-language" or plan.rules or seen == bits:
+            return plan
+        family = FAMILIES[self.family]
+        places = [*family.vision, *family.projector]
+        rules = tuple((place if place.endswith("*") else f"{place}.*", seen) for place in places)
+        return replace(plan, rules=rules, name=f"{plan.name}, vision {GUARD}" if plan.name else "")
+
+    @property
+    def language(self) -> str:
+        """The module of a vision-language model that reads embeddings of words and pictures alike."""
+        return FAMILIES[self.family].language
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """Every role there is in the family; a block has those of its place."""
         family = FAMILIES[self.family]
-        return (*(role for roles in family.between.values() for role in roles), *family.roles)
+        tables = (*family.between.values(), family.roles, *family.vision.values(), *family.projector.values())
+        return tuple(dict.fromkeys(role for roles in tables for role in roles))
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -48,11 +92,11 @@ class Anatomy:
 
     @property
     def norms(self) -> dict[str, tuple[str, ...]]:
-        """`{norm of a block: the linear layers that read it}`, all by full name."""
+        """`{norm of a block of the trunk: the linear layers that read it}`, all by full name."""
         table = FAMILIES[self.family].norms.items()
         return {
             f"{block.name}.{norm}": tuple(block.layers[role] for role in readers)
-            for block in self.blocks
+            for block in self.trunk
             for norm, readers in table
             if set(readers) <= set(block.layers)
         }
@@ -64,7 +108,7 @@ class Anatomy:
 
     @property
     def kind(self) -> str:
-        """What the model works on: "language" or "vision"."""
+        """What the model works on: "language", "vision" or "vision-language"."""
         return FAMILIES[self.family].kind
 
 
@@ -78,25 +122,35 @@ def family_of(model_type: str) -> str:
 
 
 def anatomy_of(model: nn.Module) -> Anatomy:
-    """Anatomy of a Hugging Face causal language model or of a classifier from timm; ValueError if a part that
-    the table names is missing."""
+    """Anatomy of a language or vision-language model of transformers or of a classifier from timm; ValueError
+    if a part that the table names is missing."""
     config = getattr(model, "config", None)
     name = family_of(type(model).__name__ if config is None else config.model_type)
     family: Family = FAMILIES[name]
-    blocks = tuple(_blocks(model, family))
-    if not blocks:
-        raise ValueError(f"there are no blocks at {family.blocks} in this model")
+    places = _places(family)
+    blocks = tuple(_blocks(model, places))
+    for section, tables in places.items():
+        if not any(block.section == section for block in blocks):
+            raise ValueError(f"there are no blocks at {' or '.join(tables)} in this model")
     return Anatomy(name, blocks, family.embed, family.final_norm, family.head)
 
 
-def _blocks(model: nn.Module, family: Family) -> Iterator[Block]:
+def _places(family: Family) -> dict[str, dict[str, Mapping[str, str]]]:
+    """`{section: {where: {role: path}}}` of all blocks."""
+    trunk = {**family.between, family.blocks: family.roles}
+    if family.kind != "vision-language":
+        return {family.kind: trunk}
+    return {"vision": dict(family.vision), "projector": dict(family.projector), "language": trunk}
+
+
+def _blocks(model: nn.Module, places: Mapping[str, Mapping[str, Mapping[str, str]]]) -> Iterator[Block]:
     """In the order of the model's modules, which is that of the data."""
-    table = {**family.between, family.blocks: family.roles}
+    table = [(place, roles, section) for section, t in places.items() for place, roles in t.items()]
     for name, module in model.named_modules():
-        for place, roles in table.items():
+        for place, roles, section in table:
             if not _is_at(name, place) or isinstance(module, nn.Identity):  # nothing to merge in this stage
                 continue
-            block = Block(name, {role: f"{name}.{path}" for role, path in roles.items()})
+            block = Block(name, {role: f"{name}.{path}" for role, path in roles.items()}, section)
             for role, layer in block.layers.items():
                 if not isinstance(_submodule(model, layer), nn.Linear):
                     raise ValueError(f"{layer} (the {role} of {name}) is not a linear layer in this model")

@@ -6,6 +6,10 @@ Roles carry the same short names in every family, in the order in which data flo
 query, key and value out of one layer, `qkv`. `norms` maps each norm of a block to the roles that read its
 output. `between` holds the modules that lie between blocks and have a linear layer of their own, such as the
 merging of patches where a stage of Swin begins: `{where: {role: path}}`, each counted as a block.
+
+A vision-language model has three sections. Its language blocks are what the fields above speak of; `vision`
+and `projector` say, in the form of `between`, where the blocks of its vision tower and what leads from there
+into the language model are.
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ _LLAMA_NORMS = {"input_layernorm": ("q", "k", "v"), "post_attention_layernorm": 
 @dataclass(frozen=True)
 class Family:
     """Where the parts of one architecture are. `model_types` are the `model_type` values of its Hugging Face
-    configs or, of a model from timm, the name of its class. kind: "language" or "vision"."""
+    configs or, of a model from timm, the name of its class. kind: "language", "vision" or "vision-language";
+    of the last `language` is the module that reads embeddings of words and pictures alike."""
 
     model_types: tuple[str, ...]
     blocks: str = "model.layers.*"
@@ -41,6 +46,9 @@ class Family:
     more_heads: tuple[str, ...] = ()
     between: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     kind: str = "language"
+    language: str = ""
+    vision: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    projector: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 _VIT = {
@@ -52,6 +60,38 @@ _VIT = {
     "head": "head",
     "kind": "vision",
 }
+
+_CLIP_ROLES = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.out_proj",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+}
+_TWO_LAYERS = {"model.multi_modal_projector": {"in": "linear_1", "out": "linear_2"}}
+_MERGER = {"model.visual.merger": {"in": "mlp.0", "out": "mlp.2"}}
+_QWEN_ATTENTION = {"qkv": "attn.qkv", "o": "attn.proj"}
+
+
+def _with_vision(
+    model_types: tuple[str, ...],
+    vision: Mapping[str, Mapping[str, str]],
+    projector: Mapping[str, Mapping[str, str]],
+    language: str = "model.language_model",
+) -> Family:
+    """A vision-language family: its language model is wired as a Llama."""
+    return Family(
+        model_types,
+        blocks=f"{language}.layers.*",
+        embed=f"{language}.embed_tokens",
+        final_norm=f"{language}.norm",
+        kind="vision-language",
+        language=language,
+        vision=vision,
+        projector=projector,
+    )
+
 
 FAMILIES = {
     "llama": Family(("llama",)),
@@ -83,5 +123,43 @@ FAMILIES = {
             "between": {"layers.*.downsample": {"merge": "reduction"}},
             "head": "head.fc",
         },
+    ),
+    "llava": _with_vision(
+        ("llava", "llava_onevision"),
+        {"model.vision_tower.encoder.layers.*": _CLIP_ROLES},
+        _TWO_LAYERS,
+    ),
+    "qwen2-vl": _with_vision(
+        ("qwen2_vl",),
+        {"model.visual.blocks.*": _QWEN_ATTENTION | {"up": "mlp.fc1", "down": "mlp.fc2"}},
+        _MERGER,
+    ),
+    "qwen2.5-vl": _with_vision(
+        ("qwen2_5_vl",),
+        {
+            "model.visual.blocks.*": _QWEN_ATTENTION
+            | {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
+        },
+        _MERGER,
+    ),
+    "internvl": _with_vision(
+        ("internvl",),
+        {
+            "model.vision_tower.encoder.layer.*": {
+                "q": "attention.q_proj",
+                "k": "attention.k_proj",
+                "v": "attention.v_proj",
+                "o": "attention.projection_layer",
+                "up": "mlp.fc1",
+                "down": "mlp.fc2",
+            }
+        },
+        _TWO_LAYERS,
+    ),
+    "idefics3": _with_vision(
+        ("idefics3", "smolvlm"),
+        {"model.vision_model.encoder.layers.*": _CLIP_ROLES},
+        {"model.connector": {"in": "modality_projection.proj"}},
+        language="model.text_model",
     ),
 }

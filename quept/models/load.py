@@ -1,5 +1,5 @@
 """Load a model for elastic quantisation: a zoo name, a Hugging Face hub id, or a local folder. It is a causal
-language model of transformers, or a classifier of pictures from timm (see vision).
+language model or a vision-language model of transformers, or a classifier of pictures from timm (see vision).
 
 The weights stay in 16 bits, as they are on disk (they are the *source* that every width is made from);
 nothing is quantised here. The fingerprint, a hash of every parameter, is what an artifact is bound to. Only
@@ -20,15 +20,19 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 
 from quept import zoo
 
 from . import vision
 from .anatomy import Anatomy, anatomy_of, family_of
+from .families import FAMILIES
 from .vision import Vision
 
 
@@ -41,7 +45,8 @@ class LoadedModel:
     """A full-precision model and what is known of it. `source` is what was asked for, so that it can be
     loaded again; `group` the columns that share a scale unless somebody asks otherwise.
 
-    tokenizer: of a language model; vision: what a classifier of pictures has in its place. The other is None.
+    tokenizer: of all but a classifier of pictures, which has `vision` in its place. processor: of a
+    vision-language model, what makes its inputs of pictures and words. Whatever a model lacks is None.
     record: how the weights were transformed since they were loaded (a `quept.transforms.Record`), or None;
     source, fingerprint and provenance stay those of what was loaded. online: the layers whose input must
     pass through `quept.numerics.hadamard.hadamard_transform` as the model runs. `model` does so by itself;
@@ -58,10 +63,11 @@ class LoadedModel:
     record: object | None = None
     online: frozenset[str] = frozenset()
     vision: Vision | None = None
+    processor: ProcessorMixin | None = None
 
     @property
     def kind(self) -> str:
-        """ "language" or "vision"."""
+        """ "language", "vision" or "vision-language"."""
         return self.anatomy.kind
 
     @property
@@ -97,9 +103,9 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
         config = vision.config_of(where)
         if vision.is_from_timm(config):
             model, pictures = vision.read(where, config)
-            tokenizer = None
+            tokenizer = processor = None
         else:
-            model, tokenizer = _language_model(where)
+            model, tokenizer, processor = _of_transformers(where)
             pictures = None
         anatomy = anatomy_of(model)
     except Exception as error:  # a damaged folder makes transformers raise nearly anything
@@ -120,17 +126,29 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
         provenance,
         entry.group if entry else "auto",
         vision=pictures,
+        processor=processor,
     )
 
 
-def _language_model(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, from a folder or hub id."""
+def _of_transformers(
+    where: str,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin | None]:
+    """A language model and its tokenizer, or a vision-language model and its processor too, from a folder or
+    hub id."""
     config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-    family_of(config.model_type)
+    family = FAMILIES[family_of(config.model_type)]
     if getattr(config, "quantization_config", None):
         raise ValueError("its weights are already quantised; give the model it was made from")
-    tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    model, read = AutoModelForCausalLM.from_pretrained(
+    if family.kind == "vision-language":
+        auto, processor = (
+            AutoModelForImageTextToText,
+            AutoProcessor.from_pretrained(where, trust_remote_code=False),
+        )
+        tokenizer = processor.tokenizer
+    else:
+        auto, processor = AutoModelForCausalLM, None
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    model, read = auto.from_pretrained(
         where,
         dtype=_storage(config),
         use_safetensors=True,
@@ -140,7 +158,7 @@ def _language_model(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     if read["missing_keys"]:  # transformers would go on with random numbers in their place
         first = min(read["missing_keys"])
         raise ValueError(f"its weights are incomplete: {first} is not there")
-    return model, tokenizer
+    return model, tokenizer, processor
 
 
 def _storage(config) -> torch.dtype:

@@ -8,6 +8,7 @@ baselines bitsandbytes NF4 and LLM.int8 as views, to compare with
 sizes     bytes of every layer at every width, and of what stays: the memory numbers
 kvcache   a key-value cache stored at its own width
 prompt    a conversation -> token ids; what a visitor types never becomes a control token
+visual    a conversation about pictures -> what a vision-language model reads
 generate  streaming text, one forward step at a time
 """
 

@@ -21,15 +21,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import takewhile
 
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.cache_utils import Cache
 
 from .kvcache import make_cache as full_cache
 from .prompt import PromptError, check_fits, prompt_ids
+from .visual import VisualReader, visual_prompt
 
 __all__ = [
     "Conversation",
@@ -213,7 +216,8 @@ class Loan:
 
 
 class Stream:
-    """What `stream` returns: an iterator of Progress and Token, with `stats`, `prompt` (ids) and `close`."""
+    """What `stream` returns: an iterator of Progress and Token, with `stats`, `prompt` (ids, or the keys of a
+    VisualPrompt) and `close`."""
 
     def __init__(self, steps: Iterator[Progress | Token], prompt: list[int], stats: Stats):
         self._steps, self.prompt, self.stats = steps, prompt, stats
@@ -245,19 +249,28 @@ def stream(
     *,
     system: str | None = None,
     conversation: Conversation | None = None,
+    processor: ProcessorMixin | None = None,
+    pictures: Sequence[Image.Image] = (),
 ) -> Stream:
     """Answer the conversation with a view, one bounded step per `next()`; see the module for what a step is.
 
     messages: [{"role", "content"}, ...], the last one the user's. system: a system prompt; None leaves it to
     the template. make_cache: makes the KV cache (`lambda: elastic.make_cache(plan)`); full precision if None.
-    conversation: reuse of this chat's cache; the caller keeps its key in step with the plan. Raises
-    PromptError here, and GenerationError while stepping."""
+    conversation: reuse of this chat's cache; the caller keeps its key in step with the plan. processor: of a
+    vision-language model, whose messages may hold `pictures` (see prompt). Raises PromptError here, and
+    GenerationError while stepping."""
     sampling = sampling or Sampling()
-    ids = prompt_ids(tokenizer, messages, system)
+    if processor is None:
+        ids = prompt_ids(tokenizer, messages, system)
+        read = partial(_forward, view)
+    else:
+        prompt = visual_prompt(processor, messages, pictures, system)
+        ids, read = prompt.keys, VisualReader(view, prompt)
     check_fits(ids, context_length(view, tokenizer), sampling.max_tokens)
     stats = Stats(prompt_tokens=len(ids))
     make = make_cache or (lambda: full_cache(view.config))
-    return Stream(_steps(view, tokenizer, ids, sampling, make, conversation, stats), ids, stats)
+    ends = _end_tokens(view, tokenizer)
+    return Stream(_steps(read, tokenizer, ids, sampling, make, conversation, stats, ends), ids, stats)
 
 
 def interleave(streams: Sequence[Iterator]) -> Iterator[tuple[int, Progress | Token | Failure]]:
@@ -290,19 +303,22 @@ def context_length(view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
     return length
 
 
-def _steps(view, tokenizer, ids, sampling, make_cache, conversation, stats) -> Iterator[Progress | Token]:
-    """The generator behind a Stream: one turn of the loop is one step. `fed` are the tokens in the cache."""
+def _steps(
+    read, tokenizer, ids, sampling, make_cache, conversation, stats, ends
+) -> Iterator[Progress | Token]:
+    """The generator behind a Stream: one turn of the loop is one step. `fed` are the tokens in the cache;
+    read(cache, more of them, how many are there) gives the logits after the last."""
     began = started = time.perf_counter()
     loan = conversation.lend(ids) if conversation else None
     cache, shared = (loan.cache, loan.length) if loan and loan.length else (make_cache(), 0)
     stats.reused_tokens = shared
     fed, pending = ids[:shared], ids[shared:]
-    ends, text = _end_tokens(view, tokenizer), _Detokeniser(tokenizer)
+    text = _Detokeniser(tokenizer)
     generator = torch.Generator().manual_seed(sampling.seed)
     try:
         while True:
             chunk, pending = pending[:PREFILL_CHUNK], pending[PREFILL_CHUNK:]
-            logits = _forward(view, cache, chunk)
+            logits = read(cache, chunk, len(fed))
             fed += chunk
             if pending:
                 event = Progress(len(fed), len(ids))
@@ -330,7 +346,7 @@ def _steps(view, tokenizer, ids, sampling, make_cache, conversation, stats) -> I
 
 
 @torch.inference_mode()
-def _forward(view: PreTrainedModel, cache: Cache, chunk: list[int]) -> Tensor:
+def _forward(view: PreTrainedModel, cache: Cache, chunk: list[int], start: int) -> Tensor:
     """Read a few tokens into the cache -> logits (vocabulary,) after the last of them, float32 on the CPU."""
     ids = torch.tensor([chunk], device=view.get_input_embeddings().weight.device)
     logits = view(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits

@@ -69,7 +69,7 @@ class ElasticModel:
         self.dtype = dtype or compute_dtype(self.device)
         self.artifact, self.source, self.title = artifact, loaded.source, _title(loaded, artifact)
         self.fingerprint, self.provenance = loaded.fingerprint, loaded.provenance
-        self.kind, self.vision = loaded.kind, loaded.vision
+        self.kind, self.vision, self.processor = loaded.kind, loaded.vision, loaded.processor
         self.anatomy: Anatomy = loaded.anatomy
         self.layers: tuple[str, ...] = loaded.anatomy.layers
         self.embeddings: tuple[str, ...] = loaded.embeddings
@@ -124,13 +124,13 @@ class ElasticModel:
 
     @property
     def config(self):
-        """A language model's transformers config; of a classifier of pictures the content of its
+        """Of a model of transformers its config; of a classifier of pictures the content of its
         config.json."""
         return self._skeleton.config if self.vision is None else self.vision.config
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Of a language model; ValueError for a classifier of pictures, which has none."""
+        """Of a language model or vision-language model; ValueError for a classifier of pictures."""
         self._check_language("has no tokenizer")
         return self._tokenizer
 
@@ -184,10 +184,11 @@ class ElasticModel:
             self._untransformed,
         )
 
-    def reference(self, inputs: Tensor) -> Tensor:
+    def reference(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Logits of the full-precision model as it was loaded, computed in float32 whatever the compute
         dtype: what plans are measured against. Token ids (n, t) give (n, t, vocabulary), prepared pictures
-        (n, channels, height, width) give (n, classes).
+        (n, channels, height, width) give (n, classes); a vision-language model takes all arguments of its
+        forward by name.
 
         Where the compute dtype is narrower, or the weights are transformed, float32 copies are made for the
         call: references are computed once and cached by whoever asks."""
@@ -200,7 +201,10 @@ class ElasticModel:
         with torch.inference_mode():
             if self.vision:
                 return model(inputs.to(self.device, torch.float32))
-            return model(input_ids=inputs.to(self.device), use_cache=False).logits
+            if isinstance(inputs, Tensor):
+                inputs = {"input_ids": inputs}
+            inputs = {name: t.to(self.device) for name, t in inputs.items()}
+            return model(**inputs, use_cache=False).logits
 
     def make_cache(self, plan: PrecisionPlan) -> Cache:
         """An empty key-value cache at the plan's width, for one conversation; ValueError for a classifier of

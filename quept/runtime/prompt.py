@@ -18,6 +18,10 @@ one, and
     Assistant:
 
 (no system lines without a system prompt). Nothing is changed in the tokenizer, so threads can share it.
+
+With the processor of a vision-language model a message may hold pictures: its content is then a list of
+{"type": "image"} and {"type": "text", "text": ...}, in any order, and where the template puts each picture
+there is one image token. Only these are pictures: an image token that somebody typed is spelled out.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 ROLES = ("system", "user", "assistant")
 MAX_CHARACTERS = 1_000_000  # more is refused unread: no context is that long, and counting takes a second
@@ -39,16 +43,20 @@ class PromptError(ValueError):
 
 
 def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], system: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping],
+    system: str | None = None,
+    processor: ProcessorMixin | None = None,
 ) -> list[int]:
     """messages [{"role": "system" | "user" | "assistant", "content": text}, ...] -> token ids.
 
     The last message is the user's. system: put in front as a system message; None or blank leaves that to the
-    template. Raises PromptError in words."""
+    template. processor: of a vision-language model, whose template it is and whose messages may hold
+    pictures. Raises PromptError in words."""
     control = _control_tokens(tokenizer)
-    turns = _checked(messages, system, control)
+    turns = _checked(messages, system, control, pictured=processor is not None)
     marked = [turn | {"content": control.sub(f"{START}\\g<0>{END}", turn["content"])} for turn in turns]
-    text, ids = _rendered(tokenizer, marked)
+    text, ids = _rendered(tokenizer, marked, processor)
     # A template may tear a pair of marks apart; a mark left alone is dropped and still parts the text.
     pieces = re.split(f"{START}({control.pattern}){END}|[{START}{END}]", text)
     encode = partial(tokenizer.encode, add_special_tokens=False)
@@ -89,22 +97,19 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 
 
 def _checked(
-    messages: Sequence[Mapping[str, str]], system: str | None, control: re.Pattern[str]
-) -> list[dict[str, str]]:
+    messages: Sequence[Mapping], system: str | None, control: re.Pattern[str], pictured: bool
+) -> list[dict]:
+    """The turns as {"role", "content": text, "pictures": how many}."""
     turns = list(messages)
     if system is not None and system.strip():
         turns.insert(0, {"role": "system", "content": system})
-    for turn in turns:
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str):
-            raise PromptError(f'A message must be {{"role": ..., "content": text}}; got {str(turn)[:80]}')
-        if turn.get("role") not in ROLES:
-            raise PromptError(f"A message's role must be one of {', '.join(ROLES)}; got {turn.get('role')!r}")
+    turns = [_turn(message, pictured) for message in turns]
     characters = sum(len(turn["content"]) for turn in turns)
     if characters > MAX_CHARACTERS:
         raise PromptError(
             f"The conversation is {characters:,} characters long; at most {MAX_CHARACTERS:,} are read."
         )
-    turns = [{"role": turn["role"], "content": _clean(turn["content"])} for turn in turns]
+    turns = [turn | {"content": _clean(turn["content"])} for turn in turns]
     if not turns or turns[-1]["role"] != "user":
         raise PromptError("There is nothing to answer: the last message must be the user's.")
     if not turns[-1]["content"].strip():
@@ -114,28 +119,53 @@ def _checked(
     return turns
 
 
+def _turn(message: Mapping, pictured: bool) -> dict:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    parts = content if pictured and isinstance(content, list | tuple) else [{"type": "text", "text": content}]
+    texts = [p.get("text") for p in parts if isinstance(p, Mapping) and p.get("type") == "text"]
+    pictures = sum(isinstance(p, Mapping) and p.get("type") == "image" for p in parts)
+    if len(texts) + pictures < len(parts) or not all(isinstance(text, str) for text in texts):
+        raise PromptError(f'A message must be {{"role": ..., "content": text}}; got {str(message)[:80]}')
+    if message.get("role") not in ROLES:
+        raise PromptError(f"A message's role must be one of {', '.join(ROLES)}; got {message.get('role')!r}")
+    return {"role": message["role"], "content": "\n".join(texts), "pictures": pictures}
+
+
 def _clean(text: str) -> str:
     """Without our marks; halves of surrogate pairs joined where they fit, replaced where they do not."""
     text = text.replace(START, "").replace(END, "")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> tuple[str, list[int]]:
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict], processor: ProcessorMixin | None
+) -> tuple[str, list[int]]:
     """The conversation as text, and the ids that go before it."""
-    if tokenizer.chat_template:
+    owner = processor or tokenizer
+    if owner.chat_template:
         try:
-            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True), []
+            told = [
+                {"role": turn["role"], "content": _parts(turn) if processor else turn["content"]}
+                for turn in turns
+            ]
+            return owner.apply_chat_template(told, tokenize=False, add_generation_prompt=True), []
         except TemplateError as error:
             raise PromptError(f"This model's chat template refuses the conversation: {error}") from error
     around_nothing = tokenizer.encode("")
     start = around_nothing[:1] if around_nothing[:1] == [tokenizer.bos_token_id] else []
+    shown = [f"{processor.image_token}\n" * turn["pictures"] if processor else "" for turn in turns]
     lines = [
         f"{turn['content']}\n\n"
         if turn["role"] == "system"
-        else f"{turn['role'].title()}: {turn['content']}\n"
-        for turn in turns
+        else f"{turn['role'].title()}: {pictures}{turn['content']}\n"
+        for turn, pictures in zip(turns, shown, strict=True)
     ]
     return "".join(lines) + "Assistant:", start
+
+
+def _parts(turn: dict) -> list[dict[str, str]]:
+    """The content as templates of vision-language models want it: pictures before words."""
+    return [{"type": "image"}] * turn["pictures"] + [{"type": "text", "text": turn["content"]}]
 
 
 def _spelled_out(tokenizer: PreTrainedTokenizerBase, spelled: str) -> list[int]:

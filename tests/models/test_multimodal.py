@@ -1,0 +1,59 @@
+"""Vision-language models: three sections, found in every family."""
+
+import pytest
+import torch
+from torch import nn
+
+from quept.models import load
+from quept.models.multimodal import language_inputs
+from quept.plan import FULL, Bits, PrecisionPlan
+from quept.runtime.visual import visual_prompt
+from tests import tiny_vlm
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    root = tmp_path_factory.mktemp("vlm")
+    return {name: load(tiny_vlm.save_tiny_vlm(name, root / name)) for name in tiny_vlm.FAMILIES}
+
+
+@pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
+def test_every_family_has_three_sections(loaded, name):
+    model, anatomy = loaded[name].model, loaded[name].anatomy
+    assert (loaded[name].kind, loaded[name].vision) == ("vision-language", None)
+    assert list(anatomy.sections) == ["vision", "projector", "language"], "in the order of the data"
+    linears = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert set(anatomy.layers) == linears - {anatomy.head}
+    assert sum(anatomy.sections.values(), ()) == anatomy.layers
+    assert [block.section for block in anatomy.trunk] == ["language"] * 2
+    assert all(block.name.startswith(anatomy.language + ".") for block in anatomy.trunk)
+    assert all(set(block.layers) <= set(anatomy.roles) for block in anatomy.blocks)
+    assert {norm.rpartition(".")[0] for norm in anatomy.norms} == {block.name for block in anatomy.trunk}
+    for norm in (*anatomy.norms, anatomy.final_norm):
+        model.get_submodule(norm)
+    assert isinstance(model.get_submodule(anatomy.embed), nn.Embedding)
+
+
+@pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
+def test_the_language_model_reads_what_the_whole_model_would_give_it(loaded, name):
+    one = loaded[name]
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
+    inputs = visual_prompt(one.processor, messages, [tiny_vlm.picture()]).inputs
+    model = one.model.float()
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        found = language_inputs(model, one.anatomy.language, inputs)
+        hidden = model.get_submodule(one.anatomy.language)(**found).last_hidden_state
+        assert torch.equal(model.get_submodule(one.anatomy.head)(hidden), expected)
+
+
+@pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
+def test_what_sees_keeps_eight_bits(loaded, name):
+    anatomy = loaded[name].anatomy
+    sees = {*anatomy.sections["vision"], *anatomy.sections["projector"]}
+    for plan, bits in ((PrecisionPlan.uniform(4), Bits(8)), (PrecisionPlan.uniform(3, 4), Bits(8, 8))):
+        found = anatomy.guarded(plan).resolve(anatomy.layers)
+        assert {name for name, b in found.items() if b == bits} == sees
+        assert {b for name, b in found.items() if name not in sees} == {plan.default}
+    for plan in (PrecisionPlan.uniform(8), PrecisionPlan.full(), PrecisionPlan.of({"*": 2}, default=FULL)):
+        assert anatomy.guarded(plan) is plan
