@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import torch
+from PIL import Image
 from transformers.cache_utils import Cache
 
 from quept.plan import PlanError
@@ -40,6 +41,7 @@ from quept.runtime.generate import (
 )
 from quept.runtime.kvcache import cache_nbytes
 from quept.runtime.prompt import check_fits, prompt_ids
+from quept.runtime.visual import visual_prompt
 
 from .gate import Admission
 from .side import Precision
@@ -60,7 +62,8 @@ class Answer:
     """How far one side is. state: queued, preparing, reading, writing, done, stopped or error.
 
     cut: done because the longest answer was reached. tokens_per_second counts this side's own steps, the
-    first token left out."""
+    first token left out. candidates: text and probability of what the first token could have been, the
+    likeliest first, if `chat` was asked for any; the text of an end token is ""."""
 
     state: str = "queued"
     text: str = ""
@@ -73,6 +76,7 @@ class Answer:
     deploy_bytes: int | None = None
     cache_bytes: int | None = None
     switch_ms: float | None = None
+    candidates: tuple[tuple[str, float], ...] = ()
     error: str = ""
 
 
@@ -188,18 +192,25 @@ def chat(
     stopped: Callable[[], bool] = lambda: False,
     shelf: Shelf | None = None,
     visitor: str = "",
+    pictures: Sequence[Image.Image] = (),
+    candidates: int = 0,
 ) -> Iterator[Frame]:
     """Answer `histories` (per side {"role", "content"} messages, the last one the user's) at the precisions
-    of `sides`.
+    of `sides`. pictures: those that each history speaks of, see `stream`; candidates: how many an Answer
+    tells.
 
     The first and the last frame always come; between them at most FRAMES_PER_SECOND. Raises PromptError for a
     prompt that cannot be given to the model and PlanError for a plan that does not fit it."""
     context = context_length(elastic, elastic.tokenizer)
     for messages in histories:
-        check_fits(prompt_ids(elastic.tokenizer, messages, system or None), context, sampling.max_tokens)
+        if elastic.processor is None:
+            ids = prompt_ids(elastic.tokenizer, messages, system or None)
+        else:
+            ids = visual_prompt(elastic.processor, messages, pictures, system or None).keys
+        check_fits(ids, context, sampling.max_tokens)
     sizes = [side.deploy_bytes(elastic) for side in sides]
     writers = [
-        _Writer(elastic, side, messages, sampling, system, size, shelf, visitor, i)
+        _Writer(elastic, side, messages, sampling, system, size, shelf, visitor, i, pictures, candidates)
         for i, (side, messages, size) in enumerate(zip(sides, histories, sizes, strict=True))
     ]
     try:
@@ -255,6 +266,8 @@ class _Writer:
         shelf: Shelf | None,
         visitor: str,
         place: int,
+        pictures: Sequence[Image.Image],
+        candidates: int,
     ):
         self._elastic, self._side, self._messages = elastic, side, messages
         self._sampling, self._system = sampling, system
@@ -264,6 +277,7 @@ class _Writer:
         self._preparing = side.prepare(elastic)
         self._prepared_s = 0.0
         self._visitor, self._place = visitor, place
+        self._pictures, self._candidates = pictures, candidates
         self._stream: Stream | None = None
         self._conversation: Conversation | None = None
         self._cache: Cache | None = None
@@ -336,6 +350,9 @@ class _Writer:
             make_cache,
             system=self._system or None,
             conversation=self._conversation,
+            processor=elastic.processor,
+            pictures=self._pictures,
+            top=self._candidates,
         )
         self.show(state="reading", progress=0.0, switch_ms=switch)
 
@@ -344,7 +361,9 @@ class _Writer:
             self.show(progress=event.done / event.total)
             return
         if not self.tokens:
-            self.show(first_token_s=time.perf_counter() - self._began)
+            read = self._elastic.tokenizer.decode
+            named = tuple((read([id], skip_special_tokens=True), p) for id, p in event.top)
+            self.show(first_token_s=time.perf_counter() - self._began, candidates=named)
         self.starts.append(len(self.answer.text))
         self.tokens.append(event)
         state = "done" if event.finished else "writing"

@@ -231,6 +231,11 @@ def read_upload(path: str | Path, channels: int) -> Image.Image:
         data = Path(path).read_bytes()
     except OSError:
         raise ImageError("the file did not arrive: send it again") from None
+    return read_sent(data, channels)
+
+
+def read_sent(data: bytes, channels: int) -> Image.Image:
+    """The same of the content of a file."""
     with _reading:
         try:
             return read_picture(io.BytesIO(data), channels, MOST_PIXELS)

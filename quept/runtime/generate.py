@@ -107,13 +107,15 @@ class Token:
     """One token of the answer. `text` may be empty (a character is not complete yet); index counts from 0.
 
     finished: None, "stop" (the model ended its answer; this is its end token, and not part of the text) or
-    "length" (max_tokens are out)."""
+    "length" (max_tokens are out). top: (id, probability under the model itself) of the likeliest tokens in
+    this place, if they were asked for."""
 
     id: int
     text: str
     index: int
     logprob: float
     finished: str | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -251,14 +253,15 @@ def stream(
     conversation: Conversation | None = None,
     processor: ProcessorMixin | None = None,
     pictures: Sequence[Image.Image] = (),
+    top: int = 0,
 ) -> Stream:
     """Answer the conversation with a view, one bounded step per `next()`; see the module for what a step is.
 
     messages: [{"role", "content"}, ...], the last one the user's. system: a system prompt; None leaves it to
     the template. make_cache: makes the KV cache (`lambda: elastic.make_cache(plan)`); full precision if None.
     conversation: reuse of this chat's cache; the caller keeps its key in step with the plan. processor: of a
-    vision-language model, whose messages may hold `pictures` (see prompt). Raises PromptError here, and
-    GenerationError while stepping."""
+    vision-language model, whose messages may hold `pictures` (see prompt). top: how many likeliest tokens
+    each Token tells. Raises PromptError here, and GenerationError while stepping."""
     sampling = sampling or Sampling()
     if processor is None:
         ids = prompt_ids(tokenizer, messages, system)
@@ -270,7 +273,7 @@ def stream(
     stats = Stats(prompt_tokens=len(ids))
     make = make_cache or (lambda: full_cache(view.config))
     ends = _end_tokens(view, tokenizer)
-    return Stream(_steps(read, tokenizer, ids, sampling, make, conversation, stats, ends), ids, stats)
+    return Stream(_steps(read, tokenizer, ids, sampling, make, conversation, stats, ends, top), ids, stats)
 
 
 def interleave(streams: Sequence[Iterator]) -> Iterator[tuple[int, Progress | Token | Failure]]:
@@ -304,7 +307,7 @@ def context_length(view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
 
 
 def _steps(
-    read, tokenizer, ids, sampling, make_cache, conversation, stats, ends
+    read, tokenizer, ids, sampling, make_cache, conversation, stats, ends, top
 ) -> Iterator[Progress | Token]:
     """The generator behind a Stream: one turn of the loop is one step. `fed` are the tokens in the cache;
     read(cache, more of them, how many are there) gives the logits after the last."""
@@ -328,7 +331,7 @@ def _steps(
                 finished = "stop" if id in ends else "length" if index + 1 == sampling.max_tokens else None
                 piece = "" if finished == "stop" else text.add(id)
                 piece += text.flush() if finished else ""
-                event = Token(id, piece, index, logprob, finished)
+                event = Token(id, piece, index, logprob, finished, _likeliest(logits, top) if top else ())
                 pending = [id]
             stats.count(event, time.perf_counter() - began, time.perf_counter() - started)
             yield event
@@ -365,6 +368,11 @@ def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> t
         scaled = logits.double().sub_(logits.max()).div_(sampling.temperature)  # at most 0: cannot overflow
         id = _draw(scaled.softmax(0), sampling.top_p, generator)
     return id, float(logits[id]) - total
+
+
+def _likeliest(logits: Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    p, ids = logits.softmax(0).topk(min(count, len(logits)))
+    return tuple(zip(ids.tolist(), p.tolist(), strict=True))
 
 
 def _draw(p: Tensor, top_p: float, generator: torch.Generator) -> int:

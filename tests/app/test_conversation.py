@@ -15,10 +15,11 @@ from app.conversation import FRAMES_PER_SECOND, Running, Shelf, chat
 from app.gate import Admission, Gate
 from app.side import BaselineSide, Side
 from quept.plan import PrecisionPlan
-from quept.runtime import BASELINES
+from quept.runtime import BASELINES, ElasticModel
 from quept.runtime.baselines import available
 from quept.runtime.generate import PromptError, Sampling
 from tests.app.tiny import tiny_elastic
+from tests.tiny_vlm import picture, save_tiny_vlm
 
 FULL, W2 = Side(PrecisionPlan.full(), "full precision"), Side(PrecisionPlan.uniform(2), "W2")
 HELLO = [{"role": "user", "content": "Hello there"}]
@@ -51,6 +52,27 @@ def test_both_sides_are_answered_and_say_what_they_cost(elastic):
         assert answer.deploy_bytes == elastic.sizes.deploy(side.plan)
         assert answer.cache_bytes > 0 and answer.switch_ms >= 0
         assert answer.tokens_per_second > 0 and answer.first_token_s > 0
+
+
+def test_pictures_are_answered_and_the_first_tokens_candidates_told(tmp_path):
+    folder = save_tiny_vlm("llava", tmp_path / "llava")
+    elastic = ElasticModel.open(folder, device="cpu", dtype=torch.float32)
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]}]
+    answers = []
+    for seed in (0, 1):
+        greedy, shelf = Sampling(temperature=0, max_tokens=4), Shelf()
+        more = {"pictures": [picture(seed)], "candidates": 3, "shelf": shelf, "visitor": "a"}
+        last = run(elastic, histories=(asked, asked), sampling=greedy, **more)[-1]
+        for answer in last.answers:
+            assert answer.state == "done" and len(answer.candidates) == 3
+            assert answer.text.startswith(answer.candidates[0][0])
+            assert 1 > answer.candidates[0][1] > answer.candidates[2][1] > 0
+        answers.append(last.answers[0].candidates)
+        assert len(shelf) == 2
+    assert answers[0] != answers[1]
+    with pytest.raises(PromptError, match="fit"):
+        long = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x" * 600}]}]
+        run(elastic, histories=(long, asked), pictures=[picture()])
 
 
 def test_same_plan_on_both_sides_gives_the_same_text(elastic):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import weakref
 from itertools import pairwise
@@ -298,6 +299,17 @@ def test_extreme_temperatures_do_not_overflow(temperature):
         for seed in range(40)
     }
     assert drawn == ({0} if temperature < 1 else {0, 1, 2})
+
+
+def test_the_likeliest_tokens_are_told_where_asked_for(view):
+    plain = tokens(stream(view, TOKENIZER, HELLO, GREEDY))
+    told = tokens(stream(view, TOKENIZER, HELLO, GREEDY, top=3))
+    assert [token.id for token in told] == [token.id for token in plain] == [t.top[0][0] for t in told]
+    assert all(token.top == () for token in plain)
+    for token in told:
+        shares = [p for _, p in token.top]
+        assert len(shares) == 3 and shares == sorted(shares, reverse=True) and sum(shares) <= 1
+        assert shares[0] == pytest.approx(math.exp(token.logprob))
 
 
 @pytest.mark.parametrize("content", ["", "   ", "<s></s>", "y" * 100_000])
