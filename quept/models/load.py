@@ -35,6 +35,8 @@ from .anatomy import Anatomy, anatomy_of, family_of
 from .families import FAMILIES
 from .vision import Vision
 
+QUESTIONS = "questions.safetensors"
+
 
 class LoadError(RuntimeError):
     """A model that cannot be loaded; the message says why and what to type instead."""
@@ -46,7 +48,8 @@ class LoadedModel:
     loaded again; `group` the columns that share a scale unless somebody asks otherwise.
 
     tokenizer: of all but a classifier of pictures, which has `vision` in its place. processor: of a
-    vision-language model, what makes its inputs of pictures and words. Whatever a model lacks is None.
+    vision-language model, what makes its inputs of pictures and words. questions: those with answers that lie
+    beside its weights (see `quept.evaluate.questions`), if any do. Whatever a model lacks is None.
     record: how the weights were transformed since they were loaded (a `quept.transforms.Record`), or None;
     source, fingerprint and provenance stay those of what was loaded. online: the layers whose input must
     pass through `quept.numerics.hadamard.hadamard_transform` as the model runs. `model` does so by itself;
@@ -64,6 +67,7 @@ class LoadedModel:
     online: frozenset[str] = frozenset()
     vision: Vision | None = None
     processor: ProcessorMixin | None = None
+    questions: Path | None = None
 
     @property
     def kind(self) -> str:
@@ -115,6 +119,7 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
     provenance = (
         entry.provenance if entry else f"loaded from {Path(source).name if os.path.isdir(source) else source}"
     )
+    questions = Path(where) / QUESTIONS
     report("checking the weights", None)
     return LoadedModel(
         model,
@@ -127,6 +132,7 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
         entry.group if entry else "auto",
         vision=pictures,
         processor=processor,
+        questions=questions if processor and questions.is_file() else None,
     )
 
 

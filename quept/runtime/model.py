@@ -69,7 +69,8 @@ class ElasticModel:
         self.dtype = dtype or compute_dtype(self.device)
         self.artifact, self.source, self.title = artifact, loaded.source, _title(loaded, artifact)
         self.fingerprint, self.provenance = loaded.fingerprint, loaded.provenance
-        self.kind, self.vision, self.processor = loaded.kind, loaded.vision, loaded.processor
+        self.kind, self.vision = loaded.kind, loaded.vision
+        self.processor, self.questions = loaded.processor, loaded.questions
         self.anatomy: Anatomy = loaded.anatomy
         self.layers: tuple[str, ...] = loaded.anatomy.layers
         self.embeddings: tuple[str, ...] = loaded.embeddings
@@ -190,14 +191,8 @@ class ElasticModel:
         (n, channels, height, width) give (n, classes); a vision-language model takes all arguments of its
         forward by name.
 
-        Where the compute dtype is narrower, or the weights are transformed, float32 copies are made for the
-        call: references are computed once and cached by whoever asks."""
-        if self.dtype != torch.float32:
-            model = _skeleton(self._base.model, (), self.device, torch.float32)
-        elif self._prepared is self._base:
-            model = self.view(PrecisionPlan.full())
-        else:
-            model = self.with_weights({n: self._base.model.get_submodule(n).weight for n in self.layers})
+        References are computed once and cached by whoever asks."""
+        model = self.full_precision()
         with torch.inference_mode():
             if self.vision:
                 return model(inputs.to(self.device, torch.float32))
@@ -205,6 +200,16 @@ class ElasticModel:
                 inputs = {"input_ids": inputs}
             inputs = {name: t.to(self.device) for name, t in inputs.items()}
             return model(**inputs, use_cache=False).logits
+
+    def full_precision(self) -> nn.Module:
+        """The full-precision model as it was loaded, which computes in float32 whatever the compute dtype.
+        Where that is narrower, or the weights are transformed, its weights are float32 copies: let it go
+        soon."""
+        if self.dtype != torch.float32:
+            return _skeleton(self._base.model, (), self.device, torch.float32)
+        if self._prepared is self._base:
+            return self.view(PrecisionPlan.full())
+        return self.with_weights({n: self._base.model.get_submodule(n).weight for n in self.layers})
 
     def make_cache(self, plan: PrecisionPlan) -> Cache:
         """An empty key-value cache at the plan's width, for one conversation; ValueError for a classifier of
