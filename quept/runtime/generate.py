@@ -272,7 +272,7 @@ def stream(
     check_fits(ids, context_length(view, tokenizer), sampling.max_tokens)
     stats = Stats(prompt_tokens=len(ids))
     make = make_cache or (lambda: full_cache(view.config))
-    ends = _end_tokens(view, tokenizer)
+    ends = end_tokens(view, tokenizer)
     return Stream(_steps(read, tokenizer, ids, sampling, make, conversation, stats, ends, top), ids, stats)
 
 
@@ -390,7 +390,7 @@ def _draw(p: Tensor, top_p: float, generator: torch.Generator) -> int:
     return at if order is None else int(order[at])
 
 
-def _end_tokens(view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def end_tokens(view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Ids that end an answer: of the generation config (one or a list), the config and the tokenizer."""
     ends: set[int] = set()
     for said in (getattr(view, "generation_config", None), view.config.get_text_config(), tokenizer):
