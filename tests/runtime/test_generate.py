@@ -139,9 +139,9 @@ def test_an_end_token_of_the_config_list_stops_the_answer_and_is_not_shown():
 def test_end_tokens_come_from_generation_config_config_and_tokenizer():
     model = tiny_model("llama")
     model.generation_config.eos_token_id, model.config.eos_token_id = [5, 6], 7
-    assert generate._end_tokens(model, tiny_tokenizer()) == {5, 6, 7, 2}
-    assert generate._end_tokens(endless(model), tiny_tokenizer()) == {2}
-    assert generate._end_tokens(endless(model), TOKENIZER) == set()
+    assert generate.end_tokens(model, tiny_tokenizer()) == {5, 6, 7, 2}
+    assert generate.end_tokens(endless(model), tiny_tokenizer()) == {2}
+    assert generate.end_tokens(endless(model), TOKENIZER) == set()
 
 
 def pieces_of(token_ids: list[int]) -> list[str]:
