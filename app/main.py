@@ -12,10 +12,11 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from app.splash import Splash
 
-DEFAULT_MODEL, DEFAULT_CLASSIFIER = "smollm2-135m", "fashion-vit"
+DEFAULTS = ("smollm2-135m", "fashion-vit", "easy-vqa")
 LAST_WORDS = 2.0  # seconds
 
 
@@ -25,9 +26,9 @@ def parser() -> argparse.ArgumentParser:
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="built-in name, artifact or model folder, or hub id, of a language model or a classifier of "
-        f"pictures (default: {DEFAULT_MODEL} and {DEFAULT_CLASSIFIER}, with each of the artifacts that come "
-        "with them)",
+        help="built-in name, artifact or model folder, or hub id, of a language model, a classifier of "
+        f"pictures or a vision-language model (default: {', '.join(DEFAULTS)}, with each of the artifacts "
+        "that come with them)",
     )
     p.add_argument(
         "--model", action="append", default=[], metavar="SOURCE", help="the same; repeat for several"
@@ -53,8 +54,8 @@ def bundled_sources() -> list[str]:
     from quept import zoo
     from quept.artifact import variants
 
-    classifier = zoo.MODELS[DEFAULT_CLASSIFIER].source
-    names = [DEFAULT_MODEL, *([DEFAULT_CLASSIFIER] if classifier.is_dir() else [])]
+    sources = {name: zoo.MODELS[name].source for name in DEFAULTS}
+    names = [name for name, source in sources.items() if not isinstance(source, Path) or source.is_dir()]
     rest = {name: [f"{name}:{variant}" for variant in variants(name)[1:]] for name in names}
     return [source for name in names for source in (name, *rest[name])]
 

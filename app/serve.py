@@ -74,9 +74,9 @@ def open_service(
 
 
 def _weight(source: str) -> float:
-    """A model's claim to the bank's memory: the built-in classifier is a hundredth of the others' size."""
+    """A model's claim to the bank's memory: the built-in models that see are far smaller than the others."""
     entry = zoo.MODELS.get(split(source)[0])
-    return 0.05 if entry and entry.kind == "vision" else 1.0
+    return 0.05 if entry and entry.kind != "language" else 1.0
 
 
 def build_app(service: Service) -> gr.Blocks:

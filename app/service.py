@@ -23,6 +23,7 @@ from quept.allocate.front import fitting_front
 from quept.artifact import bundled
 from quept.evaluate import AccuracyEstimate, Estimate, Reference, ResultKey, Results, Stored, Windows, cut
 from quept.evaluate.shipped import load_shipped
+from quept.models import Anatomy
 from quept.plan import (
     ACTIVATION_BITS,
     EMBEDDING_BITS,
@@ -113,7 +114,7 @@ class OpenModel:
             "model": self.name,
             "title": elastic.title,
             "kind": elastic.kind,
-            "blocks": [str(i) for i in range(len(anatomy.blocks))],
+            **_columns(anatomy),
             "roles": list(anatomy.roles),
             "layers": layers,
             "bits": list(WEIGHT_BITS),
@@ -206,8 +207,9 @@ class OpenModel:
     @cached_property
     def named_plans(self) -> dict[str, PrecisionPlan]:
         """Every plan that has a name here, by the value that the pages' menus send."""
-        uniform = [PrecisionPlan.uniform(bits) for bits in reversed(WEIGHT_BITS)]
-        return {plan.name: plan for plan in [*uniform, *self.best, *self.presets]}
+        uniform = map(PrecisionPlan.uniform, reversed(WEIGHT_BITS))
+        named = {plan.name: self.elastic.anatomy.guarded(plan) for plan in uniform}
+        return named | {plan.name: plan for plan in [*self.best, *self.presets]}
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -241,7 +243,7 @@ class OpenModel:
     def _uniform_plans(self) -> Iterator[tuple[str, PrecisionPlan, Mapping[str, float]]]:
         """Uniform plans of weights and embeddings that were measured on the sample, here or for the table."""
         for bits in QUANTISED_BITS:
-            plan = PrecisionPlan.uniform(bits)
+            plan = self.elastic.anatomy.guarded(PrecisionPlan.uniform(bits))
             if found := self.stored(plan):
                 yield plan.name, plan, found.to_dict()
         table, sample = self.sensitivity, self.sample
@@ -255,6 +257,20 @@ class OpenModel:
                 plan = PrecisionPlan.parse(name)
                 if plan.default.activations == FULL:
                     yield name, plan, figures
+
+
+def _columns(anatomy: Anatomy) -> dict:
+    """The blocks of the equaliser and, of a model with several sections, where each begins and ends; JSON."""
+    every = anatomy.blocks
+    if len(anatomy.sections) == 1:
+        return {"blocks": [str(i) for i in range(len(every))]}
+    blocks, sections = [], []
+    for section in anatomy.sections:
+        count, start = sum(block.section == section for block in every), len(blocks)
+        letter = section[0].upper()
+        blocks += [f"{letter}{i}" for i in range(count)] if count > 1 else [letter]
+        sections.append({"name": section.capitalize(), "from": start, "to": len(blocks)})
+    return {"blocks": blocks, "sections": sections}
 
 
 class Service:

@@ -1,16 +1,17 @@
 """Accuracy of the built-in image classifier at every width, against plain rounding and against calibrations
 for one width alone.
 
-    python benchmarks/vision_quality.py [--model fashion-vit] [--data FOLDER] [--singles] [--shapes]
+    python benchmarks/vision_quality.py [--model ARTIFACT ...] [--data FOLDER] [--singles] [--shapes]
 
 Top-1 in percent on the 10,000 test pictures of Fashion-MNIST (--data: the folder of its original files, where
-they are not fetched). Weights are calibrated as the artifact says; "..._rtn" rounds them to nearest, with
-static activation grids from the smallest to the largest value seen (recipe vit-min-max, 128 training
-pictures) and nothing reparameterised; "w4a4_rtn_per_token" gives every token a range of its own instead.
-"embeddings": the same plan with patch embedding and head at 8 bits too. "seconds_per_1000" is one plan on
-1,000 pictures, decoding and preprocessing included, "seconds_per_1000_prepared" without those.
+they are not fetched). "w4a4" and the like are measured on an artifact that was calibrated with activations,
+"w4" and the like on one without. "..._rtn" rounds weights to nearest, with static activation grids from the
+smallest to the largest value seen (recipe vit-min-max, 128 training pictures) and nothing reparameterised;
+"w4a4_rtn_per_token" gives every token a range of its own instead. "embeddings": the same plan with patch
+embedding and head at 8 bits too. "seconds_per_1000" is one plan on 1,000 pictures, decoding and preprocessing
+included, "seconds_per_1000_prepared" without those.
 
---singles calibrates each width alone with the artifact's own recipe (minutes each). --shapes takes a block
+--singles calibrates each width alone with each artifact's own recipe (minutes each). --shapes takes a block
 of the shapes deit_tiny, vit_small and swin_tiny with random weights through the published recipe's
 reconstruction on 32 pictures of noise (one epoch), and times switching and classifying. Prints a table, then
 JSON.
@@ -35,10 +36,11 @@ from quept.config import Recipe
 from quept.evaluate import ImageReference, accuracy, save_images, stored_images
 from quept.evaluate.images import Images, prepared
 from quept.numerics.adapters import RankSchedule
-from quept.plan import FULL
 from quept.zoo.fashion_mnist import fashion_mnist
 
-PLANS = {f"w{b}a{b}": (b, b) for b in (8, 7, 6, 5, 4)} | {f"w{b}": (b, FULL) for b in range(8, 1, -1)}
+ARTIFACTS = ("fashion-vit:weight-act", "fashion-vit:weight-only")
+WITH_ACTIVATIONS = {f"w{b}a{b}": PrecisionPlan.uniform(b, b) for b in (8, 7, 6, 5, 4)}
+WEIGHTS_ONLY = {f"w{b}": PrecisionPlan.uniform(b) for b in range(8, 1, -1)}
 SHAPES = ("deit_tiny_patch16_224", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
 
 
@@ -46,29 +48,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="fashion-vit", help="built-in name or artifact folder")
+    parser.add_argument("--model", nargs="+", default=ARTIFACTS, help="artifacts of one base")
     parser.add_argument("--data", help="folder of the original Fashion-MNIST files")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--singles", action="store_true", help="calibrate each width alone too")
     parser.add_argument("--shapes", action="store_true", help="time blocks of three larger shapes too")
     options = parser.parse_args()
 
-    elastic = ElasticModel.open(options.model)
+    opened = [ElasticModel.open(model) for model in options.model]
+    first = opened[0]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        test = _test_pictures(elastic, options, folder)
+        test = _test_pictures(first, options, folder)
         measured = _Accuracy(test, folder / "reference")
-        figures = {"fp": measured(elastic, PrecisionPlan.full())}
-        figures |= {name: measured(elastic, PrecisionPlan.uniform(*bits)) for name, bits in PLANS.items()}
-        figures["w4a4_embeddings"] = measured(elastic, PrecisionPlan.uniform(4, 4, embeddings=8))
-        figures |= _rounded(elastic, measured, folder)
-        figures |= _speed(elastic, options, folder)
+        figures = {"fp": measured(first, PrecisionPlan.full())}
+        for elastic in opened:
+            figures |= {name: measured(elastic, plan) for name, plan in _plans(elastic).items()}
+            if "w4a4" in _plans(elastic):
+                figures["w4a4_embeddings"] = measured(elastic, PrecisionPlan.uniform(4, 4, embeddings=8))
+        figures |= _rounded(first, measured, folder)
+        figures |= _speed(first, options, folder)
         if options.singles:
-            figures |= _singles(elastic, measured, folder)
+            for elastic in opened:
+                figures |= _singles(elastic, measured, folder)
         if options.shapes:
             for shape in SHAPES:
                 figures |= _shape(shape, folder)
-    report("Accuracy of a vision transformer", figures, model=options.model, images=len(test))
+    report("Accuracy of a vision transformer", figures, model=" ".join(options.model), images=len(test))
+
+
+def _plans(elastic: ElasticModel) -> dict[str, PrecisionPlan]:
+    """What the artifact was calibrated for."""
+    recipe = Recipe.from_dict(elastic.artifact.manifest.recipe)
+    return WITH_ACTIVATIONS if (recipe.end_to_end or recipe.block_wise).activations else WEIGHTS_ONLY
 
 
 class _Accuracy:
@@ -95,7 +107,8 @@ def _rounded(elastic: ElasticModel, measured: _Accuracy, folder: Path) -> dict[s
     base = elastic.artifact.base
     calibrate(base, Recipe.load("vit-min-max").with_images("fashion-mnist"), folder / "rtn")
     rtn = ElasticModel.open(folder / "rtn")
-    found = {f"{name}_rtn": measured(rtn, PrecisionPlan.uniform(*PLANS[name])) for name in PLANS}
+    plans = WITH_ACTIVATIONS | WEIGHTS_ONLY
+    found = {f"{name}_rtn": measured(rtn, plan) for name, plan in plans.items()}
     plain = ElasticModel.open(f"{base}:rtn")
     return found | {"w4a4_rtn_per_token": measured(plain, PrecisionPlan.uniform(4, 4))}
 
@@ -104,11 +117,9 @@ def _singles(elastic: ElasticModel, measured: _Accuracy, folder: Path) -> dict[s
     """The artifact's recipe, with one width in place of all."""
     recipe = Recipe.from_dict(elastic.artifact.manifest.recipe)
     found = {}
-    for bits in sorted(recipe.adapters.widths):
-        calibrate(elastic.artifact.base, only(recipe, bits), folder / f"w{bits}")
-        single = ElasticModel.open(folder / f"w{bits}")
-        names = [name for name, (weights, _) in PLANS.items() if weights == bits]
-        found |= {f"{name}_single": measured(single, PrecisionPlan.uniform(*PLANS[name])) for name in names}
+    for name, plan in _plans(elastic).items():
+        calibrate(elastic.artifact.base, only(recipe, plan.default.weights), folder / name)
+        found[f"{name}_single"] = measured(ElasticModel.open(folder / name), plan)
     return found
 
 

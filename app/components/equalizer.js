@@ -272,6 +272,21 @@ function makeActions() {
   return make("div", { class: "actions" }, view.undo, view.redo, view.copy);
 }
 
+/* Of a model in sections: their names over the faders; a name sets all layers of its section. */
+function makeSections() {
+  if (!model.sections.length) return [];
+  const row = make("div", { class: "sections", role: "group", "aria-label": "Sections of the model" });
+  for (const { name, from, to } of model.sections) {
+    const title = `${name}: set the bits of the whole section`;
+    const style = `grid-column: ${from + 2} / ${to + 2}`;
+    const button = make("button", { type: "button", "data-section": name, text: name, title, style });
+    const range = () => ({ rows: rolesMoved(), cols: span(from, to - 1) });
+    button.addEventListener("click", () => openPicker(range(), button));
+    row.append(button);
+  }
+  return [row];
+}
+
 function makeFaders() {
   view.scale = make("div", { class: "scale", "aria-hidden": "true" });
   view.faders = make("div", { class: "faders", "data-faders": "" });
@@ -281,6 +296,7 @@ function makeFaders() {
     const fader = make("div", { class: "fader", role: "slider", "aria-orientation": "vertical" },
       make("span", { class: "slot" }), fill, range, cap);
     fader.dataset.block = block;
+    fader.classList.toggle("first", model.sections.some(({ from }) => from === block && block));
     fader.tabIndex = block ? -1 : 0;
     view.faders.append(fader);
     return { fader, fill, range, cap, name };
@@ -355,7 +371,7 @@ function build() {
   sheet.style.setProperty("--blocks", model.blocks.length);
   view.scroller = make("div", { class: "scroller" }, sheet);
   root.replaceChildren(makeToolbar(), view.scroller);
-  sheet.append(...makeFaders(), locks.row, makeMap());
+  sheet.append(...makeSections(), ...makeFaders(), locks.row, makeMap());
   picker = makePicker({ id: `${element.id}-picker`, home: root, bitsOfKey, closed: () => markRange(null) });
   root.append(makeFoot(), picker.box);
   why = makeWhy(root);

@@ -17,6 +17,7 @@ function readModel(description) {
   const model = {
     ...description,
     grid,
+    sections: description.sections ?? [], // {name, from, to}: columns
     levels: { w: bits, a: inputs },
     singles: { kv: description.kv_bits ?? [], e: embeddings },
     bytesAt: (i, width) => sizes[i][columnOf.get(width)],

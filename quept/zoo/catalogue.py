@@ -16,7 +16,8 @@ ASSETS = Path(__file__).parent.parent.parent / "assets"
 @dataclass(frozen=True)
 class ModelEntry:
     """A built-in model. `source` is the folder it lies in, or a file that the conversion named `recipe` turns
-    into one (see models.py). kind: "language" or "vision". group: columns that share a scale."""
+    into one (see models.py). kind: "language", "vision" or "vision-language". group: columns that share a
+    scale."""
 
     name: str
     title: str
@@ -83,6 +84,19 @@ _MODELS = (
             "with it are the first ones of the test set."
         ),
         source=ASSETS / "fashion-vit",
+    ),
+    ModelEntry(
+        name="easy-vqa",
+        title="Easy-VQA LLaVA, 3.7 M parameters",
+        kind="vision-language",
+        licence="Apache-2.0 (trained on easy-VQA by Victor Zhou 2019, MIT)",
+        provenance=(
+            "A LLaVA of transformers (64 x 64 pixels, a CLIP tower, a Llama of 4 blocks of 256 channels) "
+            "that `quept zoo train easy-vqa` trained on the 38,575 training questions of easy-VQA, about "
+            "pictures of one coloured shape. Its weights are held in float16, and those are the "
+            "full-precision reference. The questions that come with it are of the test set."
+        ),
+        source=ASSETS / "easy-vqa",
     ),
 )
 

@@ -41,6 +41,7 @@ from .cache import Progress, say
 from .easy_vqa import ANSWERS, SIZE, TYPES, Question, Questions, easy_vqa, question_type
 from .easy_vqa_packing import IGNORED, Packed, encoder, pack
 from .easy_vqa_processor import BOS, EOS, IMAGE, PAD, SPECIAL, create_processor
+from .easy_vqa_tower import train_tower
 
 PATCH = 8  # pixels
 IMAGE_TOKENS = (SIZE // PATCH) ** 2
@@ -56,7 +57,9 @@ MEMBERS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Settings:
-    epochs: int = 16
+    tower_epochs: int = 12
+    tower_batch: int = 32  # pictures
+    epochs: int = 10
     batch: int = 16  # pictures, with all questions about them
     rate: float = 1e-3
     weight_decay: float = 0.05
@@ -80,6 +83,9 @@ def train(
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.is_file():
         run.load_state(load_file(checkpoint))
+    else:
+        say(progress, "the tower learns shapes and colours", 0.0)
+        run.train_tower()
     while run.epoch < settings.epochs:
         began = time.monotonic()
         loss = run.train_epoch()
@@ -196,6 +202,20 @@ class Run:
         groups = [{"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay}]
         groups.append({"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0})
         self.optimiser = torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.95), fused=True)
+
+    def train_tower(self) -> float:
+        """What the tower learns before the rest; returns its last loss."""
+        settings, data = self.settings, self.data
+
+        def prepared(rows: Tensor, generator: torch.Generator) -> Tensor:
+            return normalised(augmented(data.pixels[rows], self.boxes[rows], generator))
+
+        tower = self.model.model.vision_tower
+        loss = train_tower(
+            tower, data, prepared, settings.tower_epochs, settings.tower_batch, settings.rate, settings.seed
+        )
+        self.average.load_state_dict(self.model.state_dict())
+        return loss
 
     def train_epoch(self) -> float:
         """One pass over the training questions; the mean loss."""

@@ -107,6 +107,10 @@ def site():
     hold = threading.Event()
     hold.set()
     tiny = described(6, "tiny", ("q", "v", "o"), prediction=None, activation_bits=[])
+    sections = [
+        {"name": name, "from": i, "to": i + 2} for i, name in enumerate(("Vision", "", "Language")) if name
+    ]
+    seeing = described(4, "seeing", ("q", "v"), prediction=None, sections=sections)
     evil = described(3, "evil", ("q", "v"))
     evil["blocks"][0] = EVIL
     evil["layers"][0]["name"] = EVIL
@@ -126,6 +130,7 @@ def site():
         preset = gr.Button("preset", elem_id="preset")
         mixed = gr.Button("mixed", elem_id="mixed")
         small = gr.Button("tiny", elem_id="tiny")
+        sees = gr.Button("seeing", elem_id="seeing")
         bad = gr.Button("evil", elem_id="evil")
         fault = gr.Button("fault", elem_id="fault")
         gr.Markdown("\n\n".join(["room to scroll"] * 40))
@@ -134,6 +139,7 @@ def site():
         preset.click(lambda: {"w": [3] * 210}, outputs=equalizer, **quiet)
         mixed.click(lambda: {"w": MIXED, "kv": 8}, outputs=equalizer, **quiet)
         small.click(lambda: Equalizer(description=tiny, value={"w": [8] * 18}), outputs=equalizer, **quiet)
+        sees.click(lambda: Equalizer(description=seeing, value={"w": [8] * 8}), outputs=equalizer, **quiet)
         bad.click(lambda: Equalizer(description=evil, value={"w": [8] * 6}), outputs=equalizer, **quiet)
         fault.click(lambda: {"status": "error", "message": EVIL}, outputs=numbers, **quiet)
     _, url, _ = demo.launch(prevent_thread_lock=True, ssr_mode=False, quiet=True, show_error=True)
@@ -520,6 +526,18 @@ def test_another_model_is_drawn_from_python(page, site):
     settled(site, 2)
     assert site.commits[1] == {"w": [4] * 18, "a": [16] * 18, "kv": 16, "e": 16}
     assert parse_qs(urlsplit(page.url).query)["m"] == ["tiny"]
+
+
+def test_a_section_is_set_by_its_name(page, site):
+    assert page.locator("#equalizer .sections").count() == 0, "a model of one section has no row for it"
+    page.click("#seeing")
+    expect(page.locator("#equalizer [data-section]")).to_have_text(["Vision", "Language"])
+    page.click("[data-section=Language]")
+    choose = page.locator(".picker")
+    expect(choose).to_contain_text("blocks 2 to 3, all roles · 4 layers")
+    choose.get_by_role("button", name="4 bits", exact=True).click()
+    settled(site, 1)
+    assert site.commits[-1]["w"] == [8] * 4 + [4] * 4
 
 
 def test_names_and_messages_are_text_and_nothing_else(page):
