@@ -31,6 +31,13 @@ def generate_parser(commands) -> None:
     model_options(p)
     p.add_argument("prompt", help="what to say to the model; - reads it from stdin")
     p.add_argument("--plan", default="full", help=f"{PLAN_HELP} (default: full)")
+    p.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture that the prompt is about, for a vision-language model; repeat for several",
+    )
     p.add_argument("--system", help="a system prompt instead of the model's own")
     p.add_argument(
         "--temperature", type=float, default=0.7, help="0 always takes the likeliest token (default 0.7)"
@@ -47,18 +54,30 @@ def generate_parser(commands) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
+    from quept.evaluate.images import read_picture
     from quept.runtime import Sampling, stream
 
     sampling = Sampling(options.temperature, options.top_p, options.max_tokens, options.seed)
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     with Progress() as progress:
+        pictures = [read_picture(path) for path in options.image]
         elastic = opened(options, progress)
+        if pictures and elastic.processor is None:
+            raise ValueError(f"{elastic.title} reads no pictures: leave --image out")
         plan = plan_of(options.plan, elastic)
         progress("preparing the weights", None)
         view = elastic.view(plan)
-    messages = [{"role": "user", "content": prompt}]
+    content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": prompt}]
+    messages = [{"role": "user", "content": content if pictures else prompt}]
     answer = stream(
-        view, elastic.tokenizer, messages, sampling, lambda: elastic.make_cache(plan), system=options.system
+        view,
+        elastic.tokenizer,
+        messages,
+        sampling,
+        lambda: elastic.make_cache(plan),
+        system=options.system,
+        processor=elastic.processor,
+        pictures=pictures,
     )
     pieces = []
     for event in answer:

@@ -79,8 +79,9 @@ def opened(options: argparse.Namespace, progress: Progress) -> ElasticModel:
 
 
 def plan_of(text: str, elastic: ElasticModel) -> PrecisionPlan:
-    """What a person types for a plan: W4 and the like, the name of a preset or of a plan on the model's
-    front, or a file; PlanError if it does not fit the model."""
+    """What a person types for a plan: W4 and the like (`Anatomy.guarded` says what that means for a model
+    that sees), the name of a preset or of a plan on the model's front, or a file; PlanError if it does not
+    fit the model."""
     from quept.presets import named, notes
 
     model = name_of(elastic.source)
@@ -89,7 +90,7 @@ def plan_of(text: str, elastic: ElasticModel) -> PrecisionPlan:
         plan = PrecisionPlan.load(text, model)
     if plan is None:
         try:
-            plan = PrecisionPlan.parse(text)
+            plan = elastic.anatomy.guarded(PrecisionPlan.parse(text))
         except PlanError as error:
             close = difflib.get_close_matches(text, notes(), n=1)
             raise PlanError(f"{error}; did you mean {close[0]!r}?" if close else str(error)) from None
