@@ -2,11 +2,12 @@
 
     recipe = Recipe.load("smollm2-weight-only")        # a name of presets/recipes, or a path
 
-A recipe names its data (`text`, or `images` for classifiers of pictures), its transforms, its adapters and
-clips, for pictures the `static` grids of activations, and one or two stages: `block_wise` (QuEPT's
-reconstruction of one block after another) and `end_to_end` (divergence of the whole model from full
-precision). A recipe with static grids may do without stages: nothing is learned then. An unknown key is an
-error, so is a value of the wrong kind: nothing is accepted and ignored.
+A recipe names its data (`text`, `images` for classifiers of pictures, or `pairs` of pictures and words for
+vision-language models), its transforms, its adapters and clips, for pictures the `static` grids of
+activations, and one or two stages: `block_wise` (QuEPT's reconstruction of one block after another) and
+`end_to_end` (divergence of the whole model from full precision). A recipe with static grids may do without
+stages: nothing is learned then. An unknown key is an error, so is a value of the wrong kind: nothing is
+accepted and ignored.
 """
 
 from __future__ import annotations
@@ -61,6 +62,22 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """What is calibrated on: `count` conversations about pictures of `source`, "easy-vqa" or the path of a
+    folder (see `quept.calibrate.pairs`); "" leaves the source to whoever runs the recipe. Pictures are fitted
+    into a square of `size` pixels, and what is longer than `context` tokens is cut."""
+
+    source: str
+    count: int
+    context: int
+    size: int = 384
+
+    def __post_init__(self) -> None:
+        for name in ("count", "context", "size"):
+            _need(getattr(self, name) >= 1, name, "must be 1 or more")
+
+
+@dataclass(frozen=True)
 class Static:
     """Static grids of activations: for each width, of the `percentiles` (1: all values) those that lose least
     on `images` of the pictures."""
@@ -87,8 +104,8 @@ class Clip:
 
 @dataclass(frozen=True)
 class BlockWise:
-    """QuEPT's reconstruction. sequences x context tokens (of pictures: all that the recipe names), `batch`
-    sequences or pictures a step; a loss for every bit group. activations: inputs of the layers are rounded
+    """QuEPT's reconstruction. sequences x context tokens (of pictures and pairs: all that the recipe names),
+    `batch` of them a step; a loss for every bit group. activations: inputs of the layers are rounded
     too, to the width of the weights where that is 4 or more; drop: the share of them left as they were, drawn
     at random; activation_rate: of the ends of static grids. merge: weights of the groups in the next block's
     input, highest group first; keep: the share of tokens that keep the highest group's features. memory:
@@ -121,7 +138,7 @@ class BlockWise:
 @dataclass(frozen=True)
 class EndToEnd:
     """Distillation of the whole model. Each step reads `batch` sequences of `context` tokens, or `batch`
-    pictures, and for each entry of `draws` does one backward pass at a width drawn from it; every
+    pictures or pairs, and for each entry of `draws` does one backward pass at a width drawn from it; every
     `mixed_every`-th step one more, at a plan that draws a width for every layer (0: never). activations:
     inputs of the layers are rounded too, to the width of the weights (below 4 they stay) or, with probability
     `wider`, to a larger one; activation_rate and drop as in BlockWise. checkpointed: keep only block
@@ -155,8 +172,8 @@ class EndToEnd:
 @dataclass(frozen=True)
 class Recipe:
     """name: of the file. group: columns per scale, "auto", "row", or None for the model's own. transforms:
-    steps that `quept.transforms` understands, in order. held_out: sequences or pictures kept from training,
-    on which every width is compared with plain rounding at the end."""
+    steps that `quept.transforms` understands, in order. held_out: sequences, pictures or pairs kept from
+    training, on which every width is compared with plain rounding at the end."""
 
     name: str
     note: str
@@ -164,6 +181,7 @@ class Recipe:
     clip: Clip
     text: Text | None = None
     images: Images | None = None
+    pairs: Pairs | None = None
     static: Static | None = None
     group: int | str | None = None
     seed: int = 0
@@ -176,10 +194,16 @@ class Recipe:
         widths = self.adapters.widths
         stages = tuple(filter(None, (self.block_wise, self.end_to_end)))
         _need(bool(stages or self.static), "block_wise, end_to_end", "one of the two is needed")
-        _need((self.text is None) != (self.images is None), "text, images", "exactly one of them is needed")
+        given = sum(data is not None for data in (self.text, self.images, self.pairs))
+        _need(given == 1, "text, images, pairs", "exactly one of them is needed")
         _need(self.images is not None or self.static is None, "static", "is for recipes on images")
         _need(set(self.clip.start) <= set(widths) - {8}, "clip", "clips widths of the bit groups below 8")
         _need(self.held_out >= 1, "held_out", "must be 1 or more")
+        _need(
+            not (self.pairs and self.transforms),
+            "transforms",
+            "are for language models and classifiers, not for pairs",
+        )
         for step in self.transforms:
             known = TRANSFORMS.get(step.get("kind"))
             _need(known is not None, "transforms", f"have the kinds {', '.join(TRANSFORMS)}; got {step}")
@@ -214,7 +238,8 @@ class Recipe:
         "weight-only" also means the recipe made for it: smollm2-weight-only for smollm2-135m."""
         path = Path(name)
         if path.suffix != ".toml":
-            found = (RECIPES / f"{n}.toml" for n in (name, f"{model.partition('-')[0]}-{name}"))
+            made_for = (f"{of}-{name}" for of in (model, model.partition("-")[0]))
+            found = (RECIPES / f"{n}.toml" for n in (name, *made_for))
             path = next(filter(Path.is_file, found), path)
         if not path.is_file():
             raise RecipeError(
@@ -237,15 +262,25 @@ class Recipe:
         """JSON-able; `from_dict` reads it back."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
+    @property
+    def data(self) -> str:
+        """What is calibrated on: "text", "images" or "pairs"."""
+        return "text" if self.text else "images" if self.images else "pairs"
+
     def with_text(self, sources: Mapping[str, float]) -> Recipe:
-        """The same recipe on other texts; RecipeError for one on images."""
-        _need(self.text is not None, "text", f"{self.name} calibrates on images")
+        """The same recipe on other texts; RecipeError for one on images or pairs."""
+        _need(self.text is not None, "text", f"{self.name} calibrates on {self.data}")
         return dataclasses.replace(self, text=Text(sources))
 
     def with_images(self, source: str) -> Recipe:
-        """The same recipe on other pictures; RecipeError for one on text."""
-        _need(self.images is not None, "images", f"{self.name} calibrates on text")
+        """The same recipe on other pictures; RecipeError for one on text or pairs."""
+        _need(self.images is not None, "images", f"{self.name} calibrates on {self.data}")
         return dataclasses.replace(self, images=dataclasses.replace(self.images, source=source))
+
+    def with_pairs(self, source: str) -> Recipe:
+        """The same recipe on other pairs; RecipeError for one on text or images."""
+        _need(self.pairs is not None, "pairs", f"{self.name} calibrates on {self.data}")
+        return dataclasses.replace(self, pairs=dataclasses.replace(self.pairs, source=source))
 
 
 def _need(sound: bool, entry: str, what: str) -> None:

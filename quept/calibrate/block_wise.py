@@ -11,10 +11,13 @@ quantised one. Block k learns to undo on X' what quantisation did so far:
     X' <- merge over g of block_k at b_g (X')            quept.numerics.merge
     X  <- Y
 
-The loss counts every position of every sequence; with `activations` the inputs of the layers are rounded to
-the width of the weights (4 and more: below, they stay), and `drop` leaves a share of them as they were, drawn
-at random. Only the adapters, clips and static ends of the block itself are tuned, with all rates falling
-along a cosine to a hundredth. Every batch runs with its own masks and positions (see capture).
+The loss counts every position of every sequence, padding apart; with `activations` the inputs of the layers
+are rounded to the width of the weights (4 and more: below, they stay), and `drop` leaves a share of them as
+they were, drawn at random. Only the adapters, clips and static ends of the block itself are tuned, with all
+rates falling along a cosine to a hundredth. Every batch runs with its own masks and positions (see capture).
+
+Of a vision-language model the blocks are those of its language model. Vision tower and projector stay at full
+precision and run once for each batch: both streams begin behind them, with the features of the pictures.
 
 Before and after its steps a block is measured on all batches at one set of drawn widths. Where the sum over
 the groups has risen, the block goes back to its start, and the log says so.
@@ -28,9 +31,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +43,13 @@ from quept.config import BlockWise
 from quept.numerics.merge import merge
 from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
 
-from .capture import Call, Calls
+from .capture import EMBEDDINGS, Call, Calls, entered
 from .checkpoint import Checkpoint
 from .data import Inputs, rows, samples
 from .errors import CalibrationError
 from .optimiser import adam, step
 from .precision import fast_products, seeded
+from .ragged import MASK
 from .streams import Streams
 from .trainable import Trainable
 
@@ -75,13 +80,13 @@ def tune_blocks(
     device: torch.device | str = "cpu",
 ) -> None:
     """Run the stage on `trainable`, from where `checkpoint` has it. inputs: what the model's forward takes,
-    `{"input_ids": (sequences, context)}` and whatever else, by sequence; pictures count as sequences. folder:
-    for streams that do not fit into memory.
+    `{"input_ids": (sequences, context)}` and whatever else, by sequence; pictures count as sequences, and so
+    do conversations, all padded to one length. folder: for streams that do not fit into memory.
 
     Each block is a log line: "block" with the entries of TunedBlock, `seconds` and, to tell it apart in a log
     with several runs, `step` from 1. Raises CalibrationError for a loss that is not finite; the blocks before
     stay in the checkpoint."""
-    blocks = trainable.anatomy.blocks
+    blocks = trainable.anatomy.trunk
     done = 0
     while done < len(blocks) and (state := checkpoint.read(_stage(done))):
         trainable.load_state(state, blocks[done].layers.values())
@@ -116,24 +121,27 @@ class BlockWiseTuning:
         device: torch.device | str = "cpu",
     ):
         count = samples(inputs)
-        if wrong := [name for name, tensor in inputs.items() if len(tensor) != count]:
-            raise ValueError(f"{wrong[0]} has {len(inputs[wrong[0]])} sequences, and others {count}")
         self.trainable, self.settings, self.seed, self.done = trainable, settings, seed, 0
         self.device, self._inputs, self._report = torch.device(device), inputs, report
         schedule = next(iter(trainable.layers.values())).schedule
         self.groups = {",".join(map(str, sorted(group))): group for group in schedule.groups}
         self.batches = [slice(i, min(i + settings.batch, count)) for i in range(0, count, settings.batch)]
-        self._calls = Calls(trainable.view(PrecisionPlan.full()), trainable.anatomy, self._batch(0))
+        self._model, self._entered = trainable.view(PrecisionPlan.full()), {}
+        self._calls = Calls(self._model, trainable.anatomy, self._batch(0))
         shape = (count, *self._calls.of(0, self._batch(0)).hidden.shape[1:])
         self._streams = streams
         self.full, self.quantised = (streams.new(name, *shape) for name in ("full", "quantised"))
         for number, part in enumerate(self.batches):
-            self.full[part] = self._calls.of(0, self._batch(number)).hidden.float().cpu()
+            inputs = self._batch(number)
+            self.full[part] = self._calls.of(0, inputs).hidden.float().cpu()
             self.quantised[part] = self.full[part]
+            if number in self._entered:  # the streams hold its embeddings now; what is left is small
+                blank = torch.zeros((), dtype=inputs[EMBEDDINGS].dtype).expand(inputs[EMBEDDINGS].shape)
+                self._entered[number] |= {EMBEDDINGS: blank}
 
     def run(self) -> Iterator[TunedBlock]:
         """The blocks that are left."""
-        while self.done < len(self.trainable.anatomy.blocks):
+        while self.done < len(self.trainable.anatomy.trunk):
             yield self.step()
 
     def skip(self, blocks: int) -> None:
@@ -147,7 +155,7 @@ class BlockWiseTuning:
         """Tune the next block."""
         self._enter()
         index, trainable = self.done, self.trainable
-        block = trainable.anatomy.blocks[index]
+        block = trainable.anatomy.trunk[index]
         layers = tuple(block.layers.values())
         start = {name: t.clone() for name, t in trainable.state(layers).items()}
         before = self._measured(index, "before tuning")
@@ -163,7 +171,7 @@ class BlockWiseTuning:
     def _tune(self, index: int) -> None:
         """All steps of Adam on one block."""
         settings, trainable = self.settings, self.trainable
-        layers = trainable.anatomy.blocks[index].layers.values()
+        layers = trainable.anatomy.trunk[index].layers.values()
         optimiser = adam(
             trainable, settings.adapter_rates, settings.clip_rate, layers, settings.activation_rate
         )
@@ -172,12 +180,11 @@ class BlockWiseTuning:
         steps, number = settings.epochs * len(self.batches), 0
         for epoch in range(settings.epochs):
             for batch in range(len(self.batches)):
-                call, x, y = self._read(index, batch)
-                shown, where = [], f"in epoch {epoch + 1}, batch {batch + 1}"
+                read, shown, where = self._read(index, batch), [], f"in epoch {epoch + 1}, batch {batch + 1}"
                 for group, bits in self._drawn(index, epoch, batch).items():
                     if any(trainable.layers[name].learns(bits) for name in layers):
                         with seeded(self.device, self.seed, index, epoch, batch, group):
-                            loss = self._loss(index, bits, call, x, y, where, settings.drop)
+                            loss = self._loss(index, bits, read, where, settings.drop)
                         loss.backward()
                         shown.append(f"{group}: {loss.item():.3g}")
                 step(optimiser, number, steps)
@@ -189,27 +196,26 @@ class BlockWiseTuning:
         """Mean loss of each group over all batches, at widths that are the same whenever it is asked."""
         totals = dict.fromkeys(self.groups, 0.0)
         for batch in range(len(self.batches)):
-            call, x, y = self._read(index, batch)
+            read = self._read(index, batch)
             for group, bits in self._drawn(index, "measure", batch).items():
                 where = f"{when}, batch {batch + 1}"
-                totals[group] += self._loss(index, bits, call, x, y, where).item() * len(x)
+                totals[group] += self._loss(index, bits, read, where).item() * len(read.x)
         return {group: total / len(self.full) for group, total in totals.items()}
 
-    def _loss(
-        self, index: int, bits: int, call: Call, x: Tensor, y: Tensor, where: str, drop: float = 0.0
-    ) -> Tensor:
+    def _loss(self, index: int, bits: int, read: _Read, where: str, drop: float = 0.0) -> Tensor:
         """|block at bits (x) - y|, summed over tokens, mean over the rest."""
         plan = self._plan(bits)
         try:
             with fast_products(self.device):
-                out = call.run(self.trainable.block(index, plan, drop), x)
-            loss = (out.float() - y).abs().mean((0, -1)).sum()
+                out = read.call.run(self.trainable.block(index, plan, drop), read.x)
+            loss = (out.float() - read.y).abs()
+            loss = (loss if read.counts is None else loss * read.counts[..., None]).mean((0, -1)).sum()
             sound, found = bool(torch.isfinite(loss)), loss.item()
         except ValueError as error:  # the grid refuses a weight whose adapter has left float16
             sound, found = False, f"not computable ({error})"
         if not sound:
             raise CalibrationError(
-                f"the loss of {self.trainable.anatomy.blocks[index].name} at {plan.name} is {found} {where}; "
+                f"the loss of {self.trainable.anatomy.trunk[index].name} at {plan.name} is {found} {where}; "
                 "the blocks before it are kept in the checkpoint; lower adapter_rates or clip_rate, and "
                 "calibrate into another folder"
             )
@@ -246,24 +252,41 @@ class BlockWiseTuning:
 
     def _merged(self, index: int, batch: int) -> Tensor:
         """What a tuned block hands on for one batch of X'."""
-        call, x, _ = self._read(index, batch)
-        outputs = [
-            call.run(self.trainable.block(index, self._plan(bits)), x).float()
-            for bits in self._drawn(index, "merge", batch).values()
-        ]
-        weights = torch.tensor(self.settings.merge, device=x.device)
-        return merge(torch.stack(outputs), weights, self.settings.keep)
+        read = self._read(index, batch)
+        outputs = torch.stack(
+            [
+                read.call.run(self.trainable.block(index, self._plan(bits)), read.x).float()
+                for bits in self._drawn(index, "merge", batch).values()
+            ]
+        )
+        weights = torch.tensor(self.settings.merge, device=read.x.device)
+        if read.counts is None:
+            return merge(outputs, weights, self.settings.keep)
+        merged = outputs[0].clone()  # padding takes no part in the ranking of tokens
+        merged[read.counts] = merge(outputs[:, read.counts], weights, self.settings.keep)
+        return merged
 
-    def _read(self, index: int, batch: int) -> tuple[Call, Tensor, Tensor]:
-        """Call of the block, X' and targets of one batch."""
-        part = self.batches[batch]
-        call = self._calls.of(index, self._batch(batch))
+    def _read(self, index: int, batch: int) -> _Read:
+        """What one batch is before a block."""
+        part, inputs = self.batches[batch], self._batch(batch)
+        call, mask = self._calls.of(index, inputs), inputs.get(MASK)
         device, dtype = call.hidden.device, call.hidden.dtype
-        return call, self.quantised[part].to(device, dtype), self.full[part].to(device)
+        return _Read(
+            call,
+            self.quantised[part].to(device, dtype),
+            self.full[part].to(device),
+            None if mask is None else mask.bool(),
+        )
 
-    def _batch(self, batch: int) -> dict[str, Tensor]:
-        """The model's inputs for one batch."""
-        return rows(self._inputs, self.batches[batch], self.device)
+    def _batch(self, batch: int) -> Mapping[str, Any]:
+        """What the trunk reads of one batch (see capture). Pictures are looked at when it is first asked."""
+        if batch not in self._entered:
+            inputs = rows(self._inputs, self.batches[batch], self.device)
+            if not self.trainable.anatomy.language:
+                return inputs
+            inputs = entered(self._model, self.trainable.anatomy, inputs)
+            self._entered[batch] = {name: _on("cpu", value) for name, value in inputs.items()}
+        return {name: _on(self.device, value) for name, value in self._entered[batch].items()}
 
     def _drawn(self, index: int, purpose: int | str, batch: int) -> dict[str, int]:
         """A width of each bit group, highest group first; purpose: the epoch, or what else is done."""
@@ -275,8 +298,23 @@ class BlockWiseTuning:
         return PrecisionPlan.uniform(bits, bits if activations else FULL)
 
     def _progress(self, index: int, fraction: float, what: str) -> None:
-        blocks = len(self.trainable.anatomy.blocks)
+        blocks = len(self.trainable.anatomy.trunk)
         self._report(f"block {index + 1} of {blocks}, {what}", (index + fraction) / blocks)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A batch before a block. x: of the stream X', y: its targets, both (samples, ..., hidden). counts:
+    (samples, tokens) bool, false on padding; None: all count."""
+
+    call: Call
+    x: Tensor
+    y: Tensor
+    counts: Tensor | None
+
+
+def _on(device: torch.device | str, value: Any) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _stage(index: int) -> str:

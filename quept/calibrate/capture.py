@@ -5,6 +5,9 @@ get; the one asked for raises with what it was called with. Only embeddings, mas
 so this is cheap enough to be done afresh for every batch and every block, and nothing is kept: no batch is
 run with another's mask, and a model whose blocks get different masks (some with a sliding window) is served
 as well. No family's forward is spelt out here.
+
+A vision-language model would look at its pictures each time. There `entered` does that once for a batch, and
+what it gives, the arguments of the language model, is what calls are made of from then on.
 """
 
 from __future__ import annotations
@@ -18,8 +21,11 @@ from torch import Tensor, nn
 
 from quept.models import Anatomy
 from quept.models.clone import clone, twin
+from quept.models.multimodal import language_inputs
 
-from .data import logits_of
+from .data import arguments, logits_of
+
+EMBEDDINGS = "inputs_embeds"  # of words and pictures, what a language model is entered with
 
 
 @dataclass(frozen=True)
@@ -38,29 +44,38 @@ class Call:
         return out[0] if isinstance(out, tuple) else out
 
 
-class Calls:
-    """The calls of a model's blocks. model: one of this anatomy; example: inputs of its forward, on which the
-    form of what its blocks return is seen (a tensor, or a tuple of one)."""
+@torch.no_grad()
+def entered(model: nn.Module, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """What the part of the model that holds the trunk reads in the forward pass on `inputs`: embeddings of
+    words and pictures, masks and positions of a vision-language model, of any other the inputs themselves."""
+    if not anatomy.language:
+        return inputs
+    return language_inputs(model, anatomy.language, arguments(inputs))
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, example: Mapping[str, Tensor]):
-        self._model, self._anatomy, self._tuples = model, anatomy, False
+
+class Calls:
+    """The calls of the blocks of a model's trunk. model: one of this anatomy; example: as `entered` gives it,
+    on which the form of what its blocks return is seen (a tensor, or a tuple of one)."""
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, example: Mapping[str, Any]):
+        self._model, self._anatomy, self._tuples = model.get_submodule(anatomy.language), anatomy, False
         first = self.of(0, example)
         with torch.no_grad():
-            block = model.get_submodule(anatomy.blocks[0].name)
+            block = model.get_submodule(anatomy.trunk[0].name)
             out = block(first.hidden, *first.rest, **first.keywords)
         self._tuples = isinstance(out, tuple)
 
     @torch.no_grad()
-    def of(self, index: int, inputs: Mapping[str, Tensor]) -> Call:
-        """The call of block `index` in the forward pass on `inputs`, keyword arguments of the model. For a
-        block after the first the hidden states are those of the first."""
-        names = [block.name for block in self._anatomy.blocks[: index + 1]]
-        stand_ins = {name: twin(self._model.get_submodule(name)) for name in names}
+    def of(self, index: int, inputs: Mapping[str, Any]) -> Call:
+        """The call of block `index` in the forward pass on `inputs`, as `entered` gives them. For a block
+        after the first the hidden states are those of the first."""
+        names, above = [block.name for block in self._anatomy.trunk[: index + 1]], self._anatomy.language
+        stand_ins = {name: twin(self._model.get_submodule(name.removeprefix(f"{above}."))) for name in names}
         for stand_in in stand_ins.values():
             stand_in.forward = self._pass_on
         stand_ins[names[index]].forward = _reached
         try:
-            logits_of(clone(self._model, stand_ins), inputs)
+            logits_of(clone(self._model, stand_ins, above), inputs)
         except _Reached as reached:
             return reached.call
         raise RuntimeError(f"the model ran without calling {names[index]}")

@@ -1,7 +1,10 @@
-"""What a model is calibrated on: token windows of a text or pictures, as inputs of its forward.
+"""What a model is calibrated on: token windows of a text, pictures, or conversations about pictures, as
+inputs of its forward.
 
 Inputs are tensors by the names of the forward's arguments, one sample a row: {"input_ids": (n, context)} of a
-language model, {"x": (n, channels, height, width)} of a classifier from timm.
+language model, {"x": (n, channels, height, width)} of a classifier from timm. What a vision-language model
+reads about pictures differs in length and is `Ragged`; beside the arguments of the forward it says with
+SPOKEN, (1, tokens) bool, after which tokens the model speaks.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from quept.config import Recipe
 from quept.models import LoadedModel
 
 from .errors import CalibrationError
+from .pairs import SPOKEN, conversations
 from .pictures import pictures
+from .ragged import Ragged
 from .text import sequences, without
 
-Inputs = Mapping[str, Tensor]
+Inputs = Mapping[str, Tensor] | Ragged
 BATCH = 32  # pictures that are shown at once where nothing is learned
 Progress = Callable[[str, float | None], None]
 
@@ -35,10 +40,12 @@ class Data:
 
 
 def calibration_data(recipe: Recipe, loaded: LoadedModel, report: Progress) -> Data:
-    """Raises ValueError for a text or pictures that cannot be had, CalibrationError for too few of them."""
+    """Raises ValueError for a text, pictures or pairs that cannot be had, CalibrationError for too few."""
     block_wise, end_to_end = recipe.block_wise, recipe.end_to_end
     if loaded.vision:
         return _pictures(recipe, loaded, report)
+    if recipe.pairs:
+        return _pairs(recipe, loaded, report)
     report("reading the calibration text", None)
     stage = end_to_end or block_wise
     first = block_wise.sequences if block_wise else 0
@@ -71,8 +78,17 @@ def _pictures(recipe: Recipe, loaded: LoadedModel, report: Progress) -> Data:
     return Data(training, training, {"x": found[: recipe.held_out]})
 
 
+def _pairs(recipe: Recipe, loaded: LoadedModel, report: Progress) -> Data:
+    """Both stages read the same conversations."""
+    report("reading the calibration pairs", None)
+    held_out, training = conversations(recipe.pairs, loaded.processor, recipe.held_out, recipe.seed, report)
+    return Data(training.of_one_length(), training, held_out)
+
+
 def rows(inputs: Inputs, index: slice | Tensor, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Some samples, on a device."""
+    if isinstance(inputs, Ragged):
+        return {name: tensor.to(device) for name, tensor in inputs.batch(index).items()}
     return {name: tensor[index].to(device) for name, tensor in inputs.items()}
 
 
@@ -85,12 +101,36 @@ def batches(
 
 
 def samples(inputs: Inputs) -> int:
-    """How many there are."""
-    return len(next(iter(inputs.values())))
+    """How many there are; ValueError where the tensors have not the same number of rows."""
+    if isinstance(inputs, Ragged):
+        return len(inputs)
+    count = len(next(iter(inputs.values())))
+    if wrong := [name for name, tensor in inputs.items() if len(tensor) != count]:
+        raise ValueError(f"{wrong[0]} has {len(inputs[wrong[0]])} sequences, and others {count}")
+    return count
 
 
-def logits_of(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Logits of a language model (samples, tokens, vocabulary) or a classifier (samples, classes)."""
+def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Logits of a language model (samples, tokens, vocabulary) or a classifier (samples, classes); where it
+    is said after which tokens the model speaks, its logits there (positions, vocabulary)."""
     if "x" in inputs:
         return model(**inputs)
-    return model(**inputs, use_cache=False).logits
+    return spoken(model(**arguments(inputs), use_cache=False).logits, inputs)
+
+
+def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the forward of a language or vision-language model takes: it gives logits only for the columns in
+    which any sample of the batch speaks."""
+    if SPOKEN not in inputs:
+        return dict(inputs)
+    asked = {name: tensor for name, tensor in inputs.items() if name != SPOKEN}
+    return asked | {"logits_to_keep": _columns(inputs)}
+
+
+def spoken(logits: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Of the logits that `arguments` lead to, those after which the model speaks; without SPOKEN all."""
+    return logits[inputs[SPOKEN][:, _columns(inputs)]] if SPOKEN in inputs else logits
+
+
+def _columns(inputs: Mapping[str, Tensor]) -> LongTensor:
+    return inputs[SPOKEN].any(0).nonzero()[:, 0]

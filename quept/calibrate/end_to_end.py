@@ -5,7 +5,11 @@ A step reads one batch, asks the full-precision model for its log-probabilities 
 that the recipe draws from does a forward and a backward pass at one of its widths; then one step of Adam.
 Groups own separate tensors and hold the ranks they borrow constant, so what one group learns never pulls
 another; a parameter that took no part in a step is left alone by it. Every few steps one more pass runs a
-plan that draws a width for every layer, so that mixtures are trained and not only uniform plans.
+plan that draws a width for every layer, so that mixtures are trained and not only uniform plans. In a uniform
+plan of a vision-language model vision tower and projector keep 8 bits (`Anatomy.guarded`).
+
+Divergence counts every position of a text; of a conversation about pictures, those at which the model speaks:
+what it expects in the middle of a picture or of a question was never trained and says nothing.
 
 Everything a step does follows from the settings and its number: a run stopped after any step and resumed from
 its checkpoint ends with the same bytes.
@@ -107,7 +111,8 @@ class EndToEndTuning:
         plans = []
         for widths in settings.draws:
             bits = draw.choice(widths)
-            plans.append(PrecisionPlan.uniform(bits, self._activations(bits, draw)))
+            plan = PrecisionPlan.uniform(bits, self._activations(bits, draw))
+            plans.append(self.trainable.anatomy.guarded(plan))
         if settings.mixed_every and (number + 1) % settings.mixed_every == 0:
             rules = {}
             for layer in self.trainable.layers:

@@ -18,31 +18,38 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from quept.artifact import Artifact, Manifest
 from quept.config import Recipe
-from quept.models import LoadedModel, load
+from quept.models import Anatomy, LoadedModel, load
+from quept.models.anatomy import GUARD
 from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
 from quept.runtime import ElasticModel
 
+from . import pairs, pictures
 from .block_wise import tune_blocks
 from .checkpoint import Checkpoint
-from .data import BATCH, Inputs, batches, calibration_data, logits_of, samples
+from .data import BATCH, Inputs, arguments, batches, calibration_data, logits_of, samples, spoken
 from .end_to_end import EndToEndTuning
 from .errors import CalibrationError
 from .loss import divergence_loss
 from .observe import static_ends
-from .pictures import identity
 from .prepare import prepared
 from .trainable import Trainable
 
 Progress = Callable[[str, float | None], None]
 LOG = "progress.jsonl"
+KINDS = {  # of models that each kind of data is for
+    "text": ("language", "vision-language"),
+    "images": ("vision",),
+    "pairs": ("vision-language",),
+}
 SAVE_EVERY = 120.0  # seconds between two checkpoints; a step takes seconds, writing one about a second
 
 
@@ -75,8 +82,8 @@ def calibrate(
     artifact as read back from there.
 
     A folder in which this very run was begun is gone on with; one that holds anything else is left alone.
-    Raises CalibrationError, LoadError, ArtifactError, TransformError, or ValueError for bad texts or
-    pictures."""
+    Raises CalibrationError, LoadError, ArtifactError, TransformError, or ValueError for bad texts, pictures
+    or pairs."""
     report = progress or (lambda stage, fraction: None)
     out = Path(out)
     loaded = load(source, report)
@@ -160,7 +167,7 @@ def _artifact(
     widths = [
         bits for bits in recipe.adapters.widths if recipe.adapters.ranks(bits) or bits in recipe.clip.start
     ]
-    learned = trainable.learned(widths)
+    reached = _reached(recipe, loaded.anatomy, widths)
     manifest = Manifest(
         "quept",
         loaded.source,
@@ -169,10 +176,20 @@ def _artifact(
         loaded.anatomy.layers,
         provenance={"base": loaded.provenance} | _described(recipe),
         recipe=_without_folders(recipe).to_dict(),
-        widths={name: tuple(widths) for name in loaded.anatomy.layers},
+        widths=reached,
         transforms=transformed.record.steps if transformed.record else (),
     )
-    return Artifact(manifest, learned, transformed.record)
+    return Artifact(manifest, trainable.learned(reached), transformed.record)
+
+
+def _reached(recipe: Recipe, anatomy: Anatomy, widths: list[int]) -> dict[str, tuple[int, ...]]:
+    """Those of the widths at which a stage has run each layer. Vision tower and projector of a
+    vision-language model take no part in the block-wise stage, and in the other one at all widths only where
+    it draws a width for every layer."""
+    stage = recipe.end_to_end
+    seen = widths if stage and stage.mixed_every else [b for b in widths if stage and b == GUARD]
+    trunk = {name for block in anatomy.trunk for name in block.layers.values()}
+    return {name: tuple(widths if name in trunk else seen) for name in anatomy.layers}
 
 
 def _compared(
@@ -195,8 +212,8 @@ def _compared(
     if transformed is not loaded or recipe.static:
         unlearned = ElasticModel(transformed, plain, **options)
     calibrated = ElasticModel(transformed, artifact, **options)
-    shown = list(batches(held_out, samples(held_out), device, 1 if recipe.text else BATCH))
-    full = [rtn.reference(*inputs.values()).log_softmax(-1) for inputs in shown]
+    shown = list(batches(held_out, samples(held_out), device, BATCH if recipe.images else 1))
+    full = [_reference(rtn, inputs).log_softmax(-1) for inputs in shown]
     weights = [len(log_probs) for log_probs in full]
 
     def divergence(elastic: ElasticModel, plan: PrecisionPlan) -> float:
@@ -208,9 +225,11 @@ def _compared(
 
     stage = recipe.end_to_end or recipe.block_wise
     activations = stage.activations if stage else True
-    quality = {}
-    for i, bits in enumerate(recipe.adapters.widths):
+    quality, guards = {}, loaded.kind == "vision-language"
+    # High widths first where they are a part of the plans below them: what they go back to is measured there.
+    for i, bits in enumerate(sorted(recipe.adapters.widths, reverse=guards)):
         plan = PrecisionPlan.uniform(bits, bits if activations and bits in ACTIVATION_BITS else FULL)
+        plan = loaded.anatomy.guarded(plan)
         report(f"comparing {plan.name} with plain rounding", i / len(recipe.adapters.widths))
         found = {"kl_rtn": divergence(rtn, plan)}
         found["kl_plain"] = divergence(unlearned, plan) if unlearned is not rtn else found["kl_rtn"]
@@ -226,25 +245,46 @@ def _compared(
             }
             listed = {name: layer.widths for name, layer in layers.items()}
             artifact = replace(artifact, learned=layers, manifest=replace(artifact.manifest, widths=listed))
+            if guards:
+                calibrated = ElasticModel(transformed, artifact, **options)
     return replace(artifact, manifest=replace(artifact.manifest, quality=quality))
 
 
+def _reference(elastic: ElasticModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Full-precision logits, where they count."""
+    asked = arguments(inputs)
+    return spoken(elastic.reference(asked.get("x", asked)), inputs)
+
+
 def _check_kind(recipe: Recipe, loaded: LoadedModel) -> None:
-    if bool(recipe.images) != bool(loaded.vision):
-        what = "classifies pictures" if loaded.vision else "is a language model"
-        on = "pictures" if recipe.images else "text"
+    on = {"text": "text", "images": "pictures", "pairs": "pairs of pictures and words"}[recipe.data]
+    what = {
+        "language": "is a language model",
+        "vision": "classifies pictures",
+        "vision-language": "is a vision-language model",
+    }[loaded.kind]
+    if loaded.kind not in KINDS[recipe.data]:
         raise ValueError(f"{loaded.title} {what}, and the recipe {recipe.name} calibrates on {on}")
-    if recipe.images and not recipe.images.source:
-        raise ValueError(f"the recipe {recipe.name} needs pictures to calibrate on: give a folder of them")
+    if recipe.transforms and loaded.kind == "vision-language":
+        raise ValueError(
+            f"{loaded.title} {what}, and the recipe {recipe.name} transforms weights "
+            f"({', '.join(step['kind'] for step in recipe.transforms)}), which is for language models and "
+            "classifiers of pictures: take a recipe without transforms"
+        )
+    if not recipe.text and not (recipe.images or recipe.pairs).source:
+        raise ValueError(f"the recipe {recipe.name} needs {on} to calibrate on: give a folder of them")
 
 
 def _identity(loaded: LoadedModel, recipe: Recipe, group: int | str) -> str:
-    """What a run is: base, recipe, grid, and the bytes of the text files or the names of the pictures."""
+    """What a run is: base, recipe, grid, and the bytes of the text files, the names of the pictures or both
+    of pairs."""
     if recipe.text:
         texts = [Path(source) for source in recipe.text.sources if Path(source).is_file()]
         files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in texts]
+    elif recipe.images:
+        files = pictures.identity(recipe.images.source)
     else:
-        files = identity(recipe.images.source)
+        files = pairs.identity(recipe.pairs.source)
     settings = _without_folders(recipe).to_dict()
     return hashlib.sha256(json.dumps([loaded.fingerprint, settings, group, files]).encode()).hexdigest()
 
@@ -253,6 +293,8 @@ def _without_folders(recipe: Recipe) -> Recipe:
     """The recipe as others may read it: files and folders by name, not by where they lay."""
     if recipe.images:
         return recipe.with_images(Path(recipe.images.source).name)
+    if recipe.pairs:
+        return recipe.with_pairs(Path(recipe.pairs.source).name)
     shares = recipe.text.sources.items()
     return recipe.with_text({Path(s).name if Path(s).is_file() else s: share for s, share in shares})
 
@@ -262,6 +304,9 @@ def _described(recipe: Recipe) -> dict[str, str]:
     without where they lay."""
     if recipe.images:
         return {"images": f"{recipe.images.count:,} pictures of {Path(recipe.images.source).name}"}
+    if recipe.pairs:
+        name = Path(recipe.pairs.source).name
+        return {"pairs": f"{recipe.pairs.count:,} conversations about pictures of {name}"}
     whole = sum(recipe.text.sources.values())
     named = []
     for source, share in recipe.text.sources.items():

@@ -214,8 +214,8 @@ class Trainable:
         return view
 
     def block(self, index: int, plan: PrecisionPlan, drop: float = 0.0) -> nn.Module:
-        """One block of the model at this plan, by itself."""
-        block, bits = self.anatomy.blocks[index], plan.resolve(self.layers)
+        """One block of the trunk at this plan, by itself."""
+        block, bits = self.anatomy.trunk[index], plan.resolve(self.layers)
         bound = {name: _AtWidth(self.layers[name], bits[name], drop) for name in block.layers.values()}
         return clone(self._model.get_submodule(block.name), bound, block.name)
 
@@ -249,6 +249,6 @@ class Trainable:
         """Nothing learned: the static grids alone, where they started."""
         return {name: layer.plain() for name, layer in self.layers.items()}
 
-    def learned(self, bits: Iterable[int]) -> dict[str, LayerParameters]:
-        bits = tuple(bits)
-        return {name: layer.learned(bits) for name, layer in self.layers.items()}
+    def learned(self, widths: Mapping[str, Iterable[int]]) -> dict[str, LayerParameters]:
+        """widths: of each layer those that are kept."""
+        return {name: layer.learned(tuple(widths[name])) for name, layer in self.layers.items()}

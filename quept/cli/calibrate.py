@@ -46,8 +46,11 @@ def calibrate_parser(commands) -> None:
     p.add_argument(
         "--data",
         metavar="FOLDER",
-        help="calibrate a classifier on the pictures in this folder instead of the recipe's; labels are not "
-        "read",
+        help="calibrate on the pictures in this folder instead of the recipe's: a classifier on the pictures "
+        "alone, labels are not read; a vision-language model on what its pairs.json says about them, a list "
+        'of {"image": FILE, "question": TEXT, "answer": TEXT}, {"image": FILE, "caption": TEXT} or '
+        '{"image": FILE, "conversation": [{"role": "user" or "assistant", "content": TEXT}, ...]}; FILE may '
+        "be a list",
     )
     p.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     p.add_argument(
@@ -95,7 +98,7 @@ def _calibrate(options: argparse.Namespace) -> None:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    """The recipe that was named, with the texts or pictures and the group that were."""
+    """The recipe that was named, with the texts, pictures or pairs and the group that were."""
     from quept.config import Recipe
 
     recipe = Recipe.load(options.recipe, options.model)
@@ -103,7 +106,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         shares = (text.rpartition("=") if "=" in text else (text, "", "1") for text in options.text)
         recipe = recipe.with_text({source: _share(share) for source, _, share in shares})
     if options.data:
-        recipe = recipe.with_images(options.data)
+        recipe = recipe.with_pairs(options.data) if recipe.pairs else recipe.with_images(options.data)
     return replace(recipe, group=options.group) if options.group is not None else recipe
 
 

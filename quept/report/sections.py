@@ -373,7 +373,8 @@ def _held_out(artifact: Artifact) -> str:
 
 
 def _data(artifact: Artifact) -> str:
-    return "pictures" if artifact.manifest.recipe.get("images") else "text"
+    recipe = artifact.manifest.recipe
+    return "pictures" if recipe.get("images") else "conversations" if recipe.get("pairs") else "text"
 
 
 def _clip_start(recipe: Mapping) -> dict[int, str]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-_PLAN = re.compile(r"W(\d{1,2})(?:A(\d{1,2}))?(?:KV(\d{1,2}))?", re.IGNORECASE)
+_PLAN = re.compile(r"W(\d{1,2})(?:A(\d{1,2}))?(?:KV(\d{1,2}))?(?:, vision 8)?", re.IGNORECASE)
 DASH = "–"
 
 
@@ -50,7 +50,8 @@ def listed(words: Iterable[object]) -> str:
 
 
 def plan_bits(name: str) -> tuple[int, int, int] | None:
-    """(weights, activations, KV cache) of a uniform plan's name, 16 for untouched; None for other names."""
+    """(weights, activations, KV cache) of a uniform plan's name, 16 for untouched; None for other names. Of a
+    vision-language model a uniform plan leaves vision at 8 bits."""
     match = _PLAN.fullmatch(name)
     return tuple(int(bits or 16) for bits in match.groups()) if match else None  # type: ignore[return-value]
 

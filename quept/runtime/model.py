@@ -287,7 +287,8 @@ class ElasticModel:
 def _title(loaded: LoadedModel, artifact: Artifact) -> str:
     """The model's title, and by which recipe it was calibrated, if it was."""
     recipe = str(artifact.manifest.recipe.get("name", ""))
-    recipe = recipe.removeprefix(loaded.source.partition("-")[0] + "-")
+    for model in (loaded.source, loaded.source.partition("-")[0]):
+        recipe = recipe.removeprefix(f"{model}-")
     return f"{loaded.title} · {recipe}" if recipe else loaded.title
 
 

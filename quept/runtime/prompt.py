@@ -47,16 +47,18 @@ def prompt_ids(
     messages: Sequence[Mapping],
     system: str | None = None,
     processor: ProcessorMixin | None = None,
+    answered: bool = False,
 ) -> list[int]:
     """messages [{"role": "system" | "user" | "assistant", "content": text}, ...] -> token ids.
 
-    The last message is the user's. system: put in front as a system message; None or blank leaves that to the
-    template. processor: of a vision-language model, whose template it is and whose messages may hold
+    The last message is the user's or, where the conversation is `answered`, the assistant's; then nothing
+    follows it that would ask for another. system: put in front as a system message; None or blank leaves that
+    to the template. processor: of a vision-language model, whose template it is and whose messages may hold
     pictures. Raises PromptError in words."""
     control = _control_tokens(tokenizer)
-    turns = _checked(messages, system, control, pictured=processor is not None)
+    turns = _checked(messages, system, control, processor is not None, answered)
     marked = [turn | {"content": control.sub(f"{START}\\g<0>{END}", turn["content"])} for turn in turns]
-    text, ids = _rendered(tokenizer, marked, processor)
+    text, ids = _rendered(tokenizer, marked, processor, answered)
     # A template may tear a pair of marks apart; a mark left alone is dropped and still parts the text.
     pieces = re.split(f"{START}({control.pattern}){END}|[{START}{END}]", text)
     encode = partial(tokenizer.encode, add_special_tokens=False)
@@ -97,7 +99,11 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 
 
 def _checked(
-    messages: Sequence[Mapping], system: str | None, control: re.Pattern[str], pictured: bool
+    messages: Sequence[Mapping],
+    system: str | None,
+    control: re.Pattern[str],
+    pictured: bool,
+    answered: bool,
 ) -> list[dict]:
     """The turns as {"role", "content": text, "pictures": how many}."""
     turns = list(messages)
@@ -110,7 +116,9 @@ def _checked(
             f"The conversation is {characters:,} characters long; at most {MAX_CHARACTERS:,} are read."
         )
     turns = [turn | {"content": _clean(turn["content"])} for turn in turns]
-    if not turns or turns[-1]["role"] != "user":
+    if answered and (not turns or turns[-1]["role"] != "assistant"):
+        raise PromptError("There is no answer: the last message must be the assistant's.")
+    if not answered and (not turns or turns[-1]["role"] != "user"):
         raise PromptError("There is nothing to answer: the last message must be the user's.")
     if not turns[-1]["content"].strip():
         raise PromptError("The message is empty: type something to send.")
@@ -138,7 +146,7 @@ def _clean(text: str) -> str:
 
 
 def _rendered(
-    tokenizer: PreTrainedTokenizerBase, turns: list[dict], processor: ProcessorMixin | None
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict], processor: ProcessorMixin | None, answered: bool
 ) -> tuple[str, list[int]]:
     """The conversation as text, and the ids that go before it."""
     owner = processor or tokenizer
@@ -148,7 +156,7 @@ def _rendered(
                 {"role": turn["role"], "content": _parts(turn) if processor else turn["content"]}
                 for turn in turns
             ]
-            return owner.apply_chat_template(told, tokenize=False, add_generation_prompt=True), []
+            return owner.apply_chat_template(told, tokenize=False, add_generation_prompt=not answered), []
         except TemplateError as error:
             raise PromptError(f"This model's chat template refuses the conversation: {error}") from error
     around_nothing = tokenizer.encode("")
@@ -160,7 +168,7 @@ def _rendered(
         else f"{turn['role'].title()}: {pictures}{turn['content']}\n"
         for turn, pictures in zip(turns, shown, strict=True)
     ]
-    return "".join(lines) + "Assistant:", start
+    return "".join(lines) + ("" if answered else "Assistant:"), start
 
 
 def _parts(turn: dict) -> list[dict[str, str]]:

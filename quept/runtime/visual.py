@@ -41,12 +41,13 @@ def visual_prompt(
     messages: Sequence[Mapping],
     pictures: Sequence[Image.Image],
     system: str | None = None,
+    answered: bool = False,
 ) -> VisualPrompt:
-    """messages: as `prompt_ids` takes them; pictures: those they speak of, in order, RGB. PromptError in
-    words; ValueError for another number of pictures than the messages hold."""
+    """messages, answered: as `prompt_ids` takes them; pictures: those they speak of, in order, RGB.
+    PromptError in words; ValueError for another number of pictures than the messages hold."""
     tokenizer = processor.tokenizer
     token = tokenizer.convert_tokens_to_ids(processor.image_token)
-    plain = prompt_ids(tokenizer, messages, system, processor)
+    plain = prompt_ids(tokenizer, messages, system, processor, answered)
     places = plain.count(token)
     if places != len(pictures):
         held = sum(_pictures_in(message) for message in messages)

@@ -257,7 +257,7 @@ class Tuples(nn.Module):
 def test_blocks_that_return_tuples_are_served(tmp_path):
     torch.manual_seed(0)
     model = Tuples().requires_grad_(False)
-    blocks = tuple(Block(f"layers.{i}", {"inner": f"layers.{i}.inner"}) for i in range(2))
+    blocks = tuple(Block(f"layers.{i}", {"inner": f"layers.{i}.inner"}, "language") for i in range(2))
     to_tune = Trainable(model, Anatomy("llama", blocks, "embed", "", ""), SCHEDULE, CLIPS, "row", seed=0)
     tuning = stage(to_tune, tmp_path)
     assert len(list(tuning.run())) == 2

@@ -1,0 +1,153 @@
+"""Conversations about pictures to calibrate on, as a vision-language model reads them.
+
+They come from a folder with pairs.json, whose form `quept.evaluate.pairs` describes, or are the training
+questions of easy-VQA, up to three about one picture. Every picture is fitted into the same square, grey where
+it has another shape, so that all take the same number of tokens. The model's own chat template and processor
+do the rest; a conversation that is longer than it may be loses its end.
+
+A sample (see ragged) also says, as SPOKEN, after which tokens the model speaks: those of the answers and of
+what ends them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from quept.config import Pairs
+from quept.evaluate.images import ImageError, read_picture
+from quept.evaluate.pairs import FILE, read_pairs
+from quept.runtime.prompt import PromptError, prompt_ids
+from quept.runtime.visual import visual_prompt
+
+from .errors import CalibrationError
+from .ragged import TOKENS, Ragged
+
+Progress = Callable[[str, float | None], None]
+Turns = Sequence[tuple[str, str]]  # (what the user says, what is answered)
+BUILT_IN = "easy-vqa"
+TURNS = 3  # of a conversation about a picture of the built-in set: its model has learned on no longer ones
+SPOKEN = "spoken"
+GREY = (127, 127, 127)
+
+
+def conversations(
+    pairs: Pairs, processor: ProcessorMixin, held_out: int, seed: int, report: Progress
+) -> tuple[Ragged, Ragged]:
+    """(`held_out` samples, at most `pairs.count` others about other pictures), drawn without repetition in an
+    order that follows from the seed. What cannot be read is passed over.
+
+    Raises ValueError for a source that is none or a context that has no room for the pictures,
+    CalibrationError for too few conversations."""
+    everything, picture = _source(pairs.source, seed, report)
+    random.Random(seed).shuffle(everything)
+    kept, training, seen, passed_over = [], [], set(), []
+    for images, turns in everything:
+        if len(training) == pairs.count:
+            break
+        if len(kept) == held_out and seen & set(images):
+            continue
+        try:
+            pictures = [ImageOps.pad(picture(image), (pairs.size,) * 2, color=GREY) for image in images]
+            found = sample(processor, pictures, turns, pairs.context)
+        except (ImageError, PromptError) as error:
+            passed_over.append(str(error))
+            continue
+        if len(kept) < held_out:
+            kept.append(found)
+            seen |= set(images)
+        else:
+            training.append(found)
+    first = f", the first since {passed_over[0]}" if passed_over else ""
+    if not training:
+        raise CalibrationError(
+            f"{pairs.source} has too few conversations to hold {held_out} out of them, with their pictures "
+            f"({len(passed_over)} were passed over{first}): give more"
+        )
+    if passed_over:
+        report(f"{len(passed_over)} conversations were passed over{first}", None)
+    tokenizer = processor.tokenizer
+    padding = next(id for id in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if id is not None)
+    return Ragged(kept, padding), Ragged(training, padding)
+
+
+def sample(
+    processor: ProcessorMixin, pictures: Sequence[Image.Image], turns: Turns, context: int
+) -> dict[str, Tensor]:
+    """One conversation: the arguments of the model's forward, and SPOKEN. Its pictures come with the first
+    message. PromptError where it cannot be put to the model or no answer begins within `context` tokens;
+    ValueError where its pictures do not end there."""
+    messages = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    shown = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": messages[0]["content"]}]
+    messages[0] = messages[0] | {"content": shown}
+    prompt = visual_prompt(processor, messages, pictures, answered=True)
+    looks = 1 + max((at for at, key in enumerate(prompt.keys) if key < 0), default=-1)
+    if looks > context:
+        raise ValueError(
+            f"the pictures of a conversation reach up to token {looks:,} and context is {context:,}: raise "
+            "context in the recipe's [pairs], or lower size for a model that reads pictures as they come"
+        )
+    speaks = torch.zeros(1, len(prompt.ids), dtype=torch.bool)
+    for start, end in _answers(processor, messages):
+        speaks[0, len(prompt.ids) + start - 1 : len(prompt.ids) + end - 1] = True
+    inputs = {**prompt.inputs, SPOKEN: speaks}
+    shape = inputs[TOKENS].shape
+    inputs = {name: t[:, :context] if t.shape == shape else t for name, t in inputs.items()}
+    if not inputs[SPOKEN].any():
+        raise PromptError(f"no answer begins within {context:,} tokens")
+    return inputs
+
+
+def _answers(processor: ProcessorMixin, messages: Sequence[dict]) -> list[tuple[int, int]]:
+    """(start, end) of what the assistant says, counted from the end of the conversation (below 0): that is
+    the same whatever number of tokens the pictures before it take."""
+
+    def told(count: int, answered: bool) -> list[int]:
+        return prompt_ids(processor.tokenizer, messages[:count], None, processor, answered)
+
+    whole = told(len(messages), True)
+    return [
+        tuple(_agreeing(whole, part) - len(whole) for part in (told(n, False), told(n + 1, True)))
+        for n in range(1, len(messages), 2)
+    ]
+
+
+def _agreeing(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many of their first tokens are the same."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def identity(source: str) -> list[str]:
+    """What tells one source from another when a run is resumed: of a folder a hash of pairs.json and of the
+    sizes of its pictures."""
+    if source == BUILT_IN:
+        return [source]
+    sizes = [[image.stat().st_size for image in pair.images] for pair in read_pairs(source)]
+    return [hashlib.sha256((Path(source) / FILE).read_bytes() + json.dumps(sizes).encode()).hexdigest()]
+
+
+def _source(
+    source: str, seed: int, report: Progress
+) -> tuple[list[tuple[tuple[Hashable, ...], Turns]], Callable[[Hashable], Image.Image]]:
+    """(conversations as their pictures' names and turns, what reads a picture by its name)."""
+    if source != BUILT_IN:
+        return [(pair.images, pair.turns) for pair in read_pairs(source)], read_picture
+    from quept.zoo.easy_vqa import easy_vqa
+
+    data, draw, found = easy_vqa("train", progress=report), random.Random(seed), []
+    for row, asked in enumerate(data.by_picture()):
+        turns = [(q.text, q.answer) for q in draw.sample(asked, len(asked))]
+        found += [((row,), turns[i : i + TURNS]) for i in range(0, len(turns), TURNS)]
+    return found, lambda row: Image.fromarray(data.pixels[row].numpy())
