@@ -8,12 +8,13 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.link import CLASSIFY
+from app.link import ASK, CLASSIFY
 from app.measured_on import Sample
 from app.service import Service
 from app.splash import Splash
-from app.tabs import classify
+from app.tabs import ask, classify
 from app.tabs.about import build_about
+from app.tabs.ask import build_ask
 from app.tabs.chat import CSS as CHAT_CSS
 from app.tabs.chat import HEAD, build_chat
 from app.tabs.classify import build_classify
@@ -112,10 +113,14 @@ def build_app(service: Service) -> gr.Blocks:
                 with _page("Classify", CLASSIFY) as tab:
                     pages.append(CLASSIFY)
                     build_classify(service, tab, explore, query)
+            if ask.answerers(service):
+                with _page("Ask", ASK) as tab:
+                    pages.append(ASK)
+                    build_ask(service, tab, explore, query)
             with _page("About", "about"):
                 pages.append("about")
                 build_about(service)
-        if len(kinds) > 1:
+        if "language" in kinds and len(kinds) > 1:
 
             def chosen(name: str):
                 can = _can_chat(service, name)
@@ -152,7 +157,7 @@ def launch(service: Service, splash: Splash, host: str) -> None:
         server_name=host,
         server_port=splash.port,
         theme=THEME,
-        css=STYLE.read_text() + CHAT_CSS + classify.CSS,
+        css=STYLE.read_text() + CHAT_CSS + classify.CSS + ask.CSS,
         head=HEAD,
         show_error=False,
         ssr_mode=False,

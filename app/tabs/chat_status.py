@@ -44,7 +44,7 @@ def reported(sides: Sequence[Precision], frame: Frame) -> dict[str, dict]:
         if frame.parting:
             here, there = frame.parting.pieces[i], frame.parting.pieces[1 - i]
             status["line"] = (
-                f"Parts at token {frame.parting.index + 1}: {_piece(here)} here, {_piece(there)} there"
+                f"Parts at token {frame.parting.index + 1}: {piece(here)} here, {piece(there)} there"
             )
             mark = None if here is None else [frame.parting.starts[i], max(1, len(here))]
             status |= {"parted": True, "text": answer.text, "mark": mark}
@@ -82,7 +82,7 @@ def _same(frame: Frame) -> str:
     return f"Identical so far, {tokens}"
 
 
-def _piece(piece: str | None) -> str:
+def piece(piece: str | None) -> str:
     """A token as a person reads it; those without a letter to show get a name."""
     if piece is None:
         return "the end"

@@ -1,0 +1,636 @@
+"""The Ask page: questions about a picture, answered at two precisions side by side, and how sure each is.
+
+`build_ask` draws and wires. The handlers above it are plain functions and generators: they take a `Desk`
+(what all visitors share) and values, and give or yield a change of the page, `{component name: new value}`,
+names as in `AskPage`. The thread in the visitor's state is a list of turns, `{"scene": id of the picture,
+"question", "left": answer, "right": answer, "shown": the turn as Talk shows it}`. Turns about one picture in
+a row are one conversation; another picture begins a new one.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, fields
+from itertools import takewhile
+from pathlib import Path
+
+import gradio as gr
+
+from app.budget import sentence
+from app.components.budget import request_of
+from app.components.easel import Easel, picture_of
+from app.components.picture_input import PictureInput
+from app.components.side_status import SideStatus
+from app.components.talk import Talk
+from app.conversation import Answer, Frame, Running, Shelf, chat
+from app.link import ASK
+from app.pictures import Album, read_sent, read_upload, remove_upload
+from app.scenes import PAINTS, Gallery, Scene
+from app.service import Service, Wire
+from app.side import Precision, side_of
+from app.tabs.chat_status import SIDES, piece, ready, refused, reported
+from app.tabs.explore import EVERY, LIGHT, WARNING, Explore
+from quept.evaluate import ImageError
+from quept.plan import PrecisionPlan
+from quept.runtime import ElasticModel
+from quept.runtime.generate import Sampling, context_length
+
+logger = logging.getLogger(__name__)
+
+CSS = (Path(__file__).parent / "ask.css").read_text(encoding="utf-8")
+STARTING = ("full precision", "W4")
+INPUT = "ask-picture"
+LONGEST_QUESTION = 1000  # characters
+LONGEST_ANSWER = 128  # tokens, where the context has room for them
+SHORT = 4  # tokens of an answer whose probabilities are shown
+CANDIDATES = 4
+TURNS_KEPT = 24
+ASKING = 16  # visitors whose page shows a place in line; further ones wait in Gradio's own queue
+FETCH_S = 1.0  # in which a browser has fetched the picture that it has just sent
+TAKEN = "JPEG, PNG, WebP, GIF, BMP and TIFF files of up to 10 MB are taken."
+NO_PICTURE = "There is no picture to ask about yet: choose or give one, or draw something."
+NO_QUESTION = "Type a question about the picture, or choose one of the suggestions."
+FAILED = "The answer failed for a reason of its own, not yours. Your question was kept: try again"
+EMPTY = [
+    "Choose a picture or draw one, then ask about it.",
+    "Both precisions read the same picture and the same words; what differs between their answers is marked, "
+    "and short answers tell how sure each of them is.",
+]
+# What the page shows is part of its address; the plan and the model of the Explore page are too.
+ADDRESS_JS = """(model, left, right) => {
+  const url = new URL(location.href);
+  if (url.searchParams.get("p") !== "ask") return;
+  const shown = { ask: model, l: left, r: right };
+  for (const [name, value] of Object.entries(shown)) url.searchParams.set(name, value);
+  history.replaceState(history.state, "", url.href);
+}"""
+
+
+@dataclass
+class Desk:
+    """What all visitors share: the service, the galleries of its vision-language models by name, the answers
+    under way, the key-value caches kept between turns, and the pictures visitors gave."""
+
+    service: Service
+    galleries: dict[str, Gallery]
+    running: Running = field(default_factory=Running)
+    shelf: Shelf = field(default_factory=Shelf)
+    album: Album = field(default_factory=Album)
+
+    @classmethod
+    def of(cls, service: Service) -> Desk:
+        return cls(service, {name: Gallery.of(service.models[name]) for name in answerers(service)})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The page as it is: the model, the choices of both sides, and the equaliser's plan of each model that
+    the visitor has had on it."""
+
+    model: str
+    choices: tuple[str, str]
+    wires: Mapping[str, Wire]
+
+    def side(self, service: Service, choice: str) -> Precision:
+        wire = self.wires.get(self.model) or service.wire_of(self.model, service.start(self.model))
+        return side_of(service.plan, self.model, choice, wire)
+
+
+def answerers(service: Service) -> list[str]:
+    """Names of the models that this page can show."""
+    return [name for name, elastic in service.models.items() if elastic.kind == "vision-language"]
+
+
+# Handlers
+
+
+def send(
+    desk: Desk, setting: Setting, thread: list[dict], picture: dict | None, question: str, visitor: str
+) -> Iterator[dict]:
+    """A new question about the picture on the easel. The question is given back if there was no answer."""
+    question = (question or "").strip()
+    if picture is None or not question:
+        gr.Warning(NO_QUESTION if picture else NO_PICTURE, title="Nothing to ask yet")
+        yield {}
+        return
+    try:
+        scene = _scene(desk, setting.model, picture, visitor)
+    except ImageError as error:
+        _refuse(error)
+        yield {}
+        return
+    yield from _answer(desk, setting, thread, scene, question, visitor, old=thread, returned=question)
+
+
+def again(desk: Desk, setting: Setting, thread: list[dict], visitor: str) -> Iterator[dict]:
+    """The last question once more, at the precisions of now."""
+    if not thread:
+        gr.Warning("There is no question to repeat yet: ask one first.", title="Nothing to ask yet")
+        yield {}
+        return
+    last = thread[-1]
+    try:
+        scene = _known(desk, setting.model, last["scene"], visitor)
+    except ImageError as error:
+        _refuse(error)
+        yield {}
+        return
+    yield from _answer(desk, setting, thread[:-1], scene, last["question"], visitor, old=thread)
+
+
+def stop(desk: Desk, visitor: str) -> None:
+    """End the visitor's answer after the step it is in; harmless when there is none."""
+    desk.running.stop(visitor)
+
+
+def clear(desk: Desk, setting: Setting, visitor: str) -> dict:
+    """No questions, and nothing kept of the old ones but the visitor's pictures."""
+    desk.running.stop(visitor)
+    desk.shelf.forget(visitor)
+    return _drawn([]) | _resting() | statuses(desk, setting)
+
+
+def forget(desk: Desk, visitor: str) -> None:
+    """The visitor has left: their pictures and conversations go."""
+    desk.running.stop(visitor)
+    desk.shelf.forget(visitor)
+    desk.album.forget(visitor)
+
+
+def given(desk: Desk, model: str, path: str | None, visitor: str) -> Iterator[dict]:
+    """A picture from the visitor: it goes on the easel, and the input is empty again; then its file goes. Not
+    at once: the browser may just be fetching it, to show it for the moment that it takes to read it."""
+    if not path:
+        yield {}
+        return
+    try:
+        yield {"input": None} | _taken(desk, model, path, visitor)
+        time.sleep(FETCH_S)
+    finally:
+        remove_upload(path)
+
+
+def _taken(desk: Desk, model: str, path: str, visitor: str) -> dict:
+    try:
+        scene = desk.galleries[model].own(read_upload(path, 3))
+    except ImageError as error:
+        gr.Warning(f"{sentence(error)} {TAKEN}", title="Picture not taken")
+        return {}
+    except Exception:
+        logger.exception("a picture could not be prepared")
+        gr.Warning("This picture could not be prepared. Try another one.", title="Picture not taken")
+        return {}
+    desk.album.add(visitor, model, scene)
+    return {"easel": easel(desk, model, visitor, scene.id)}
+
+
+def switched(desk: Desk, setting: Setting, visitor: str) -> dict:
+    """Another of the operator's models: its precisions and pictures, and no questions yet."""
+    return (
+        clear(desk, setting, visitor)
+        | {
+            "easel": easel(desk, setting.model, visitor),
+            "title": _title(desk.service, setting.model),
+        }
+        | _menus(desk.service, setting)
+    )
+
+
+def enter(
+    desk: Desk, query: Mapping | None, setting: Setting, explored: str, thread: list[dict], visitor: str
+) -> dict:
+    """The page is opened: with what its address says, the first time (`query`, else None); else with the
+    model of the Explore page, if that is one of this page's. All components get a value: see SideStatus for
+    what skipping would do to those not drawn yet."""
+    linked = query is not None and query.get("p") == ASK
+    model = (query.get("ask") or query.get("m")) if linked else explored
+    model = model if model in desk.galleries else setting.model
+    values = [value for _, value in desk.service.choices(model)]
+    asked = (query.get("l"), query.get("r")) if linked else setting.choices
+    kept = [a if a in values else b for a, b in zip(asked, STARTING, strict=True)]
+    new = Setting(model, tuple(kept), setting.wires)
+    change = {"query": None if linked else query, "model": model}
+    if model != setting.model:
+        return change | switched(desk, new, visitor)
+    drawn = {"easel": easel(desk, model, visitor), "title": _title(desk.service, model)}
+    return change | drawn | _drawn(thread) | _menus(desk.service, new) | statuses(desk, new)
+
+
+def statuses(desk: Desk, setting: Setting) -> dict:
+    """What each side is set to."""
+    elastic, change = desk.service.models[setting.model], {}
+    for name, choice in zip(SIDES, setting.choices, strict=True):
+        try:
+            side = setting.side(desk.service, choice)
+            change[f"status_{name}"] = ready(side, elastic) | {"line": _memory(side, elastic)}
+        except (ValueError, KeyError) as error:
+            change[f"status_{name}"] = refused(error)
+    return change
+
+
+def _answer(
+    desk: Desk,
+    setting: Setting,
+    before: list[dict],
+    scene: Scene,
+    question: str,
+    visitor: str,
+    old: list[dict],
+    returned: str | None = None,
+) -> Iterator[dict]:
+    """Both answers to the question behind the turns of `before`. Without any at the end the page goes back to
+    `old` and gives `returned` back."""
+    elastic = desk.service.models[setting.model]
+    world = desk.galleries[setting.model].world
+    try:
+        if len(question) > LONGEST_QUESTION:
+            raise ValueError(
+                f"this question has {len(question):,} characters; at most {LONGEST_QUESTION:,} are read: "
+                "shorten it"
+            )
+        sides = [setting.side(desk.service, choice) for choice in setting.choices]
+    except (ValueError, KeyError) as error:
+        _refuse(error)
+        yield _drawn(old)
+        return
+    note = world and world.outside(question, scene.picture, elastic.tokenizer)
+    same = list(takewhile(lambda turn: turn["scene"] == scene.id, reversed(before)))[::-1]
+    job = desk.running.begin(visitor)
+    context = context_length(elastic, elastic.tokenizer)
+    frames = chat(
+        elastic,
+        sides,
+        [_messages(same, question, side) for side in SIDES],
+        Sampling(temperature=0, max_tokens=min(LONGEST_ANSWER, (context or 4 * LONGEST_ANSWER) // 4)),
+        "",
+        desk.service.gate,
+        desk.service.admission,
+        stopped=job.is_set,
+        shelf=desk.shelf,
+        visitor=visitor,
+        pictures=[scene.picture],
+        candidates=CANDIDATES,
+    )
+    frame, thread, problem = None, old, None
+    try:
+        with closing(frames):
+            for frame in frames:
+                if not desk.running.is_newest(visitor, job):
+                    yield {}  # the visitor has asked something else, which now owns the page
+                    return
+                shown = _turn(sides, frame, question, scene.answers.get(question.lower()))
+                shown |= {"note": note or "", "source": "" if same else scene.source}
+                turn = {"scene": scene.id, "question": question, "shown": shown}
+                turn |= {name: answer.text for name, answer in zip(SIDES, frame.answers, strict=True)}
+                begun = _busy(cleared=returned is not None) if thread is old else {}
+                thread = [*before, turn][-TURNS_KEPT:]
+                yield {"talk": _talk(thread)} | _reported(sides, frame, elastic) | begun
+    except ValueError as error:  # a question, or a plan, that the model cannot be given
+        problem = error
+    except Exception:
+        logger.exception("a question about a picture failed")
+        problem = FAILED
+    finally:
+        newest = desk.running.is_newest(visitor, job)
+        desk.running.end(visitor, job)
+    if not newest:
+        yield {}
+        return
+    shown = _reported(sides, frame, elastic) if frame else {}
+    if frame and any(answer.text or answer.state == "done" for answer in frame.answers):
+        yield _drawn(thread) | shown | _resting()
+        return
+    problem = problem or (frame and next((a.error for a in frame.answers if a.state == "error"), None))
+    if problem:
+        _refuse(problem)
+    yield _drawn(old) | shown | _resting() | ({} if returned is None else {"question": returned})
+
+
+def _scene(desk: Desk, model: str, picture: Mapping, visitor: str) -> Scene:
+    """The picture that the easel means; ImageError in words where there is none."""
+    if "id" in picture:
+        return _known(desk, model, picture["id"], visitor)
+    scene = desk.galleries[model].drawn(read_sent(picture["png"], 3))
+    if all(other.id != scene.id for other in desk.album.of(visitor, model)):
+        desk.album.add(visitor, model, scene)
+    return scene
+
+
+def _known(desk: Desk, model: str, identity: str, visitor: str) -> Scene:
+    """An example, or one of the visitor's own."""
+    scenes = {scene.id: scene for scene in desk.album.of(visitor, model)} | desk.galleries[model].examples
+    if identity not in scenes:
+        raise ImageError("this picture is not here any more: choose another one")
+    return scenes[identity]
+
+
+def _messages(turns: Sequence[Mapping], question: str, side: str) -> list[dict]:
+    """One side's conversation about one picture, which comes with the first question."""
+    texts = [text for turn in turns for text in (turn["question"], turn[side])] + [question]
+    first = [{"type": "image"}, {"type": "text", "text": texts[0]}]
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text if i else first} for i, text in enumerate(texts)]
+
+
+def _refuse(error: object) -> None:
+    """A sentence in the page. Gradio shows it as HTML, and it may quote what the visitor typed."""
+    gr.Warning(html.escape(sentence(error)), title="Not asked")
+
+
+# What the page shows
+
+
+def easel(desk: Desk, model: str, visitor: str = "", selected: str | None = None) -> dict:
+    """The visitor's own pictures and the examples, as Easel shows them."""
+    gallery = desk.galleries[model]
+    own = [scene for scene in desk.album.of(visitor, model) if scene.id.startswith("own:")]
+    return {
+        "items": [
+            {"id": scene.id, "name": scene.name, "source": scene.source, "questions": scene.questions}
+            for scene in (*own, *gallery.examples.values())
+        ],
+        "selected": selected,
+        "questions": gallery.suggestions,
+        "colours": [[name, "#{:02x}{:02x}{:02x}".format(*rgb)] for name, rgb in PAINTS.items()],
+        "about": gallery.world.words if gallery.world else "",
+        "empty": "Drop a picture below, paste one, use the camera, or draw.",
+        "paste_into": INPUT,
+    }
+
+
+def _drawn(thread: list[dict]) -> dict:
+    return {"thread": thread, "talk": _talk(thread)}
+
+
+def _talk(thread: list[dict]) -> dict:
+    return {"turns": [turn["shown"] for turn in thread], "empty": EMPTY}
+
+
+def _turn(sides: Sequence[Precision], frame: Frame, question: str, known: str | None) -> dict:
+    """One question as Talk shows it."""
+    shown = []
+    for i, (side, answer) in enumerate(zip(sides, frame.answers, strict=True)):
+        one = {"label": side.label, "state": answer.state, "text": _marked(frame, i), "right": None}
+        if answer.state == "done" and known:
+            one["right"] = answer.text.strip().lower() == known
+        if _is_short(answer):
+            one["bars"] = [[text.strip() or "(the end)", share] for text, share in answer.candidates]
+            one["caption"] = "How sure it is" if _is_word(answer) else "How sure it is of the first token"
+        shown.append(one)
+    line = _compared(sides, frame)
+    return {"question": question, "sides": shown, "line": line, "parted": frame.parting is not None}
+
+
+def _marked(frame: Frame, i: int) -> tuple[str, str, str]:
+    """The answer: what comes before the first token that differs, that, and what comes behind it."""
+    answer, parting = frame.answers[i], frame.parting
+    if answer.state == "error" or not parting or parting.pieces[i] is None:
+        return answer.error or answer.text, "", ""
+    start = parting.starts[i]
+    end = start + max(1, len(parting.pieces[i]))  # of half a character the whole one
+    return answer.text[:start], answer.text[start:end], answer.text[end:]
+
+
+def _is_short(answer: Answer) -> bool:
+    """Whether all of it was written, in so few tokens, the end token left out."""
+    return answer.state == "done" and not answer.cut and answer.tokens <= SHORT + 1
+
+
+def _is_word(answer: Answer) -> bool:
+    return _is_short(answer) and answer.tokens == 2
+
+
+def _compared(sides: Sequence[Precision], frame: Frame) -> str:
+    """How the answers compare, once both are whole; before that only where they part."""
+    left, right = frame.answers
+    one, other = (side.label for side in sides)
+    parting = frame.parting
+    if _is_short(left) and _is_short(right):
+        if parting:
+            return f"The answers differ: {_said(left)} at {one}, {_said(right)} at {other}."
+        sure = f": {_percent(left)} sure at {one}, {_percent(right)} at {other}" if _is_word(left) else ""
+        return f"Both say “{left.text.strip()}”{sure}."
+    if parting:
+        here, there = map(piece, parting.pieces)
+        return f"The answers part at token {parting.index + 1}: {here} at {one}, {there} at {other}."
+    if left.state == right.state == "done":
+        return f"Both wrote the same {frame.same:,} tokens."
+    return ""
+
+
+def _said(answer: Answer) -> str:
+    words = f"“{answer.text.strip()}”" if answer.text.strip() else "nothing"
+    return f"{words} ({_percent(answer)} sure)" if _is_word(answer) else words
+
+
+def _percent(answer: Answer) -> str:
+    share = 100 * answer.candidates[0][1]
+    return f"{share:.0f} %" if share < 99 else f"{min(share, 99.99):.2f} %"
+
+
+def _reported(sides: Sequence[Precision], frame: Frame, elastic: ElasticModel) -> dict:
+    """The statuses while the sides answer; how they compare stands below the answers."""
+    statuses = reported(sides, frame)
+    for name, side in zip(SIDES, sides, strict=True):
+        status = statuses[f"status_{name}"]
+        status |= {"line": _memory(side, elastic), "parted": False, "mark": None}
+    return statuses
+
+
+def _memory(side: Precision, elastic: ElasticModel) -> str:
+    share = side.deploy_bytes(elastic) / elastic.sizes.deploy(PrecisionPlan.full())
+    return "The full size" if share == 1 else f"{100 * share:.0f} % of the full size"
+
+
+def _menus(service: Service, setting: Setting) -> dict:
+    offered = service.choices(setting.model)
+    pairs = zip(SIDES, setting.choices, strict=True)
+    return {f"plan_{side}": gr.Dropdown(offered, value=choice) for side, choice in pairs}
+
+
+def _busy(cleared: bool) -> dict:
+    change = {"send": gr.Button(visible=False), "stop": gr.Button(visible=True)}
+    return change | {"again": gr.Button(interactive=False)} | ({"question": ""} if cleared else {})
+
+
+def _resting() -> dict:
+    change = {"send": gr.Button(visible=True), "stop": gr.Button(visible=False)}
+    return change | {"again": gr.Button(interactive=True)}
+
+
+def _title(service: Service, model: str) -> str:
+    return f"**{service.models[model].title}** · ask about a picture at two precisions"
+
+
+# The page
+
+
+@dataclass
+class AskPage:
+    """The page's components by the names that changes use."""
+
+    model: gr.Dropdown
+    title: gr.Markdown
+    easel: Easel
+    input: PictureInput
+    question: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    again: gr.Button
+    clear: gr.Button
+    plan_left: gr.Dropdown
+    plan_right: gr.Dropdown
+    status_left: SideStatus
+    status_right: SideStatus
+    talk: Talk
+    thread: gr.State
+    query: gr.State
+
+
+def build_ask(service: Service, tab: gr.Tab, explore: Explore, query: gr.State) -> AskPage:
+    """Draw the page and wire it; call inside `tab`, the one with the id ASK. `query` holds what the page's
+    address said at first. Launch with this module's `CSS` among the page's styles."""
+    desk = Desk.of(service)
+    names = list(desk.galleries)
+    start = Setting(names[0], STARTING, {})
+    offered = service.choices(start.model)
+    shown = statuses(desk, start)
+    drawn = {"thread": gr.State([]), "query": query}
+    with gr.Column(elem_id=ASK):
+        with gr.Row(elem_id="ask-head"):
+            drawn["title"] = gr.Markdown(_title(service, start.model), elem_id="ask-title")
+            drawn["model"] = gr.Dropdown(
+                [(service.models[name].title, name) for name in names],
+                value=start.model,
+                visible=len(names) > 1,
+                show_label=False,
+                container=False,
+                filterable=False,
+                elem_id="ask-model",
+                min_width=220,
+            )
+        with gr.Row(elem_id="ask-middle", equal_height=False):
+            with gr.Column(min_width=300, elem_id="ask-pictures"):
+                drawn["easel"] = Easel(easel(desk, start.model), elem_id="ask-easel")
+                drawn["input"] = PictureInput(
+                    sources=["upload", "webcam", "clipboard"],
+                    label="Your picture",
+                    show_label=False,
+                    height=132,
+                    placeholder="Drop a picture, paste it,\nor click to choose one",
+                    buttons=[],
+                    elem_id=INPUT,
+                )
+            with gr.Column(min_width=320, elem_id="ask-answers"):
+                with gr.Row(elem_id="ask-ask", equal_height=False):
+                    drawn["question"] = gr.Textbox(
+                        label="Question about the picture",
+                        show_label=False,
+                        placeholder="Ask about the picture",
+                        lines=1,
+                        max_lines=4,
+                        scale=1,
+                        min_width=160,
+                        container=False,
+                        elem_id="ask-question",
+                    )
+                    drawn["send"] = _button("Ask", "send", variant="primary")
+                    drawn["stop"] = _button("Stop", "stop", variant="stop", visible=False)
+                    drawn["again"] = _button("Ask again", "again")
+                    drawn["clear"] = _button("Clear", "clear")
+                with gr.Row(elem_id="ask-sides", equal_height=False):
+                    for side, choice in zip(SIDES, start.choices, strict=True):
+                        with gr.Column(min_width=240, elem_classes="ask-side"):
+                            drawn[f"plan_{side}"] = gr.Dropdown(
+                                offered,
+                                value=choice,
+                                label=f"{side.capitalize()} precision",
+                                elem_id=f"ask-plan-{side}",
+                                filterable=False,
+                            )
+                            drawn[f"status_{side}"] = SideStatus(
+                                shown[f"status_{side}"], elem_id=f"ask-status-{side}"
+                            )
+                drawn["talk"] = Talk(_talk([]), elem_id="ask-talk")
+    page = AskPage(**drawn)
+    _wire(desk, page, tab, explore)
+    return page
+
+
+def _button(words: str, name: str, **options) -> gr.Button:
+    return gr.Button(words, scale=0, min_width=72 + 4 * len(words), elem_id=f"ask-{name}", **options)
+
+
+def _wire(desk: Desk, page: AskPage, tab: gr.Tab, explore: Explore) -> None:
+    parts = {f.name: getattr(page, f.name) for f in fields(page)}
+    outputs = [part for name, part in parts.items() if name != "clear"]
+    wires = gr.State({})
+    setting = [page.model, page.plan_left, page.plan_right, wires]
+    running = EVERY | {"queue": True, "concurrency_id": ASK, "concurrency_limit": ASKING}
+
+    def on_page(change: dict) -> dict:
+        return {parts[name]: value for name, value in change.items()} or {page.status_left: gr.skip()}
+
+    def now(values: tuple) -> Setting:
+        model, left, right, kept = values
+        return Setting(model, (left, right), kept)
+
+    def on_send(request: gr.Request, thread, picture, question, *values):
+        for change in send(desk, now(values), thread, picture, question, request.session_hash):
+            yield on_page(change)
+
+    def on_suggestion(request: gr.Request, event: gr.EventData, thread, *values):
+        asked = request_of(event)
+        question, picture = str(asked.get("question")), picture_of(asked.get("picture"))
+        for change in send(desk, now(values), thread, picture, question, request.session_hash):
+            yield on_page({name: value for name, value in change.items() if name != "question"})
+
+    def on_again(request: gr.Request, thread, *values):
+        for change in again(desk, now(values), thread, request.session_hash):
+            yield on_page(change)
+
+    def on_given(request: gr.Request, model, path):
+        for change in given(desk, model, path, request.session_hash):
+            yield on_page(change)
+
+    def on_stop(request: gr.Request):
+        stop(desk, request.session_hash)
+
+    def on_clear(request: gr.Request, *values):
+        return on_page(clear(desk, now(values), request.session_hash))
+
+    def on_switch(request: gr.Request, *values):
+        return on_page(switched(desk, now(values), request.session_hash))
+
+    def on_plan(*values):
+        return on_page(statuses(desk, now(values)))
+
+    def on_enter(request: gr.Request, query, explored, thread, *values):
+        return on_page(enter(desk, query, now(values), explored, thread, request.session_hash))
+
+    def on_equaliser(model, wire, kept):
+        return {**kept, model: wire} if model in desk.galleries else gr.skip()
+
+    def on_leave(request: gr.Request):
+        forget(desk, request.session_hash)
+
+    def address(event) -> None:
+        event.then(None, setting[:3], None, js=ADDRESS_JS, show_progress="hidden", api_visibility="private")
+
+    asked = [page.thread, page.easel, page.question, *setting]
+    gr.on([page.send.click, page.question.submit], on_send, asked, outputs, **running)
+    page.easel.ask(on_suggestion, [page.thread, *setting], outputs, **running)
+    page.again.click(on_again, [page.thread, *setting], outputs, **running)
+    page.stop.click(on_stop, None, None, **LIGHT)
+    page.clear.click(on_clear, setting, outputs, **LIGHT)
+    page.input.upload(on_given, [page.model, page.input], outputs, **EVERY | WARNING)
+    address(gr.on([page.plan_left.input, page.plan_right.input], on_plan, setting, outputs, **LIGHT))
+    address(page.model.input(on_switch, setting, outputs, **LIGHT))
+    entering = [page.query, explore.model, page.thread, *setting]
+    address(tab.select(on_enter, entering, outputs, **LIGHT))
+    explore.plan.change(on_equaliser, [explore.model, explore.plan, wires], wires, **LIGHT)
+    gr.context.Context.root_block.unload(on_leave)
