@@ -7,7 +7,8 @@ for estimate in divergence(elastic.view(plan), reference, windows):
     ...                                                 # one Estimate per window, stop any time
 results.put(ResultKey(plan.key(layers), fingerprint, windows.id), estimate.to_dict())
 
-For a classifier of pictures: image_folder or stored_images instead of cut, ImageReference and accuracy.
+For a classifier of pictures: image_folder or stored_images instead of cut, ImageReference and accuracy. For a
+vision-language model: question_folder or stored_questions, VqaReference and vqa.
 """
 
 from .accuracy import AccuracyEstimate, ClassChange, ImageReference, accuracy
@@ -16,9 +17,11 @@ from .forward import NonFiniteLogits
 from .images import ImageError, Images, image_folder, prepared, read_picture, save_images, stored_images
 from .intervals import wilson
 from .perplexity import Perplexity, perplexity
+from .questions import Questions, question_folder, stored_questions
 from .reference import Reference
 from .results import ResultKey, Results, ResultsError, Stored
 from .speed import Speed, speed
+from .vqa import VqaEstimate, VqaReference, vqa
 from .windows import Windows, cut
 
 __all__ = [
@@ -30,12 +33,15 @@ __all__ = [
     "Images",
     "NonFiniteLogits",
     "Perplexity",
+    "Questions",
     "Reference",
     "ResultKey",
     "Results",
     "ResultsError",
     "Speed",
     "Stored",
+    "VqaEstimate",
+    "VqaReference",
     "Windows",
     "accuracy",
     "cut",
@@ -43,9 +49,12 @@ __all__ = [
     "image_folder",
     "perplexity",
     "prepared",
+    "question_folder",
     "read_picture",
     "save_images",
     "speed",
     "stored_images",
+    "stored_questions",
+    "vqa",
     "wilson",
 ]

@@ -21,10 +21,8 @@ folder, and its limit, with the references of language models.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -32,17 +30,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .forward import Gate, NonFiniteLogits, device_of
 from .images import Batch, ImageError, Images
 from .intervals import mean_and_error, wilson
-from .reference import LIMIT, make_room
+from .reference import LIMIT, keep
 
 CHANGED = 48  # changed answers that an estimate lists
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,20 +130,8 @@ class ImageReference:
             logits = self.forward(batch.pixels).float().cpu()
         if not logits.isfinite().all():
             raise NonFiniteLogits("full precision's logits are not finite: the model's weights are damaged")
-        self._keep(path, {"rows": batch.rows, "logits": logits.contiguous()})
+        keep(path, {"rows": batch.rows, "logits": logits.contiguous()}, self.limit)
         return logits
-
-    def _keep(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            make_room(self.folder.parent, self.limit, keep=self.folder)
-            save_file(tensors, temporary)
-            os.replace(temporary, path)
-        except (OSError, SafetensorError) as error:  # full or read-only disk: measuring goes on, only slower
-            _log.warning("%s could not be stored (%s); it will be computed again", path.name, error)
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 def accuracy(

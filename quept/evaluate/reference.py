@@ -244,6 +244,21 @@ def make_room(cache: Path, limit: int, keep: Path | None = None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def keep(path: Path, tensors: dict[str, Tensor], limit: int) -> None:
+    """Store a part of a reference at `path`, all references within `limit` bytes. Where the disk is full or
+    read-only it is not stored: measuring goes on, only slower."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_room(path.parent.parent, limit, keep=path.parent)
+        save_file(tensors, temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        _log.warning("%s could not be stored (%s); it will be computed again", path.name, error)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else iter(())
 

@@ -171,10 +171,20 @@ def read_questions(path: str | Path) -> Questions:
             metadata = file.metadata() or {}
             if (metadata.get("format"), metadata.get("version")) != (FORMAT, str(VERSION)):
                 raise ValueError(f'{path} is no file of questions ("format" {FORMAT}, "version" {VERSION})')
-            pixels, picture = file.get_tensor("pixels"), file.get_tensor("picture").tolist()
+            pixels, picture = file.get_tensor("pixels"), file.get_tensor("picture")
+            texts, answers = (json.loads(metadata.get(key, "")) for key in ("questions", "answers"))
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
-    texts, answers = json.loads(metadata["questions"]), json.loads(metadata["answers"])
-    if not len(texts) == len(answers) == len(picture) > 0 or max(picture) >= len(pixels):
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError(f"{path} is damaged: it has no lists of questions and answers") from None
+    sound = (
+        (pixels.dtype, pixels.ndim, pixels.shape[-1:]) == (torch.uint8, 4, (3,))
+        and (picture.dtype, picture.ndim) == (torch.int64, 1)
+        and all(isinstance(words, list) and len(words) == len(picture) > 0 for words in (texts, answers))
+        and all(isinstance(text, str) and text.strip() for text in (*texts, *answers))
+        and 0 <= picture.min() <= picture.max() < len(pixels)
+    )
+    if not sound:
         raise ValueError(f"{path} is damaged: its questions, answers and pictures do not fit")
-    return Questions(metadata["name"], pixels, tuple(map(Question, texts, answers, picture)))
+    name = metadata.get("name", Path(path).stem)
+    return Questions(name, pixels, tuple(map(Question, texts, answers, picture.tolist())))
