@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -38,10 +39,20 @@ from transformers import (
 )
 
 from .cache import Progress, say
-from .easy_vqa import ANSWERS, SIZE, TYPES, Question, Questions, easy_vqa, question_type
+from .easy_vqa import (
+    ANSWERS,
+    COLOURS,
+    SHAPES,
+    SIZE,
+    TYPES,
+    Question,
+    Questions,
+    easy_vqa,
+    question_type,
+)
 from .easy_vqa_packing import IGNORED, Packed, encoder, pack
 from .easy_vqa_processor import BOS, EOS, IMAGE, PAD, SPECIAL, create_processor
-from .easy_vqa_tower import train_tower
+from .easy_vqa_tower import UNKNOWN, given_away, train_tower
 
 PATCH = 8  # pixels
 IMAGE_TOKENS = (SIZE // PATCH) ** 2
@@ -57,9 +68,9 @@ MEMBERS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Settings:
-    tower_epochs: int = 12
+    tower_epochs: int = 16
     tower_batch: int = 32  # pictures
-    epochs: int = 10
+    epochs: int = 8
     batch: int = 16  # pictures, with all questions about them
     rate: float = 1e-3
     weight_decay: float = 0.05
@@ -192,12 +203,12 @@ class Run:
     def __init__(self, settings: Settings, data: Questions):
         self.settings, self.data, self.epoch = settings, data, 0
         self.asked, self.boxes = data.by_picture(), shape_boxes(data.pixels)
+        self.seen = given_away(data).tolist()
         self.encode = encoder(processor().tokenizer)
         torch.manual_seed(settings.seed)
         self.model, self.average = create(), create()
         self.average.load_state_dict(self.model.state_dict())
-        for name, p in self.model.named_parameters():
-            p.requires_grad_("post_layernorm" not in name)  # of the class token, which LLaVA leaves out
+        self.model.model.vision_tower.requires_grad_(False)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         groups = [{"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay}]
         groups.append({"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0})
@@ -252,7 +263,8 @@ class Run:
         draw.shuffle(batches)
         for rows in batches:
             pixels = augmented(self.data.pixels[rows], self.boxes[rows], generator)
-            talks = [conversations(self.asked[row], draw) for row in rows]
+            asked = [[redrawn(q, *self.seen[row], draw) for q in self.asked[row]] for row in rows]
+            talks = [conversations(questions, draw) for questions in asked]
             yield normalised(pixels), pack(talks, IMAGE_TOKENS, self.encode)
 
     def _set_rate(self, epoch: float) -> None:
@@ -301,6 +313,19 @@ def conversations(questions: Sequence[Question], draw: random.Random) -> list[li
         talks.append(left[:length])
         left = left[length:]
     return talks
+
+
+def redrawn(question: Question, shape: int, colour: int, draw: random.Random) -> Question:
+    """A question whether something is present, about another shape or colour: half of the time about what is
+    in the picture (numbers, UNKNOWN where no question tells). Other questions stay as they are."""
+    about, _, asked = question_type(question.text).partition(" ")
+    words, there = (SHAPES, shape) if about == "shape" else (COLOURS, colour)
+    if not asked or there == UNKNOWN:
+        return question
+    present = draw.random() < 0.5
+    word = words[there] if present else draw.choice([w for w in words if w != words[there]])
+    text = re.sub("|".join(words), word, question.text)
+    return Question(text, "yes" if present == (asked == "present") else "no", question.picture)
 
 
 def shape_boxes(pixels: Tensor) -> Tensor:

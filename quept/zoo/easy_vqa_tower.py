@@ -30,11 +30,12 @@ def train_tower(
     rate: float,
     seed: int,
 ) -> float:
-    """Train `tower` (pixels -> patches with a class token first) in place; returns the last epoch's mean
-    loss.
+    """Train `tower` (pixels -> patches with a class token first) in place, and freeze it; returns the last
+    epoch's mean loss.
 
     prepared(rows, generator): the pixels of these pictures as the tower takes them, changed at random."""
     labels = given_away(data)
+    tower.requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
     head = nn.Linear(tower.config.hidden_size, len(SHAPES) + len(COLOURS))
     parameters = [*tower.parameters(), *head.parameters()]
@@ -59,6 +60,7 @@ def train_tower(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         total += loss.item()
+    tower.requires_grad_(False)
     return total / per_epoch
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from quept.zoo import easy_vqa_llava
-from quept.zoo.easy_vqa import Question, Questions, easy_vqa
+from quept.zoo.easy_vqa import Question, Questions, easy_vqa, question_type
 from quept.zoo.easy_vqa_llava import (
     IMAGE_TOKENS,
     Run,
@@ -24,6 +24,7 @@ from quept.zoo.easy_vqa_llava import (
     forward,
     normalised,
     processor,
+    redrawn,
     shape_boxes,
     train,
 )
@@ -259,3 +260,20 @@ def test_the_tower_learns_what_the_questions_give_away():
     questions = Questions("made up", pixels, [Question(*one) for one in asked])
     red, triangle, circle = 5, 2, 0
     assert given_away(questions).tolist() == [[triangle, red], [circle, UNKNOWN], [UNKNOWN, UNKNOWN]]
+
+
+def test_questions_of_presence_are_drawn_anew_and_answered_rightly():
+    draw, red, triangle = random.Random(0), 5, 2
+    there, asked = (
+        0,
+        [Question("is there not a gray shape?", "yes", 3), Question("is a circle present?", "no", 3)],
+    )
+    for question in asked * 200:
+        new = redrawn(question, triangle, red, draw)
+        truth = "red" in new.text or "triangle" in new.text
+        there += truth
+        assert new.answer == ("yes" if truth != (" not " in new.text) else "no") and new.picture == 3
+        assert question_type(new.text) == question_type(question.text)
+    assert 160 < there < 240
+    for question in (Question("what color is the circle?", "blue", 0), asked[0]):
+        assert redrawn(question, triangle, UNKNOWN, draw) is question
