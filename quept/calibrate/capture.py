@@ -58,7 +58,7 @@ class Calls:
     on which the form of what its blocks return is seen (a tensor, or a tuple of one)."""
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, example: Mapping[str, Any]):
-        self._model, self._anatomy, self._tuples = model.get_submodule(anatomy.language), anatomy, False
+        self._model, self._anatomy, self._tuples = model, anatomy, False
         first = self.of(0, example)
         with torch.no_grad():
             block = model.get_submodule(anatomy.trunk[0].name)
@@ -69,13 +69,14 @@ class Calls:
     def of(self, index: int, inputs: Mapping[str, Any]) -> Call:
         """The call of block `index` in the forward pass on `inputs`, as `entered` gives them. For a block
         after the first the hidden states are those of the first."""
-        names, above = [block.name for block in self._anatomy.trunk[: index + 1]], self._anatomy.language
-        stand_ins = {name: twin(self._model.get_submodule(name.removeprefix(f"{above}."))) for name in names}
+        names = [block.name for block in self._anatomy.trunk[: index + 1]]
+        stand_ins = {name: twin(self._model.get_submodule(name)) for name in names}
         for stand_in in stand_ins.values():
             stand_in.forward = self._pass_on
         stand_ins[names[index]].forward = _reached
         try:
-            logits_of(clone(self._model, stand_ins, above), inputs)
+            entry = self._anatomy.language
+            logits_of(clone(self._model.get_submodule(entry), stand_ins, entry), inputs)
         except _Reached as reached:
             return reached.call
         raise RuntimeError(f"the model ran without calling {names[index]}")

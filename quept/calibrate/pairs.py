@@ -66,14 +66,14 @@ def conversations(
             seen |= set(images)
         else:
             training.append(found)
-    first = f", the first since {passed_over[0]}" if passed_over else ""
+    why = f"passed over: {len(passed_over)}, the first since {passed_over[0]}" if passed_over else ""
     if not training:
         raise CalibrationError(
-            f"{pairs.source} has too few conversations to hold {held_out} out of them, with their pictures "
-            f"({len(passed_over)} were passed over{first}): give more"
+            f"{pairs.source} has too few conversations to hold {held_out} with their pictures out of them: "
+            f"give more{why and f' ({why})'}"
         )
     if passed_over:
-        report(f"{len(passed_over)} conversations were passed over{first}", None)
+        report(f"conversations {why}", None)
     tokenizer = processor.tokenizer
     padding = next(id for id in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if id is not None)
     return Ragged(kept, padding), Ragged(training, padding)
