@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,8 +188,8 @@ def _reached(recipe: Recipe, anatomy: Anatomy, widths: list[int]) -> dict[str, t
     it draws a width for every layer."""
     stage = recipe.end_to_end
     seen = widths if stage and stage.mixed_every else [b for b in widths if stage and b == GUARD]
-    trunk = {name for block in anatomy.trunk for name in block.layers.values()}
-    return {name: tuple(widths if name in trunk else seen) for name in anatomy.layers}
+    sees = _sees(anatomy)
+    return {name: tuple(seen if name in sees else widths) for name in anatomy.layers}
 
 
 def _compared(
@@ -225,29 +225,48 @@ def _compared(
 
     stage = recipe.end_to_end or recipe.block_wise
     activations = stage.activations if stage else True
-    quality, guards = {}, loaded.kind == "vision-language"
-    # High widths first where they are a part of the plans below them: what they go back to is measured there.
-    for i, bits in enumerate(sorted(recipe.adapters.widths, reverse=guards)):
-        plan = PrecisionPlan.uniform(bits, bits if activations and bits in ACTIVATION_BITS else FULL)
-        plan = loaded.anatomy.guarded(plan)
-        report(f"comparing {plan.name} with plain rounding", i / len(recipe.adapters.widths))
+    quality, comparisons = {}, _comparisons(recipe, loaded.anatomy, activations)
+    for i, (bits, plan, decided) in enumerate(comparisons):
+        report(f"comparing {plan.name} with plain rounding", i / len(comparisons))
         found = {"kl_rtn": divergence(rtn, plan)}
         found["kl_plain"] = divergence(unlearned, plan) if unlearned is not rtn else found["kl_rtn"]
-        learned = any(bits in widths for widths in artifact.manifest.widths.values())
+        learned = any(bits in artifact.manifest.widths[name] for name in decided)
         kl = divergence(calibrated, plan) if learned else math.inf
         kept = learned and kl < found["kl_plain"]
         log("compared", plan=plan.name, kl=kl if learned else None, kept=kept, **found)
         quality[plan.name] = {"kl": kl if kept else found["kl_plain"], **found}
         if learned and not kept:
             layers = {
-                name: layer.without(bits, plain.static(name).get(bits))
+                name: layer.without(bits, plain.static(name).get(bits)) if name in decided else layer
                 for name, layer in artifact.learned.items()
             }
             listed = {name: layer.widths for name, layer in layers.items()}
             artifact = replace(artifact, learned=layers, manifest=replace(artifact.manifest, widths=listed))
-            if guards:
+            if loaded.kind == "vision-language":  # 8 bits are a part of the plans that follow
                 calibrated = ElasticModel(transformed, artifact, **options)
     return replace(artifact, manifest=replace(artifact.manifest, quality=quality))
+
+
+def _comparisons(
+    recipe: Recipe, anatomy: Anatomy, activations: bool
+) -> list[tuple[int, PrecisionPlan, Collection[str]]]:
+    """(width, a plan with it, the layers whose width stands or falls there). Of a vision-language model what
+    sees has plans of its own below 8 bits, and those come last, since it keeps 8 bits in the others."""
+    found, sees = [], _sees(anatomy)
+    for bits in sorted(recipe.adapters.widths, reverse=bool(sees)):
+        plan = PrecisionPlan.uniform(bits, bits if activations and bits in ACTIVATION_BITS else FULL)
+        decided = set(anatomy.layers) - (set() if bits == GUARD else sees)
+        found.append((bits, anatomy.guarded(plan), decided))
+    if sees and recipe.end_to_end and recipe.end_to_end.mixed_every:
+        for bits, *_ in [entry for entry in found if entry[0] < GUARD]:
+            plan = PrecisionPlan.of(dict.fromkeys(sorted(sees), bits), default=FULL, name=f"vision {bits}")
+            found.append((bits, plan, sees))
+    return found
+
+
+def _sees(anatomy: Anatomy) -> set[str]:
+    """The layers of vision tower and projector of a vision-language model; none of any other."""
+    return set(anatomy.layers) - {name for block in anatomy.trunk for name in block.layers.values()}
 
 
 def _reference(elastic: ElasticModel, inputs: Mapping[str, Tensor]) -> Tensor:
