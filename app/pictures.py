@@ -252,12 +252,12 @@ def remove_upload(path: str | Path) -> None:
         Path(path).parent.rmdir()  # only if nothing else is in it
 
 
-def shown(picture: Image.Image) -> str:
-    """A picture as a data URL for the page, at most SHOWN_PX on its longer side, without anything that was
+def shown(picture: Image.Image, px: int = SHOWN_PX) -> str:
+    """A picture as a data URL for the page, at most `px` on its longer side, without anything that was
     written into its file."""
     tiny = max(picture.size) <= TINY_PX
     small = picture.copy()
-    small.thumbnail((SHOWN_PX, SHOWN_PX))
+    small.thumbnail((px, px))
     small.info.clear()
     out = io.BytesIO()
     if tiny:

@@ -25,7 +25,8 @@ from quept.zoo.easy_vqa import ANSWERS, COLOURS, TYPES, Questions, question_type
 
 from .pictures import shown
 
-EXAMPLES = 12
+EXAMPLES, SUGGESTED = 12, 4
+THUMBNAIL_PX = 80
 KEPT_PX = 1024  # the longer side of a visitor's picture
 ANY = (
     "What is in the picture?",
@@ -46,6 +47,11 @@ class Scene:
     source: str
     questions: tuple[str, ...] = ()
     answers: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def thumbnail(self) -> str:
+        """Data URL of a still smaller one."""
+        return shown(self.picture, THUMBNAIL_PX)
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,7 @@ EASY_VQA = World(
         "what color is the shape?",
         "what shape is in the image?",
         "is there a circle?",
-        "is there a red shape?",
-        "is there not a blue shape?",
+        "is there not a red shape?",
     ),
 )
 WORLDS = {"easy-VQA": EASY_VQA}  # by how the name of the stored questions begins
@@ -109,7 +114,7 @@ class Gallery:
                 f"Example {len(found) + 1}",
                 picture,
                 shown(picture),
-                tuple(kinds[kind] for kind in TYPES if kind in kinds),
+                tuple(kinds[kind] for kind in TYPES if kind in kinds)[:SUGGESTED],
                 {q.text: q.answer for q in asked},
             )
             if len(found) == EXAMPLES:

@@ -19,8 +19,7 @@ const large = make("div", { class: "stage" });
 const strip = make("div", { class: "strip", role: "group", "aria-label": "Pictures" });
 const note = make("p", { class: "note", role: "status" });
 const chips = make("div", { class: "chips", role: "group", "aria-label": "Suggested questions" });
-const about = make("p", { class: "about", text: "" });
-root.append(modes, make("div", { class: "pictures" }, large, strip), sketch.box, note, chips, about);
+root.append(modes, make("div", { class: "pictures" }, large, strip), sketch.box, note, chips);
 
 strip.addEventListener("click", ({ target }) => {
   const button = target.closest("button");
@@ -65,7 +64,6 @@ function onValue() {
   if (!value || !Array.isArray(value.items)) return;
   given = value;
   root.classList.toggle("none", !given.items.length);
-  about.textContent = given.about ?? "";
   strip.replaceChildren(...given.items.map((item, at) =>
     make("button", { type: "button", "data-at": at, title: item.name, "aria-label": item.name },
       make("img", { src: item.source, alt: "", draggable: "false" }))));

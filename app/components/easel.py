@@ -3,8 +3,8 @@ questions to begin with.
 
 In:  {"items": [{"id", "name", "source": data URL, "questions": [suggestions]}, ...] in the order to show,
      "selected": id of the one to choose, or None to keep the choice, "questions": suggestions for a drawing,
-     "colours": [[name, "#rrggbb"], ...] to draw with, "about": a line about the model, "empty": words where
-     there are no items, "paste_into": elem_id of the picture input}.
+     "colours": [[name, "#rrggbb"], ...] to draw with, "empty": words where there are no items, "paste_into":
+     elem_id of the picture input}.
 Out: {"id"} of the chosen picture, {"png": the bytes of the drawing}, or None for no picture.
 Event: `ask`, when a suggestion is chosen; its listener takes a gr.EventData and reads it with
      `app.components.budget.request_of`: {"question", "picture": as the browser holds the value, for

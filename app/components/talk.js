@@ -40,12 +40,11 @@ function cell(side) {
 const percent = (share) => (share < 0.001 ? "< 0.1 %" : share > 0.9995 ? "> 99.9 %" : `${(100 * share).toFixed(1)} %`);
 
 function article(turn) {
-  const head = make("div", { class: "head" });
-  if (turn.source) head.append(make("img", { src: turn.source, alt: "About this picture" }));
-  head.append(make("h3", { text: turn.question }));
+  const words = make("div", {}, make("h3", { text: turn.question }));
+  if (turn.note) words.append(make("p", { class: "note", text: turn.note }));
+  const head = make("div", { class: "head" }, make("img", { src: turn.source, alt: "about this picture" }), words);
   const made = make("article", {}, head, make("div", { class: "sides" }, ...turn.sides.map(cell)));
   if (turn.line) made.append(make("p", { class: turn.parted ? "line parted" : "line", text: turn.line }));
-  if (turn.note) made.append(make("p", { class: "note", text: turn.note }));
   return made;
 }
 
@@ -67,7 +66,7 @@ function onValue() {
     const made = article(turns[i]);
     if (i < drawn.length) list.children[drawn.length - 1 - i].replaceWith(made);
     else list.prepend(made);
-    if (i >= drawn.length) made.scrollIntoView({ block: "nearest", behavior: "smooth" });
+    if (i === turns.length - 1 && (i >= drawn.length || turns[i].line)) made.scrollIntoView({ block: "nearest" });
     drawn[i] = text;
   });
   const line = turns.at(-1).line;

@@ -1,10 +1,10 @@
 """Talk: questions about pictures, and both sides' answers to each beside each other, the newest first.
 
-In:  {"turns": [{"question", "source": data URL of the picture where it is another one than before, or "",
-     "note": why the answers are guesses, or "", "line": how the answers compare, "parted": true or false,
-     "sides": [{"label", "state": as of SideStatus, "text": [before what differs, that, behind it], "bars":
-     [[token, share 0..1], ...], "caption": words above the bars, "right": whether it is the known answer, or
-     None}, ...]}, ...], the oldest first, "empty": [words while there are none, ...]}.
+In:  {"turns": [{"question", "source": data URL of the picture, "note": why the answers are guesses, or "",
+     "line": how the answers compare, "parted": true or false, "sides": [{"label", "state": as of SideStatus,
+     "text": [before what differs, that, behind it], "bars": [[token, share 0..1], ...], "caption": words
+     above the bars, "right": whether it is the known answer, or None}, ...]}, ...], the oldest first,
+     "empty": [words while there are none, ...]}.
 Out: nothing; as an input of a handler it gives None. It has no events.
 """
 

@@ -44,7 +44,8 @@ calibration weights are rounded to nearest (*rtn*), the baseline that every cali
 
 ### Your pictures
 A picture that you give is read once, made small and kept in memory until you leave the page; its file is
-removed within a second or two, and no other visitor sees it.
+removed within a second or two, and no other visitor sees it. A drawing leaves your browser when you ask
+about it, and is kept likewise.
 
 ### Limits
 Perplexity and divergence are measured on a few thousand tokens of Wikipedia text, accuracy on the pictures

@@ -194,7 +194,7 @@ def switched(desk: Desk, setting: Setting, visitor: str) -> dict:
         clear(desk, setting, visitor)
         | {
             "easel": easel(desk, setting.model, visitor),
-            "title": _title(desk.service, setting.model),
+            "title": _title(desk, setting.model),
         }
         | _menus(desk.service, setting)
     )
@@ -216,7 +216,7 @@ def enter(
     change = {"query": None if linked else query, "model": model}
     if model != setting.model:
         return change | switched(desk, new, visitor)
-    drawn = {"easel": easel(desk, model, visitor), "title": _title(desk.service, model)}
+    drawn = {"easel": easel(desk, model, visitor), "title": _title(desk, model)}
     return change | drawn | _drawn(thread) | _menus(desk.service, new) | statuses(desk, new)
 
 
@@ -257,7 +257,10 @@ def _answer(
         _refuse(error)
         yield _drawn(old)
         return
-    note = world and world.outside(question, scene.picture, elastic.tokenizer)
+    notes = [
+        *_letters(question, elastic),
+        world and world.outside(question, scene.picture, elastic.tokenizer),
+    ]
     same = list(takewhile(lambda turn: turn["scene"] == scene.id, reversed(before)))[::-1]
     job = desk.running.begin(visitor)
     context = context_length(elastic, elastic.tokenizer)
@@ -283,7 +286,7 @@ def _answer(
                     yield {}  # the visitor has asked something else, which now owns the page
                     return
                 shown = _turn(sides, frame, question, scene.answers.get(question.lower()))
-                shown |= {"note": note or "", "source": "" if same else scene.source}
+                shown |= {"note": " ".join(filter(None, notes)), "source": scene.thumbnail}
                 turn = {"scene": scene.id, "question": question, "shown": shown}
                 turn |= {name: answer.text for name, answer in zip(SIDES, frame.answers, strict=True)}
                 begun = _busy(cleared=returned is not None) if thread is old else {}
@@ -336,6 +339,12 @@ def _messages(turns: Sequence[Mapping], question: str, side: str) -> list[dict]:
     return [{"role": roles[i % 2], "content": text if i else first} for i, text in enumerate(texts)]
 
 
+def _letters(question: str, elastic: ElasticModel) -> list[str]:
+    """What happens to tokens of the model's own that were typed."""
+    typed = [token for token in elastic.tokenizer.get_added_vocab() if token.strip() and token in question]
+    return [f"{token} is read as its letters: the picture comes by itself." for token in typed[:1]]
+
+
 def _refuse(error: object) -> None:
     """A sentence in the page. Gradio shows it as HTML, and it may quote what the visitor typed."""
     gr.Warning(html.escape(sentence(error)), title="Not asked")
@@ -356,7 +365,6 @@ def easel(desk: Desk, model: str, visitor: str = "", selected: str | None = None
         "selected": selected,
         "questions": gallery.suggestions,
         "colours": [[name, "#{:02x}{:02x}{:02x}".format(*rgb)] for name, rgb in PAINTS.items()],
-        "about": gallery.world.words if gallery.world else "",
         "empty": "Drop a picture below, paste one, use the camera, or draw.",
         "paste_into": INPUT,
     }
@@ -462,8 +470,10 @@ def _resting() -> dict:
     return change | {"again": gr.Button(interactive=True)}
 
 
-def _title(service: Service, model: str) -> str:
-    return f"**{service.models[model].title}** · ask about a picture at two precisions"
+def _title(desk: Desk, model: str) -> str:
+    world = desk.galleries[model].world
+    about = world.words if world else "Ask about a picture at two precisions."
+    return f"**{desk.service.models[model].title}** · {about}"
 
 
 # The page
@@ -502,7 +512,7 @@ def build_ask(service: Service, tab: gr.Tab, explore: Explore, query: gr.State) 
     drawn = {"thread": gr.State([]), "query": query}
     with gr.Column(elem_id=ASK):
         with gr.Row(elem_id="ask-head"):
-            drawn["title"] = gr.Markdown(_title(service, start.model), elem_id="ask-title")
+            drawn["title"] = gr.Markdown(_title(desk, start.model), elem_id="ask-title")
             drawn["model"] = gr.Dropdown(
                 [(service.models[name].title, name) for name in names],
                 value=start.model,
@@ -521,7 +531,7 @@ def build_ask(service: Service, tab: gr.Tab, explore: Explore, query: gr.State) 
                     label="Your picture",
                     show_label=False,
                     height=132,
-                    placeholder="Drop a picture, paste it,\nor click to choose one",
+                    placeholder="Your own picture:\ndrop, paste or click",
                     buttons=[],
                     elem_id=INPUT,
                 )
@@ -562,7 +572,7 @@ def build_ask(service: Service, tab: gr.Tab, explore: Explore, query: gr.State) 
 
 
 def _button(words: str, name: str, **options) -> gr.Button:
-    return gr.Button(words, scale=0, min_width=72 + 4 * len(words), elem_id=f"ask-{name}", **options)
+    return gr.Button(words, scale=0, min_width=60 + 8 * len(words), elem_id=f"ask-{name}", **options)
 
 
 def _wire(desk: Desk, page: AskPage, tab: gr.Tab, explore: Explore) -> None:

@@ -130,10 +130,10 @@ def test_a_follow_up_continues_and_another_picture_begins_anew(desk: Desk, monke
     assert (
         histories[1][1]["content"] == thread[0]["right"] and histories[0][1]["content"] == thread[0]["left"]
     )
-    assert thread[1]["shown"]["source"] == "" and len(pictures) == 1
+    assert thread[1]["shown"]["source"] == thread[0]["shown"]["source"] and len(pictures) == 1
     drawing = {"png": png(shape("rectangle", "blue"))}
     thread = asked(desk, "is there a circle?", thread, drawing)["thread"]
-    assert len(told[-1][0][0]) == 1 and thread[2]["shown"]["source"]
+    assert len(told[-1][0][0]) == 1 and thread[2]["scene"].startswith("drawn:")
     assert told[-1][1][0].tobytes() == shape("rectangle", "blue").tobytes()
     assert [turn["question"] for turn in thread][-1] == "is there a circle?"
     page = {}
@@ -256,7 +256,7 @@ def test_the_page_opens_with_what_its_address_says(desk: Desk):
 def test_examples_bring_their_questions_and_a_plain_model_has_general_ones(desk: Desk, elastic: ElasticModel):
     shown = easel(desk, MODEL)
     assert [item["id"] for item in shown["items"]] == ["example:0", "example:1"]
-    assert "is there a circle?" in shown["items"][0]["questions"] and shown["about"]
+    assert "is there a circle?" in shown["items"][0]["questions"] and len(shown["colours"]) == 8
     bare = Desk(desk.service, {MODEL: Gallery(elastic, None)})
     assert easel(bare, MODEL)["items"] == [] and "picture?" in easel(bare, MODEL)["questions"][0]
 
