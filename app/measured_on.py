@@ -1,5 +1,6 @@
-"""What the plans of an opened model are measured on: passages of text, or labelled pictures for a
-classifier of pictures. Both answer the same questions, so the service does not ask which it is.
+"""What the plans of an opened model are measured on: passages of text, labelled pictures for a classifier of
+them, or questions about pictures for a vision-language model. All are used alike, so the service does not ask
+which it is.
 
 id, count, unit    identity of the data for the results store, how many of what it holds, and what they are;
 words              the data and the conditions, for people;
@@ -24,17 +25,24 @@ from quept.evaluate import (
     Estimate,
     ImageReference,
     Images,
+    Questions,
     Reference,
+    VqaEstimate,
+    VqaReference,
     Windows,
     accuracy,
     cut,
     divergence,
     prepared,
     stored_images,
+    stored_questions,
+    vqa,
 )
-from quept.evaluate.forward import Gate
+from quept.evaluate.forward import Gate, MakeCache
 from quept.plan import FULL, PrecisionPlan
 from quept.runtime import ElasticModel
+
+SHARES = ("kl", "kl_se", "top1", "top1_low", "top1_high", "same_top", "same_top_low", "same_top_high")
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ class Passages:
         return f"{self.sample.title}, {self.sample.tokens:,} tokens, context {self.sample.context}"
 
     def estimates(self, plan: PrecisionPlan, view: nn.Module, gate: Gate) -> Iterator[Estimate]:
-        cache = None if plan.kv == FULL else lambda: self._elastic.make_cache(plan)
+        cache = _cache_of(self._elastic, plan)
         return divergence(view, self.reference, self.windows, make_cache=cache, gate=gate)
 
     def read(self, payload: Mapping) -> Estimate:
@@ -153,8 +161,7 @@ class Pictures:
 
     @property
     def words(self) -> str:
-        name, count = self.images.name, f"{self.count:,}"
-        return name if count in name else f"{name}, {count} pictures"
+        return _counted(self.images.name, self.count, self.unit)
 
     def estimates(self, plan: PrecisionPlan, view: nn.Module, gate: Gate) -> Iterator[AccuracyEstimate]:
         return accuracy(view, self.images, self.reference, gate)
@@ -163,14 +170,55 @@ class Pictures:
         return AccuracyEstimate.from_dict(payload)
 
     def figures(self, estimate: AccuracyEstimate) -> dict[str, float]:
-        kept = ("kl", "kl_se", "top1", "top1_low", "top1_high", "same_top", "same_top_low", "same_top_high")
-        return {k: getattr(estimate, k) for k in kept}
+        return {k: getattr(estimate, k) for k in SHARES}
 
     def perfect(self, estimate: AccuracyEstimate) -> dict[str, float]:
         return {"top1": estimate.top1_ref}
 
     def between(self, one: Mapping, other: Mapping, t: float) -> dict[str, float]:
         return {"kl": _between(one["kl"], other["kl"], t)}
+
+
+class Answers(Pictures):
+    """The questions beside a vision-language model, and full precision's answers to them. Figures are those
+    of a classifier."""
+
+    unit = "questions"
+
+    @cached_property
+    def questions(self) -> Questions:
+        return stored_questions(self._elastic.questions, self._elastic.processor)
+
+    @cached_property
+    def reference(self) -> VqaReference:
+        elastic, cache = self._elastic, self._cache / "reference"
+        return VqaReference.open(elastic.fingerprint, self.questions, elastic.full_precision, cache)
+
+    @property
+    def id(self) -> str:
+        return self.questions.id
+
+    @property
+    def count(self) -> int:
+        return len(self.questions)
+
+    @property
+    def words(self) -> str:
+        return _counted(self.questions.name, self.count, self.unit)
+
+    def estimates(self, plan: PrecisionPlan, view: nn.Module, gate: Gate) -> Iterator[VqaEstimate]:
+        return vqa(view, self.questions, self.reference, _cache_of(self._elastic, plan), gate)
+
+    def read(self, payload: Mapping) -> VqaEstimate:
+        return VqaEstimate.from_dict(payload)
+
+
+def _cache_of(elastic: ElasticModel, plan: PrecisionPlan) -> MakeCache | None:
+    return None if plan.kv == FULL else lambda: elastic.make_cache(plan)
+
+
+def _counted(name: str, count: int, unit: str) -> str:
+    return name if f"{count:,}" in name else f"{name}, {count:,} {unit}"
 
 
 def _between(one: float, other: float, t: float) -> float:

@@ -21,7 +21,17 @@ import torch
 from quept.allocate import SensitivityError, SensitivityTable
 from quept.allocate.front import fitting_front
 from quept.artifact import bundled
-from quept.evaluate import AccuracyEstimate, Estimate, Reference, ResultKey, Results, Stored, Windows, cut
+from quept.evaluate import (
+    AccuracyEstimate,
+    Estimate,
+    Reference,
+    ResultKey,
+    Results,
+    Stored,
+    VqaEstimate,
+    Windows,
+    cut,
+)
 from quept.evaluate.shipped import load_shipped
 from quept.models import Anatomy
 from quept.plan import (
@@ -34,14 +44,13 @@ from quept.plan import (
     Bits,
     PrecisionPlan,
 )
-from quept.presets import presets
 from quept.runtime import BASELINES, Baseline, ElasticModel
 
 from .budget import AS_WEIGHTS, NO_TABLE, sentence, slider, solved
 from .conversation import Running
 from .gate import Admission, Gate
 from .link import encode
-from .measured_on import MeasuredOn, Passages, Pictures, Sample
+from .measured_on import Answers, MeasuredOn, Passages, Pictures, Sample
 from .refinement import SECONDS, refinement
 from .side import EQUALISER, PREFIX, baseline_choices
 
@@ -49,6 +58,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 CHATS_AT_ONCE = 4
 UPDATE_S = 0.25  # between two estimates that a page is told of
 NO_PICTURES = "no labelled pictures lie beside this model"
+NO_QUESTIONS = "no questions with answers lie beside this model"
 TRIED = "tried:"  # with a number: one of the plans that a visitor has measured
 NO_KL = 1e-5  # weights rounded to 16 bits once after a transform show 2e-6: full precision, for a reader
 
@@ -62,10 +72,9 @@ class OpenModel:
 
     def __init__(self, name: str, elastic: ElasticModel, sample: Sample, results: Results, cache: Path):
         self.name, self.elastic, self.sample, self.results = name, elastic, sample, results
-        # None for a classifier without labelled pictures: nothing of it can be measured.
+        # None for a model that sees and has no labelled pictures or questions: nothing can be measured.
         self.measured_on: MeasuredOn | None = _data_of(elastic, sample, cache)
-        fitting = presets(elastic.source, elastic.layers)
-        self.presets = [plan for plan in fitting if elastic.kind == "language" or plan.kv == FULL]
+        self.presets = elastic.presets
         plain = ASSETS / elastic.source
         shipped = bundled(name) or plain
         self.sensitivity = _fitting_table(shipped / "sensitivity.json", elastic)
@@ -78,6 +87,11 @@ class OpenModel:
         for file in (shipped / "results.json", plain / "baselines.json"):
             if file.exists():
                 load_shipped(results, file)
+
+    @property
+    def lacking(self) -> str:
+        """Why nothing of this model can be measured, if nothing can."""
+        return NO_PICTURES if self.elastic.vision else NO_QUESTIONS
 
     @property
     def windows(self) -> Windows:
@@ -119,7 +133,7 @@ class OpenModel:
             "layers": layers,
             "bits": list(WEIGHT_BITS),
             "activation_bits": list(ACTIVATION_BITS),
-            "kv_bits": list(KV_BITS) if elastic.kind == "language" else [FULL],
+            "kv_bits": [FULL] if elastic.vision else list(KV_BITS),
             "embedding_bits": list(embedding_bits),
             "embedding_names": list(elastic.embeddings),
             "embedding_bytes": [elastic.sizes.embeddings[b] for b in embedding_bits],
@@ -160,12 +174,12 @@ class OpenModel:
         """What numbers are measured on, in words; of a plan measured before, in the dtype it was measured
         in."""
         if self.measured_on is None:
-            return NO_PICTURES
+            return self.lacking
         found = plan and self._found(plan)
         dtype = found.key.dtype if found else str(self.elastic.dtype).removeprefix("torch.")
         return f"{self.measured_on.words}, {dtype}"
 
-    def stored(self, plan: PrecisionPlan) -> Estimate | AccuracyEstimate | None:
+    def stored(self, plan: PrecisionPlan) -> Estimate | AccuracyEstimate | VqaEstimate | None:
         """What was measured of this plan before; None if nothing was."""
         found = self._found(plan)
         return found and self.measured_on.read(found.payload)
@@ -183,7 +197,7 @@ class OpenModel:
         name = str(dtype or elastic.dtype).removeprefix("torch.")
         return ResultKey(plan.key(elastic.layers), elastic.artifact.identity, self.measured_on.id, name)
 
-    def baseline_stored(self, baseline: Baseline) -> Estimate | AccuracyEstimate | None:
+    def baseline_stored(self, baseline: Baseline) -> Estimate | AccuracyEstimate | VqaEstimate | None:
         """What was measured of a baseline before. It depends on the base weights, not on how ours are
         quantised."""
         if self.measured_on is None:
@@ -297,8 +311,9 @@ class Service:
 
     def start(self, model: str) -> PrecisionPlan:
         """The plan that a page opens with: 4 bits, of activations too where the model was calibrated so."""
-        quality = self.models[model].artifact.manifest.quality
-        return PrecisionPlan.parse("W4A4" if "W4A4" in quality else "W4")
+        elastic = self.models[model]
+        quality = elastic.artifact.manifest.quality
+        return elastic.anatomy.guarded(PrecisionPlan.parse("W4A4" if "W4A4" in quality else "W4"))
 
     def plan(self, model: str, choice: str, wire: Wire | None = None) -> PrecisionPlan:
         """The plan behind a menu value; "equaliser" is the visitor's own, in `wire`."""
@@ -449,7 +464,7 @@ class Service:
             "kind": elastic.kind,
             "status": "stored" if stored else "idle",
             "position": 0,
-            "message": "" if opened.measured_on else NO_PICTURES,
+            "message": "" if opened.measured_on else opened.lacking,
             "progress": 1.0 if stored else 0.0,
             "estimate": stored and stored.to_dict(),
             "reference": (opened.measured_on.perfect(known) if known else {}) | {"kl_floor": opened.floor},
@@ -529,9 +544,11 @@ class Service:
 
 
 def _data_of(elastic: ElasticModel, sample: Sample, cache: Path) -> MeasuredOn | None:
-    if elastic.vision is None:
-        return Passages(elastic, sample, cache)
-    return Pictures(elastic, cache) if elastic.vision.images and elastic.vision.labels else None
+    if elastic.vision:
+        return Pictures(elastic, cache) if elastic.vision.images and elastic.vision.labels else None
+    if elastic.kind == "vision-language":
+        return Answers(elastic, cache) if elastic.questions else None
+    return Passages(elastic, sample, cache)
 
 
 def _so_far(uniform: Mapping | None, whole: Mapping, now: Mapping) -> Mapping | None:
@@ -558,7 +575,7 @@ def _baseline_point(opened: OpenModel, baseline: Baseline) -> dict | None:
 
 
 def _drawn(
-    opened: OpenModel, estimate: Estimate | AccuracyEstimate | None, size: int, **who: str
+    opened: OpenModel, estimate: Estimate | AccuracyEstimate | VqaEstimate | None, size: int, **who: str
 ) -> dict | None:
     """A point of the chart; None for what has not been measured."""
     if estimate is None:

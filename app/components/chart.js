@@ -37,12 +37,13 @@ const ALL_METRICS = {
     of: (p) => percent(p.same_top), error: (p) => percent(p.same_top_se),
   },
   same_answer: {
-    button: "Same answer", title: "Pictures with the same answer as full precision, %", log: false,
+    button: "Same answer", title: "Same answer as full precision, %", log: false,
     better: "higher", names: "bottom right",
     of: (p) => percent(p.same_top), error: (p) => percent((p.same_top_high - p.same_top_low) / 2),
   },
 };
-const SHOWN = { language: ["kl", "ppl", "same_top"], vision: ["top1", "kl", "same_answer"] };
+const ACCURACY = ["top1", "kl", "same_answer"];
+const SHOWN = { language: ["kl", "ppl", "same_top"], vision: ACCURACY, "vision-language": ACCURACY };
 const MEMORIES = {
   bytes: { button: "MB", title: "Memory to deploy, MB", of: (p) => (known(p.bytes) ? p.bytes / 1e6 : null) },
   bits_per_param: {
@@ -67,7 +68,7 @@ const nameOf = (p) => (isUniform(p) ? "W" + UNIFORM.exec(p.label)[1] : p.label);
 
 const root = element.querySelector(".chart");
 const uid = "chart-" + Math.random().toString(36).slice(2, 9);
-let kind = ""; // "language" or "vision": which qualities there are
+let kind = ""; // of the model, a key of SHOWN: which qualities there are
 let METRICS = {};
 let value = readValue();
 let prediction = told.queptPrediction ?? null; // the latest quept:predict
@@ -162,7 +163,7 @@ function hover(p) {
   if (known(p.kl)) lines.push(`KL ${plain(measurement(p.kl, p.kl_se))}`);
   if (known(p.ppl)) lines.push(`perplexity ${plain(measurement(p.ppl, p.ppl_se))}`);
   if (known(p.top1)) lines.push(`accuracy ${plain(interval(p.top1, p.top1_low, p.top1_high))}`);
-  const same = kind === "vision" ? "same answer" : "same top token";
+  const same = kind === "language" ? "same top token" : "same answer";
   if (known(p.same_top)) lines.push(`${same} ${share(p.same_top)} %`);
   const loads = p.kind !== "baseline";
   lines.push(loads ? "<i>click to load this plan</i>" : "<i>another tool's: no plan to load</i>");
@@ -237,7 +238,7 @@ function build() {
   view.overlay.innerHTML =
     `<svg><line class="guide"/><g class="star" style="display: none"><line class="error"/><path d="${STAR}"/><text/></g></svg>`;
 
-  const qualities = kind === "vision" ? ["Accuracy", "KL", "Same answer"] : ["Perplexity", "KL", "Same top token"];
+  const qualities = kind === "language" ? ["Perplexity", "KL", "Same top token"] : ["Accuracy", "KL", "Same answer"];
   const columns = ["Plan", "MB", "Bits per parameter", ...qualities, "Load"];
   const heading = (text) => make("th", { scope: "col", role: "columnheader" }, make("span", { text }));
   const heads = columns.map(heading);
@@ -264,21 +265,21 @@ view.body.addEventListener("click", (event) => {
 function row(p) {
   const name = nameOf(p);
   const cell = (about, text) => make("td", { role: "cell", "data-name": about, text });
-  const kind = p.kind === "preset" ? (isUniform(p) ? "uniform" : "named") : p.kind;
+  const marker = p.kind === "preset" ? (isUniform(p) ? "uniform" : "named") : p.kind;
   const load = { type: "button", "data-id": p.id, "aria-label": `Load ${name}`, text: "Load" };
   return make(
     "tr", { role: "row" },
     make(
       "th", { scope: "row", role: "rowheader" },
-      glyph(kind), make("span", { text: p.measured ? name : `${name} (predicted)` }),
+      glyph(marker), make("span", { text: p.measured ? name : `${name} (predicted)` }),
     ),
     cell("MB", known(p.bytes) ? megabytes(p) : "–"),
     cell("bits", known(p.bits_per_param) ? fixed(p.bits_per_param, 2) : "–"),
-    kind === "vision"
-      ? cell("accuracy", interval(p.top1, p.top1_low, p.top1_high))
-      : cell("perplexity", measurement(p.ppl, p.ppl_se)),
+    kind === "language"
+      ? cell("perplexity", measurement(p.ppl, p.ppl_se))
+      : cell("accuracy", interval(p.top1, p.top1_low, p.top1_high)),
     cell("KL", measurement(p.kl, p.kl_se)),
-    cell(kind === "vision" ? "same answer" : "same top", known(p.same_top) ? `${share(p.same_top)} %` : "–"),
+    cell(kind === "language" ? "same top" : "same answer", known(p.same_top) ? `${share(p.same_top)} %` : "–"),
     make("td", { role: "cell" }, ...(p.kind === "baseline" ? [] : [make("button", load)])),
   );
 }

@@ -8,9 +8,9 @@ In: {"points": [{"id", "label", "kind": "preset" | "best" | "tried" | "baseline"
      first; a baseline is another tool's: it has no plan, and so no "Load" button; `current` is the plan on
      the faders, once measured. Where it was not measured the browser shows what the DOM event
      `quept:predict` predicts, without asking Python.
-     "kind": "vision" in the value says that the points are a classifier's: "top1" and "same_top" with the
-     ends of their 95 % intervals, "top1_low" and so on, in the place of "ppl" and standard errors; and
-     "top1" in the reference.
+     "kind": "vision" or "vision-language" in the value says that the points tell accuracy: "top1" and
+     "same_top" with the ends of their 95 % intervals, "top1_low" and so on, in the place of "ppl" and
+     standard errors; and "top1" in the reference.
 Out: nothing. What a browser sends as the value is dropped. Event: `point`, a click on a point or on its
      "Load" button in the table; its listener takes a gr.EventData and asks `point_id` which plan is meant.
      Give the listeners that return this component `show_progress="hidden"`, or it fades while they run.
@@ -38,6 +38,7 @@ KINDS = ("preset", "best", "tried", "baseline", "current")
 NUMBERS = ("bytes", "bits_per_param", "kl", "kl_se", "ppl", "ppl_se", "same_top", "same_top_se")
 NUMBERS += ("top1", "top1_low", "top1_high", "same_top_low", "same_top_high")
 REFERENCE = ("bytes", "ppl", "top1", "bits_per_param")
+ACCURATE = ("vision", "vision-language")  # models whose quality is an accuracy
 LONGEST_ID = 120
 
 
@@ -99,7 +100,7 @@ class Chart(Widget):
         value = value or {}
         reference = value.get("reference") or {}
         return {
-            "kind": "vision" if value.get("kind") == "vision" else "language",
+            "kind": value["kind"] if value.get("kind") in ACCURATE else "language",
             "points": [_point(point) for point in value.get("points") or ()],
             "reference": {name: _number(reference.get(name)) for name in REFERENCE},
             "floor": _number(value.get("floor")),

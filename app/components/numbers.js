@@ -12,13 +12,14 @@ const TOP1 = { key: "top1", label: "Accuracy" }, AGREED = { key: "same", label: 
 const TILES = {
   language: tilesWith(PPL, SAME),
   vision: tilesWith(TOP1, AGREED),
+  "vision-language": tilesWith(TOP1, AGREED),
 };
-const UNITS = { language: "tokens", vision: "pictures" }; // what is measured on
+const UNITS = { language: "tokens", vision: "pictures", "vision-language": "questions" }; // what is measured on
 const tiles = new Map();
 let prediction = told.queptPrediction ?? null;
 let state = {};
-let status, conditions, bar, live;
-let kind = ""; // "language" or "vision": which tiles there are
+let status, conditions, types, bar, live;
+let kind = ""; // of the model, a key of TILES: which tiles there are
 
 function tilesWith(quality, same) {
   return [
@@ -31,6 +32,7 @@ function tilesWith(quality, same) {
   ];
 }
 
+const kindOf = (state) => (Object.hasOwn(TILES, state.kind ?? "") ? state.kind : "language");
 const known = (x) => typeof x === "number" && Number.isFinite(x);
 
 function size(bytes) {
@@ -101,7 +103,7 @@ function drawAccuracy({ same, top1 }, measured) {
     { text: measured ? `${count(lost)} became wrong, ${count(gained)} right` : "" });
   const flips = measured ? Math.round((1 - same.value) * estimate.images) : null;
   put("same", share(same), { text: known(same.value) ? "as full precision" : "" },
-    { text: known(flips) ? `${count(flips)} of ${count(estimate.images)} changed` : "" });
+    { text: known(flips) ? `${count(flips)} of ${count(estimate.tokens)} changed` : "" });
 }
 
 const percent = (x) => (known(x) ? `${number(100 * x, 1)}%` : "–");
@@ -121,7 +123,7 @@ function drawTiles(measured) {
   const against = compare(kl.value, uniform?.kl, kl.error, "uniform");
 
   drawExact();
-  if (kind === "vision") drawAccuracy(found, measured);
+  if (kind !== "language") drawAccuracy(found, measured);
   else {
     put("ppl", figure(ppl),
       compare(ppl.value, reference, ppl.error, `full, ${plain(reference)}`),
@@ -211,11 +213,20 @@ function drawStatus(measured) {
   bar.parentNode.setAttribute("aria-valuenow", Math.round(100 * done));
 }
 
+/* Accuracy by type of question, with full precision's where it is another. */
+function drawTypes(measured) {
+  const found = measured ? Object.entries(state.estimate.types ?? {}) : [];
+  const words = found.map(([name, { questions, right, right_ref: full }]) =>
+    `${name} ${percent(right / questions)}` + (full === right ? "" : ` (full ${percent(full / questions)})`));
+  write(types, words.length ? `By type: ${words.join(" · ")}` : "");
+  types.title = types.textContent;
+}
+
 /* Screen readers hear the end of a measurement and every change of its status, not each step of it. */
 function announce() {
   if (!["queued", "done", "stored", "error"].includes(state.status)) return;
   const { ppl, kl, top1 } = quality(isCurrent());
-  const main = kind === "vision" ? `accuracy ${percent(top1.value)}` : `perplexity ${plain(ppl.value)}`;
+  const main = kind === "language" ? `perplexity ${plain(ppl.value)}` : `accuracy ${percent(top1.value)}`;
   const result = isCurrent() ? `: ${main}, mean KL ${plain(kl.value)}` : "";
   write(live, statusWords() + result);
 }
@@ -243,22 +254,25 @@ function makeTile({ key, label, long = "" }) {
 }
 
 function build() {
-  kind = state.kind === "vision" ? "vision" : "language";
+  kind = kindOf(state);
   tiles.clear();
   status = make("span", { class: "status", "data-status-line": "" });
   conditions = make("span", { class: "conditions" });
+  types = make("div", { class: "types" });
+  types.hidden = kind !== "vision-language";
   live = make("span", { class: "unseen", role: "status", "aria-live": "polite" });
   bar = make("span", { class: "bar" });
   const range = { "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": "Measurement" };
   const track = make("div", { class: "track", role: "progressbar", ...range }, bar);
   root.replaceChildren(
     make("div", { class: "tiles" }, ...TILES[kind].map(makeTile)),
-    make("div", { class: "words" }, status, conditions), track, live);
+    types, make("div", { class: "words" }, status, conditions), track, live);
 }
 
 function draw() {
   const measured = isCurrent();
   drawTiles(measured);
+  drawTypes(measured);
   drawStatus(measured);
 }
 
@@ -271,7 +285,7 @@ function onPrediction(event) {
 function onState() {
   const before = state.status;
   state = props.value && typeof props.value === "object" ? props.value : { status: "idle" };
-  if (kind !== (state.kind === "vision" ? "vision" : "language")) build();
+  if (kind !== kindOf(state)) build();
   draw();
   if (state.status !== before) announce();
 }

@@ -92,7 +92,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     skipped = max(m.estimate.get("skipped", 0) for m in measured)
     if skipped:
-        print(f"{skipped:,} pictures could not be read and were left out")
+        left_out = "pictures" if elastic.vision else "questions are about pictures that"
+        print(f"{skipped:,} {left_out} could not be read and were left out")
     if options.export_results:
         from quept.evaluate.shipped import write_shipped
 
@@ -115,7 +116,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a subject (an Estimate or AccuracyEstimate as a dict)."""
+    """What was measured of a subject (an Estimate, AccuracyEstimate or VqaEstimate as a dict)."""
 
     subject: Subject
     bits_per_parameter: float
@@ -176,14 +177,13 @@ def _measured(
 
 def _plans(options: argparse.Namespace, elastic: ElasticModel) -> list[PrecisionPlan]:
     from quept.plan import QUANTISED_BITS
-    from quept.presets import presets
 
     others = options.presets or options.baseline
     plans = [plan_of(text, elastic) for text in options.plan or ([] if others else ["W4"])]
     if options.presets:
-        plans += [PrecisionPlan.full(), *(PrecisionPlan.uniform(bits) for bits in reversed(QUANTISED_BITS))]
-        fitting = presets(name_of(elastic.source), elastic.layers)
-        plans += [plan for plan in fitting if elastic.kind == "language" or plan.kv == FULL]
+        plans.append(PrecisionPlan.full())
+        plans += [elastic.anatomy.guarded(PrecisionPlan.uniform(bits)) for bits in reversed(QUANTISED_BITS)]
+        plans += elastic.presets
     return list({plan.key(elastic.layers): plan for plan in plans}.values())
 
 

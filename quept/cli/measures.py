@@ -1,7 +1,8 @@
-"""What `quept evaluate` measures on: text for a language model, labelled pictures for a classifier of them.
+"""What `quept evaluate` measures on: text for a language model, labelled pictures for a classifier of them,
+questions about pictures for a vision-language model.
 
-Each of the two knows its options, its data, how a view is measured on them and how the figures are written;
-the command does the rest. Options of the other kind are refused.
+Each of the three knows its options, its data, how a view is measured on them and how the figures are written;
+the command does the rest. Options of another kind are refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ if TYPE_CHECKING:
     from .evaluate import Subject
 
 TOKENS, CONTEXT = 4096, 512
-TEXT_OPTIONS, IMAGE_OPTIONS = ("text", "tokens", "context"), ("data", "labels", "images")
+TEXT_OPTIONS = ("text", "tokens", "context")
+OPTIONS = {
+    "language": TEXT_OPTIONS,
+    "vision": ("data", "labels", "images"),
+    "vision-language": ("data", "questions"),
+}
+WHAT = {  # who takes these options, what such a model does
+    "language": ("language models", "is a language model"),
+    "vision": ("classifiers of pictures", "classifies pictures"),
+    "vision-language": ("vision-language models", "answers questions about pictures"),
+}
 
 
 class Measure(Protocol):
@@ -48,25 +59,31 @@ def data_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--data",
         metavar="FOLDER",
-        help="pictures to classify, in a folder for each class as ImageNet has them "
-        "(default: those that come with the model)",
+        help="pictures to classify, in a folder for each class as ImageNet has them; for a vision-language "
+        "model a folder of pictures and pairs.json, a list of entries like "
+        '{"image": "cat.jpg", "question": "What is on the sofa?", "answer": "A cat."} '
+        "(default: what comes with the model)",
     )
     p.add_argument(
         "--labels", metavar="FILE", help="a line for each picture or folder in --data: its path and its class"
     )
     p.add_argument("--images", type=count, metavar="N", help="how many pictures (default: all)")
+    p.add_argument(
+        "--questions", type=count, metavar="N", help="how many questions about pictures (default: all)"
+    )
 
 
 def measure_of(options: argparse.Namespace, elastic: ElasticModel, progress: Progress) -> Measure:
-    """By the kind of the model; ValueError for options of the other kind."""
-    vision = elastic.kind == "vision"
-    given = [name for name in (TEXT_OPTIONS if vision else IMAGE_OPTIONS) if getattr(options, name)]
-    if given:
-        other, what = ("language models", "classifies pictures")
-        if not vision:
-            other, what = ("classifiers of pictures", "is a language model")
-        raise ValueError(f"--{given[0]} is for {other}, and {elastic.title} {what}: leave it out")
-    return OnImages(options, elastic) if vision else OnText(options, elastic, progress)
+    """By the kind of the model; ValueError for options of another kind."""
+    own = OPTIONS[elastic.kind]
+    for kind, names in OPTIONS.items():
+        for name in names:
+            if name not in own and getattr(options, name):
+                others, does = WHAT[kind][0], WHAT[elastic.kind][1]
+                raise ValueError(f"--{name} is for {others}, and {elastic.title} {does}: leave it out")
+    if elastic.kind == "language":
+        return OnText(options, elastic, progress)
+    return OnImages(options, elastic) if elastic.vision else OnQuestions(options, elastic)
 
 
 class OnText:
@@ -160,6 +177,52 @@ class OnImages:
     def sentence(self) -> str:
         c = self.conditions
         return f"{c['images']:,} pictures of {c['data']}, input {' x '.join(map(str, c['input']))}"
+
+
+class OnQuestions:
+    """Accuracy of answers, and agreement with full precision, on questions about pictures."""
+
+    head = ("accuracy (95 %)", "KL", "same answer (95 %)", "lost", "gained", "by type")
+
+    def __init__(self, options: argparse.Namespace, elastic: ElasticModel):
+        from quept import zoo
+        from quept.evaluate import VqaReference, question_folder, stored_questions
+
+        if options.data:
+            self._questions = question_folder(Path(options.data), elastic.processor, options.questions)
+        elif elastic.questions:
+            self._questions = stored_questions(elastic.questions, elastic.processor, options.questions)
+        else:
+            raise ValueError(
+                f"{elastic.title} comes without questions: give --data FOLDER, which holds pictures and "
+                "pairs.json"
+            )
+        cache, full = zoo.cache_dir() / "reference", elastic.full_precision
+        self._reference = VqaReference.open(elastic.fingerprint, self._questions, full, cache)
+        self.data = self._questions.id
+        self.conditions = {"data": self._questions.name, "questions": len(self._questions)}
+
+    def estimates(self, subject: Subject) -> Iterator[tuple[str, float, dict]]:
+        from quept.evaluate import vqa
+
+        for found in vqa(subject.view(), self._questions, self._reference, subject.make_cache):
+            share = (found.questions + found.skipped) / len(self._questions)
+            words = f"accuracy {100 * found.top1:.1f} %, KL {found.kl:.4f}"
+            yield words, share, found.to_dict()
+
+    def figures(self, e: Mapping) -> tuple[str, ...]:
+        types = ", ".join(f"{kind} {100 * t['right'] / t['questions']:.1f}" for kind, t in e["types"].items())
+        return (
+            _share(e, "top1"),
+            f"{short(e['kl'])} ± {short(e['kl_se'])}",
+            _share(e, "same_top"),
+            str(e["lost"]),
+            str(e["gained"]),
+            types,
+        )
+
+    def sentence(self) -> str:
+        return f"{self.conditions['questions']:,} questions of {self.conditions['data']}"
 
 
 def _share(e: Mapping, name: str) -> str:

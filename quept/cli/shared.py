@@ -79,13 +79,14 @@ def opened(options: argparse.Namespace, progress: Progress) -> ElasticModel:
 
 
 def plan_of(text: str, elastic: ElasticModel) -> PrecisionPlan:
-    """What a person types for a plan: W4 and the like (`Anatomy.guarded` says what that means for a model
-    that sees), the name of a preset or of a plan on the model's front, or a file; PlanError if it does not
-    fit the model."""
+    """What a person types for a plan: W4 and the like or the name of a preset (`Anatomy.guarded` says what
+    they mean for a model that sees), the name of a plan on the model's front, or a file; PlanError if it does
+    not fit the model."""
     from quept.presets import named, notes
 
     model = name_of(elastic.source)
-    plan = named(text, model) or _on_the_front(text, elastic)
+    preset = named(text, model)
+    plan = elastic.anatomy.guarded(preset) if preset else _on_the_front(text, elastic)
     if plan is None and Path(text).is_file():
         plan = PrecisionPlan.load(text, model)
     if plan is None:

@@ -24,6 +24,7 @@ from quept.models import Anatomy, LoadedModel, load
 from quept.models.clone import clone, twin
 from quept.numerics.grid import Quantised
 from quept.plan import FULL, Bits, PlanError, PrecisionPlan
+from quept.presets import presets
 
 from .bank import WeightBank
 from .baselines import BaselineLayers, baseline_named
@@ -134,6 +135,15 @@ class ElasticModel:
         """Of a language model or vision-language model; ValueError for a classifier of pictures."""
         self._check_language("has no tokenizer")
         return self._tokenizer
+
+    @property
+    def presets(self) -> list[PrecisionPlan]:
+        """The named plans that fit. A vision-language model takes those without rules, which say nothing of
+        what sees (see `Anatomy.guarded`)."""
+        plans = [p for p in presets(Path(self.source).name, self.layers) if p.kv == FULL or not self.vision]
+        if self.kind == "vision-language":
+            return [self.anatomy.guarded(plan) for plan in plans if not plan.rules]
+        return plans
 
     def view(self, plan: PrecisionPlan) -> nn.Module:
         """The model at this plan; raises PlanError if the plan does not fit it. Weights not yet in the bank
