@@ -23,10 +23,7 @@ from quept.runtime import ElasticModel
 EMBEDDINGS = -1
 AS_WEIGHTS = "as weights"
 TIES = ("none", "qkv", "block")
-NO_TABLE = (
-    "This model has no sensitivity table, so nothing tells where its bits count most. "
-    "The command `quept sensitivity` measures one."
-)
+NO_TABLE = "This model has no sensitivity table, so nothing tells where its bits count most."
 NOT_UNDERSTOOD = "This request was not understood: reload the page"
 
 
@@ -38,10 +35,17 @@ class Tabled(Protocol):
     front: Front | None
 
 
+def no_table(elastic: ElasticModel) -> str:
+    """Why there is no budget for a model without a table, and what to do."""
+    if elastic.kind == "language":
+        return f"{NO_TABLE} The command `quept sensitivity` measures one."
+    return f"{NO_TABLE} They are measured for language models only: try plans, and measure them whole."
+
+
 def solved(opened: Tabled, request: Mapping[str, Any]) -> tuple[Best, int]:
     """The best plan known for the request's budget, and that budget in bytes; ValueError in words."""
     if opened.sensitivity is None:
-        raise ValueError(NO_TABLE)
+        raise ValueError(no_table(opened.elastic))
     constraints = constraints_of(opened, request)
     budget = budget_of(opened, request, constraints)
     return best(opened.sensitivity, opened.elastic.sizes, budget, constraints, opened.front), budget
@@ -52,7 +56,7 @@ def slider(opened: Tabled, request: Mapping[str, Any] | None = None) -> dict[str
     table = opened.sensitivity
     told = {"path": None, "error": "", "activations": bool(table and table.activations), "turn": 0}
     if table is None:
-        return told | {"error": NO_TABLE}
+        return told | {"error": no_table(opened.elastic)}
     try:
         if request:
             told["turn"] = _whole(request.get("turn"))

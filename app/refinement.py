@@ -17,7 +17,7 @@ from quept.allocate.solve import allocate
 from quept.evaluate import Reference, Windows
 from quept.plan import PrecisionPlan
 
-from .budget import NO_TABLE, Tabled, budget_of, constraints_of, sentence
+from .budget import Tabled, budget_of, constraints_of, no_table, sentence
 
 SECONDS = 60.0
 WINDOWS = 4  # to search on; as many again to check on
@@ -76,7 +76,7 @@ def _trials(
 ) -> Iterator[Trial]:
     table, elastic = opened.sensitivity, opened.elastic
     if table is None:
-        raise ValueError(NO_TABLE)
+        raise ValueError(no_table(elastic))
     constraints = constraints_of(opened, request)
     chosen = sorted({*constraints.embeddings, plan.embeddings})  # what the plan has it may keep
     constraints = replace(constraints, embeddings=tuple(chosen))

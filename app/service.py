@@ -46,7 +46,7 @@ from quept.plan import (
 )
 from quept.runtime import BASELINES, Baseline, ElasticModel
 
-from .budget import AS_WEIGHTS, NO_TABLE, sentence, slider, solved
+from .budget import AS_WEIGHTS, no_table, sentence, slider, solved
 from .conversation import Running
 from .gate import Admission, Gate
 from .link import encode
@@ -153,7 +153,7 @@ class OpenModel:
         """What each layer costs by itself at each width, for the heat map; JSON."""
         table, described = self.sensitivity, self.description
         if table is None:
-            return {"empty": NO_TABLE}
+            return {"empty": no_table(self.elastic)}
 
         def figures(row: Mapping[int, float]) -> list[float | None]:
             return [float(f"{row[b]:.3g}") if b in row else None for b in table.widths]
