@@ -71,7 +71,7 @@ class Settings:
     tower_epochs: int = 16
     tower_batch: int = 32  # pictures
     epochs: int = 8
-    batch: int = 16  # pictures, with all questions about them
+    batch: int = 8  # pictures, with all questions about them
     rate: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.5  # epochs
@@ -95,7 +95,7 @@ def train(
     if checkpoint.is_file():
         run.load_state(load_file(checkpoint))
     else:
-        say(progress, "the tower learns shapes and colours", 0.0)
+        say(progress, "the tower learns the names of shapes and colours", 0.0)
         run.train_tower()
     while run.epoch < settings.epochs:
         began = time.monotonic()
@@ -221,10 +221,21 @@ class Run:
         def prepared(rows: Tensor, generator: torch.Generator) -> Tensor:
             return normalised(augmented(data.pixels[rows], self.boxes[rows], generator))
 
-        tower = self.model.model.vision_tower
+        inner, embeddings = self.model.model, self.model.get_input_embeddings().weight
+        rows = [self.encode(Question(word, word, 0))[1][0] for word in (*SHAPES, *COLOURS)]
+        words = nn.Parameter(embeddings[rows].detach().clone())
         loss = train_tower(
-            tower, data, prepared, settings.tower_epochs, settings.tower_batch, settings.rate, settings.seed
+            inner.vision_tower,
+            inner.multi_modal_projector,
+            words,
+            data,
+            prepared,
+            settings.tower_epochs,
+            settings.tower_batch,
+            settings.rate,
+            settings.seed,
         )
+        embeddings.data[rows] = words.detach()
         self.average.load_state_dict(self.model.state_dict())
         return loss
 

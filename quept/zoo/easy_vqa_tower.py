@@ -1,8 +1,11 @@
-"""What the small vision-language model's tower learns before the rest: to tell shapes and colours apart.
+"""What the small vision-language model's tower and projector learn before the rest: to call shapes and
+colours by their names.
 
 From the answers of a language model alone it would take very long to find out that shapes matter (7 epochs
-leave it guessing); the towers of published models come trained as well. Here it is a classifier of what the
-questions about each picture give away, from the mean of the tower's patches.
+leave it guessing), and to compare what is asked about with what is there. The towers of published models come
+trained with words as well, and their projectors are aligned first. Here the mean of the projected patches has
+to lie nearer to the embeddings of the picture's own shape and colour than to those of the others, as far as
+the questions about it give them away.
 """
 
 from __future__ import annotations
@@ -13,16 +16,19 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 
 from .easy_vqa import COLOURS, SHAPES, Questions, question_type
 
 UNKNOWN = -1  # no question tells
 WARMUP = 100  # steps
+SHARPNESS = 20.0  # what cosines are multiplied with
 
 
 def train_tower(
     tower: nn.Module,
+    projector: nn.Module,
+    words: nn.Parameter,
     data: Questions,
     prepared: Callable[[Tensor, torch.Generator], Tensor],
     epochs: int,
@@ -30,15 +36,15 @@ def train_tower(
     rate: float,
     seed: int,
 ) -> float:
-    """Train `tower` (pixels -> patches with a class token first) in place, and freeze it; returns the last
-    epoch's mean loss.
+    """Train tower (pixels -> patches with a class token first), projector and word embeddings in place, and
+    freeze the tower; returns the last epoch's mean loss.
 
+    words (shapes and colours, hidden): embeddings that the projected patches are compared with.
     prepared(rows, generator): the pixels of these pictures as the tower takes them, changed at random."""
     labels = given_away(data)
     tower.requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
-    head = nn.Linear(tower.config.hidden_size, len(SHAPES) + len(COLOURS))
-    parameters = [*tower.parameters(), *head.parameters()]
+    parameters = [*tower.parameters(), *projector.parameters(), words]
     optimiser = torch.optim.AdamW(parameters, rate, (0.9, 0.95), weight_decay=0.05, fused=True)
     per_epoch = math.ceil(len(labels) / batch)
     total = 0.0
@@ -52,8 +58,9 @@ def train_tower(
         )
         for group in optimiser.param_groups:
             group["lr"] = rate * share
-        seen = head(tower(prepared(rows, generator)).last_hidden_state[:, 1:].mean(1))
-        shape, colour = seen.split((len(SHAPES), len(COLOURS)), -1)
+        seen = projector(tower(prepared(rows, generator)).last_hidden_state[:, 1:]).mean(1)
+        nearness = SHARPNESS * normalize(seen, dim=-1) @ normalize(words, dim=-1).T
+        shape, colour = nearness.split((len(SHAPES), len(COLOURS)), -1)
         loss = _loss(shape, labels[rows, 0]) + _loss(colour, labels[rows, 1])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
