@@ -5,6 +5,8 @@ service     opened models, measurements, results; knows nothing of gradio
 gate        turns between visitors
 link        a plan as a URL
 conversation  two answers side by side
+pictures    pictures that visitors give, and what a classifier answers to them
+scenes      pictures that questions are asked about
 components/ the equaliser, the numbers strip, the chart: each with its script and style beside it
 tabs/       one page each
 """

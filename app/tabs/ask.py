@@ -149,7 +149,7 @@ def stop(desk: Desk, visitor: str) -> None:
 
 def clear(desk: Desk, setting: Setting, visitor: str) -> dict:
     """No questions, and nothing kept of the old ones but the visitor's pictures."""
-    desk.running.stop(visitor)
+    desk.running.end(visitor, desk.running.begin(visitor))  # an answer under way no longer owns the page
     desk.shelf.forget(visitor)
     return _drawn([]) | _resting() | statuses(desk, setting)
 
@@ -190,14 +190,8 @@ def _taken(desk: Desk, model: str, path: str, visitor: str) -> dict:
 
 def switched(desk: Desk, setting: Setting, visitor: str) -> dict:
     """Another of the operator's models: its precisions and pictures, and no questions yet."""
-    return (
-        clear(desk, setting, visitor)
-        | {
-            "easel": easel(desk, setting.model, visitor),
-            "title": _title(desk, setting.model),
-        }
-        | _menus(desk.service, setting)
-    )
+    drawn = {"easel": easel(desk, setting.model, visitor), "title": _title(desk, setting.model)}
+    return clear(desk, setting, visitor) | drawn | _menus(desk.service, setting)
 
 
 def enter(
@@ -257,10 +251,9 @@ def _answer(
         _refuse(error)
         yield _drawn(old)
         return
-    notes = [
-        *_letters(question, elastic),
-        world and world.outside(question, scene.picture, elastic.tokenizer),
-    ]
+    notes = [_letters(question, elastic)]
+    if world:
+        notes.append(world.outside(question, scene.picture, elastic.tokenizer))
     same = list(takewhile(lambda turn: turn["scene"] == scene.id, reversed(before)))[::-1]
     job = desk.running.begin(visitor)
     context = context_length(elastic, elastic.tokenizer)
@@ -339,10 +332,11 @@ def _messages(turns: Sequence[Mapping], question: str, side: str) -> list[dict]:
     return [{"role": roles[i % 2], "content": text if i else first} for i, text in enumerate(texts)]
 
 
-def _letters(question: str, elastic: ElasticModel) -> list[str]:
-    """What happens to tokens of the model's own that were typed."""
-    typed = [token for token in elastic.tokenizer.get_added_vocab() if token.strip() and token in question]
-    return [f"{token} is read as its letters: the picture comes by itself." for token in typed[:1]]
+def _letters(question: str, elastic: ElasticModel) -> str | None:
+    """What happens to a token of the model's own that was typed."""
+    own = filter(str.strip, elastic.tokenizer.get_added_vocab())
+    typed = next((token for token in own if token in question), None)
+    return typed and f"{typed} is not read as a token: the picture comes by itself."
 
 
 def _refuse(error: object) -> None:
@@ -578,12 +572,15 @@ def _button(words: str, name: str, **options) -> gr.Button:
 def _wire(desk: Desk, page: AskPage, tab: gr.Tab, explore: Explore) -> None:
     parts = {f.name: getattr(page, f.name) for f in fields(page)}
     outputs = [part for name, part in parts.items() if name != "clear"]
+    both = [page.status_left, page.status_right]
+    buttons = [page.send, page.stop, page.again]
+    answers = [page.talk, page.thread, page.question, *both, *buttons]  # few: they change often
     wires = gr.State({})
     setting = [page.model, page.plan_left, page.plan_right, wires]
     running = EVERY | {"queue": True, "concurrency_id": ASK, "concurrency_limit": ASKING}
 
     def on_page(change: dict) -> dict:
-        return {parts[name]: value for name, value in change.items()} or {page.status_left: gr.skip()}
+        return {parts[name]: value for name, value in change.items()} or gr.skip()
 
     def now(values: tuple) -> Setting:
         model, left, right, kept = values
@@ -632,13 +629,13 @@ def _wire(desk: Desk, page: AskPage, tab: gr.Tab, explore: Explore) -> None:
         event.then(None, setting[:3], None, js=ADDRESS_JS, show_progress="hidden", api_visibility="private")
 
     asked = [page.thread, page.easel, page.question, *setting]
-    gr.on([page.send.click, page.question.submit], on_send, asked, outputs, **running)
-    page.easel.ask(on_suggestion, [page.thread, *setting], outputs, **running)
-    page.again.click(on_again, [page.thread, *setting], outputs, **running)
+    gr.on([page.send.click, page.question.submit], on_send, asked, answers, **running)
+    page.easel.ask(on_suggestion, [page.thread, *setting], answers, **running)
+    page.again.click(on_again, [page.thread, *setting], answers, **running)
     page.stop.click(on_stop, None, None, **LIGHT)
-    page.clear.click(on_clear, setting, outputs, **LIGHT)
-    page.input.upload(on_given, [page.model, page.input], outputs, **EVERY | WARNING)
-    address(gr.on([page.plan_left.input, page.plan_right.input], on_plan, setting, outputs, **LIGHT))
+    page.clear.click(on_clear, setting, answers, **LIGHT)
+    page.input.upload(on_given, [page.model, page.input], [page.input, page.easel], **EVERY | WARNING)
+    address(gr.on([page.plan_left.input, page.plan_right.input], on_plan, setting, both, **LIGHT))
     address(page.model.input(on_switch, setting, outputs, **LIGHT))
     entering = [page.query, explore.model, page.thread, *setting]
     address(tab.select(on_enter, entering, outputs, **LIGHT))

@@ -213,6 +213,18 @@ def test_a_newer_question_ends_the_older(desk: Desk):
     assert list(older) in ([{}], [{}, {}]), "the page belongs to the newer one"
 
 
+def test_what_was_cleared_does_not_come_back(desk: Desk):
+    running = send(desk, APART, [], {"id": "example:0"}, "what shape is present?", "a")
+    next(running)
+    assert clear(desk, APART, "a")["thread"] == []
+    assert list(running) in ([{}], [{}, {}])
+
+
+def test_a_typed_token_is_mentioned(desk: Desk):
+    turn = asked(desk, "what is <image> here?")["thread"][0]
+    assert turn["shown"]["note"].startswith("<image> is not read as a token")
+
+
 def test_visitors_never_see_each_others_pictures(desk: Desk, said, tmp_path: Path):
     path = tmp_path / "upload" / "own.png"
     path.parent.mkdir()
