@@ -82,10 +82,10 @@ function choose(item) {
   const image = item && make("img", { src: item.source, alt: item.name });
   image?.addEventListener("load", () => image.classList.toggle("tiny", image.naturalWidth <= TINY_PX));
   large.replaceChildren(image ?? make("p", { text: given.empty ?? "" }));
-  say("");
   tell();
 }
 
+/* Until another picture is pasted or the mode changes. */
 function say(words) {
   note.textContent = words;
 }
@@ -101,7 +101,7 @@ function onPaste(event) {
   carrier.items.add(files[0]);
   field.files = carrier.files;
   field.dispatchEvent(new Event("change", { bubbles: true }));
-  if (files.length > 1) say("One picture at a time: the first was taken.");
+  say(files.length > 1 ? "One picture at a time: the first was taken." : "");
 }
 
 document.addEventListener("paste", onPaste);

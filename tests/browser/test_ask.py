@@ -196,6 +196,7 @@ def test_pasted_pictures_are_taken_one_at_a_time(page: Page):
     own = page.locator('#ask-easel .strip button[title="Your picture"]')
     expect(own).to_have_attribute("aria-pressed", "true", timeout=30_000)
     expect(own).to_have_count(1)
+    expect(page.locator("#ask-easel .note")).to_contain_text("the first was taken")
 
 
 def test_a_link_restores_the_page_and_its_precisions(page: Page, browser: Browser, address: str):
