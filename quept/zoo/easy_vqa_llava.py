@@ -68,11 +68,12 @@ MEMBERS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Settings:
-    tower_epochs: int = 16
+    tower_epochs: int = 12
     tower_batch: int = 32  # pictures
-    epochs: int = 8
-    batch: int = 8  # pictures, with all questions about them
-    rate: float = 1e-3
+    tower_rate: float = 1e-3
+    epochs: int = 5
+    batch: int = 4  # pictures, with all questions about them
+    rate: float = 5e-4
     weight_decay: float = 0.05
     warmup: float = 0.5  # epochs
     average: float = 0.998  # decay of the running average, a step
@@ -154,6 +155,11 @@ def create() -> LlavaForConditionalGeneration:
         tie_word_embeddings=False,
     )
     model = LlavaForConditionalGeneration(config)
+    for p in model.model.language_model.layers.parameters():
+        if (
+            p.ndim > 1
+        ):  # wider than usual: attention that compares what is asked with what is there comes sooner
+            nn.init.normal_(p, std=text.hidden_size**-0.5)
     model.generation_config.update(max_new_tokens=8, do_sample=False, pad_token_id=pad, eos_token_id=eos)
     return model
 
@@ -232,7 +238,7 @@ class Run:
             prepared,
             settings.tower_epochs,
             settings.tower_batch,
-            settings.rate,
+            settings.tower_rate,
             settings.seed,
         )
         embeddings.data[rows] = words.detach()
