@@ -20,7 +20,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 
@@ -262,17 +262,15 @@ def _answer_encoder(processor: ProcessorMixin, tokenizer: PreTrainedTokenizerBas
     """Answer -> its tokens as they stand in a conversation behind the prompt: with the space before them
     that a template or tokenizer puts there, without what ends them."""
     mark = "\ufdd0"
+    prompt, told = _rendered(processor, "x"), _rendered(processor, "x", mark)
+    lead = told[len(prompt) : told.find(mark)] if told.startswith(prompt) else ""
+    tokens = partial(tokenizer.encode, add_special_tokens=False)
+    before = tokens(prompt)
 
     @cache
     def encode(answer: str) -> tuple[int, ...]:
-        prompt = _rendered(processor, "x")
-        told = _rendered(processor, "x", mark)
-        lead = told[len(prompt) : told.find(mark)] if told.startswith(prompt) else ""
-        ids = tokenizer.encode(prompt, add_special_tokens=False)
-        whole = tokenizer.encode(prompt + lead + answer.strip(), add_special_tokens=False)
-        if whole[: len(ids)] == ids:
-            return tuple(whole[len(ids) :])
-        return tuple(tokenizer.encode(answer.strip(), add_special_tokens=False))
+        whole = tokens(prompt + lead + answer.strip())
+        return tuple(whole[len(before) :] if whole[: len(before)] == before else tokens(answer.strip()))
 
     return encode
 
