@@ -207,9 +207,7 @@ def answer_logits(model: nn.Module, group: Prepared, make_cache: MakeCache | Non
     cache.batch_repeat_interleave(len(group.asked))
 
     tokens = [torch.tensor([*asked.tokens, *asked.answer]) for asked in group.asked]
-    padded = nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(
-        device
-    )  # on the right, where nobody looks
+    padded = nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(device)  # behind, where nobody looks
     if positions is not None:  # of words: one after the other, on all axes
         steps = positions.max() + 1 + torch.arange(padded.shape[1], device=device)
         positions = steps.expand(len(positions), *padded.shape)
