@@ -2,14 +2,20 @@
 
     train("runs/easy-vqa")   -> config.json, model.safetensors (16 bits), processor's files, training.jsonl
 
-The model is transformers' LlavaForConditionalGeneration, 3.7 M parameters: a CLIP tower (64 x 64 pixels in
-patches of 8, 4 blocks of 128 channels), the usual projector of two layers, a Llama (4 blocks of 256
-channels). The folder is what AutoProcessor and LlavaForConditionalGeneration open.
+The model is transformers' LlavaForConditionalGeneration: a CLIP tower (64 x 64 pixels in patches of 8, 4
+blocks of 128 channels), the usual projector of two layers, a Llama (4 blocks of 256 channels). The folder is
+what AutoProcessor and LlavaForConditionalGeneration open. First tower and projector learn to call shapes and
+colours by their names (see easy_vqa_tower.py), and the tower stays as it is from then on. Then the rest is
+trained with AdamW on the tokens of the answers: some epochs in which projector and words settle, and, with
+new language blocks whose weights start wider, those that count. (Blocks that start as usual go on guessing
+whether what is asked about is there; these begin to compare after some 550 steps.)
 
-Training is AdamW with a cosine schedule on the tokens of the answers. All questions about one picture share
-one sequence (see easy_vqa_packing.py), cut into conversations of one to three questions in another order each
-epoch, so that follow-up questions are learned too; pictures are mirrored and their shape is moved to where it
-fits, which changes no answer. What is kept is the running average of the weights.
+All questions about one picture share one sequence (see easy_vqa_packing.py), cut into conversations of one to
+three questions in another order each epoch, so that follow-up questions are learned too; pictures are
+mirrored and their shape is moved to where it fits, which changes no answer. Seven of eight questions whether
+a colour is present are answered "no", and a model that always says so learns nothing more for a long time:
+the colour or shape that such a question names is drawn anew, the one in the picture half of the time. What is
+kept is the running average of the weights.
 
 A run is a sequence of epochs that each follow from the settings and their number; it goes on after the last
 one that its checkpoint holds.
@@ -68,14 +74,17 @@ MEMBERS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Settings:
-    tower_epochs: int = 12
+    tower_epochs: int = 16
     tower_batch: int = 32  # pictures
     tower_rate: float = 1e-3
+    settle_epochs: int = 2
+    settle_batch: int = 8  # pictures, with all questions about them
+    settle_rate: float = 1e-3
     epochs: int = 5
-    batch: int = 4  # pictures, with all questions about them
+    batch: int = 4
     rate: float = 5e-4
     weight_decay: float = 0.05
-    warmup: float = 0.5  # epochs
+    warmup: int = 60  # steps
     average: float = 0.998  # decay of the running average, a step
     seed: int = 0
 
@@ -98,15 +107,16 @@ def train(
     else:
         say(progress, "the tower learns the names of shapes and colours", 0.0)
         run.train_tower()
-    while run.epoch < settings.epochs:
+    epochs = settings.settle_epochs + settings.epochs
+    while run.epoch < epochs:
         began = time.monotonic()
         loss = run.train_epoch()
-        line = {"epoch": run.epoch, "of": settings.epochs, "loss": round(loss, 4)}
+        line = {"epoch": run.epoch, "of": epochs, "loss": round(loss, 4)}
         line |= {"seconds": round(time.monotonic() - began, 1), "accuracy": accuracy(run.average, test)[0]}
         _save(checkpoint, run.state())
         with (out / "training.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
-        say(progress, f"epoch {run.epoch} of {settings.epochs}: loss {loss:.3f}", run.epoch / settings.epochs)
+        say(progress, f"epoch {run.epoch} of {epochs}: loss {loss:.3f}", run.epoch / epochs)
     found = write(run.average, out, settings, test)
     checkpoint.unlink(missing_ok=True)
     return found
@@ -155,11 +165,6 @@ def create() -> LlavaForConditionalGeneration:
         tie_word_embeddings=False,
     )
     model = LlavaForConditionalGeneration(config)
-    for p in model.model.language_model.layers.parameters():
-        if (
-            p.ndim > 1
-        ):  # wider than usual: attention that compares what is asked with what is there comes sooner
-            nn.init.normal_(p, std=text.hidden_size**-0.5)
     model.generation_config.update(max_new_tokens=8, do_sample=False, pad_token_id=pad, eos_token_id=eos)
     return model
 
@@ -212,13 +217,36 @@ class Run:
         self.seen = given_away(data).tolist()
         self.encode = encoder(processor().tokenizer)
         torch.manual_seed(settings.seed)
-        self.model, self.average = create(), create()
-        self.average.load_state_dict(self.model.state_dict())
-        self.model.model.vision_tower.requires_grad_(False)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [{"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay}]
+        self._begin(create())
+
+    def _begin(self, model: LlavaForConditionalGeneration) -> None:
+        """Train this model from here on."""
+        self.model, self.average = model, create()
+        self.average.load_state_dict(model.state_dict())
+        model.model.vision_tower.requires_grad_(False)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        groups = [{"params": [p for p in trained if p.ndim > 1], "weight_decay": self.settings.weight_decay}]
         groups.append({"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0})
-        self.optimiser = torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.95), fused=True)
+        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+
+    def _renew(self) -> None:
+        """New language blocks, and a new head, behind what has settled."""
+        torch.manual_seed(self.settings.seed)
+        new, settled = create(), self.model.state_dict()
+        for p in new.model.language_model.layers.parameters():
+            if p.ndim > 1:
+                nn.init.normal_(p, std=new.config.text_config.hidden_size**-0.5)
+        kept = ("model.vision_tower.", "model.multi_modal_projector.", "model.language_model.embed_tokens.")
+        new.load_state_dict({k: t for k, t in settled.items() if k.startswith(kept)}, strict=False)
+        self._begin(new)
+
+    @property
+    def settling(self) -> bool:
+        return self.epoch < self.settings.settle_epochs
+
+    @property
+    def batch(self) -> int:
+        return self.settings.settle_batch if self.settling else self.settings.batch
 
     def train_tower(self) -> float:
         """What the tower learns before the rest; returns its last loss."""
@@ -247,19 +275,21 @@ class Run:
 
     def train_epoch(self) -> float:
         """One pass over the training questions; the mean loss."""
-        settings, steps = self.settings, math.ceil(len(self.asked) / self.settings.batch)
+        settings, steps = self.settings, math.ceil(len(self.asked) / self.batch)
+        if self.epoch == settings.settle_epochs:
+            self._renew()
+        past = steps * (self.epoch if self.settling else self.epoch - settings.settle_epochs)
         self.model.train()
         total = 0.0
         for step, (pixels, packed) in enumerate(self._batches()):
-            self._set_rate(self.epoch + step / steps)
+            self._set_rate(past + step, steps)
             logits = forward(self.model, pixels, packed)
             loss = cross_entropy(logits, packed.targets[packed.targets != IGNORED])
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimiser.step()
-            done = self.epoch * steps + step
-            decay = min(settings.average, (1 + done) / (10 + done))
+            decay = min(settings.average, (1 + past + step) / (10 + past + step))
             with torch.no_grad():
                 torch._foreach_lerp_(
                     list(self.average.parameters()), list(self.model.parameters()), 1 - decay
@@ -273,7 +303,7 @@ class Run:
         together, which saves padding."""
         draw = random.Random(self.settings.seed + self.epoch)
         generator = torch.Generator().manual_seed(self.settings.seed + self.epoch)
-        order, batch, batches = draw.sample(range(len(self.asked)), len(self.asked)), self.settings.batch, []
+        order, batch, batches = draw.sample(range(len(self.asked)), len(self.asked)), self.batch, []
         for i in range(0, len(order), 16 * batch):
             pool = sorted(order[i : i + 16 * batch], key=lambda row: len(self.asked[row]))
             batches += [pool[j : j + batch] for j in range(0, len(pool), batch)]
@@ -284,13 +314,14 @@ class Run:
             talks = [conversations(questions, draw) for questions in asked]
             yield normalised(pixels), pack(talks, IMAGE_TOKENS, self.encode)
 
-    def _set_rate(self, epoch: float) -> None:
-        """Linear warm-up, then half a cosine down to nothing."""
+    def _set_rate(self, step: int, per_epoch: int) -> None:
+        """Linear warm-up; then the full rate, and in the epochs that count, from the second on, half a cosine
+        down to nothing. step: since these epochs began."""
         s = self.settings
-        left = (epoch - s.warmup) / max(s.epochs - s.warmup, 1e-9)
-        share = epoch / s.warmup if epoch < s.warmup else 0.5 * (1 + math.cos(math.pi * left))
+        fallen = 0.0 if self.settling else max(0, step - per_epoch) / (per_epoch * max(1, s.epochs - 1))
+        share = min(1.0, (step + 1) / s.warmup) * 0.5 * (1 + math.cos(math.pi * fallen))
         for group in self.optimiser.param_groups:
-            group["lr"] = s.rate * share
+            group["lr"] = share * (s.settle_rate if self.settling else s.rate)
 
     def state(self) -> dict[str, Tensor]:
         """Everything the next epoch follows from."""

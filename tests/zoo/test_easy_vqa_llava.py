@@ -31,7 +31,7 @@ from quept.zoo.easy_vqa_llava import (
 from quept.zoo.easy_vqa_packing import IGNORED, encoder, pack
 from quept.zoo.easy_vqa_tower import UNKNOWN, given_away
 
-QUICK = Settings(tower_epochs=1, tower_batch=4, epochs=2, batch=4, warmup=0.5)
+QUICK = Settings(tower_epochs=1, tower_batch=4, settle_epochs=1, settle_batch=4, epochs=2, batch=4, warmup=2)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_training_makes_a_folder_that_transformers_opens(easy_vqa_folder, tmp_pa
     assert accuracy(opened, easy_vqa("test", easy_vqa_folder))[0] == found
     assert 3e6 < opened.num_parameters() < 10e6
     lines = [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [1, 2] and len(said) == 3
+    assert [line["epoch"] for line in lines] == [1, 2, 3] and len(said) == 4
     config = json.loads((out / "config.json").read_text())
     assert config["training"]["test_accuracy"] == found and config["dtype"] == "float16"
     written = AutoProcessor.from_pretrained(out).apply_chat_template([{"role": "user", "content": "what?"}])
