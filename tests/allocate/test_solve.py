@@ -370,7 +370,9 @@ def test_a_budget_that_is_no_number_of_bytes_is_refused(budget):
 
 def anatomy(family: str) -> Anatomy:
     roles = FAMILIES[family].roles
-    blocks = [Block(f"b{i}", {role: f"b{i}.{at}" for role, at in roles.items()}) for i in range(2)]
+    blocks = [
+        Block(f"b{i}", {role: f"b{i}.{at}" for role, at in roles.items()}, "language") for i in range(2)
+    ]
     return Anatomy(family, tuple(blocks), "embed", "norm", "head")
 
 
