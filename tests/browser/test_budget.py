@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
+from contextlib import closing
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from app import refinement
 from app.serve import STYLE
 from app.service import Sample, Service
 from app.tabs.explore import build_explore
@@ -370,6 +373,15 @@ def test_a_refinement_shows_its_progress_and_its_plan_goes_to_the_faders(page, s
 
 
 def test_a_refinement_can_be_cancelled_and_does_not_overrule_an_edit(page, site, monkeypatch):
+    trials = refinement._trials
+
+    def slower(*given):  # or all plans of the tiny model are tried before the edit is measured
+        with closing(trials(*given)) as found:
+            for trial in found:
+                time.sleep(0.3)
+                yield trial
+
+    monkeypatch.setattr(refinement, "_trials", slower)
     monkeypatch.setattr(Service.refine, "__defaults__", (60.0,))
     page.locator("[data-refine]").click()
     said = page.locator("[data-told]")
