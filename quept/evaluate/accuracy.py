@@ -21,22 +21,19 @@ folder, and its limit, with the references of language models.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .forward import Gate, NonFiniteLogits, device_of
 from .images import Batch, ImageError, Images
 from .intervals import mean_and_error, wilson
-from .reference import LIMIT, keep
+from .reference import LIMIT, keep, kept_batch
 
 CHANGED = 48  # changed answers that an estimate lists
 
@@ -120,12 +117,8 @@ class ImageReference:
         """(k, classes) float32 on the CPU for the pictures of batch `number`. Where they must be computed,
         `gate` is held."""
         path = self.folder / f"batch-{number:05d}.safetensors"
-        with suppress(OSError, SafetensorError, KeyError):
-            kept = load_file(path)
-            if number == 0:
-                os.utime(self.folder)  # marks the reference as used, for the eviction
-            if torch.equal(kept["rows"], batch.rows):  # else more or fewer pictures could be read then
-                return kept["logits"]
+        if kept := kept_batch(path, batch.rows):
+            return kept["logits"]
         with gate():
             logits = self.forward(batch.pixels).float().cpu()
         if not logits.isfinite().all():
@@ -180,32 +173,41 @@ def _scores(logits: Tensor, expected: Tensor, batch: Batch) -> Tensor:
     return torch.stack([batch.rows.double(), batch.labels, theirs, ours, kl])
 
 
+def compared(right_ref: Tensor, right: Tensor, same: Tensor, kl: Tensor) -> dict[str, float | int]:
+    """What two models make of the same n things, in the fields that every estimate of accuracy has.
+    right_ref, right, same (n,) bool: whether full precision is right, whether the model is, whether they
+    agree."""
+    n, correct, agreed = len(right), right.sum().item(), same.sum().item()
+    low, high = wilson(correct, n)
+    same_low, same_high = wilson(agreed, n)
+    mean_kl, kl_se = mean_and_error(kl)
+    return {
+        "top1": correct / n,
+        "top1_low": low,
+        "top1_high": high,
+        "top1_ref": right_ref.double().mean().item(),
+        "lost": (right_ref & ~right).sum().item(),
+        "gained": (right & ~right_ref).sum().item(),
+        "same_top": agreed / n,
+        "same_top_low": same_low,
+        "same_top_high": same_high,
+        "kl": mean_kl,
+        "kl_se": kl_se,
+    }
+
+
 def _summary(scores: Tensor, skipped: int, seconds: float) -> AccuracyEstimate:
     rows, labels, theirs, ours = scores[:4].long()
     right_ref, right, same = theirs == labels, ours == labels, theirs == ours
-    n, correct, agreed = len(labels), right.sum().item(), same.sum().item()
-    low, high = wilson(correct, n)
-    same_low, same_high = wilson(agreed, n)
-    kl, kl_se = mean_and_error(scores[4])
     each = torch.ones_like(right)
     counts = [labels.bincount(what.double()).long() for what in (each, right_ref, right, ~same)]
     table = torch.stack(counts, 1)
     changed = torch.stack([rows, theirs, ours], 1)[~same][:CHANGED]
     return AccuracyEstimate(
-        images=n,
+        images=len(labels),
         skipped=skipped,
-        top1=correct / n,
-        top1_low=low,
-        top1_high=high,
-        top1_ref=right_ref.double().mean().item(),
-        lost=(right_ref & ~right).sum().item(),
-        gained=(right & ~right_ref).sum().item(),
-        same_top=agreed / n,
-        same_top_low=same_low,
-        same_top_high=same_high,
-        kl=kl,
-        kl_se=kl_se,
         seconds=seconds,
         classes={label: ClassChange(*row) for label, row in enumerate(table.tolist()) if row[0]},
         changed=tuple(map(tuple, changed.tolist())),
+        **compared(right_ref, right, same, scores[4]),
     )

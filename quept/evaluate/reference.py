@@ -44,7 +44,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import LongTensor, Tensor
 
 from .forward import Gate, NonFiniteLogits, chunks
@@ -257,6 +257,17 @@ def keep(path: Path, tensors: dict[str, Tensor], limit: int) -> None:
         _log.warning("%s could not be stored (%s); it will be computed again", path.name, error)
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def kept_batch(path: Path, rows: Tensor) -> dict[str, Tensor] | None:
+    """What `keep` stored of a batch, if it was of these rows (else more or fewer pictures could be read
+    then); the reference counts as used."""
+    with suppress(OSError, SafetensorError, KeyError):
+        kept = load_file(path)
+        os.utime(path.parent)  # for the eviction
+        if torch.equal(kept["rows"], rows):
+            return kept
+    return None
 
 
 def _files(folder: Path) -> Iterator[Path]:

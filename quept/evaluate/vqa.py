@@ -27,17 +27,14 @@ the questions; in the folder, and within its limit, of the other references.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import LongTensor, Tensor, nn
 
 from quept.models import FAMILIES
@@ -46,11 +43,11 @@ from quept.models.multimodal import language_inputs
 from quept.runtime.generate import end_tokens
 from quept.runtime.kvcache import make_cache as full_cache
 
+from .accuracy import compared
 from .forward import Gate, MakeCache, NonFiniteLogits
 from .images import ImageError
-from .intervals import mean_and_error, wilson
 from .questions import Batch, Prepared, Questions
-from .reference import LIMIT, keep
+from .reference import LIMIT, keep, kept_batch
 
 
 @dataclass(frozen=True)
@@ -133,12 +130,8 @@ class VqaReference:
     def told(self, number: int, batch: Batch, gate: Gate = nullcontext) -> Told:
         """For batch `number`, on the CPU. Where it must be computed, `gate` is held."""
         path = self.folder / f"batch-{number:05d}.safetensors"
-        with suppress(OSError, SafetensorError, KeyError):
-            kept = load_file(path)
-            if number == 0:
-                os.utime(self.folder)  # marks the reference as used, for the eviction
-            if torch.equal(kept["rows"], batch.rows):  # else more or fewer pictures could be read then
-                return Told(kept["log_probs"].float(), kept["top"])
+        if kept := kept_batch(path, batch.rows):
+            return Told(kept["log_probs"].float(), kept["top"])
         with gate():
             told = _told(self.model(), batch, None)
         if not told.log_probs.isfinite().all():
@@ -246,29 +239,15 @@ def _wrong(top: Sequence[int], answer: Sequence[int], ends: set[int]) -> tuple[i
 
 def _summary(scores: Tensor, kinds: Sequence[str], skipped: int, seconds: float) -> VqaEstimate:
     right_ref, right, same = scores[1:4].bool()
-    n, correct, agreed = scores.shape[1], right.sum().item(), same.sum().item()
-    low, high = wilson(correct, n)
-    same_low, same_high = wilson(agreed, n)
-    kl, kl_se = mean_and_error(scores[4])
     counted: dict[str, list[list[bool]]] = {}
     for row, *facts in scores[:4].T.tolist():
         counted.setdefault(kinds[int(row)], []).append([True, bool(facts[0]), bool(facts[1]), not facts[2]])
     return VqaEstimate(
-        questions=n,
+        questions=len(right),
         skipped=skipped,
-        top1=correct / n,
-        top1_low=low,
-        top1_high=high,
-        top1_ref=right_ref.double().mean().item(),
-        lost=(right_ref & ~right).sum().item(),
-        gained=(right & ~right_ref).sum().item(),
-        same_top=agreed / n,
-        same_top_low=same_low,
-        same_top_high=same_high,
-        kl=kl,
-        kl_se=kl_se,
         seconds=seconds,
         types={
             kind: TypeChange(*map(sum, zip(*facts, strict=True))) for kind, facts in sorted(counted.items())
         },
+        **compared(right_ref, right, same, scores[4]),
     )
