@@ -78,7 +78,7 @@ def constraints_of(opened: Tabled, request: Mapping[str, Any]) -> Constraints:
     if request.get("full_embeddings") is True:
         limits["embeddings"] = (FULL,)
     if ties != "none":
-        limits["ties"] = tied(elastic.anatomy, ties)
+        limits["ties"] = tied(elastic.layout, ties)
     if table is not None and table.activations:
         limits["activations"] = activations
     return Constraints(widths=WEIGHT_BITS, **limits)

@@ -7,7 +7,7 @@ that other visitors come in between. It yields a `Frame`: per side an `Answer` (
 memory), and where the two part. A side that fails says so in its answer and the other goes on. Closing the
 generator, or `stopped()` turning true, ends it within one step and frees what it held.
 
-`Shelf` keeps the key-value caches of a visitor's two sides between turns, so that only the new words are
+`CachePool` keeps the key-value caches of a visitor's two sides between turns, so that only the new words are
 read: bounded in bytes, the longest unused dropped first, forgotten with the visitor. `Running` knows each
 visitor's newest answer, so that it can be stopped. Nothing here knows of Gradio, and nothing depends on what
 else runs: the same seed gives the same text.
@@ -131,7 +131,7 @@ class Running:
             job.set()
 
 
-class Shelf:
+class CachePool:
     """Conversations between turns, by visitor and side, at most `budget` bytes of keys and values. Safe
     between threads.
 
@@ -190,7 +190,7 @@ def chat(
     admission: Admission,
     *,
     stopped: Callable[[], bool] = lambda: False,
-    shelf: Shelf | None = None,
+    pool: CachePool | None = None,
     visitor: str = "",
     pictures: Sequence[Image.Image] = (),
     candidates: int = 0,
@@ -210,7 +210,7 @@ def chat(
         check_fits(ids, context, sampling.max_tokens)
     sizes = [side.deploy_bytes(elastic) for side in sides]
     writers = [
-        _Writer(elastic, side, messages, sampling, system, size, shelf, visitor, i, pictures, candidates)
+        _Writer(elastic, side, messages, sampling, system, size, pool, visitor, i, pictures, candidates)
         for i, (side, messages, size) in enumerate(zip(sides, histories, sizes, strict=True))
     ]
     try:
@@ -263,7 +263,7 @@ class _Writer:
         sampling: Sampling,
         system: str,
         size: int,
-        shelf: Shelf | None,
+        pool: CachePool | None,
         visitor: str,
         place: int,
         pictures: Sequence[Image.Image],
@@ -273,7 +273,7 @@ class _Writer:
         self._sampling, self._system = sampling, system
         # In 16 bits, and at some baselines, text read at once and text read in two parts differ enough to
         # change a word now and then: there nothing is kept.
-        self._shelf = shelf if side.steady and elastic.dtype == torch.float32 else None
+        self._pool = pool if side.steady and elastic.dtype == torch.float32 else None
         self._preparing = side.prepare(elastic)
         self._prepared_s = 0.0
         self._visitor, self._place = visitor, place
@@ -316,11 +316,11 @@ class _Writer:
             self._fail(UNEXPECTED)
 
     def close(self) -> None:
-        """Free the cache, or put it on the shelf for the next turn. Any number of times."""
+        """Free the cache, or put it in the pool for the next turn. Any number of times."""
         if self._stream is not None:
             self._stream.close()
         if self._conversation is not None:
-            self._shelf.give_back(self._visitor, self._place, self._conversation)
+            self._pool.give_back(self._visitor, self._place, self._conversation)
         self._stream = self._conversation = self._cache = None
 
     def _prepare(self) -> None:
@@ -333,9 +333,9 @@ class _Writer:
                 return
         view = side.view(elastic)
         switch = 1000 * (self._prepared_s + time.perf_counter() - start)
-        if self._shelf is not None:
+        if self._pool is not None:
             key = f"{elastic.fingerprint} {side.key(elastic)}"
-            self._conversation = self._shelf.take(self._visitor, self._place, key)
+            self._conversation = self._pool.take(self._visitor, self._place, key)
             self._cache = self._conversation.cache
 
         def make_cache() -> Cache:

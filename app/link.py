@@ -1,11 +1,11 @@
-"""A plan as a link: the equaliser's plan on the wire <-> the query of a URL.
+"""A plan as a link: the equaliser's plan JSON <-> the query of a URL.
 
-The wire is `{"w": [bits per layer], "a": [bits per layer], "kv": 16, "e": 16}`; the query is `m` (the model),
-`w`, and, where not all is 16, `a`, `kv` (the KV cache) and `e` (token embeddings and output head). `w` and
-`a` hold one 3-bit index into (2, 3, 4, 5, 6, 7, 8, 16) per layer, in plan order, most significant bit first,
-zero bits up to a whole byte, in base64url without padding: 210 layers are 106 characters.
+Plan JSON is `{"w": [bits per layer], "a": [bits per layer], "kv": 16, "e": 16}`; the query is `m` (the
+model), `w`, and, where not all is 16, `a`, `kv` (the KV cache) and `e` (token embeddings and output head).
+`w` and `a` hold one 3-bit index into (2, 3, 4, 5, 6, 7, 8, 16) per layer, in plan order, most significant bit
+first, zero bits up to a whole byte, in base64url without padding: 210 layers are 106 characters.
 
-A link comes from a stranger: `decode` returns a wire that fits the description, None when the query holds
+A link comes from a stranger: `decode` returns plan JSON that fits the description, None when the query holds
 no plan, and raises `LinkError`, a sentence for the visitor, for anything else.
 """
 
@@ -26,9 +26,9 @@ class LinkError(ValueError):
     """A link that holds no valid plan; the message is a sentence for the visitor."""
 
 
-def encode(wire: Mapping[str, Any], model: str = "") -> dict[str, str]:
-    """The query parameters of `wire`; `model` becomes `m`, so that a link says which model it is for."""
-    weights, activations = list(wire["w"]), list(wire.get("a") or ())
+def encode(plan_json: Mapping[str, Any], model: str = "") -> dict[str, str]:
+    """The query parameters of `plan_json`; `model` becomes `m`, so that a link says which model it is for."""
+    weights, activations = list(plan_json["w"]), list(plan_json.get("a") or ())
     if activations and len(activations) != len(weights):
         raise LinkError(f"the plan has {len(weights)} weight widths but {len(activations)} activation widths")
     query = {"m": model} if model else {}
@@ -36,7 +36,7 @@ def encode(wire: Mapping[str, Any], model: str = "") -> dict[str, str]:
     if any(bits != 16 for bits in activations):
         query["a"] = _pack(activations, "a")
     for key, (where, _) in _SINGLE.items():
-        bits = wire.get(key, 16)
+        bits = plan_json.get(key, 16)
         if bits not in BITS:
             raise LinkError(f"{_shown(bits)} is not a width for {where}; choose one of {_listed(BITS)}")
         if bits != 16:
@@ -45,7 +45,7 @@ def encode(wire: Mapping[str, Any], model: str = "") -> dict[str, str]:
 
 
 def decode(params: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The wire in `params`, checked against `description` (the model's); None when it holds no plan.
+    """The plan JSON in `params`, checked against `description` (the model's); None when it holds no plan.
 
     Raises LinkError for a link of another model, for a damaged one, and for a width the model does not offer.
     """
@@ -66,9 +66,9 @@ def decode(params: Mapping[str, Any], description: Mapping[str, Any]) -> dict[st
             "the link is incomplete: its weight bits ('w=…') are missing; copy the whole link again"
         )
     layers = len(description["layers"])
-    wire = {"w": _unpack(given["w"], layers, "w", description["bits"]), "a": [16] * layers}
+    plan_json = {"w": _unpack(given["w"], layers, "w", description["bits"]), "a": [16] * layers}
     if "a" in given:
-        wire["a"] = _unpack(given["a"], layers, "a", description["activation_bits"])
+        plan_json["a"] = _unpack(given["a"], layers, "a", description["activation_bits"])
     for key, (where, bits_of) in _SINGLE.items():
         offered = {str(bits): bits for bits in description.get(bits_of) or [16]}
         if key in given and given[key] not in offered:
@@ -76,8 +76,8 @@ def decode(params: Mapping[str, Any], description: Mapping[str, Any]) -> dict[st
                 f"the link asks for {_shown(given[key])} bits in {where}; "
                 f"this model offers {_listed(offered)}"
             )
-        wire[key] = offered[given[key]] if key in given else 16
-    return wire
+        plan_json[key] = offered[given[key]] if key in given else 16
+    return plan_json
 
 
 def _pack(widths: Sequence[int], key: str) -> str:

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=2.0,
         metavar="GB",
-        help="memory for quantised weights kept ready, shared out over the models (default 2)",
+        help="memory for quantized weights kept ready, shared out over the models (default 2)",
     )
     return p
 

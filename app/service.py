@@ -33,13 +33,13 @@ from quept.evaluate import (
     cut,
 )
 from quept.evaluate.shipped import load_shipped
-from quept.models import Anatomy
+from quept.models import ModelLayout
 from quept.plan import (
     ACTIVATION_BITS,
     EMBEDDING_BITS,
     FULL,
     KV_BITS,
-    QUANTISED_BITS,
+    QUANTIZED_BITS,
     WEIGHT_BITS,
     Bits,
     PrecisionPlan,
@@ -52,7 +52,7 @@ from .gate import Admission, Gate
 from .link import encode
 from .measured_on import Answers, MeasuredOn, Passages, Pictures, Sample
 from .refinement import SECONDS, refinement
-from .side import EQUALISER, PREFIX, baseline_choices
+from .side import EQUALIZER, PREFIX, baseline_choices
 
 ASSETS = Path(__file__).parent.parent / "assets"
 CHATS_AT_ONCE = 4
@@ -64,7 +64,7 @@ NO_KL = 1e-5  # weights rounded to 16 bits once after a transform show 2e-6: ful
 
 # A plan as the browser holds it: {"w": [bits per layer], "a": [bits per layer], "kv": bits,
 # "e": bits of the token embeddings and the output head}; all but "w" may be missing, which means 16
-Wire = Mapping[str, object]
+PlanJson = Mapping[str, object]
 
 
 class OpenModel:
@@ -112,24 +112,24 @@ class OpenModel:
     @cached_property
     def description(self) -> dict:
         """What the browser needs to draw the equaliser and to answer while it is dragged; JSON."""
-        elastic, anatomy = self.elastic, self.elastic.anatomy
+        elastic, layout = self.elastic, self.elastic.layout
         embedding_bits = EMBEDDING_BITS if elastic.embeddings else (FULL,)
         layers = [
             {
                 "name": name,
                 "block": b,
-                "role": anatomy.roles.index(role),
+                "role": layout.roles.index(role),
                 "params": elastic.sizes.weights[name],
             }
-            for b, block in enumerate(anatomy.blocks)
+            for b, block in enumerate(layout.blocks)
             for role, name in block.layers.items()
         ]
         return {
             "model": self.name,
             "title": elastic.title,
             "kind": elastic.kind,
-            **_columns(anatomy),
-            "roles": list(anatomy.roles),
+            **_columns(layout),
+            "roles": list(layout.roles),
             "layers": layers,
             "bits": list(WEIGHT_BITS),
             "activation_bits": list(ACTIVATION_BITS),
@@ -199,7 +199,7 @@ class OpenModel:
 
     def baseline_stored(self, baseline: Baseline) -> Estimate | AccuracyEstimate | VqaEstimate | None:
         """What was measured of a baseline before. It depends on the base weights, not on how ours are
-        quantised."""
+        quantized."""
         if self.measured_on is None:
             return None
         fingerprint, dtype = self.elastic.fingerprint, str(self.elastic.dtype).removeprefix("torch.")
@@ -222,7 +222,7 @@ class OpenModel:
     def named_plans(self) -> dict[str, PrecisionPlan]:
         """Every plan that has a name here, by the value that the pages' menus send."""
         uniform = map(PrecisionPlan.uniform, reversed(WEIGHT_BITS))
-        named = {plan.name: self.elastic.anatomy.guarded(plan) for plan in uniform}
+        named = {plan.name: self.elastic.layout.guarded(plan) for plan in uniform}
         return named | {plan.name: plan for plan in [*self.best, *self.presets]}
 
     @cached_property
@@ -256,8 +256,8 @@ class OpenModel:
 
     def _uniform_plans(self) -> Iterator[tuple[str, PrecisionPlan, Mapping[str, float]]]:
         """Uniform plans of weights and embeddings that were measured on the sample, here or for the table."""
-        for bits in QUANTISED_BITS:
-            plan = self.elastic.anatomy.guarded(PrecisionPlan.uniform(bits))
+        for bits in QUANTIZED_BITS:
+            plan = self.elastic.layout.guarded(PrecisionPlan.uniform(bits))
             if found := self.stored(plan):
                 yield plan.name, plan, found.to_dict()
         table, sample = self.sensitivity, self.sample
@@ -273,13 +273,13 @@ class OpenModel:
                     yield name, plan, figures
 
 
-def _columns(anatomy: Anatomy) -> dict:
+def _columns(layout: ModelLayout) -> dict:
     """The blocks of the equaliser and, of a model with several sections, where each begins and ends; JSON."""
-    every = anatomy.blocks
-    if len(anatomy.sections) == 1:
+    every = layout.blocks
+    if len(layout.sections) == 1:
         return {"blocks": [str(i) for i in range(len(every))]}
     blocks, sections = [], []
-    for section in anatomy.sections:
+    for section in layout.sections:
         count, start = sum(block.section == section for block in every), len(blocks)
         letter = section[0].upper()
         blocks += [f"{letter}{i}" for i in range(count)] if count > 1 else [letter]
@@ -307,29 +307,29 @@ class Service:
     def choices(self, model: str) -> list[tuple[str, str]]:
         """Menu of precisions: (label, value)."""
         named = [(_label(name), name) for name in self.opened[model].named_plans]
-        return [("Equaliser (Explore page)", EQUALISER), *named, *baseline_choices(self.models[model])]
+        return [("Equaliser (Explore page)", EQUALIZER), *named, *baseline_choices(self.models[model])]
 
     def start(self, model: str) -> PrecisionPlan:
         """The plan that a page opens with: 4 bits, of activations too where the model was calibrated so."""
         elastic = self.models[model]
         quality = elastic.artifact.manifest.quality
-        return elastic.anatomy.guarded(PrecisionPlan.parse("W4A4" if "W4A4" in quality else "W4"))
+        return elastic.layout.guarded(PrecisionPlan.parse("W4A4" if "W4A4" in quality else "W4"))
 
-    def plan(self, model: str, choice: str, wire: Wire | None = None) -> PrecisionPlan:
-        """The plan behind a menu value; "equaliser" is the visitor's own, in `wire`."""
-        if choice == EQUALISER:
-            return self.plan_of(model, wire) if wire else PrecisionPlan.full()
+    def plan(self, model: str, choice: str, plan_json: PlanJson | None = None) -> PrecisionPlan:
+        """The plan behind a menu value; "equaliser" is the visitor's own, in `plan_json`."""
+        if choice == EQUALIZER:
+            return self.plan_of(model, plan_json) if plan_json else PrecisionPlan.full()
         named = self.opened[model].named_plans
         if choice not in named:
             raise ValueError(f"no plan is called {choice!r}; choose one from the list")
         return named[choice]
 
-    def plan_of(self, model: str, wire: Wire) -> PrecisionPlan:
+    def plan_of(self, model: str, plan_json: PlanJson) -> PrecisionPlan:
         """The plan that the browser holds as bits per layer; PlanError if it does not fit the model."""
         layers = self.models[model].layers
-        pairs = zip(layers, wire["w"], wire.get("a") or [FULL] * len(layers), strict=True)
+        pairs = zip(layers, plan_json["w"], plan_json.get("a") or [FULL] * len(layers), strict=True)
         rules = {name: Bits(w, a) for name, w, a in pairs}
-        plan = PrecisionPlan.of(rules, kv=wire.get("kv", FULL), embeddings=wire.get("e", FULL))
+        plan = PrecisionPlan.of(rules, kv=plan_json.get("kv", FULL), embeddings=plan_json.get("e", FULL))
         return replace(plan, name=self.name_of(model, plan))
 
     def name_of(self, model: str, plan: PrecisionPlan) -> str:
@@ -346,7 +346,7 @@ class Service:
         mean = sum(rules[n].weights * k for n, k in weights.items()) / sum(weights.values())
         return f"mixed, {mean:.2f} bits" + (f", E{plan.embeddings}" if plan.embeddings != FULL else "")
 
-    def wire_of(self, model: str, plan: PrecisionPlan) -> dict:
+    def plan_json_of(self, model: str, plan: PrecisionPlan) -> dict:
         """A plan as the browser holds it."""
         bits = plan.resolve(self.models[model].layers).values()
         widths = {"w": [b.weights for b in bits], "a": [b.activations for b in bits]}
@@ -364,15 +364,15 @@ class Service:
             found, budget = solved(self.opened[model], request)
         except ValueError as error:
             return answer | {"error": sentence(error)}
-        wire = self.wire_of(model, found.allocation.plan)
+        plan_json = self.plan_json_of(model, found.allocation.plan)
         changed = ("w", "a", "e") if request.get("activations") == AS_WEIGHTS else ("w", "e")
-        plan = {key: wire[key] for key in changed}
+        plan = {key: plan_json[key] for key in changed}
         return answer | {"plan": plan, "budget": budget, "note": found.words()}
 
     def comparable(self, model: str, tried: Sequence[PrecisionPlan] = ()) -> dict:
         """What there is to compare: the menu of plans, and where the model's layers lie."""
         described, named = self.describe(model), self.opened[model].named_plans
-        own = [("Equaliser", EQUALISER)]
+        own = [("Equaliser", EQUALIZER)]
         history = [(f"Tried: {p.name}", f"{TRIED}{i}") for i, p in enumerate(tried) if p.name not in named]
         choices = [*own, *((_label(name), name) for name in named), *reversed(history)]
         return {
@@ -389,7 +389,7 @@ class Service:
         sizes, measured = opened.elastic.sizes, opened.stored(plan)
         return {
             "label": _label(plan.name),
-            "plan": self.wire_of(model, plan),
+            "plan": self.plan_json_of(model, plan),
             "bytes": sizes.deploy(plan),
             "bits_per_param": sizes.bits_per_parameter(plan),
             "predicted": opened.predicted(plan),
@@ -409,7 +409,7 @@ class Service:
                     state = step.state
                     if step.plan:
                         name = self.name_of(model, step.plan)
-                        state = state | {"plan": self.wire_of(model, step.plan), "name": name}
+                        state = state | {"plan": self.plan_json_of(model, step.plan), "name": name}
                     if self.refining.is_newest(visitor, job):
                         yield state
         finally:
@@ -475,7 +475,7 @@ class Service:
             "switch_ms": None,
             "switch_kind": None,
             "conditions": opened.conditions(plan),
-            "link": encode(self.wire_of(model, plan), model),
+            "link": encode(self.plan_json_of(model, plan), model),
         } | changes
 
     @staticmethod

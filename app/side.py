@@ -18,7 +18,7 @@ from quept.plan import PrecisionPlan
 from quept.runtime import BASELINES, Baseline, ElasticModel
 from quept.runtime.baselines import available, baseline_named
 
-EQUALISER = "equaliser"
+EQUALIZER = "equaliser"
 PREFIX = "baseline:"
 
 
@@ -114,12 +114,13 @@ def side_of(
     plan_of: Callable[[str, str, Mapping[str, Any] | None], PrecisionPlan],
     model: str,
     choice: str,
-    wire: Mapping[str, Any] | None,
+    plan_json: Mapping[str, Any] | None,
 ) -> Side | BaselineSide:
-    """The side behind a menu value; `plan_of(model, choice, wire)` knows the plans. ValueError in words."""
+    """The side behind a menu value; `plan_of(model, choice, plan_json)` knows the plans. ValueError in
+    words."""
     baseline = baseline_of(choice)
     if baseline:
         return BaselineSide(baseline)
-    plan = plan_of(model, choice, wire)
+    plan = plan_of(model, choice, plan_json)
     name = plan.name or "own plan"
-    return Side(plan, f"equaliser, {name}" if choice == EQUALISER else name)
+    return Side(plan, f"equaliser, {name}" if choice == EQUALIZER else name)

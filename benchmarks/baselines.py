@@ -5,7 +5,7 @@ measured by the same code.
 
 Each tool gets a virtual environment of its own under --out, layered over this one: what is installed here
 (torch, transformers) is shared, what the tool wants otherwise is installed there. A script of ours in
-`tools/` runs in it, quantises the model in float32 on the CPU and writes the dequantised weights; this
+`tools/` runs in it, quantizes the model in float32 on the CPU and writes the dequantized weights; this
 process then measures mean KL from full precision and perplexity on the first --tokens of --text, in windows
 of --context, in float32. Ours are --ours (models or artifacts that `ElasticModel.open` takes) at uniform
 plans.
@@ -175,7 +175,7 @@ class Bench:
         def measure() -> dict:
             weights = options.out / f"{name}-{bits}.safetensors"
             weights.unlink(missing_ok=True)
-            print(f"{tool.title} at {bits} bits: quantising", flush=True)
+            print(f"{tool.title} at {bits} bits: quantizing", flush=True)
             python = environment(tool, options.out / "environments" / name)
             command = [python, TOOLS / tool.script, "--model", self._folder(), "--ids", self._ids()]
             for flag, value in (("--bits", bits), ("--group", options.group)):

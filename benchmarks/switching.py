@@ -22,7 +22,7 @@ import torch
 from report import report
 
 from quept import ElasticModel, PrecisionPlan
-from quept.plan import QUANTISED_BITS
+from quept.plan import QUANTIZED_BITS
 from quept.runtime import Sampling, stream
 
 PROMPT = "Describe, step by step, how a bill becomes a law."
@@ -61,7 +61,7 @@ def layer_switch(elastic: ElasticModel, repeats: int) -> dict[str, float]:
 def uniform_switch(elastic: ElasticModel) -> dict[str, float]:
     """The same for all layers at once, over every width; warm alternates between two widths."""
     cold = [
-        milliseconds(lambda b=b: elastic.view(PrecisionPlan.uniform(b))) for b in QUANTISED_BITS if b != 4
+        milliseconds(lambda b=b: elastic.view(PrecisionPlan.uniform(b))) for b in QUANTIZED_BITS if b != 4
     ]
     for bits in (3, 4):
         elastic.view(PrecisionPlan.uniform(bits))
@@ -73,7 +73,7 @@ def against_plain(elastic: ElasticModel, repeats: int) -> dict[str, float]:
     """Forward time and decode rate of a view over the plain model's, taken in turns."""
     view = elastic.view(PrecisionPlan.uniform(4))
     plain = copy.deepcopy(elastic.view(PrecisionPlan.full()))
-    for block in elastic.anatomy.blocks:
+    for block in elastic.layout.blocks:
         for name in block.layers.values():
             bound = plain.get_submodule(name)
             linear = torch.nn.Linear(

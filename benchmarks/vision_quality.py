@@ -164,20 +164,20 @@ def _speed(elastic: ElasticModel, options: argparse.Namespace, folder: Path) -> 
 
 def _shape(shape: str, folder: Path) -> dict[str, float]:
     """Seconds to reconstruct one block, milliseconds to switch (known widths), to classify one picture."""
+    from quept.calibrate.activations import ActivationStore
     from quept.calibrate.block_wise import BlockWiseTuning
     from quept.calibrate.data import batches
     from quept.calibrate.observe import static_ends
-    from quept.calibrate.streams import Streams
     from quept.calibrate.trainable import Trainable
 
     recipe, short = Recipe.load("vit-weight-act"), shape.split("_patch")[0]
     elastic = ElasticModel.open(_random(shape, folder / shape), dtype=torch.float32, device="cpu")
     inputs = {"x": torch.randn(32, 3, 224, 224, generator=torch.Generator().manual_seed(0))}
     model, static = elastic.base.float(), recipe.static
-    ends = static_ends(model, elastic.anatomy, batches(inputs, 8), static.widths, static.percentiles)
-    trainable = Trainable(model, elastic.anatomy, recipe.adapters, recipe.clip.start, "row", 0, static=ends)
+    ends = static_ends(model, elastic.layout, batches(inputs, 8), static.widths, static.percentiles)
+    trainable = Trainable(model, elastic.layout, recipe.adapters, recipe.clip.start, "row", 0, static=ends)
     stage = dataclasses.replace(recipe.block_wise, epochs=1)
-    with Streams(folder, stage.memory) as streams:
+    with ActivationStore(folder, stage.memory) as streams:
         tuning = BlockWiseTuning(trainable, stage, inputs, 0, streams, lambda what, share: None)
         block = _milliseconds(tuning.step) / 1000
     plans = [PrecisionPlan.uniform(bits, bits) for bits in (4, 8)]

@@ -4,8 +4,8 @@
 
 In percent of the 9,673 test questions of easy-VQA (--data: where the data lie, if they are not fetched),
 answered greedily in exactly the words of the data. Weights are calibrated as the artifact says; "..._rtn"
-rounds the same base to nearest. "w4" quantises the language blocks and keeps vision tower and projector at 8
-bits, "w4_all" quantises all three. "w4_shape" and the like are the same by type of question.
+rounds the same base to nearest. "w4" quantizes the language blocks and keeps vision tower and projector at 8
+bits, "w4_all" quantizes all three. "w4_shape" and the like are the same by type of question.
 "seconds_per_200" is one plan (w4) on the first 200 questions with a reference that is known,
 "seconds_per_200_prepared" without preparing pictures and words. Prints a table, then JSON.
 
@@ -56,7 +56,7 @@ def _figures(elastic: ElasticModel, suffix: str, questions: Questions, cache: Pa
     plans = {} if suffix else {"fp": PrecisionPlan.full()}
     for bits in WIDTHS:
         plan = PrecisionPlan.uniform(bits)
-        plans |= {f"w{bits}{suffix}": elastic.anatomy.guarded(plan)}
+        plans |= {f"w{bits}{suffix}": elastic.layout.guarded(plan)}
         plans |= {f"w{bits}_all{suffix}": plan} if bits < 8 else {}
     found = {name: _measured(elastic, plan, questions, cache) for name, plan in plans.items()}
     figures = {name: round(100 * estimate.top1, 3) for name, estimate in found.items()}
@@ -77,7 +77,7 @@ def _measured(elastic: ElasticModel, plan: PrecisionPlan, questions: Questions, 
 
 def _speed(elastic: ElasticModel, path: Path, cache: Path) -> dict[str, float]:
     """Medians of three, in wall seconds."""
-    plan = elastic.anatomy.guarded(PrecisionPlan.uniform(4))
+    plan = elastic.layout.guarded(PrecisionPlan.uniform(4))
     kept = stored_questions(path, elastic.processor, FEW)
     _measured(elastic, plan, kept, cache)
     times = {"seconds_per_200": [], "seconds_per_200_prepared": []}

@@ -25,8 +25,8 @@ from fnmatch import translate
 from pathlib import Path
 
 FULL = 16
-QUANTISED_BITS = (2, 3, 4, 5, 6, 7, 8)
-WEIGHT_BITS = (*QUANTISED_BITS, FULL)
+QUANTIZED_BITS = (2, 3, 4, 5, 6, 7, 8)
+WEIGHT_BITS = (*QUANTIZED_BITS, FULL)
 ACTIVATION_BITS = (4, 5, 6, 7, 8, FULL)
 KV_BITS = (2, 3, 4, 5, 6, 7, 8, FULL)
 EMBEDDING_BITS = (2, 3, 4, 5, 6, 7, 8, FULL)

@@ -47,6 +47,6 @@ def test_what_is_exported_weighs_what_was_said_and_keeps_what_sees_at_eight_bits
     said = spoken(capsys, "export", model, "--plan", "W3", "--out", str(out))
     elastic, packed = ElasticModel.open(model, device="cpu"), open_packed(out)
     assert said["tensor_bytes"] == packed.nbytes == elastic.sizes.deploy(packed.plan)
-    sections = elastic.anatomy.sections
+    sections = elastic.layout.sections
     assert {packed.grids[name][0] for name in sections["language"]} == {3}
     assert {packed.grids[name][0] for name in (*sections["vision"], *sections["projector"])} == {8}

@@ -3,7 +3,7 @@
 In:  `plans`, what there is to choose from: {"model": name, "choices": [[label, value], ...], "blocks":
      [names], "roles": [names], "layers": [[role, block], ...] in plan order, "stamp": another number each
      time something was measured}; `answer`, to a request: {"turn", "a": side, "b": side} or {"turn",
-     "error": words}, a side {"label", "plan": on the wire, "bytes", "bits_per_param", "predicted": {"kl",
+     "error": words}, a side {"label", "plan": plan JSON, "bytes", "bits_per_param", "predicted": {"kl",
      "ppl"} or None, "measured": {"kl", "kl_se", "ppl", "ppl_se"} or None}.
 Out: nothing as an input. Event: `compare`, whose listener takes a gr.EventData and reads it with
      `app.components.budget.request_of`: {"turn", "a": value, "b": value, "plan": the one on the faders}.

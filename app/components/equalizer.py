@@ -1,7 +1,7 @@
 """Equalizer: the bits of every layer as one fader per block, painted by dragging.
 
 In:  `description`, what `describe(model)` returns (blocks, roles, layers, bits, sizes, prediction); `value`,
-     a plan on the wire: {"w": [bits per layer], "a": [bits per layer], "kv": 16, "e": 16}, layers in the same
+     a plan as JSON: {"w": [bits per layer], "a": [bits per layer], "kv": 16, "e": 16}, layers in the same
      order; "e" is the width of the token embeddings and the output head.
 Out: the same dictionary, checked in `preprocess`, because what a browser sends is anybody's text. Wrong input
      raises gr.Error with a sentence that never repeats what came in (Gradio shows messages as HTML).
@@ -35,13 +35,13 @@ class WireError(ValueError):
 
 
 def full_plan(description: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan on the wire that leaves every layer of the described model untouched."""
+    """The plan JSON that leaves every layer of the described model untouched."""
     count = len(description["layers"])
     return {"w": [FULL] * count, "a": [FULL] * count, "kv": FULL, "e": FULL}
 
 
 def check_plan(plan: object, description: Mapping[str, Any]) -> dict[str, Any]:
-    """A fresh, complete plan on the wire; "a", "kv" and "e" may be left out and mean 16.
+    """A fresh, complete plan JSON; "a", "kv" and "e" may be left out and mean 16.
 
     Raises WireError, which names layers, counts and allowed widths and never repeats text that was sent.
     """
@@ -127,7 +127,7 @@ class Equalizer(Widget):
     ):
         """
         Parameters:
-            value: plan on the wire; None means full precision everywhere.
+            value: plan JSON; None means full precision everywhere.
             description: what `describe(model)` returns; None, only in an update, keeps the model.
         """
         super().__init__(

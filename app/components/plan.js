@@ -25,7 +25,7 @@ function readModel(description) {
     harmAt: (i, width) => description.prediction.sensitivity[i][columnOf.get(width)],
     inputHarmAt: (i, width) => description.prediction.activations?.[i][inputs.indexOf(width)] ?? 0,
     embeddingHarmAt: (width) => description.prediction.embeddings?.[embeddings.indexOf(width)] ?? 0,
-    quantised: sum(layers.map((layer) => layer.params)),
+    quantized: sum(layers.map((layer) => layer.params)),
     curve: readCurve(description.prediction),
   };
   model.fullBytes = deployBytes(model, fullPlan(model));
@@ -68,7 +68,7 @@ function deployBytes(model, plan) {
 }
 
 function meanWeightBits(model, plan) {
-  return plan.w.reduce((bits, width, i) => bits + width * model.layers[i].params, 0) / model.quantised;
+  return plan.w.reduce((bits, width, i) => bits + width * model.layers[i].params, 0) / model.quantized;
 }
 
 /* Piecewise linear through (xs, ys), constant outside. */

@@ -1,10 +1,10 @@
 """The Ask page: questions about a picture, answered at two precisions side by side, and how sure each is.
 
-`build_ask` draws and wires. The handlers above it are plain functions and generators: they take a `Desk`
-(what all visitors share) and values, and give or yield a change of the page, `{component name: new value}`,
-names as in `AskPage`. The thread in the visitor's state is a list of turns, `{"scene": id of the picture,
-"question", "left": answer, "right": answer, "shown": the turn as Talk shows it}`. Turns about one picture in
-a row are one conversation; another picture begins a new one.
+`build_ask` draws and wires. The handlers above it are plain functions and generators: they take a
+`PageContext` (what all visitors share) and values, and give or yield a change of the page, `{component name:
+new value}`, names as in `AskPage`. The thread in the visitor's state is a list of turns, `{"scene": id of the
+picture, "question", "left": answer, "right": answer, "shown": the turn as Talk shows it}`. Turns about one
+picture in a row are one conversation; another picture begins a new one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from app.components.easel import Easel, picture_of
 from app.components.picture_input import PictureInput
 from app.components.side_status import SideStatus
 from app.components.talk import Talk
-from app.conversation import Answer, Frame, Running, Shelf, chat
+from app.conversation import Answer, CachePool, Frame, Running, chat
 from app.link import ASK
 from app.pictures import Album, read_sent, read_upload, remove_upload
 from app.scenes import PAINTS, Gallery, Scene
-from app.service import Service, Wire
+from app.service import PlanJson, Service
 from app.side import Precision, side_of
 from app.tabs.chat_status import SIDES, piece, ready, refused, reported
 from app.tabs.explore import EVERY, LIGHT, WARNING, Explore
@@ -71,18 +71,18 @@ ADDRESS_JS = """(model, left, right) => {
 
 
 @dataclass
-class Desk:
+class PageContext:
     """What all visitors share: the service, the galleries of its vision-language models by name, the answers
     under way, the key-value caches kept between turns, and the pictures visitors gave."""
 
     service: Service
     galleries: dict[str, Gallery]
     running: Running = field(default_factory=Running)
-    shelf: Shelf = field(default_factory=Shelf)
+    pool: CachePool = field(default_factory=CachePool)
     album: Album = field(default_factory=Album)
 
     @classmethod
-    def of(cls, service: Service) -> Desk:
+    def of(cls, service: Service) -> PageContext:
         return cls(service, {name: Gallery.of(service.models[name]) for name in answerers(service)})
 
 
@@ -93,11 +93,12 @@ class Setting:
 
     model: str
     choices: tuple[str, str]
-    wires: Mapping[str, Wire]
+    plan_jsons: Mapping[str, PlanJson]
 
     def side(self, service: Service, choice: str) -> Precision:
-        wire = self.wires.get(self.model) or service.wire_of(self.model, service.start(self.model))
-        return side_of(service.plan, self.model, choice, wire)
+        plan_json = self.plan_jsons.get(self.model)
+        plan_json = plan_json or service.plan_json_of(self.model, service.start(self.model))
+        return side_of(service.plan, self.model, choice, plan_json)
 
 
 def answerers(service: Service) -> list[str]:
@@ -109,7 +110,7 @@ def answerers(service: Service) -> list[str]:
 
 
 def send(
-    desk: Desk, setting: Setting, thread: list[dict], picture: dict | None, question: str, visitor: str
+    desk: PageContext, setting: Setting, thread: list[dict], picture: dict | None, question: str, visitor: str
 ) -> Iterator[dict]:
     """A new question about the picture on the easel. The question is given back if there was no answer."""
     question = (question or "").strip()
@@ -126,7 +127,7 @@ def send(
     yield from _answer(desk, setting, thread, scene, question, visitor, old=thread, returned=question)
 
 
-def again(desk: Desk, setting: Setting, thread: list[dict], visitor: str) -> Iterator[dict]:
+def again(desk: PageContext, setting: Setting, thread: list[dict], visitor: str) -> Iterator[dict]:
     """The last question once more, at the precisions of now."""
     if not thread:
         gr.Warning("There is no question to repeat yet: ask one first.", title="Nothing to ask yet")
@@ -142,26 +143,26 @@ def again(desk: Desk, setting: Setting, thread: list[dict], visitor: str) -> Ite
     yield from _answer(desk, setting, thread[:-1], scene, last["question"], visitor, old=thread)
 
 
-def stop(desk: Desk, visitor: str) -> None:
+def stop(desk: PageContext, visitor: str) -> None:
     """End the visitor's answer after the step it is in; harmless when there is none."""
     desk.running.stop(visitor)
 
 
-def clear(desk: Desk, setting: Setting, visitor: str) -> dict:
+def clear(desk: PageContext, setting: Setting, visitor: str) -> dict:
     """No questions, and nothing kept of the old ones but the visitor's pictures."""
     desk.running.end(visitor, desk.running.begin(visitor))  # an answer under way no longer owns the page
-    desk.shelf.forget(visitor)
+    desk.pool.forget(visitor)
     return _drawn([]) | _resting() | statuses(desk, setting)
 
 
-def forget(desk: Desk, visitor: str) -> None:
+def forget(desk: PageContext, visitor: str) -> None:
     """The visitor has left: their pictures and conversations go."""
     desk.running.stop(visitor)
-    desk.shelf.forget(visitor)
+    desk.pool.forget(visitor)
     desk.album.forget(visitor)
 
 
-def given(desk: Desk, model: str, path: str | None, visitor: str) -> Iterator[dict]:
+def given(desk: PageContext, model: str, path: str | None, visitor: str) -> Iterator[dict]:
     """A picture from the visitor: it goes on the easel, and the input is empty again; then its file goes. Not
     at once: the browser may just be fetching it, to show it for the moment that it takes to read it."""
     if not path:
@@ -174,7 +175,7 @@ def given(desk: Desk, model: str, path: str | None, visitor: str) -> Iterator[di
         remove_upload(path)
 
 
-def _taken(desk: Desk, model: str, path: str, visitor: str) -> dict:
+def _taken(desk: PageContext, model: str, path: str, visitor: str) -> dict:
     try:
         scene = desk.galleries[model].own(read_upload(path, 3))
     except ImageError as error:
@@ -188,14 +189,19 @@ def _taken(desk: Desk, model: str, path: str, visitor: str) -> dict:
     return {"easel": easel(desk, model, visitor, scene.id)}
 
 
-def switched(desk: Desk, setting: Setting, visitor: str) -> dict:
+def switched(desk: PageContext, setting: Setting, visitor: str) -> dict:
     """Another of the operator's models: its precisions and pictures, and no questions yet."""
     drawn = {"easel": easel(desk, setting.model, visitor), "title": _title(desk, setting.model)}
     return clear(desk, setting, visitor) | drawn | _menus(desk.service, setting)
 
 
 def enter(
-    desk: Desk, query: Mapping | None, setting: Setting, explored: str, thread: list[dict], visitor: str
+    desk: PageContext,
+    query: Mapping | None,
+    setting: Setting,
+    explored: str,
+    thread: list[dict],
+    visitor: str,
 ) -> dict:
     """The page is opened: with what its address says, the first time (`query`, else None); else with the
     model of the Explore page, if that is one of this page's. All components get a value: see SideStatus for
@@ -206,7 +212,7 @@ def enter(
     values = [value for _, value in desk.service.choices(model)]
     asked = (query.get("l"), query.get("r")) if linked else setting.choices
     kept = [a if a in values else b for a, b in zip(asked, STARTING, strict=True)]
-    new = Setting(model, tuple(kept), setting.wires)
+    new = Setting(model, tuple(kept), setting.plan_jsons)
     change = {"query": None if linked else query, "model": model}
     if model != setting.model:
         return change | switched(desk, new, visitor)
@@ -214,7 +220,7 @@ def enter(
     return change | drawn | _drawn(thread) | _menus(desk.service, new) | statuses(desk, new)
 
 
-def statuses(desk: Desk, setting: Setting) -> dict:
+def statuses(desk: PageContext, setting: Setting) -> dict:
     """What each side is set to."""
     elastic, change = desk.service.models[setting.model], {}
     for name, choice in zip(SIDES, setting.choices, strict=True):
@@ -227,7 +233,7 @@ def statuses(desk: Desk, setting: Setting) -> dict:
 
 
 def _answer(
-    desk: Desk,
+    desk: PageContext,
     setting: Setting,
     before: list[dict],
     scene: Scene,
@@ -266,7 +272,7 @@ def _answer(
         desk.service.gate,
         desk.service.admission,
         stopped=job.is_set,
-        shelf=desk.shelf,
+        pool=desk.pool,
         visitor=visitor,
         pictures=[scene.picture],
         candidates=CANDIDATES,
@@ -306,7 +312,7 @@ def _answer(
     yield _drawn(old) | shown | _resting() | ({} if returned is None else {"question": returned})
 
 
-def _scene(desk: Desk, model: str, picture: Mapping, visitor: str) -> Scene:
+def _scene(desk: PageContext, model: str, picture: Mapping, visitor: str) -> Scene:
     """The picture that the easel means; ImageError in words where there is none."""
     if "id" in picture:
         return _known(desk, model, picture["id"], visitor)
@@ -316,7 +322,7 @@ def _scene(desk: Desk, model: str, picture: Mapping, visitor: str) -> Scene:
     return scene
 
 
-def _known(desk: Desk, model: str, identity: str, visitor: str) -> Scene:
+def _known(desk: PageContext, model: str, identity: str, visitor: str) -> Scene:
     """An example, or one of the visitor's own."""
     scenes = {scene.id: scene for scene in desk.album.of(visitor, model)} | desk.galleries[model].examples
     if identity not in scenes:
@@ -347,7 +353,7 @@ def _refuse(error: object) -> None:
 # What the page shows
 
 
-def easel(desk: Desk, model: str, visitor: str = "", selected: str | None = None) -> dict:
+def easel(desk: PageContext, model: str, visitor: str = "", selected: str | None = None) -> dict:
     """The visitor's own pictures and the examples, as Easel shows them."""
     gallery = desk.galleries[model]
     own = [scene for scene in desk.album.of(visitor, model) if scene.id.startswith("own:")]
@@ -464,7 +470,7 @@ def _resting() -> dict:
     return change | {"again": gr.Button(interactive=True)}
 
 
-def _title(desk: Desk, model: str) -> str:
+def _title(desk: PageContext, model: str) -> str:
     world = desk.galleries[model].world
     about = world.words if world else "Ask about a picture at two precisions."
     return f"**{desk.service.models[model].title}** · {about}"
@@ -498,7 +504,7 @@ class AskPage:
 def build_ask(service: Service, tab: gr.Tab, explore: Explore, query: gr.State) -> AskPage:
     """Draw the page and wire it; call inside `tab`, the one with the id ASK. `query` holds what the page's
     address said at first. Launch with this module's `CSS` among the page's styles."""
-    desk = Desk.of(service)
+    desk = PageContext.of(service)
     names = list(desk.galleries)
     start = Setting(names[0], STARTING, {})
     offered = service.choices(start.model)
@@ -569,14 +575,14 @@ def _button(words: str, name: str, **options) -> gr.Button:
     return gr.Button(words, scale=0, min_width=60 + 8 * len(words), elem_id=f"ask-{name}", **options)
 
 
-def _wire(desk: Desk, page: AskPage, tab: gr.Tab, explore: Explore) -> None:
+def _wire(desk: PageContext, page: AskPage, tab: gr.Tab, explore: Explore) -> None:
     parts = {f.name: getattr(page, f.name) for f in fields(page)}
     outputs = [part for name, part in parts.items() if name != "clear"]
     both = [page.status_left, page.status_right]
     buttons = [page.send, page.stop, page.again]
     answers = [page.talk, page.thread, page.question, *both, *buttons]  # few: they change often
-    wires = gr.State({})
-    setting = [page.model, page.plan_left, page.plan_right, wires]
+    plan_jsons = gr.State({})
+    setting = [page.model, page.plan_left, page.plan_right, plan_jsons]
     running = EVERY | {"queue": True, "concurrency_id": ASK, "concurrency_limit": ASKING}
 
     def on_page(change: dict) -> dict:
@@ -619,8 +625,8 @@ def _wire(desk: Desk, page: AskPage, tab: gr.Tab, explore: Explore) -> None:
     def on_enter(request: gr.Request, query, explored, thread, *values):
         return on_page(enter(desk, query, now(values), explored, thread, request.session_hash))
 
-    def on_equaliser(model, wire, kept):
-        return {**kept, model: wire} if model in desk.galleries else gr.skip()
+    def on_equaliser(model, plan_json, kept):
+        return {**kept, model: plan_json} if model in desk.galleries else gr.skip()
 
     def on_leave(request: gr.Request):
         forget(desk, request.session_hash)
@@ -639,5 +645,5 @@ def _wire(desk: Desk, page: AskPage, tab: gr.Tab, explore: Explore) -> None:
     address(page.model.input(on_switch, setting, outputs, **LIGHT))
     entering = [page.query, explore.model, page.thread, *setting]
     address(tab.select(on_enter, entering, outputs, **LIGHT))
-    explore.plan.change(on_equaliser, [explore.model, explore.plan, wires], wires, **LIGHT)
+    explore.plan.change(on_equaliser, [explore.model, explore.plan, plan_jsons], plan_jsons, **LIGHT)
     gr.context.Context.root_block.unload(on_leave)

@@ -1,9 +1,9 @@
 """The Chat page: one prompt, two precisions, two answers side by side, and the token where they part.
 
-`build_chat` draws and wires. The handlers below it are plain functions and generators: they take a `Desk`
-(what all visitors share) and values, and give or yield a change of the page, `{component name: new value}`,
-names as in `ChatPage`. The history in the visitor's state is a list of turns, `{"user": ..., "left": ...,
-"right": ..., "made_with": ...}`.
+`build_chat` draws and wires. The handlers below it are plain functions and generators: they take a
+`PageContext` (what all visitors share) and values, and give or yield a change of the page, `{component name:
+new value}`, names as in `ChatPage`. The history in the visitor's state is a list of turns, `{"user": ...,
+"left": ..., "right": ..., "made_with": ...}`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any, Protocol
 import gradio as gr
 
 from app.components.side_status import SideStatus
-from app.conversation import Frame, Running, Shelf, chat
+from app.conversation import CachePool, Frame, Running, chat
 from app.gate import Admission, Gate
 from app.harmless import TAGS_SHOWN_AS_TEXT, harmless, plain
-from app.side import EQUALISER, Precision, side_of
+from app.side import EQUALIZER, Precision, side_of
 from app.tabs.chat_status import SIDES, ready, refused, reported
 from quept.plan import PlanError, PrecisionPlan
 from quept.runtime import ElasticModel
@@ -65,19 +65,19 @@ class Shared(Protocol):
     gate: Gate
     admission: Admission
 
-    def plan(self, model: str, choice: str, wire: Mapping | None) -> PrecisionPlan: ...
+    def plan(self, model: str, choice: str, plan_json: Mapping | None) -> PrecisionPlan: ...
 
     def choices(self, model: str) -> list[tuple[str, str]]: ...
 
 
 @dataclass
-class Desk:
+class PageContext:
     """What all visitors share: the service, the answers under way, and the key-value caches kept between
     turns."""
 
     service: Shared
     running: Running = field(default_factory=Running)
-    shelf: Shelf = field(default_factory=Shelf)
+    pool: CachePool = field(default_factory=CachePool)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Ask:
 
     model: str
     choices: tuple[str, str]
-    wire: Mapping[str, Any] | None
+    plan_json: Mapping[str, Any] | None
     system: str = ""
     temperature: float = 0.0
     top_p: float = 0.9
@@ -107,8 +107,8 @@ class Ask:
     def made_with(self) -> str:
         """Identity of all that decides the text of an answer, to know whether asking again can give another
         one."""
-        wire = self.wire if EQUALISER in self.choices else None
-        everything = [getattr(self, f.name) if f.name != "wire" else wire for f in fields(self)]
+        plan_json = self.plan_json if EQUALIZER in self.choices else None
+        everything = [getattr(self, f.name) if f.name != "plan_json" else plan_json for f in fields(self)]
         return hashlib.sha256(repr(everything).encode()).hexdigest()[:16]
 
 
@@ -123,7 +123,7 @@ def _number(name: str, value: object, low: float, high: float, whole: bool = Fal
 # Handlers
 
 
-def send(desk: Desk, ask: Ask, history: list[dict], prompt: str, visitor: str) -> Iterator[dict]:
+def send(desk: PageContext, ask: Ask, history: list[dict], prompt: str, visitor: str) -> Iterator[dict]:
     """A new message. The prompt is given back if there was no answer to it."""
     prompt = prompt or ""
     if not prompt.strip():
@@ -133,7 +133,7 @@ def send(desk: Desk, ask: Ask, history: list[dict], prompt: str, visitor: str) -
     yield from _answer(desk, ask, history, prompt, visitor, old=history, returned=prompt)
 
 
-def regenerate(desk: Desk, ask: Ask, history: list[dict], visitor: str) -> Iterator[dict]:
+def regenerate(desk: PageContext, ask: Ask, history: list[dict], visitor: str) -> Iterator[dict]:
     """Another answer to the last message: at the plans and settings of now, or, if they are still the same,
     with another seed."""
     if not history:
@@ -155,7 +155,9 @@ def regenerate(desk: Desk, ask: Ask, history: list[dict], visitor: str) -> Itera
     yield from _answer(desk, ask, history[:-1], history[-1]["user"], visitor, old=history)
 
 
-def edit(desk: Desk, ask: Ask, history: list[dict], index: int, text: str, visitor: str) -> Iterator[dict]:
+def edit(
+    desk: PageContext, ask: Ask, history: list[dict], index: int, text: str, visitor: str
+) -> Iterator[dict]:
     """A message of the visitor was rewritten: what came after it is dropped and answered anew. `index` counts
     shown messages."""
     turn, role = divmod(index, 2) if isinstance(index, int) else (-1, 0)
@@ -170,24 +172,24 @@ def edit(desk: Desk, ask: Ask, history: list[dict], index: int, text: str, visit
     yield from _answer(desk, ask, history[:turn], plain(text), visitor, old=history)
 
 
-def stop(desk: Desk, visitor: str) -> None:
+def stop(desk: PageContext, visitor: str) -> None:
     """End the visitor's answer after the step it is in; harmless when there is none."""
     desk.running.stop(visitor)
 
 
-def clear(desk: Desk, ask: Ask, visitor: str) -> dict:
+def clear(desk: PageContext, ask: Ask, visitor: str) -> dict:
     """An empty chat, and nothing kept of the old one."""
     forget(desk, visitor)
     return _drawn([]) | _resting() | statuses(desk, ask) | {"examples": gr.Dataset(visible=True)}
 
 
-def forget(desk: Desk, visitor: str) -> None:
+def forget(desk: PageContext, visitor: str) -> None:
     """The visitor has left, or wants a new chat."""
     desk.running.stop(visitor)
-    desk.shelf.forget(visitor)
+    desk.pool.forget(visitor)
 
 
-def switched(desk: Desk, ask: Ask, visitor: str) -> dict:
+def switched(desk: PageContext, ask: Ask, visitor: str) -> dict:
     """Another of the operator's models: its plans, and an empty chat."""
     offered = desk.service.choices(ask.model)
     values = [value for _, value in offered]
@@ -199,14 +201,14 @@ def switched(desk: Desk, ask: Ask, visitor: str) -> dict:
     return clear(desk, ask, visitor) | menus
 
 
-def statuses(desk: Desk, ask: Ask, only: str | None = None) -> dict:
+def statuses(desk: PageContext, ask: Ask, only: str | None = None) -> dict:
     """What each side is set to, before anything is asked. `only` limits it to the sides with this choice."""
     chosen = zip(SIDES, ask.choices, strict=True)
     return {f"status_{side}": _ready(desk, ask, choice) for side, choice in chosen if only in (None, choice)}
 
 
 def _answer(
-    desk: Desk,
+    desk: PageContext,
     ask: Ask,
     before: list[dict],
     prompt: str,
@@ -242,7 +244,7 @@ def _answer(
         ask.system or "",
         *shared,
         stopped=job.is_set,
-        shelf=desk.shelf,
+        pool=desk.pool,
         visitor=visitor,
     )
     frame, history, problem = None, old, None
@@ -284,8 +286,8 @@ def _answer(
     yield _drawn(old) | shown | _resting() | back | {"examples": gr.Dataset(visible=not old)}
 
 
-def _side(desk: Desk, ask: Ask, choice: str) -> Precision:
-    return side_of(desk.service.plan, ask.model, choice, ask.wire)
+def _side(desk: PageContext, ask: Ask, choice: str) -> Precision:
+    return side_of(desk.service.plan, ask.model, choice, ask.plan_json)
 
 
 def _refuse(error: object) -> None:
@@ -340,7 +342,7 @@ def _resting() -> dict:
     }
 
 
-def _ready(desk: Desk, ask: Ask, choice: str) -> dict:
+def _ready(desk: PageContext, ask: Ask, choice: str) -> dict:
     try:
         return ready(_side(desk, ask, choice), desk.service.models[ask.model])
     except (ValueError, KeyError) as error:
@@ -383,10 +385,10 @@ def _starting(values: list[str]) -> tuple[str, str]:
 
 def build_chat(service: Shared, model: gr.Dropdown | gr.State, plan: gr.State) -> ChatPage:
     """Draw the page and wire it; call inside a Blocks and a Tab. `model` holds the model's name, `plan` the
-    equaliser's plan on the wire.
+    equaliser's plan as JSON.
 
     Launch with this module's `CSS` among the page's styles and `HEAD` in its head."""
-    desk = Desk(service)
+    desk = PageContext(service)
     first = model.value if model.value in service.models else next(iter(service.models))
     offered = service.choices(first)
     start = Ask(first, _starting([value for _, value in offered]), plan.value)
@@ -494,7 +496,7 @@ def build_chat(service: Shared, model: gr.Dropdown | gr.State, plan: gr.State) -
     return page
 
 
-def _wire(desk: Desk, page: ChatPage, model: gr.Dropdown | gr.State, plan: gr.State) -> None:
+def _wire(desk: PageContext, page: ChatPage, model: gr.Dropdown | gr.State, plan: gr.State) -> None:
     parts = {f.name: getattr(page, f.name) for f in fields(page)}
     asked = [
         model,
@@ -524,8 +526,8 @@ def _wire(desk: Desk, page: ChatPage, model: gr.Dropdown | gr.State, plan: gr.St
         return {parts[name]: value for name, value in change.items()} or {page.status_left: gr.skip()}
 
     def ask(values: tuple) -> Ask:
-        name, left, right, wire, *settings = values
-        return Ask(name, (left, right), wire, *settings)
+        name, left, right, plan_json, *settings = values
+        return Ask(name, (left, right), plan_json, *settings)
 
     def on_send(request: gr.Request, history, prompt, *values):
         for change in send(desk, ask(values), history, prompt, request.session_hash):
@@ -559,7 +561,7 @@ def _wire(desk: Desk, page: ChatPage, model: gr.Dropdown | gr.State, plan: gr.St
         return on_page(statuses(desk, ask(values)))
 
     def on_equaliser(*values):
-        return on_page(statuses(desk, ask(values), only=EQUALISER))
+        return on_page(statuses(desk, ask(values), only=EQUALIZER))
 
     both = [page.status_left, page.status_right]
     gr.on(

@@ -1,8 +1,8 @@
 """The Classify page: pictures, and what full precision and the visitor's plan answer to them, side by side.
 
-`build_classify` draws and wires. The handlers above it are plain functions and generators: they take a `Desk`
-(what all visitors share) and values. The page has an equaliser of its own; where the Explore page shows the
-same model the two pages hand their plan over when the visitor goes from one to the other.
+`build_classify` draws and wires. The handlers above it are plain functions and generators: they take a
+`PageContext` (what all visitors share) and values. The page has an equaliser of its own; where the Explore
+page shows the same model the two pages hand their plan over when the visitor goes from one to the other.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from app.components.pictures import Pictures
 from app.components.side_status import SideStatus
 from app.link import CLASSIFY, LinkError, decode
 from app.pictures import Album, Answer, Classifier, Picture, read_upload, remove_upload
-from app.service import OpenModel, Service, Wire
-from app.side import EQUALISER
+from app.service import OpenModel, PlanJson, Service
+from app.side import EQUALIZER
 from app.tabs.explore import EVERY, LIGHT, RUNNING, WARNING, Explore, named_plan
 from app.tabs.explore import measure as measure_explored
 from app.tabs.presets import Presets, build_presets, named_choices
@@ -48,7 +48,7 @@ FETCH_S = 1.0  # in which a browser has fetched the picture that it has just sen
 
 
 @dataclass
-class Desk:
+class PageContext:
     """What all visitors share: the service, its classifiers by model name, and the pictures visitors gave."""
 
     service: Service
@@ -56,7 +56,7 @@ class Desk:
     album: Album = field(default_factory=Album)
 
     @classmethod
-    def of(cls, service: Service) -> Desk:
+    def of(cls, service: Service) -> PageContext:
         return cls(service, {name: _classifier(service.opened[name]) for name in classifiers(service)})
 
 
@@ -72,19 +72,19 @@ def _classifier(opened: OpenModel) -> Classifier:
 # Handlers
 
 
-def look(desk: Desk, model: str, choices: tuple[str, str], request: Mapping, visitor: str) -> tuple:
+def look(desk: PageContext, model: str, choices: tuple[str, str], request: Mapping, visitor: str) -> tuple:
     """What the plans of both sides answer to the page's pictures, the chosen one timed: for the row of
     pictures and the two sides. Whatever goes wrong is said in words."""
     turn = request.get("turn")
     try:
         classifier = desk.classifiers[model]
-        wire = check_plan(request.get("plan"), desk.service.describe(model))
+        plan_json = check_plan(request.get("plan"), desk.service.describe(model))
         chosen = _chosen(desk, model, request.get("id"), visitor)
         pictures = _pictures(desk, model, visitor)
         if chosen and all(picture.id != chosen.id for picture in pictures):
             pictures = [chosen, *pictures]
-        plans = [desk.service.plan(model, choice, wire) for choice in choices]
-        full, own = PrecisionPlan.full(), desk.service.plan_of(model, wire)
+        plans = [desk.service.plan(model, choice, plan_json) for choice in choices]
+        full, own = PrecisionPlan.full(), desk.service.plan_of(model, plan_json)
         key = partial(PrecisionPlan.key, layers=classifier.elastic.layers)
         found: dict[str, dict[str, Answer]] = {}
         for plan in (full, own, *plans):
@@ -110,7 +110,7 @@ def look(desk: Desk, model: str, choices: tuple[str, str], request: Mapping, vis
     return Pictures(answers={"turn": turn, "rows": rows}), *sides
 
 
-def given(desk: Desk, model: str, path: str | None, visitor: str) -> Iterator[tuple]:
+def given(desk: PageContext, model: str, path: str | None, visitor: str) -> Iterator[tuple]:
     """A picture from the visitor: it joins the row, and the input is empty again; then its file goes. Not at
     once: the browser may just be fetching it, to show it for the moment that it takes to read it."""
     if not path:
@@ -123,7 +123,7 @@ def given(desk: Desk, model: str, path: str | None, visitor: str) -> Iterator[tu
         remove_upload(path)
 
 
-def _taken(desk: Desk, model: str, path: str, visitor: str) -> tuple:
+def _taken(desk: PageContext, model: str, path: str, visitor: str) -> tuple:
     classifier = desk.classifiers[model]
     try:
         picture = read_upload(path, classifier.elastic.vision.channels)
@@ -141,7 +141,7 @@ def _taken(desk: Desk, model: str, path: str, visitor: str) -> tuple:
     return None, row(desk, model, visitor, own.id)
 
 
-def row(desk: Desk, model: str, visitor: str = "", selected: str | None = None) -> dict:
+def row(desk: PageContext, model: str, visitor: str = "", selected: str | None = None) -> dict:
     """The visitor's own pictures and the examples, as Pictures shows them."""
     pictures = _pictures(desk, model, visitor)
     items = [_item(picture, desk.classifiers[model].labels) for picture in pictures]
@@ -163,10 +163,10 @@ def row(desk: Desk, model: str, visitor: str = "", selected: str | None = None) 
     }
 
 
-def measure(desk: Desk, model: str, wire: Wire, visitor: str) -> Iterator[tuple]:
+def measure(desk: PageContext, model: str, plan_json: PlanJson, visitor: str) -> Iterator[tuple]:
     """Accuracy as it comes in: for the numbers, the table of flips, and the row of changed answers."""
     try:
-        plan = desk.service.plan_of(model, wire)
+        plan = desk.service.plan_of(model, plan_json)
         ended = False
         for state in desk.service.measure(model, plan, f"{visitor} classify"):
             ended = state["status"] in ("done", "stored", "idle")
@@ -182,23 +182,23 @@ def measure(desk: Desk, model: str, wire: Wire, visitor: str) -> Iterator[tuple]
             raise
 
 
-def switch(desk: Desk, model: str, visitor: str) -> tuple:
+def switch(desk: PageContext, model: str, visitor: str) -> tuple:
     """Another of the operator's classifiers: its equaliser, plan, presets, sides and pictures."""
     service = desk.service
-    wire = service.wire_of(model, service.start(model))
-    equalizer = Equalizer(wire, description=service.describe(model))
+    plan_json = service.plan_json_of(model, service.start(model))
+    equalizer = Equalizer(plan_json, description=service.describe(model))
     menus = [gr.Dropdown(choices(service, model), value=value) for value in _starting()]
     named = gr.Dropdown(named_choices(service, model), value="")
-    return equalizer, wire, named, *menus, Pictures(row(desk, model, visitor)), _title(service, model)
+    return equalizer, plan_json, named, *menus, Pictures(row(desk, model, visitor)), _title(service, model)
 
 
 def enter(
-    desk: Desk,
+    desk: PageContext,
     query: Mapping | None,
     explore_model: str,
-    explore_wire: Wire,
+    explore_wire: PlanJson,
     model: str,
-    wire: Wire,
+    plan_json: PlanJson,
     visitor: str,
 ) -> tuple:
     """The page is opened: with what its address says, the first time (`query`, else None); else with the plan
@@ -207,15 +207,15 @@ def enter(
 
     The equaliser gets a value whatever happens: see SideStatus for what skipping would do to it."""
     if query is None or query.get("p") != CLASSIFY or query.get("m", model) not in desk.classifiers:
-        wire = explore_wire if explore_model == model else wire
-        return None, gr.skip(), gr.skip(), wire, wire, gr.skip()
+        plan_json = explore_wire if explore_model == model else plan_json
+        return None, gr.skip(), gr.skip(), plan_json, plan_json, gr.skip()
     wanted, service = query.get("m", model), desk.service
     try:
         found = decode(query, service.describe(wanted))
     except LinkError as error:
         gr.Warning(f"The link was not restored: {error}.")
         found = None
-    found = found or service.wire_of(wanted, service.start(wanted))
+    found = found or service.plan_json_of(wanted, service.start(wanted))
     number = str(query.get("i", ""))
     picture = f"example:{number}" if number.isdecimal() and len(number) < 8 else None
     shown = row(desk, wanted, visitor, picture) if picture or wanted != model else gr.skip()
@@ -225,14 +225,16 @@ def enter(
     return None, wanted, _title(service, wanted), equalizer, found, shown
 
 
-def handed_over(from_model: str, from_wire: Wire, model: str, wire: Wire) -> tuple[Wire, Wire]:
+def handed_over(
+    from_model: str, from_wire: PlanJson, model: str, plan_json: PlanJson
+) -> tuple[PlanJson, PlanJson]:
     """The plan of the page that the visitor leaves, for the equaliser and the plan of the one that is opened,
     where both show one model; else that page's own."""
-    wire = from_wire if from_model == model else wire
-    return wire, wire
+    plan_json = from_wire if from_model == model else plan_json
+    return plan_json, plan_json
 
 
-def forget(desk: Desk, visitor: str) -> None:
+def forget(desk: PageContext, visitor: str) -> None:
     """The visitor has left: their pictures and what was answered to them go."""
     gone = desk.album.forget(visitor)
     for classifier in desk.classifiers.values():
@@ -244,19 +246,19 @@ def forget(desk: Desk, visitor: str) -> None:
 
 def choices(service: Service, model: str) -> list[tuple[str, str]]:
     named = [(_upper(name), name) for name in service.opened[model].named_plans]
-    return [("Equaliser", EQUALISER), *named]
+    return [("Equaliser", EQUALIZER), *named]
 
 
 def _starting() -> tuple[str, str]:
-    return FULL_PRECISION, EQUALISER
+    return FULL_PRECISION, EQUALIZER
 
 
-def _pictures(desk: Desk, model: str, visitor: str) -> list[Picture]:
+def _pictures(desk: PageContext, model: str, visitor: str) -> list[Picture]:
     classifier = desk.classifiers[model]
     return [*desk.album.of(visitor, model), *map(classifier.example, classifier.examples)]
 
 
-def _chosen(desk: Desk, model: str, identity: object, visitor: str) -> Picture | None:
+def _chosen(desk: PageContext, model: str, identity: object, visitor: str) -> Picture | None:
     """The picture of this id, if it is an example or the visitor's own; ImageError in words if not."""
     if identity is None:
         return None
@@ -284,7 +286,7 @@ def _first(answer: Answer, labels: tuple[str, ...]) -> tuple[str, float]:
 
 
 def _status(
-    desk: Desk,
+    desk: PageContext,
     model: str,
     plan: PrecisionPlan,
     chosen: Picture | None,
@@ -337,7 +339,7 @@ def _points(change: float) -> str:
     return "" if abs(change) < 0.0005 else f"{'+' if change > 0 else '−'}{100 * abs(change):.1f}"
 
 
-def _flips(desk: Desk, model: str, plan: PrecisionPlan, state: Mapping) -> dict:
+def _flips(desk: PageContext, model: str, plan: PrecisionPlan, state: Mapping) -> dict:
     estimate, labels = state.get("estimate"), desk.classifiers[model].labels
     if not estimate:
         words = "No labelled pictures lie beside this model." if state["status"] == "idle" else "Measuring…"
@@ -358,7 +360,7 @@ def _flips(desk: Desk, model: str, plan: PrecisionPlan, state: Mapping) -> dict:
     return {"rows": kept, "left": len(rows) - len(kept), "total": total, "words": words}
 
 
-def _changed(desk: Desk, model: str, plan: PrecisionPlan, state: Mapping) -> dict:
+def _changed(desk: PageContext, model: str, plan: PrecisionPlan, state: Mapping) -> dict:
     """Pictures of the measured ones whose answer this plan changes, as Pictures shows them."""
     estimate, classifier = state.get("estimate"), desk.classifiers[model]
     title = f"Answers that {plan.name} changes"
@@ -422,11 +424,11 @@ class ClassifyPage:
 def build_classify(service: Service, tab: gr.Tab, explore: Explore, query: gr.State) -> ClassifyPage:
     """Draw the page and wire it; call inside `tab`, the one with the id CLASSIFY. `query` holds what the
     page's address said at first. Launch with this module's `CSS` among the page's styles."""
-    desk = Desk.of(service)
+    desk = PageContext.of(service)
     names = list(desk.classifiers)
     first = names[0]
     start = service.start(first)
-    wire = service.wire_of(first, start)
+    plan_json = service.plan_json_of(first, start)
     offered = choices(service, first)
     sides = {}
     with gr.Column(elem_id=CLASSIFY, elem_classes="own-faders"):
@@ -442,7 +444,7 @@ def build_classify(service: Service, tab: gr.Tab, explore: Explore, query: gr.St
                 elem_id="classify-model",
                 min_width=220,
             )
-        plan = gr.State(wire)
+        plan = gr.State(plan_json)
         numbers = Numbers(service.state(first, start), elem_id="classify-numbers")
         with gr.Row(elem_id="classify-pictures-row", equal_height=False):
             picture = PictureInput(
@@ -460,7 +462,9 @@ def build_classify(service: Service, tab: gr.Tab, explore: Explore, query: gr.St
         with gr.Row(elem_id="classify-middle", equal_height=False):
             with gr.Column(min_width=340, elem_id="classify-faders"):
                 presets = build_presets(service, first, "classify-")
-                equalizer = Equalizer(wire, description=service.describe(first), elem_id="classify-equalizer")
+                equalizer = Equalizer(
+                    plan_json, description=service.describe(first), elem_id="classify-equalizer"
+                )
             with gr.Column(min_width=340, elem_id="classify-answers"):
                 with gr.Row(elem_id="classify-sides", equal_height=False):
                     for side, choice in zip(SIDES, _starting(), strict=True):
@@ -498,11 +502,11 @@ def build_classify(service: Service, tab: gr.Tab, explore: Explore, query: gr.St
     return page
 
 
-def _wire(desk: Desk, page: ClassifyPage, tab: gr.Tab, explore: Explore, query: gr.State) -> None:
+def _wire(desk: PageContext, page: ClassifyPage, tab: gr.Tab, explore: Explore, query: gr.State) -> None:
     both = [page.plan_left, page.plan_right]
 
-    def measured(model: str, wire: Wire, request: gr.Request) -> Iterator:
-        yield from measure(desk, model, wire, request.session_hash)
+    def measured(model: str, plan_json: PlanJson, request: gr.Request) -> Iterator:
+        yield from measure(desk, model, plan_json, request.session_hash)
 
     def then_measure(event) -> None:
         results = [page.numbers, page.flips, page.changed]
@@ -528,7 +532,7 @@ def _wire(desk: Desk, page: ClassifyPage, tab: gr.Tab, explore: Explore, query: 
     gr.on([menu.input for menu in both], again, None, page.pictures, **LIGHT)
     page.input.upload(uploaded, [page.model, page.input], [page.input, page.pictures], **EVERY | WARNING)
 
-    then_measure(page.equalizer.commit(lambda wire: wire, page.equalizer, page.plan, **EVERY))
+    then_measure(page.equalizer.commit(lambda plan_json: plan_json, page.equalizer, page.plan, **EVERY))
     loads = [page.equalizer, page.plan]
     service = desk.service
     for name, button in page.presets.uniform.items():
@@ -540,16 +544,18 @@ def _wire(desk: Desk, page: ClassifyPage, tab: gr.Tab, explore: Explore, query: 
 
     gr.context.Context.root_block.unload(left)
 
-    def entered(query, explore_model, explore_wire, model, wire, request: gr.Request):
-        return enter(desk, query, explore_model, explore_wire, model, wire, request.session_hash)
+    def entered(query, explore_model, explore_wire, model, plan_json, request: gr.Request):
+        return enter(desk, query, explore_model, explore_wire, model, plan_json, request.session_hash)
 
     theirs, ours = [explore.model, explore.plan], [page.model, page.plan]
     opening = [query, page.model, page.title, *loads, page.pictures]
     then_measure(tab.select(entered, [query, *theirs, *ours], opening, **WARNING))
 
-    def measured_there(own: str, model: str, wire: Wire, tried: list, request: gr.Request) -> Iterator:
+    def measured_there(
+        own: str, model: str, plan_json: PlanJson, tried: list, request: gr.Request
+    ) -> Iterator:
         if own == model:
-            yield from measure_explored(service, model, wire, tried, request.session_hash)
+            yield from measure_explored(service, model, plan_json, tried, request.session_hash)
         else:
             yield (gr.skip(),) * 4
 

@@ -20,8 +20,8 @@ from app.components.equalizer import Equalizer, check_plan
 from app.components.heatmap import HeatMap
 from app.components.numbers import Numbers
 from app.link import CLASSIFY, LinkError, decode
-from app.service import TRIED, Service, Wire
-from app.side import EQUALISER, baseline_of
+from app.service import TRIED, PlanJson, Service
+from app.side import EQUALIZER, baseline_of
 from app.tabs.presets import Presets, build_presets, named_choices
 from quept.artifact import split
 from quept.plan import PlanError, PrecisionPlan
@@ -46,7 +46,7 @@ DOWNLOAD_JS = """(text) => {
 
 @dataclass
 class Explore:
-    """The page's components that others listen to. `plan` holds the visitor's plan on the wire, `model` the
+    """The page's components that others listen to. `plan` holds the visitor's plan as JSON, `model` the
     chosen model's name."""
 
     model: gr.Dropdown
@@ -65,13 +65,13 @@ def build_explore(service: Service, model: gr.Dropdown, tab: gr.Tab | None = Non
     """Draw the page and wire it; call inside a Blocks and `tab`."""
     first = next(iter(service.models))
     start = service.start(first)
-    plan = gr.State(service.wire_of(first, start))
+    plan = gr.State(service.plan_json_of(first, start))
     tried = gr.State([])
     numbers = Numbers(value=service.state(first, start), elem_id="numbers")
     presets = build_presets(service, first)
     budget = Budget(path=service.slider(first), elem_id="budget")
     equalizer = Equalizer(
-        service.wire_of(first, start), description=service.describe(first), elem_id="equalizer"
+        service.plan_json_of(first, start), description=service.describe(first), elem_id="equalizer"
     )
     with gr.Row(elem_id="plan-files"):
         download = gr.Button("Download plan", size="sm", elem_id="plan-download", min_width=120)
@@ -94,8 +94,8 @@ def build_explore(service: Service, model: gr.Dropdown, tab: gr.Tab | None = Non
 
 
 def _wire(service: Service, page: Explore, presets: Presets, download, upload, text) -> None:
-    def measured(model: str, wire: Wire, tried: list, request: gr.Request) -> Iterator:
-        yield from measure(service, model, wire, tried, request.session_hash)
+    def measured(model: str, plan_json: PlanJson, tried: list, request: gr.Request) -> Iterator:
+        yield from measure(service, model, plan_json, tried, request.session_hash)
 
     outputs = [page.numbers, page.chart, page.compare, page.tried]
     inputs = [page.model, page.plan, page.tried]
@@ -103,7 +103,7 @@ def _wire(service: Service, page: Explore, presets: Presets, download, upload, t
     def then_measure(event) -> None:
         event.then(measured, inputs, outputs, **RUNNING)
 
-    then_measure(page.equalizer.commit(lambda wire: wire, page.equalizer, page.plan, **EVERY))
+    then_measure(page.equalizer.commit(lambda plan_json: plan_json, page.equalizer, page.plan, **EVERY))
     loads = [page.equalizer, page.plan]
     for name, button in presets.uniform.items():
         then_measure(button.click(partial(named_plan, service, name=name), page.model, loads, **LIGHT))
@@ -149,8 +149,8 @@ def _wire_budget(service: Service, page: Explore) -> None:
     def limited(model: str, event: gr.EventData):
         return Budget(path=service.slider(model, request_of(event)))
 
-    def refined(model: str, wire: Wire, request: gr.Request, event: gr.EventData) -> Iterator:
-        for state in refine(service, model, wire, request_of(event), request.session_hash):
+    def refined(model: str, plan_json: PlanJson, request: gr.Request, event: gr.EventData) -> Iterator:
+        for state in refine(service, model, plan_json, request_of(event), request.session_hash):
             yield Budget(refined=state)
 
     def stop(request: gr.Request) -> None:
@@ -164,15 +164,17 @@ def _wire_budget(service: Service, page: Explore) -> None:
     gr.context.Context.root_block.unload(stop)
 
 
-def measure(service: Service, model: str, wire: Wire, tried: list[Wire], visitor: str) -> Iterator:
+def measure(
+    service: Service, model: str, plan_json: PlanJson, tried: list[PlanJson], visitor: str
+) -> Iterator:
     """Numbers as they come in; at the end the plan joins the chart and the visitor's history."""
     try:
-        plan = service.plan_of(model, wire)
+        plan = service.plan_of(model, plan_json)
         state = None
         for state in service.measure(model, plan, visitor):
             yield state, gr.skip(), gr.skip(), gr.skip()
         if state and state["status"] in ("done", "stored"):
-            tried = [other for other in tried if other != wire][-TRIED_KEPT + 1 :] + [wire]
+            tried = [other for other in tried if other != plan_json][-TRIED_KEPT + 1 :] + [plan_json]
             plans = _comparable(service, model, tried)
             yield state, _chart(service, model, tried, plan), Compare(plans=plans), tried
         else:  # a newer edit took over; Gradio sends the last values again at the end: not ours, then
@@ -191,11 +193,11 @@ def named_plan(service: Service, model: str, name: str):
     """A preset: for the equaliser and the plan."""
     if not name:
         return gr.skip(), gr.skip()
-    wire = service.wire_of(model, service.plan(model, name))
-    return wire, wire
+    plan_json = service.plan_json_of(model, service.plan(model, name))
+    return plan_json, plan_json
 
 
-def chosen_point(service: Service, model: str, tried: list[Wire], identity: str):
+def chosen_point(service: Service, model: str, tried: list[PlanJson], identity: str):
     """The plan behind a point of the chart: a named plan's id is its name, a tried one's is `tried:INDEX`. A
     baseline has none, which is said."""
     kind, _, index = identity.partition(":")
@@ -216,16 +218,18 @@ def chosen_point(service: Service, model: str, tried: list[Wire], identity: str)
         return gr.skip(), gr.skip()
 
 
-def refine(service: Service, model: str, wire: Wire, request: Mapping, visitor: str) -> Iterator[dict]:
+def refine(
+    service: Service, model: str, plan_json: PlanJson, request: Mapping, visitor: str
+) -> Iterator[dict]:
     """How far the refinement of the plan on the faders is; whatever goes wrong ends it in words."""
     try:
-        yield from service.refine(model, service.plan_of(model, wire), request, visitor)
+        yield from service.refine(model, service.plan_of(model, plan_json), request, visitor)
     except Exception:
         yield {"status": "error", "message": "The refinement failed. Try it again."}
         raise
 
 
-def pair(service: Service, model: str, tried: list[Wire], request: Mapping) -> dict:
+def pair(service: Service, model: str, tried: list[PlanJson], request: Mapping) -> dict:
     """Two plans beside each other, as the menus name them; why not, in words, if one is not known."""
     answer = {"turn": request.get("turn")}
     try:
@@ -235,10 +239,12 @@ def pair(service: Service, model: str, tried: list[Wire], request: Mapping) -> d
         return answer | {"error": sentence(error)}
 
 
-def _named_by(service: Service, model: str, tried: list[Wire], choice: object, own: object) -> PrecisionPlan:
+def _named_by(
+    service: Service, model: str, tried: list[PlanJson], choice: object, own: object
+) -> PrecisionPlan:
     """The plan behind a value of the menus; `own` is what the browser says is on the faders."""
     kind, _, index = str(choice).partition(":")
-    if choice == EQUALISER:
+    if choice == EQUALIZER:
         return service.plan_of(model, check_plan(own, service.describe(model)))
     if f"{kind}:" == TRIED and index.isdigit() and int(index) < len(tried):
         return service.plan_of(model, tried[int(index)])
@@ -248,18 +254,18 @@ def _named_by(service: Service, model: str, tried: list[Wire], choice: object, o
 def uploaded(service: Service, model: str, content: bytes):
     """A plan file from the visitor's disk."""
     try:
-        wire = service.wire_of(model, PrecisionPlan.from_json(content, split(model)[0]))
+        plan_json = service.plan_json_of(model, PrecisionPlan.from_json(content, split(model)[0]))
     except PlanError as error:
         gr.Warning(f"The plan was not loaded: {error}.")
         return gr.skip(), gr.skip()
-    return wire, wire
+    return plan_json, plan_json
 
 
 def switch(service: Service, model: str):
     """Another of the operator's models: a new equaliser at the starting plan, an empty history."""
-    wire = service.wire_of(model, service.start(model))
-    equalizer = Equalizer(wire, description=service.describe(model))
-    return equalizer, wire, [], *_about(service, model)
+    plan_json = service.plan_json_of(model, service.start(model))
+    equalizer = Equalizer(plan_json, description=service.describe(model))
+    return equalizer, plan_json, [], *_about(service, model)
 
 
 def restore(service: Service, query: dict):
@@ -269,16 +275,16 @@ def restore(service: Service, query: dict):
     if query.get("p") == CLASSIFY and query.get("m") != first:
         query = {}  # what it says is of the Classify page
     model = query.get("m") if query.get("m") in service.models else first
-    wire = None
+    plan_json = None
     try:
-        wire = decode(query, service.describe(model))
+        plan_json = decode(query, service.describe(model))
     except LinkError as error:
         gr.Warning(f"The link was not restored: {error}.")
-    if wire is None and model == first:
+    if plan_json is None and model == first:
         return gr.skip(), gr.skip(), gr.skip(), _chart(service, model, []), gr.skip(), gr.skip(), gr.skip()
-    wire = wire or service.wire_of(model, service.start(model))
-    equalizer = Equalizer(wire, description=service.describe(model))
-    return model, equalizer, wire, *_about(service, model)
+    plan_json = plan_json or service.plan_json_of(model, service.start(model))
+    equalizer = Equalizer(plan_json, description=service.describe(model))
+    return model, equalizer, plan_json, *_about(service, model)
 
 
 def _about(service: Service, model: str) -> tuple:
@@ -291,10 +297,10 @@ def _about(service: Service, model: str) -> tuple:
     )
 
 
-def _comparable(service: Service, model: str, tried: list[Wire]) -> dict:
-    plans = [service.plan_of(model, wire) for wire in tried]
+def _comparable(service: Service, model: str, tried: list[PlanJson]) -> dict:
+    plans = [service.plan_of(model, plan_json) for plan_json in tried]
     return service.comparable(model, plans) | {"stamp": time.time()}
 
 
-def _chart(service: Service, model: str, tried: list[Wire], current: PrecisionPlan | None = None) -> dict:
-    return service.points(model, [service.plan_of(model, wire) for wire in tried], current)
+def _chart(service: Service, model: str, tried: list[PlanJson], current: PrecisionPlan | None = None) -> dict:
+    return service.points(model, [service.plan_of(model, plan_json) for plan_json in tried], current)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from app.service import Service
-from quept.plan import FULL, QUANTISED_BITS, PrecisionPlan
+from quept.plan import FULL, QUANTIZED_BITS, PrecisionPlan
 
 
 @dataclass
@@ -22,7 +22,7 @@ def build_presets(service: Service, model: str, prefix: str = "") -> Presets:
     """Draw the row; `prefix` comes before the elem_ids."""
     with gr.Row(elem_id=f"{prefix}presets", elem_classes="presets"):
         uniform = {}
-        for bits in (FULL, *reversed(QUANTISED_BITS)):
+        for bits in (FULL, *reversed(QUANTIZED_BITS)):
             short = "Full" if bits == FULL else f"W{bits}"
             uniform[PrecisionPlan.uniform(bits).name] = gr.Button(
                 short, size="sm", min_width=48, elem_id=f"{prefix}preset-{short}"

@@ -4,9 +4,9 @@
 
 In:  a model folder that transformers can load; calibration token ids (n, context), the tensor "ids" of a
      safetensors file.
-Out: a safetensors file with the dequantised weight (out, in) of every linear layer in the model's blocks, in
+Out: a safetensors file with the dequantized weight (out, in) of every linear layer in the model's blocks, in
      float32 and named by the layer; its metadata holds, as JSON under "tool", the versions, the settings and
-     the seconds that quantising took. The file appears whole or not at all.
+     the seconds that quantizing took. The file appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def run(
-    quantise: Callable[[Job], Mapping[str, Tensor]], packages: tuple[str, ...], settings: Mapping[str, object]
+    quantize: Callable[[Job], Mapping[str, Tensor]], packages: tuple[str, ...], settings: Mapping[str, object]
 ) -> None:
-    """Read the command line, quantise, write."""
+    """Read the command line, quantize, write."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--ids", type=Path, required=True)
@@ -63,7 +63,7 @@ def run(
     ids = load_file(options.ids)["ids"]
     job = Job(options.model, ids, options.bits, options.group, options.iterations)
     start = time.perf_counter()
-    weights = quantise(job)
+    weights = quantize(job)
     told = {
         "seconds": round(time.perf_counter() - start, 1),
         "threads": torch.get_num_threads(),

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 
-def quantise(job: Job) -> Mapping[str, Tensor]:
+def quantize(job: Job) -> Mapping[str, Tensor]:
     model = job.load()
     names = list(linears(model))
     tuner = AutoRound(
@@ -37,4 +37,4 @@ def quantise(job: Job) -> Mapping[str, Tensor]:
 
 
 if __name__ == "__main__":
-    run(quantise, ("auto-round",), {"sym": False, "amp": False})
+    run(quantize, ("auto-round",), {"sym": False, "amp": False})

@@ -17,7 +17,7 @@ os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # with fewer, so on two cor
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig  # noqa: E402
 
 
-def quantise(job: Job) -> Mapping[str, Tensor]:
+def quantize(job: Job) -> Mapping[str, Tensor]:
     names = list(linears(job.load()))
     config = QuantizeConfig(
         bits=job.bits,
@@ -33,4 +33,4 @@ def quantise(job: Job) -> Mapping[str, Tensor]:
 
 
 if __name__ == "__main__":
-    run(quantise, ("gptqmodel",), {"sym": False, "act_group_aware": True})
+    run(quantize, ("gptqmodel",), {"sym": False, "act_group_aware": True})

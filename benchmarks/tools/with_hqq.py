@@ -1,4 +1,4 @@
-"""HQQ: half-quadratic quantisation of each weight by itself, without calibration text.
+"""HQQ: half-quadratic quantization of each weight by itself, without calibration text.
 
 The tool's own defaults (axis 1, so that groups lie along the input columns as ours do; the zero-point rounded
 at 4 bits only); scales and zero-points stored in float16, as its layers store them in a 16-bit model.
@@ -14,7 +14,7 @@ from job import Job, linears, run
 from torch import Tensor
 
 
-def quantise(job: Job) -> Mapping[str, Tensor]:
+def quantize(job: Job) -> Mapping[str, Tensor]:
     config = BaseQuantizeConfig(nbits=job.bits, group_size=job.group)
     made = {}
     for name, linear in linears(job.load()).items():
@@ -26,4 +26,4 @@ def quantise(job: Job) -> Mapping[str, Tensor]:
 
 
 if __name__ == "__main__":
-    run(quantise, ("hqq",), {"axis": 1, "calibration": "none"})
+    run(quantize, ("hqq",), {"axis": 1, "calibration": "none"})

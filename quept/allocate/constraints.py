@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 from fnmatch import translate
 from typing import TYPE_CHECKING, Literal
 
-from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, QUANTISED_BITS, WEIGHT_BITS
+from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, QUANTIZED_BITS, WEIGHT_BITS
 
 from .table import FULL_PRECISION
 
 if TYPE_CHECKING:
-    from quept.models import Anatomy
+    from quept.models import ModelLayout
     from quept.runtime.sizes import Sizes
 
     from .table import SensitivityTable
@@ -48,7 +48,7 @@ class Constraints:
     pattern or "embeddings": bits}`. ties: groups of layers that share one width (see `tied`). activations:
     the width of every layer's inputs, or "as weights" for the same as its weights but at least 4."""
 
-    widths: tuple[int, ...] = QUANTISED_BITS
+    widths: tuple[int, ...] = QUANTIZED_BITS
     embeddings: tuple[int, ...] = (4, 5, 6, 7, 8, FULL)
     pinned: Mapping[str, int] = field(default_factory=dict)
     floor: Mapping[str, int] = field(default_factory=dict)
@@ -92,15 +92,15 @@ class Unit:
         return list(zip(self.bytes, self.costs, strict=True))
 
 
-def tied(anatomy: Anatomy, kind: str) -> tuple[tuple[str, ...], ...]:
+def tied(layout: ModelLayout, kind: str) -> tuple[tuple[str, ...], ...]:
     """Groups of layers for `Constraints.ties`. "qkv": in each block q = k = v and gate = up, the layers that
     engines fuse; "block": all layers of a block."""
     if kind == "block":
-        groups = [tuple(block.layers.values()) for block in anatomy.blocks]
+        groups = [tuple(block.layers.values()) for block in layout.blocks]
     elif kind in TIES:
         groups = [
             tuple(block.layers[role] for role in roles if role in block.layers)
-            for block in anatomy.blocks
+            for block in layout.blocks
             for roles in TIES[kind]
         ]
     else:

@@ -33,7 +33,7 @@ from quept.evaluate.divergence import divergence
 from quept.evaluate.reference import Reference
 from quept.evaluate.windows import Windows
 from quept.models import Block
-from quept.plan import ACTIVATION_BITS, FULL, QUANTISED_BITS, Bits, PrecisionPlan
+from quept.plan import ACTIVATION_BITS, FULL, QUANTIZED_BITS, Bits, PrecisionPlan
 from quept.runtime.model import ElasticModel
 
 from .passes import FullPass, changed_kl, full_pass, plan_kl
@@ -51,7 +51,7 @@ def sensitivity(
     elastic: ElasticModel,
     windows: Windows,
     reference: Reference,
-    widths: tuple[int, ...] = QUANTISED_BITS,
+    widths: tuple[int, ...] = QUANTIZED_BITS,
     per: str = "layer",
     *,
     embeddings: bool = True,
@@ -81,7 +81,7 @@ def sensitivity(
         raise ValueError(f'per must be "layer" or "block"; got {per!r}')
     base = base or PrecisionPlan.full()
     if base.kv != FULL:
-        raise ValueError("the base plan quantises the KV cache, which takes no part in this measurement")
+        raise ValueError("the base plan quantizes the KV cache, which takes no part in this measurement")
     around_full = base == PrecisionPlan.full()
     names = [f"W{bits}" for bits in widths] + list(whole) if around_full else [BASE]
     widths = tuple(widths) if around_full else (*widths, FULL)
@@ -126,7 +126,7 @@ def sensitivity(
         limit=reference.limit,
     )
     done = _Lines(resume, head)
-    costs = {task.key: task.cost(len(elastic.anatomy.blocks), len(reference.windows)) for task in tasks}
+    costs = {task.key: task.cost(len(elastic.layout.blocks), len(reference.windows)) for task in tasks}
     left = [task for task in tasks if task.key not in done]
     spent = sum(costs.values()) - sum(costs[task.key] for task in left)
     state = State(elastic, reference)
@@ -275,7 +275,7 @@ class Unit:
 
 
 def _units(elastic: ElasticModel, per: str) -> list[Unit]:
-    blocks: tuple[Block, ...] = elastic.anatomy.blocks
+    blocks: tuple[Block, ...] = elastic.layout.blocks
     if per == "block":
         return [Unit(block.name, tuple(block.layers.values()), i) for i, block in enumerate(blocks)]
     return [Unit(name, (name,), i) for i, block in enumerate(blocks) for name in block.layers.values()]

@@ -42,12 +42,12 @@ def full_pass(elastic: ElasticModel, ids: LongTensor, base: PrecisionPlan | None
     full = PrecisionPlan.full()
     ids, view = ids[None].to(elastic.device), elastic.view(full)
     hidden, states = _kept(elastic, view, ids)
-    expected = Expected.of(hidden, view.get_submodule(elastic.anatomy.head))
+    expected = Expected.of(hidden, view.get_submodule(elastic.layout.head))
     if base in (None, full):
         return FullPass(ids, view, states, None, expected, 0.0)
     view = elastic.view(base)
     hidden, states = _kept(elastic, view, ids)
-    head = None if base.embeddings == FULL else view.get_submodule(elastic.anatomy.head)
+    head = None if base.embeddings == FULL else view.get_submodule(elastic.layout.head)
     return FullPass(ids, view, states, head, expected, expected.kl(hidden, head))
 
 
@@ -61,7 +61,7 @@ def changed_kl(elastic: ElasticModel, start: FullPass, changes: Mapping[str, Bit
 def plan_kl(elastic: ElasticModel, start: FullPass, plan: PrecisionPlan) -> float:
     """The same of any plan, by a whole pass."""
     view = elastic.view(plan)
-    head = None if plan.embeddings == FULL else view.get_submodule(elastic.anatomy.head)
+    head = None if plan.embeddings == FULL else view.get_submodule(elastic.layout.head)
     return start.expected.kl(_kept(elastic, view, start.ids)[0], head)
 
 
@@ -69,8 +69,8 @@ def plan_kl(elastic: ElasticModel, start: FullPass, plan: PrecisionPlan) -> floa
 def changed_hidden(elastic: ElasticModel, start: FullPass, changes: Mapping[str, Bits], block: int) -> Tensor:
     """What goes into the head (t - 1, d) at the base with these layers changed, computed from that block
     on."""
-    before = [b.name for b in elastic.anatomy.blocks[:block]]
-    stubs = dict.fromkeys(before, Given(start.states[block])) | {elastic.anatomy.head: Through()}
+    before = [b.name for b in elastic.layout.blocks[:block]]
+    stubs = dict.fromkeys(before, Given(start.states[block])) | {elastic.layout.head: Through()}
     bound = {name: _bound(elastic, start.view.get_submodule(name), name, b) for name, b in changes.items()}
     return clone(start.view, stubs | bound)(input_ids=start.ids, use_cache=False).logits[0, :-1]
 
@@ -81,15 +81,15 @@ def _bound(elastic: ElasticModel, layer: BoundLinear, name: str, bits: Bits) -> 
         return layer.bound(layer.weight, bits)
     weight = elastic.base.get_submodule(name).weight.data.to(elastic.device)
     if bits.weights != FULL:
-        weight = elastic.artifact.quantise(name, weight, bits.weights)[1]
+        weight = elastic.artifact.quantize(name, weight, bits.weights)[1]
     return layer.bound(weight.to(elastic.dtype), bits)
 
 
 def _kept(elastic: ElasticModel, view: nn.Module, ids: LongTensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """What goes into the head, (t - 1, d), and into each block."""
     states: list[Tensor] = []
-    kept = {block.name: Kept(view.get_submodule(block.name), states) for block in elastic.anatomy.blocks}
-    headless = clone(view, kept | {elastic.anatomy.head: Through()})
+    kept = {block.name: Kept(view.get_submodule(block.name), states) for block in elastic.layout.blocks}
+    headless = clone(view, kept | {elastic.layout.head: Through()})
     return headless(input_ids=ids, use_cache=False).logits[0, :-1], tuple(states)
 
 

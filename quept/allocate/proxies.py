@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from quept.evaluate.windows import Windows
 from quept.numerics.hadamard import hadamard_transform
-from quept.plan import QUANTISED_BITS, PrecisionPlan
+from quept.plan import QUANTIZED_BITS, PrecisionPlan
 from quept.runtime.linear import BoundLinear
 from quept.runtime.model import ElasticModel, clone
 
@@ -35,7 +35,7 @@ Costs = Mapping[str, Mapping[int, float]]
 def proxy(
     elastic: ElasticModel,
     windows: Windows,
-    widths: Iterable[int] = QUANTISED_BITS,
+    widths: Iterable[int] = QUANTIZED_BITS,
     *,
     fisher: bool = False,
     seed: int = 0,
@@ -53,7 +53,7 @@ def proxy(
             _backward(elastic, clone(view, watched), ids, generator)
         else:
             with torch.inference_mode():
-                clone(view, watched | {elastic.anatomy.head: Through()})(input_ids=ids, use_cache=False)
+                clone(view, watched | {elastic.layout.head: Through()})(input_ids=ids, use_cache=False)
     positions = windows.ids.numel() * (2 if fisher else 1)
     return {name: {bits: total / positions for bits, total in row.items()} for name, row in sums.items()}
 
@@ -89,7 +89,7 @@ def _ranks(values: Sequence[float]) -> np.ndarray:
 
 def _backward(elastic: ElasticModel, model: nn.Module, ids: Tensor, generator: torch.Generator) -> None:
     """The gradient of the log-probability of words drawn from the model, to every watched output."""
-    embed = model.get_submodule(elastic.anatomy.embed)
+    embed = model.get_submodule(elastic.layout.embed)
     with torch.inference_mode(False), torch.enable_grad():
         hidden = embed(ids).detach().clone().requires_grad_()
         logits = model(inputs_embeds=hidden, use_cache=False).logits[0].float()
@@ -119,7 +119,7 @@ class _Watched(nn.Module):
         x = (hadamard_transform(x) if self.layer.online else x).flatten(0, -2).float()
         weight = self.elastic.base.get_submodule(self.name).weight.data.to(x.device)
         for bits in self.sums:
-            rounded = self.elastic.artifact.quantise(self.name, weight, bits)[1]
+            rounded = self.elastic.artifact.quantize(self.name, weight, bits)[1]
             change = x @ (rounded - weight.float()).T
             if gradient is not None:
                 change = (change * gradient.flatten(0, -2).float()).sum(-1)

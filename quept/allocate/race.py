@@ -172,7 +172,7 @@ class Meter:
             self._latest, self._latest_of = {}, picks
         shared = 0 if self._base is None else self.space.shared(picks, self._base)
         states, seen = self._states.get(window, []), []
-        names = [block.name for block in self.elastic.anatomy.blocks]
+        names = [block.name for block in self.elastic.layout.blocks]
         first = max(0, min(shared, len(states) - 1))
         stubs = {name: Given(states[first]) for name in names[:first]}
         stubs |= {name: Kept(view.get_submodule(name), seen) for name in names[first:]}

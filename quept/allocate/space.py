@@ -47,8 +47,8 @@ class Space:
         cls, elastic: ElasticModel, table: SensitivityTable, constraints: Constraints, budget: int
     ) -> Space:
         chosen = tuple(units(table, elastic.sizes, constraints))
-        blocks = {n: i for i, block in enumerate(elastic.anatomy.blocks) for n in block.layers.values()}
-        roles = {n: role for block in elastic.anatomy.blocks for role, n in block.layers.items()}
+        blocks = {n: i for i, block in enumerate(elastic.layout.blocks) for n in block.layers.values()}
+        roles = {n: role for block in elastic.layout.blocks for role, n in block.layers.items()}
         lengths = [len(unit.bits) for unit in chosen]
         return cls(
             chosen,
@@ -56,7 +56,7 @@ class Space:
             np.array([size for unit in chosen for size in unit.bytes], np.int64),
             np.array([max(0.0, cost) for unit in chosen for cost in unit.costs]),
             np.array([min((blocks[name] for name in unit.layers), default=-1) for unit in chosen]),
-            len(elastic.anatomy.blocks),
+            len(elastic.layout.blocks),
             design(chosen, roles, blocks, elastic.sizes.weights),
             budget - elastic.sizes.fixed,
             elastic.layers,

@@ -102,7 +102,7 @@ class SensitivityTable:
         return total + self._of(self.embeddings, plan.embeddings, "the model with embeddings")
 
     def covers(self, plan: PrecisionPlan) -> bool:
-        """Whether every width of this plan was measured; False with a quantised KV cache, which `total` and
+        """Whether every width of this plan was measured; False with a quantized KV cache, which `total` and
         `predicted` leave out. PlanError for a plan of another model."""
         try:
             self.total(plan)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quept.plan import FULL, QUANTISED_BITS, PrecisionPlan
+from quept.plan import FULL, QUANTIZED_BITS, PrecisionPlan
 
 from .constraints import AllocationError, megabytes
 
@@ -37,7 +37,7 @@ def uniform_at_equal_bytes(
     sizes: Sizes,
     budget: int,
     measure: Callable[[PrecisionPlan], float],
-    widths: tuple[int, ...] = QUANTISED_BITS,
+    widths: tuple[int, ...] = QUANTIZED_BITS,
     embeddings: tuple[int, ...] = (FULL,),
 ) -> AtEqualBytes:
     """The KL of the best uniform-or-interpolated plan of `budget` deploy bytes. `measure` gives the KL of a

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from quept.numerics.adapters import RankSchedule, adapted
-from quept.numerics.grid import Quantised, quantise
+from quept.numerics.grid import Quantized, quantize
 
 CLIP_STEPS = 256
 
@@ -63,18 +63,18 @@ class LayerParameters:
         static = self.static if grid is None else {**self.static, bits: grid}
         return replace(self, clips=clips, widths=tuple(b for b in self.widths if b != bits), static=static)
 
-    def quantise(self, weight: Tensor, bits: int, group: int) -> tuple[Quantised, Tensor]:
+    def quantize(self, weight: Tensor, bits: int, group: int) -> tuple[Quantized, Tensor]:
         """The layer at 2..8 bits: packed, and as values (out, in) float32 on the grid."""
         if bits not in self.widths:
-            return quantise(weight, bits, group)
+            return quantize(weight, bits, group)
         device = weight.device
         if self.schedule.ranks(bits):
             b, a = (t.to(device, torch.float32) for t in (self.b, self.a))
             weight = adapted(weight.float(), b, a, self.schedule, bits)
         if bits not in self.clips:
-            return quantise(weight, bits, group)
+            return quantize(weight, bits, group)
         low, high = self.clips[bits].to(device).float().add_(1).div_(CLIP_STEPS)[..., None]
-        return quantise(weight, bits, group, low, high)
+        return quantize(weight, bits, group, low, high)
 
     def tensors(self, layer: str) -> dict[str, Tensor]:
         """What is written, by name."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from quept.models import LoadedModel
 from quept.numerics.adapters import RankSchedule
-from quept.numerics.grid import Quantised, group_size, quantise
+from quept.numerics.grid import Quantized, group_size, quantize
 from quept.transforms import Record, TransformError, apply
 
 from .manifest import FILE_NAME, ArtifactError, Manifest
@@ -72,7 +72,7 @@ class Artifact:
     @classmethod
     def rtn(cls, loaded: LoadedModel, group: int | str = "auto") -> Artifact:
         """Round-to-nearest on this model."""
-        layers = loaded.anatomy.layers
+        layers = loaded.layout.layers
         for name in layers:
             group_size(loaded.model.get_submodule(name).in_features, group)
         provenance = {"base": loaded.provenance}
@@ -162,7 +162,7 @@ class Artifact:
                 f"{self.manifest.fingerprint[:12]}…; the weights of {loaded.source!r} have "
                 f"{loaded.fingerprint[:12]}…: open it with the base it was made for"
             )
-        if loaded.anatomy.layers != self.manifest.layers:
+        if loaded.layout.layers != self.manifest.layers:
             raise ArtifactError(
                 f"this artifact names other layers than {self.base!r} has: calibrate again or copy it afresh"
             )
@@ -178,12 +178,12 @@ class Artifact:
         except TransformError as error:
             raise ArtifactError(f"the transforms of this artifact do not fit its base: {error}") from None
 
-    def quantise(self, layer: str, weight: Tensor, bits: int) -> tuple[Quantised, Tensor]:
+    def quantize(self, layer: str, weight: Tensor, bits: int) -> tuple[Quantized, Tensor]:
         """One layer's weight (out, in) at 2..8 bits: packed, and as values on the grid."""
         group = group_size(weight.shape[1], self.group)
         if layer in self.learned:
-            return self.learned[layer].quantise(weight, bits, group)
-        return quantise(weight, bits, group)
+            return self.learned[layer].quantize(weight, bits, group)
+        return quantize(weight, bits, group)
 
     def static(self, layer: str) -> Mapping[int, Tensor]:
         """Grids of a layer's activations, `{bits: (2, sites)}`; none where they are rounded per token."""

@@ -13,7 +13,7 @@ capture     what a model hands to its blocks
 streams     the activations that flow between them, in memory or on disk
 end_to_end  the stage that tunes all layers together on divergence from full precision
 precision   what is computed in: bfloat16 products where they pay
-optimiser   Adam over what is learned, and the schedule of its rates
+optimizer   Adam over what is learned, and the schedule of its rates
 loss        that divergence, with its gradient
 checkpoint  the state of a run on disk
 """

@@ -2,7 +2,7 @@
 network after another.
 
 Two streams of hidden states flow through the blocks: X of the full-precision model, and X' of the calibrated,
-quantised one. Block k learns to undo on X' what quantisation did so far:
+quantized one. Block k learns to undo on X' what quantization did so far:
 
     Y = block_k(X), full precision
     for every epoch and every batch of X':
@@ -43,14 +43,14 @@ from quept.config import BlockWise
 from quept.numerics.merge import merge
 from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
 
+from .activations import ActivationStore
 from .capture import EMBEDDINGS, Call, Calls, entered
 from .checkpoint import Checkpoint
 from .data import Inputs, rows, samples
 from .errors import CalibrationError
-from .optimiser import adam, step
+from .optimizer import adam, step
 from .precision import fast_products, seeded
 from .ragged import MASK
-from .streams import Streams
 from .trainable import Trainable
 
 Progress = Callable[[str, float | None], None]
@@ -86,12 +86,12 @@ def tune_blocks(
     Each block is a log line: "block" with the entries of TunedBlock, `seconds` and, to tell it apart in a log
     with several runs, `step` from 1. Raises CalibrationError for a loss that is not finite; the blocks before
     stay in the checkpoint."""
-    blocks = trainable.anatomy.trunk
+    blocks = trainable.layout.trunk
     done = 0
     while done < len(blocks) and (state := checkpoint.read(_stage(done))):
         trainable.load_state(state, blocks[done].layers.values())
         done += 1
-    with Streams(folder, settings.memory) as streams:
+    with ActivationStore(folder, settings.memory) as streams:
         if done == len(blocks):
             return
         tuning = BlockWiseTuning(trainable, settings, inputs, seed, streams, report, device)
@@ -107,7 +107,7 @@ def tune_blocks(
 
 class BlockWiseTuning:
     """The state of the stage: `done` blocks are tuned. full: the stream X, float32 (sequences, ..., hidden),
-    outputs of the last tuned block; quantised: the stream X', the inputs of that block until the
+    outputs of the last tuned block; quantized: the stream X', the inputs of that block until the
     next one begins."""
 
     def __init__(
@@ -116,7 +116,7 @@ class BlockWiseTuning:
         settings: BlockWise,
         inputs: Inputs,
         seed: int,
-        streams: Streams,
+        streams: ActivationStore,
         report: Progress,
         device: torch.device | str = "cpu",
     ):
@@ -127,21 +127,21 @@ class BlockWiseTuning:
         self.groups = {",".join(map(str, sorted(group))): group for group in schedule.groups}
         self.batches = [slice(i, min(i + settings.batch, count)) for i in range(0, count, settings.batch)]
         self._model, self._entered = trainable.view(PrecisionPlan.full()), {}
-        self._calls = Calls(self._model, trainable.anatomy, self._batch(0))
+        self._calls = Calls(self._model, trainable.layout, self._batch(0))
         shape = (count, *self._calls.of(0, self._batch(0)).hidden.shape[1:])
         self._streams = streams
-        self.full, self.quantised = (streams.new(name, *shape) for name in ("full", "quantised"))
+        self.full, self.quantized = (streams.new(name, *shape) for name in ("full", "quantized"))
         for number, part in enumerate(self.batches):
             inputs = self._batch(number)
             self.full[part] = self._calls.of(0, inputs).hidden.float().cpu()
-            self.quantised[part] = self.full[part]
+            self.quantized[part] = self.full[part]
             if number in self._entered:  # the streams hold its embeddings now; what is left is small
                 blank = torch.zeros((), dtype=inputs[EMBEDDINGS].dtype).expand(inputs[EMBEDDINGS].shape)
                 self._entered[number] |= {EMBEDDINGS: blank}
 
     def run(self) -> Iterator[TunedBlock]:
         """The blocks that are left."""
-        while self.done < len(self.trainable.anatomy.trunk):
+        while self.done < len(self.trainable.layout.trunk):
             yield self.step()
 
     def skip(self, blocks: int) -> None:
@@ -155,7 +155,7 @@ class BlockWiseTuning:
         """Tune the next block."""
         self._enter()
         index, trainable = self.done, self.trainable
-        block = trainable.anatomy.trunk[index]
+        block = trainable.layout.trunk[index]
         layers = tuple(block.layers.values())
         start = {name: t.clone() for name, t in trainable.state(layers).items()}
         before = self._measured(index, "before tuning")
@@ -171,11 +171,11 @@ class BlockWiseTuning:
     def _tune(self, index: int) -> None:
         """All steps of Adam on one block."""
         settings, trainable = self.settings, self.trainable
-        layers = trainable.anatomy.trunk[index].layers.values()
-        optimiser = adam(
+        layers = trainable.layout.trunk[index].layers.values()
+        optimizer = adam(
             trainable, settings.adapter_rates, settings.clip_rate, layers, settings.activation_rate
         )
-        if optimiser is None:
+        if optimizer is None:
             return
         steps, number = settings.epochs * len(self.batches), 0
         for epoch in range(settings.epochs):
@@ -187,7 +187,7 @@ class BlockWiseTuning:
                             loss = self._loss(index, bits, read, where, settings.drop)
                         loss.backward()
                         shown.append(f"{group}: {loss.item():.3g}")
-                step(optimiser, number, steps)
+                step(optimizer, number, steps)
                 number += 1
                 self._progress(index, number / steps, f"epoch {epoch + 1}, loss {', '.join(shown)}")
 
@@ -215,7 +215,7 @@ class BlockWiseTuning:
             sound, found = False, f"not computable ({error})"
         if not sound:
             raise CalibrationError(
-                f"the loss of {self.trainable.anatomy.trunk[index].name} at {plan.name} is {found} {where}; "
+                f"the loss of {self.trainable.layout.trunk[index].name} at {plan.name} is {found} {where}; "
                 "the blocks before it are kept in the checkpoint; lower adapter_rates or clip_rate, and "
                 "calibrate into another folder"
             )
@@ -227,7 +227,7 @@ class BlockWiseTuning:
         index = self.done
         if index:
             merged = (self._merged(index - 1, batch) for batch in range(len(self.batches)))
-            self.quantised = self._refilled("quantised", self.quantised, merged)
+            self.quantized = self._refilled("quantized", self.quantized, merged)
         block = self.trainable.block(index, PrecisionPlan.full())
         passed = (self._passed(index, batch, block) for batch in range(len(self.batches)))
         self.full = self._refilled("full", self.full, passed)
@@ -273,7 +273,7 @@ class BlockWiseTuning:
         device, dtype = call.hidden.device, call.hidden.dtype
         return _Read(
             call,
-            self.quantised[part].to(device, dtype),
+            self.quantized[part].to(device, dtype),
             self.full[part].to(device),
             None if mask is None else mask.bool(),
         )
@@ -282,9 +282,9 @@ class BlockWiseTuning:
         """What the trunk reads of one batch (see capture). Pictures are looked at when it is first asked."""
         if batch not in self._entered:
             inputs = rows(self._inputs, self.batches[batch], self.device)
-            if not self.trainable.anatomy.language:
+            if not self.trainable.layout.language:
                 return inputs
-            inputs = entered(self._model, self.trainable.anatomy, inputs)
+            inputs = entered(self._model, self.trainable.layout, inputs)
             self._entered[batch] = {name: _on("cpu", value) for name, value in inputs.items()}
         return {name: _on(self.device, value) for name, value in self._entered[batch].items()}
 
@@ -298,7 +298,7 @@ class BlockWiseTuning:
         return PrecisionPlan.uniform(bits, bits if activations else FULL)
 
     def _progress(self, index: int, fraction: float, what: str) -> None:
-        blocks = len(self.trainable.anatomy.trunk)
+        blocks = len(self.trainable.layout.trunk)
         self._report(f"block {index + 1} of {blocks}, {what}", (index + fraction) / blocks)
 
 

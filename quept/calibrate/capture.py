@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quept.models import Anatomy
-from quept.models.clone import clone, twin
+from quept.models import ModelLayout
+from quept.models.clone import clone, shallow_copy
 from quept.models.multimodal import language_inputs
 
 from .data import arguments, logits_of
@@ -45,23 +45,23 @@ class Call:
 
 
 @torch.no_grad()
-def entered(model: nn.Module, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
+def entered(model: nn.Module, layout: ModelLayout, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
     """What the part of the model that holds the trunk reads in the forward pass on `inputs`: embeddings of
     words and pictures, masks and positions of a vision-language model, of any other the inputs themselves."""
-    if not anatomy.language:
+    if not layout.language:
         return inputs
-    return language_inputs(model, anatomy.language, arguments(inputs))
+    return language_inputs(model, layout.language, arguments(inputs))
 
 
 class Calls:
-    """The calls of the blocks of a model's trunk. model: one of this anatomy; example: as `entered` gives it,
+    """The calls of the blocks of a model's trunk. model: one of this layout; example: as `entered` gives it,
     on which the form of what its blocks return is seen (a tensor, or a tuple of one)."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, example: Mapping[str, Any]):
-        self._model, self._anatomy, self._tuples = model, anatomy, False
+    def __init__(self, model: nn.Module, layout: ModelLayout, example: Mapping[str, Any]):
+        self._model, self._anatomy, self._tuples = model, layout, False
         first = self.of(0, example)
         with torch.no_grad():
-            block = model.get_submodule(anatomy.trunk[0].name)
+            block = model.get_submodule(layout.trunk[0].name)
             out = block(first.hidden, *first.rest, **first.keywords)
         self._tuples = isinstance(out, tuple)
 
@@ -70,7 +70,7 @@ class Calls:
         """The call of block `index` in the forward pass on `inputs`, as `entered` gives them. For a block
         after the first the hidden states are those of the first."""
         names = [block.name for block in self._anatomy.trunk[: index + 1]]
-        stand_ins = {name: twin(self._model.get_submodule(name)) for name in names}
+        stand_ins = {name: shallow_copy(self._model.get_submodule(name)) for name in names}
         for stand_in in stand_ins.values():
             stand_in.forward = self._pass_on
         stand_ins[names[index]].forward = _reached

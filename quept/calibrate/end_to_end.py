@@ -6,7 +6,7 @@ that the recipe draws from does a forward and a backward pass at one of its widt
 Groups own separate tensors and hold the ranks they borrow constant, so what one group learns never pulls
 another; a parameter that took no part in a step is left alone by it. Every few steps one more pass runs a
 plan that draws a width for every layer, so that mixtures are trained and not only uniform plans. In a uniform
-plan of a vision-language model vision tower and projector keep 8 bits (`Anatomy.guarded`).
+plan of a vision-language model vision tower and projector keep 8 bits (`ModelLayout.guarded`).
 
 Divergence counts every position of a text; of a conversation about pictures, those at which the model speaks:
 what it expects in the middle of a picture or of a question was never trained and says nothing.
@@ -31,7 +31,7 @@ from quept.plan import ACTIVATION_BITS, FULL, Bits, PrecisionPlan
 from .data import Inputs, logits_of, rows, samples
 from .errors import CalibrationError
 from .loss import divergence_loss
-from .optimiser import adam, step
+from .optimizer import adam, step
 from .precision import fast_products, seeded
 from .trainable import Trainable
 
@@ -60,14 +60,14 @@ class EndToEndTuning:
     ):
         self.trainable, self.settings, self.schedule = trainable, settings, schedule
         self.inputs, self.seed, self.device, self.done = inputs, seed, torch.device(device), 0
-        self.optimiser = adam(
+        self.optimizer = adam(
             trainable,
             settings.adapter_rates,
             settings.clip_rate,
             activation_rate=settings.activation_rate,
             betas=(0.9, 0.99),
         )
-        if self.optimiser is None:
+        if self.optimizer is None:
             raise ValueError("there is nothing to learn: give a bit group ranks, or a width clip factors")
 
     def run(self) -> Iterator[Step]:
@@ -95,7 +95,7 @@ class EndToEndTuning:
                 raise self._broken(plan, f"the loss is {loss.item()}")
             loss.backward()
             losses[plan.name] = round(loss.item(), 6)
-        step(self.optimiser, number, settings.steps, settings.warmup)
+        step(self.optimizer, number, settings.steps, settings.warmup)
         self.done += 1
         return Step(self.done, settings.steps, losses)
 
@@ -112,7 +112,7 @@ class EndToEndTuning:
         for widths in settings.draws:
             bits = draw.choice(widths)
             plan = PrecisionPlan.uniform(bits, self._activations(bits, draw))
-            plans.append(self.trainable.anatomy.guarded(plan))
+            plans.append(self.trainable.layout.guarded(plan))
         if settings.mixed_every and (number + 1) % settings.mixed_every == 0:
             rules = {}
             for layer in self.trainable.layers:
@@ -132,7 +132,7 @@ class EndToEndTuning:
         """Everything needed to go on from here, as tensors by name."""
         names = {id(p): name for name, p in _named(self.trainable)}
         state = {"steps done": torch.tensor(self.done)} | self.trainable.state()
-        for p, moments in self.optimiser.state.items():
+        for p, moments in self.optimizer.state.items():
             state |= {f"{names[id(p)]}.{key}": torch.as_tensor(value) for key, value in moments.items()}
         return state
 
@@ -147,7 +147,7 @@ class EndToEndTuning:
                 if f"{name}.{key}" in state
             }
             if moments:
-                self.optimiser.state[p] = {
+                self.optimizer.state[p] = {
                     key: m.clone() if key == "step" else m.clone().to(p.device) for key, m in moments.items()
                 }
 

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from quept.artifact import Artifact, Manifest
 from quept.config import Recipe
-from quept.models import Anatomy, LoadedModel, load
-from quept.models.anatomy import GUARD
+from quept.models import LoadedModel, ModelLayout, load
+from quept.models.layout import GUARD
 from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
 from quept.runtime import ElasticModel
 
@@ -110,10 +110,10 @@ def calibrate(
     if recipe.static:
         report("searching the grids of the activations", None)
         shown = batches(data.block_wise, recipe.static.images, device)
-        static = static_ends(model, loaded.anatomy, shown, recipe.static.widths, recipe.static.percentiles)
+        static = static_ends(model, loaded.layout, shown, recipe.static.widths, recipe.static.percentiles)
     trainable = Trainable(
         model,
-        loaded.anatomy,
+        loaded.layout,
         recipe.adapters,
         recipe.clip.start,
         group,
@@ -167,13 +167,13 @@ def _artifact(
     widths = [
         bits for bits in recipe.adapters.widths if recipe.adapters.ranks(bits) or bits in recipe.clip.start
     ]
-    reached = _reached(recipe, loaded.anatomy, widths)
+    reached = _reached(recipe, loaded.layout, widths)
     manifest = Manifest(
         "quept",
         loaded.source,
         loaded.fingerprint,
         group,
-        loaded.anatomy.layers,
+        loaded.layout.layers,
         provenance={"base": loaded.provenance} | _described(recipe),
         recipe=_without_folders(recipe).to_dict(),
         widths=reached,
@@ -182,14 +182,14 @@ def _artifact(
     return Artifact(manifest, trainable.learned(reached), transformed.record)
 
 
-def _reached(recipe: Recipe, anatomy: Anatomy, widths: list[int]) -> dict[str, tuple[int, ...]]:
+def _reached(recipe: Recipe, layout: ModelLayout, widths: list[int]) -> dict[str, tuple[int, ...]]:
     """Those of the widths at which a stage has run each layer. Vision tower and projector of a
     vision-language model take no part in the block-wise stage, and in the other one at all widths only where
     it draws a width for every layer."""
     stage = recipe.end_to_end
     seen = widths if stage and stage.mixed_every else [b for b in widths if stage and b == GUARD]
-    sees = _sees(anatomy)
-    return {name: tuple(seen if name in sees else widths) for name in anatomy.layers}
+    sees = _sees(layout)
+    return {name: tuple(seen if name in sees else widths) for name in layout.layers}
 
 
 def _compared(
@@ -225,7 +225,7 @@ def _compared(
 
     stage = recipe.end_to_end or recipe.block_wise
     activations = stage.activations if stage else True
-    quality, comparisons = {}, _comparisons(recipe, loaded.anatomy, activations)
+    quality, comparisons = {}, _comparisons(recipe, loaded.layout, activations)
     for i, (bits, plan, decided) in enumerate(comparisons):
         report(f"comparing {plan.name} with plain rounding", i / len(comparisons))
         found = {"kl_rtn": divergence(rtn, plan)}
@@ -248,15 +248,15 @@ def _compared(
 
 
 def _comparisons(
-    recipe: Recipe, anatomy: Anatomy, activations: bool
+    recipe: Recipe, layout: ModelLayout, activations: bool
 ) -> list[tuple[int, PrecisionPlan, Collection[str]]]:
     """(width, a plan with it, the layers whose width stands or falls there). Of a vision-language model what
     sees has plans of its own below 8 bits, and those come last, since it keeps 8 bits in the others."""
-    found, sees = [], _sees(anatomy)
+    found, sees = [], _sees(layout)
     for bits in sorted(recipe.adapters.widths, reverse=bool(sees)):
         plan = PrecisionPlan.uniform(bits, bits if activations and bits in ACTIVATION_BITS else FULL)
-        decided = set(anatomy.layers) - (set() if bits == GUARD else sees)
-        found.append((bits, anatomy.guarded(plan), decided))
+        decided = set(layout.layers) - (set() if bits == GUARD else sees)
+        found.append((bits, layout.guarded(plan), decided))
     if sees and recipe.end_to_end and recipe.end_to_end.mixed_every:
         for bits, *_ in [entry for entry in found if entry[0] < GUARD]:
             plan = PrecisionPlan.of(dict.fromkeys(sorted(sees), bits), default=FULL, name=f"vision {bits}")
@@ -264,9 +264,9 @@ def _comparisons(
     return found
 
 
-def _sees(anatomy: Anatomy) -> set[str]:
+def _sees(layout: ModelLayout) -> set[str]:
     """The layers of vision tower and projector of a vision-language model; none of any other."""
-    return set(anatomy.layers) - {name for block in anatomy.trunk for name in block.layers.values()}
+    return set(layout.layers) - {name for block in layout.trunk for name in block.layers.values()}
 
 
 def _reference(elastic: ElasticModel, inputs: Mapping[str, Tensor]) -> Tensor:

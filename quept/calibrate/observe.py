@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from quept.models import Anatomy, LoadedModel
+from quept.models import LoadedModel, ModelLayout
 from quept.models.clone import clone
 from quept.numerics.static import search
 from quept.transforms import Record, reparameterisation
@@ -69,7 +69,7 @@ def observed_reparameterisation(
     """The record for the norms of `loaded`. model: the same in the dtype to compute in."""
     batches = list(batches)
     images = sum(samples(inputs) for inputs in batches)
-    first = {norm: readers[0] for norm, readers in loaded.anatomy.norms.items()}
+    first = {norm: readers[0] for norm, readers in loaded.layout.norms.items()}
     seen = observe(model, list(first.values()), batches, tokens=RANGE_TOKENS)
     ranges = {norm: channel_ranges(seen[layer].inputs, percentile) for norm, layer in first.items()}
     return reparameterisation(ranges, strength, percentile, images)
@@ -77,15 +77,15 @@ def observed_reparameterisation(
 
 def static_ends(
     model: nn.Module,
-    anatomy: Anatomy,
+    layout: ModelLayout,
     batches: Iterable[Mapping[str, Tensor]],
     widths: Collection[int],
     percentiles: Collection[float],
 ) -> dict[str, dict[int, Tensor]]:
     """The ends of the static grids, `{layer: {bits: (2, sites)}}`, lowest and highest values: of a layer's
     input and, where one gives query, key and value, of these."""
-    fused = anatomy.fused
-    seen = observe(model, anatomy.layers, batches, fused)
+    fused = layout.fused
+    seen = observe(model, layout.layers, batches, fused)
     found = {}
     for name, layer in seen.items():
         sites = [layer.inputs, *(layer.outputs.chunk(3, -1) if layer.outputs is not None else ())]

@@ -26,7 +26,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from quept.artifact import LayerParameters
-from quept.models import Anatomy
+from quept.models import ModelLayout
 from quept.models.clone import clone
 from quept.numerics.adapters import RankSchedule, adapted, new_adapter
 from quept.numerics.grid import group_size
@@ -175,7 +175,7 @@ class Trainable:
     def __init__(
         self,
         model: nn.Module,
-        anatomy: Anatomy,
+        layout: ModelLayout,
         schedule: RankSchedule,
         clip_start: Mapping[int, float],
         group: int | str,
@@ -183,10 +183,10 @@ class Trainable:
         online: Collection[str] = (),
         static: Mapping[str, Mapping[int, Tensor]] | None = None,
     ):
-        self.anatomy, self._model = anatomy, model
+        self.layout, self._model = layout, model
         generator = torch.Generator().manual_seed(seed)
         self.layers: dict[str, TrainableLayer] = {}
-        for name in anatomy.layers:
+        for name in layout.layers:
             source = model.get_submodule(name)
             bias = None if source.bias is None else source.bias.detach()
             columns = source.weight.shape[1]
@@ -208,14 +208,14 @@ class Trainable:
         bound = {name: _AtWidth(self.layers[name], bits, drop) for name, bits in plans.items()}
         view = clone(self._model, bound)
         if checkpointed:
-            for block in self.anatomy.blocks:
+            for block in self.layout.blocks:
                 module = view.get_submodule(block.name)
                 module.forward = partial(checkpoint, module.forward, use_reentrant=False)
         return view
 
     def block(self, index: int, plan: PrecisionPlan, drop: float = 0.0) -> nn.Module:
         """One block of the trunk at this plan, by itself."""
-        block, bits = self.anatomy.trunk[index], plan.resolve(self.layers)
+        block, bits = self.layout.trunk[index], plan.resolve(self.layers)
         bound = {name: _AtWidth(self.layers[name], bits[name], drop) for name in block.layers.values()}
         return clone(self._model.get_submodule(block.name), bound, block.name)
 

@@ -199,7 +199,7 @@ def _constraints(options: argparse.Namespace, elastic: ElasticModel) -> Constrai
     for name in ("widths", "embeddings", "activations"):
         if getattr(options, name) is not None:
             said[name] = getattr(options, name)
-    return Constraints(ties=tied(elastic.anatomy, options.tie) if options.tie else (), **said)
+    return Constraints(ties=tied(elastic.layout, options.tie) if options.tie else (), **said)
 
 
 def _widths(text: str) -> tuple[int, ...]:

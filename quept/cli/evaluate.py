@@ -54,7 +54,7 @@ def evaluate_parser(commands) -> None:
         action="append",
         metavar="NAME",
         default=[],
-        help="another tool's quantisation of the same model: nf4 or int8 of bitsandbytes; repeat for several",
+        help="another tool's quantization of the same model: nf4 or int8 of bitsandbytes; repeat for several",
     )
     data_options(p)
     p.add_argument("--again", action="store_true", help="measure even what the results store holds already")
@@ -145,7 +145,7 @@ def _plan_subject(elastic: ElasticModel, plan: PrecisionPlan, measure: Measure) 
 
 
 def _baseline_subject(elastic: ElasticModel, name: str, measure: Measure) -> Subject:
-    """Its key names the base weights: how ours are quantised does not matter to it."""
+    """Its key names the base weights: how ours are quantized does not matter to it."""
     from quept.evaluate import ResultKey
     from quept.runtime.baselines import baseline_named, check_available
 
@@ -176,13 +176,13 @@ def _measured(
 
 
 def _plans(options: argparse.Namespace, elastic: ElasticModel) -> list[PrecisionPlan]:
-    from quept.plan import QUANTISED_BITS
+    from quept.plan import QUANTIZED_BITS
 
     others = options.presets or options.baseline
     plans = [plan_of(text, elastic) for text in options.plan or ([] if others else ["W4"])]
     if options.presets:
         plans.append(PrecisionPlan.full())
-        plans += [elastic.anatomy.guarded(PrecisionPlan.uniform(bits)) for bits in reversed(QUANTISED_BITS)]
+        plans += [elastic.layout.guarded(PrecisionPlan.uniform(bits)) for bits in reversed(QUANTIZED_BITS)]
         plans += elastic.presets
     return list({plan.key(elastic.layers): plan for plan in plans}.values())
 

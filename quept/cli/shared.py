@@ -79,19 +79,19 @@ def opened(options: argparse.Namespace, progress: Progress) -> ElasticModel:
 
 
 def plan_of(text: str, elastic: ElasticModel) -> PrecisionPlan:
-    """What a person types for a plan: W4 and the like or the name of a preset (`Anatomy.guarded` says what
-    they mean for a model that sees), the name of a plan on the model's front, or a file; PlanError if it does
-    not fit the model."""
+    """What a person types for a plan: W4 and the like or the name of a preset (`ModelLayout.guarded` says
+    what they mean for a model that sees), the name of a plan on the model's front, or a file; PlanError if it
+    does not fit the model."""
     from quept.presets import named, notes
 
     model = name_of(elastic.source)
     preset = named(text, model)
-    plan = elastic.anatomy.guarded(preset) if preset else _on_the_front(text, elastic)
+    plan = elastic.layout.guarded(preset) if preset else _on_the_front(text, elastic)
     if plan is None and Path(text).is_file():
         plan = PrecisionPlan.load(text, model)
     if plan is None:
         try:
-            plan = elastic.anatomy.guarded(PrecisionPlan.parse(text))
+            plan = elastic.layout.guarded(PrecisionPlan.parse(text))
         except PlanError as error:
             close = difflib.get_close_matches(text, notes(), n=1)
             raise PlanError(f"{error}; did you mean {close[0]!r}?" if close else str(error)) from None

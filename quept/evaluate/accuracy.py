@@ -11,7 +11,7 @@ With p full precision's distribution over the classes and q the model's, per pic
     same  = both models' most likely classes are equal      same_top: its share, likewise; a flip where not
     kl    = sum_c p_c (log p_c - log q_c)                   in nats; its mean and standard error
 
-What quantisation did to the accuracy is far better known than the accuracy itself, since both models see the
+What quantization did to the accuracy is far better known than the accuracy itself, since both models see the
 same pictures: `lost` pictures became wrong and `gained` ones right, and nothing else changed.
 
 Full precision's logits are computed once for a model and a set of pictures, and kept in one small file a

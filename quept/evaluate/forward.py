@@ -31,7 +31,7 @@ def device_of(model: nn.Module) -> torch.device:
 def window_logits(model: nn.Module, ids: LongTensor, make_cache: MakeCache | None) -> Tensor:
     """Logits (context, vocabulary) of one window of ids (context,), in the model's dtype, on its device.
 
-    `make_cache` gives a fresh (for example quantised) KV cache for plans that quantise it; without it no
+    `make_cache` gives a fresh (for example quantized) KV cache for plans that quantize it; without it no
     cache is used.
     """
     ids = ids[None].to(device_of(model))

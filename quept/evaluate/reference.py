@@ -13,7 +13,7 @@ holds, for the P = context - 1 scored positions and a vocabulary of V:
 Why fp16 is enough. Rounding changes a value x by a relative error of at most u = 2^-11, and x is small where
 p is large, because it is counted from the row's largest logit. After the renormalisation, KL(p || p_rounded)
 = Var_p(error) / 2 + ...: the first-order term is the mean error, and the normaliser takes exactly that away.
-So a model compared with itself shows at most u^2 E_p[x^2] / 2, about 1e-6 nats (quantising to 8 bits costs
+So a model compared with itself shows at most u^2 E_p[x^2] / 2, about 1e-6 nats (quantizing to 8 bits costs
 1e-3). Against another distribution q the first-order term is Cov_p(error, log p/q), a sum of tens of
 thousands of rounding errors of either sign, far below the standard error of the mean over tokens.
 

@@ -15,7 +15,7 @@ the answer's. So, per question, exactly as if each answer were generated:
             token, in the same place, that is not the answer's
     kl    = sum_t p_t (log p_t - log q_t), mean over the answer's tokens and its end; p: full precision
 
-What quantisation did to the accuracy is far better known than the accuracy itself, since both models see the
+What quantization did to the accuracy is far better known than the accuracy itself, since both models see the
 same questions: `lost` ones became wrong and `gained` ones right, and nothing else changed. Names are those
 of AccuracyEstimate where they mean the same.
 
@@ -38,7 +38,7 @@ import torch
 from torch import LongTensor, Tensor, nn
 
 from quept.models import FAMILIES
-from quept.models.anatomy import family_of
+from quept.models.layout import family_of
 from quept.models.multimodal import language_inputs
 from quept.runtime.generate import end_tokens
 from quept.runtime.kvcache import make_cache as full_cache
@@ -150,7 +150,7 @@ def vqa(
 ) -> Iterator[VqaEstimate]:
     """One estimate after every batch, over all questions so far; the last one covers them all.
 
-    make_cache gives an empty KV cache, for plans that quantise it (`lambda: elastic.make_cache(plan)`). Each
+    make_cache gives an empty KV cache, for plans that quantize it (`lambda: elastic.make_cache(plan)`). Each
     batch is prepared, then goes through the model with `gate()` held (a fair lock of the caller's; do not
     hold it around this generator yourself), after one more turn where the reference does not have it yet.
     Raises NonFiniteLogits when the model answers NaN or infinity, ImageError when no picture can be read."""

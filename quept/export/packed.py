@@ -1,5 +1,5 @@
 """One plan as one safetensors file: packed codes, scales and zero-points, and everything that is not
-quantised in 16 bits.
+quantized in 16 bits.
 
     {layer}.codes    uint8    (out, packed row)      2..8 bits a weight, see numerics.packing
     {layer}.scales   float16  (out, groups)
@@ -8,7 +8,7 @@ quantised in 16 bits.
 
 The bytes of these tensors are exactly `elastic.sizes.deploy(plan)`. The metadata hold what else is needed:
 format and version, the plan, the model's config and fingerprint, the grid of every layer, which parameters
-are tied, the shape of a quantised weight that is no matrix (patches are embedded by a convolution, whose
+are tied, the shape of a quantized weight that is no matrix (patches are embedded by a convolution, whose
 kernels are stored as rows), and the static grids of the activations that the plan rounds. The tokenizer is
 not in the file. Activation and KV widths are in the plan, for whoever runs it; they change no stored tensor.
 `open_packed` gives the values of the view, bit for bit.
@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from quept.numerics.grid import Quantised, dequantise
+from quept.numerics.grid import Quantized, dequantize
 from quept.plan import FULL, PrecisionPlan
 from quept.runtime import ElasticModel
 
@@ -43,8 +43,8 @@ class ExportError(RuntimeError):
 
 @dataclass(frozen=True)
 class PackedModel:
-    """An exported plan, read back. grids: `{layer: (bits, group, columns)}` of the quantised layers; tied:
-    `{parameter: its owner}`; shapes: `{layer: shape}` of quantised weights that are no matrices; static:
+    """An exported plan, read back. grids: `{layer: (bits, group, columns)}` of the quantized layers; tied:
+    `{parameter: its owner}`; shapes: `{layer: shape}` of quantized weights that are no matrices; static:
     `{layer: ((scale, zero-point) of its input, then of query, key and value if it gives these)}`, none where
     activations are rounded per token."""
 
@@ -63,9 +63,9 @@ class PackedModel:
         """Bytes of the tensors: the deploy size."""
         return sum(t.nbytes for t in self.tensors.values())
 
-    def packed(self, layer: str) -> Quantised:
-        """A quantised layer as it is stored."""
-        return Quantised(*self.grids[layer], *(self.tensors.get(f"{layer}.{part}") for part in PARTS))
+    def packed(self, layer: str) -> Quantized:
+        """A quantized layer as it is stored."""
+        return Quantized(*self.grids[layer], *(self.tensors.get(f"{layer}.{part}") for part in PARTS))
 
     def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Values of every parameter by its name in the model, tied ones under each of their names: what
@@ -76,7 +76,7 @@ class PackedModel:
         return state | {name: state[owner] for name, owner in self.tied.items()}
 
     def _values(self, layer: str) -> Tensor:
-        values = dequantise(self.packed(layer))
+        values = dequantize(self.packed(layer))
         return values.view(self.shapes.get(layer, values.shape))
 
 
@@ -154,18 +154,18 @@ def open_packed(path: str | Path) -> PackedModel:
 def _tensors(
     elastic: ElasticModel, plan: PrecisionPlan
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, int, int]]]:
-    """What is stored, by name, and the grids of the quantised layers."""
+    """What is stored, by name, and the grids of the quantized layers."""
     widths = {name: b.weights for name, b in plan.resolve(elastic.layers).items()}
     widths |= dict.fromkeys(elastic.embeddings, plan.embeddings)
-    quantised = {name: bits for name, bits in widths.items() if bits != FULL}
+    quantized = {name: bits for name, bits in widths.items() if bits != FULL}
     tensors, grids = {}, {}
     stored = next(elastic.base.parameters()).dtype
     for name, parameter in elastic.base.named_parameters():
         layer = name.removesuffix(".weight")
-        if layer not in quantised:
+        if layer not in quantized:
             tensors[name] = parameter.detach().to("cpu", stored).contiguous()
             continue
-        packed = elastic.packed(layer, quantised[layer])
+        packed = elastic.packed(layer, quantized[layer])
         grids[layer] = (packed.bits, packed.group, packed.columns)
         parts = {f"{layer}.{part}": getattr(packed, part) for part in PARTS}
         tensors |= {key: part.cpu().contiguous() for key, part in parts.items() if part is not None}

@@ -1,27 +1,27 @@
 """Models: where their layers are, and how they are loaded.
 
 families  one table entry per architecture: which module paths play which role
-anatomy   the table applied to one model: its blocks, their linear layers by role, what stays as it is
+layout   the table applied to one model: its blocks, their linear layers by role, what stays as it is
 clone     copies of a module tree that share every tensor: what views and transformed models are made of
-load      a zoo name, a hub id or a folder -> model, tokenizer, anatomy, fingerprint
+load      a zoo name, a hub id or a folder -> model, tokenizer, layout, fingerprint
 vision    classifiers of pictures in timm's format: their weights, preprocessing and labels
 multimodal  what a vision-language model hands to the language model inside it
 """
 
-from .anatomy import Anatomy, Block, anatomy_of
 from .families import FAMILIES, Family
+from .layout import Block, ModelLayout, layout_of
 from .load import LoadedModel, LoadError, fingerprint_of, load
 from .vision import Vision
 
 __all__ = [
     "FAMILIES",
-    "Anatomy",
+    "ModelLayout",
     "Block",
     "Family",
     "LoadError",
     "LoadedModel",
     "Vision",
-    "anatomy_of",
+    "layout_of",
     "fingerprint_of",
     "load",
 ]

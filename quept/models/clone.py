@@ -1,7 +1,7 @@
 """Copies of a module tree that share every tensor: what views and transformed models are
 made of.
 
-A twin is a new module object with the same attributes, dictionaries of its own (parameters,
+A shallow copy is a new module object with the same attributes, dictionaries of its own (parameters,
 buffers, children, hooks), and the very same tensors in them. Hanging a hook on one, or putting
 another parameter into it, does not show on the other; writing into a tensor does, and so does
 `.to(another dtype)`, which writes into parameters.
@@ -18,7 +18,7 @@ from torch import nn
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def twin(module: Module) -> Module:
+def shallow_copy(module: Module) -> Module:
     """A copy of this module object. Its children are the originals."""
     copy = object.__new__(type(module))
     state = copy.__dict__
@@ -29,10 +29,11 @@ def twin(module: Module) -> Module:
 
 
 def clone(module: Module, replaced: Mapping[str, nn.Module], name: str = "") -> Module:
-    """A twin of the whole tree, with the modules named in `replaced` put in place of the originals."""
+    """A shallow copy of the whole tree, with the modules named in `replaced` put in place of the
+    originals."""
     if name in replaced:
         return replaced[name]
-    copy = twin(module)
+    copy = shallow_copy(module)
     prefix = f"{name}." if name else ""
     children = copy.__dict__["_modules"]
     for key, child in module._modules.items():

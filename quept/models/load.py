@@ -1,8 +1,8 @@
-"""Load a model for elastic quantisation: a zoo name, a Hugging Face hub id, or a local folder. It is a causal
+"""Load a model for elastic quantization: a zoo name, a Hugging Face hub id, or a local folder. It is a causal
 language model or a vision-language model of transformers, or a classifier of pictures from timm (see vision).
 
 The weights stay in 16 bits, as they are on disk (they are the *source* that every width is made from);
-nothing is quantised here. The fingerprint, a hash of every parameter, is what an artifact is bound to. Only
+nothing is quantized here. The fingerprint, a hash of every parameter, is what an artifact is bound to. Only
 safetensors are read, never pickled weights, and no code that comes with a model is run.
 """
 
@@ -31,8 +31,8 @@ from transformers import (
 from quept import zoo
 
 from . import vision
-from .anatomy import Anatomy, anatomy_of, family_of
 from .families import FAMILIES
+from .layout import ModelLayout, family_of, layout_of
 from .vision import Vision
 
 QUESTIONS = "questions.safetensors"
@@ -57,7 +57,7 @@ class LoadedModel:
 
     model: PreTrainedModel | nn.Module
     tokenizer: PreTrainedTokenizerBase | None
-    anatomy: Anatomy
+    layout: ModelLayout
     source: str
     title: str
     fingerprint: str
@@ -72,14 +72,14 @@ class LoadedModel:
     @property
     def kind(self) -> str:
         """ "language", "vision" or "vision-language"."""
-        return self.anatomy.kind
+        return self.layout.kind
 
     @property
     def embeddings(self) -> tuple[str, ...]:
         """The modules whose weights are the model's embeddings: where tokens are looked up or patches
         embedded and, unless it shares that weight or there is none, the head."""
         weights: dict[int, str] = {}
-        for name in self.anatomy.ends:
+        for name in self.layout.ends:
             weight = getattr(self.model.get_submodule(name), "weight", None)
             if weight is not None:
                 weights.setdefault(id(weight), name)
@@ -111,7 +111,7 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
         else:
             model, tokenizer, processor = _of_transformers(where)
             pictures = None
-        anatomy = anatomy_of(model)
+        layout = layout_of(model)
     except Exception as error:  # a damaged folder makes transformers raise nearly anything
         raise LoadError(f"cannot load {source!r}: {error or type(error).__name__}") from error
     model.eval().requires_grad_(False)
@@ -124,7 +124,7 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
     return LoadedModel(
         model,
         tokenizer,
-        anatomy,
+        layout,
         source,
         title,
         fingerprint_of(model),
@@ -144,7 +144,7 @@ def _of_transformers(
     config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     family = FAMILIES[family_of(config.model_type)]
     if getattr(config, "quantization_config", None):
-        raise ValueError("its weights are already quantised; give the model it was made from")
+        raise ValueError("its weights are already quantized; give the model it was made from")
     if family.kind == "vision-language":
         auto, processor = (
             AutoModelForImageTextToText,

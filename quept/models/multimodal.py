@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .clone import clone, twin
+from .clone import clone, shallow_copy
 
 
 class _Reached(Exception):
@@ -23,10 +23,10 @@ class _Reached(Exception):
 
 
 def language_inputs(model: nn.Module, language: str, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments of the module `language` (`Anatomy.language`) in the forward pass on `inputs`:
+    """The arguments of the module `language` (`ModelLayout.language`) in the forward pass on `inputs`:
     inputs_embeds (n, tokens, hidden), attention_mask and, of a family that counts them in its own way,
     position_ids (axes, n, tokens)."""
-    stand_in = twin(model.get_submodule(language))
+    stand_in = shallow_copy(model.get_submodule(language))
     stand_in.forward = _reached
     try:
         clone(model, {language: stand_in})(**inputs, use_cache=False)

@@ -1,4 +1,4 @@
-"""Arithmetic of elastic quantisation: pure functions on tensors, no models and no files.
+"""Arithmetic of elastic quantization: pure functions on tensors, no models and no files.
 
 grid      the rounding grid of one width: ranges, scales, zero-points, codes
 static    the grid of activations whose range is known before the model runs
@@ -9,16 +9,16 @@ hadamard  orthonormal Hadamard transforms of any width
 packing   codes of 2..8 bits <-> bytes
 """
 
-from .grid import Quantised, dequantise, fake_quantise_tokens, group_size, quantise
+from .grid import Quantized, dequantize, fake_quantize_tokens, group_size, quantize
 from .packing import pack, packed_bytes, unpack
 
 __all__ = [
-    "Quantised",
-    "dequantise",
-    "fake_quantise_tokens",
+    "Quantized",
+    "dequantize",
+    "fake_quantize_tokens",
     "group_size",
     "pack",
     "packed_bytes",
-    "quantise",
+    "quantize",
     "unpack",
 ]

@@ -25,7 +25,7 @@ TINY = torch.finfo(torch.float16).tiny  # smallest normal float16: a scale below
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """One weight at one width, packed. codes (out, packed row) uint8, scales (out, groups) float16, zeros
     (out, packed row) uint8 or None at 8 bits. `columns` is in_features and `group` the columns that share a
     scale."""
@@ -54,23 +54,23 @@ def group_size(columns: int, group: int | str = "auto") -> int:
     return min(group, columns)
 
 
-def quantised_bytes(rows: int, columns: int, bits: int, group: int) -> int:
-    """Bytes of `quantise(...)` for a weight of this shape, without making it."""
+def quantized_bytes(rows: int, columns: int, bits: int, group: int) -> int:
+    """Bytes of `quantize(...)` for a weight of this shape, without making it."""
     groups = -(-columns // group)
     zeros = 0 if bits == SYMMETRIC_BITS else packed_bytes(groups, bits)
     return rows * (packed_bytes(columns, bits) + 2 * groups + zeros)
 
 
-def quantise(
+def quantize(
     weight: Tensor, bits: int, group: int, low: Tensor | float = 1.0, high: Tensor | float = 1.0
-) -> tuple[Quantised, Tensor]:
+) -> tuple[Quantized, Tensor]:
     """weight (out, in) -> (its packed form, its values on the grid (out, in) float32).
 
     low, high: clip factors in (0, 1] for the lower and upper end, broadcastable to (out, groups, 1). The last
     group may be ragged."""
     if weight.ndim != 2 or 0 in weight.shape:
         raise ValueError(
-            f"a weight to quantise is a non-empty (out, in) matrix; got shape {tuple(weight.shape)}"
+            f"a weight to quantize is a non-empty (out, in) matrix; got shape {tuple(weight.shape)}"
         )
     rows, columns = weight.shape
     x = grouped(weight.float(), group)
@@ -81,11 +81,11 @@ def quantise(
     values = q.sub_(zero).mul_(scale).reshape(rows, -1)[:, :columns]
     zeros = None if bits == SYMMETRIC_BITS else pack(zero[..., 0].to(torch.uint8), bits)
     scales = scale[..., 0].to(torch.float16)
-    return Quantised(bits, group, columns, pack(codes, bits), scales, zeros), values.contiguous()
+    return Quantized(bits, group, columns, pack(codes, bits), scales, zeros), values.contiguous()
 
 
-def dequantise(packed: Quantised) -> Tensor:
-    """The values on the grid, (out, in) float32: exactly those `quantise` returned."""
+def dequantize(packed: Quantized) -> Tensor:
+    """The values on the grid, (out, in) float32: exactly those `quantize` returned."""
     groups = packed.scales.shape[1]
     q = grouped(unpack(packed.codes, packed.bits, packed.columns).float(), packed.group)
     zero = (
@@ -97,7 +97,7 @@ def dequantise(packed: Quantised) -> Tensor:
     return values.reshape(values.shape[0], -1)[:, : packed.columns].contiguous()
 
 
-def fake_quantise_tokens(x: Tensor, bits: int) -> Tensor:
+def fake_quantize_tokens(x: Tensor, bits: int) -> Tensor:
     """Activations (..., features) on a dynamic symmetric grid, one scale a token: s = max|x| / (2^(bits-1) -
     1). Same dtype."""
     top = 2 ** (bits - 1) - 1

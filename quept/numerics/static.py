@@ -28,7 +28,7 @@ def grid_between(low: Tensor, high: Tensor, bits: int) -> Tensor:
     return torch.stack([scale, (-low.clamp(max=0) / scale).round_().clamp_(0, top)])
 
 
-def fake_quantise_static(x: Tensor, grid: Sequence[tuple[float, int]], bits: int) -> Tensor:
+def fake_quantize_static(x: Tensor, grid: Sequence[tuple[float, int]], bits: int) -> Tensor:
     """Activations (..., features) on their grid, (scale, zero-point) of each site; same dtype."""
     parts = [
         torch.fake_quantize_per_tensor_affine(part, scale, zero, 0, 2**bits - 1)

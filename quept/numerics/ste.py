@@ -1,6 +1,6 @@
 """The rounding grids as functions that can be trained through: straight-through rounding, learned ends.
 
-Forward gives exactly the values of `grid.quantise(x, bits, group, low, high)`. Backward treats rounding (of
+Forward gives exactly the values of `grid.quantize(x, bits, group, low, high)`. Backward treats rounding (of
 codes, of zero-points, of scales to float16) as the identity. With g = dL/dx' the gradient that comes in, u =
 x / s, r = round(u), and lo', hi' the clipped ends of a group of columns:
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .grid import SYMMETRIC_BITS, fake_quantise_tokens, grouped, scale_and_zero
+from .grid import SYMMETRIC_BITS, fake_quantize_tokens, grouped, scale_and_zero
 from .static import TINY as TINY_STEP
 
 
@@ -32,13 +32,13 @@ def round_to_grid(x: Tensor, bits: int, group: int, low: Tensor, high: Tensor) -
     """x (out, in) float -> its values on the grid (out, in), differentiable in x, low and high.
 
     low, high (out, groups): clip factors in (0, 1] of the lower and upper end of each group's range. Raises
-    ValueError for a weight that is not finite, as `grid.quantise` does."""
+    ValueError for a weight that is not finite, as `grid.quantize` does."""
     return _RoundToGrid.apply(x, low, high, bits, group)
 
 
 def round_static(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
     """Activations (..., features) on the static grid of each site, differentiable in x and in the ends low <=
-    0 <= high (sites,) of the ranges. Forward gives the values of `static.fake_quantise_static`. PyTorch's own
+    0 <= high (sites,) of the ranges. Forward gives the values of `static.fake_quantize_static`. PyTorch's own
     learnable rounding gives the gradients of scale and zero-point, LSQ's as above."""
     top = 2**bits - 1
     scales = ((high - low) / top).clamp(min=TINY_STEP)
@@ -53,7 +53,7 @@ def round_static(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
 def round_tokens(x: Tensor, bits: int) -> Tensor:
     """Activations (..., features) on their dynamic grid, one scale a token; the gradient passes straight
     through."""
-    return x + (fake_quantise_tokens(x.detach(), bits) - x.detach())
+    return x + (fake_quantize_tokens(x.detach(), bits) - x.detach())
 
 
 class _RoundToGrid(torch.autograd.Function):

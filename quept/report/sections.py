@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from quept.artifact import Artifact
 from quept.calibrate.job import LOG
-from quept.numerics.grid import group_size, quantised_bytes
-from quept.plan import FULL, QUANTISED_BITS, PrecisionPlan
+from quept.numerics.grid import group_size, quantized_bytes
+from quept.plan import FULL, QUANTIZED_BITS, PrecisionPlan
 from quept.runtime.sizes import BYTES_PER_FULL_WEIGHT, Sizes
 
 from . import figures, learned
@@ -23,7 +23,7 @@ EVEN = 0.002  # half a step of the stored clip factors
 _ABOUT = {
     THIS: "Measured with this artifact.",
     PLAIN: "Measured with plain rounding of the same base on the same grid, for comparison.",
-    BASE: "Other tools' quantisations of the same base, for comparison.",
+    BASE: "Other tools' quantizations of the same base, for comparison.",
     UNSAID: "The file does not say which artifact it was measured with; it is taken at its word.",
     OTHER: "This was measured with another base, grid or artifact than this one.",
 }
@@ -217,7 +217,7 @@ def sizes_section(artifact: Artifact, sizes: Sizes | None) -> Section:
             )
         )
     if sizes:
-        plans = {bits: PrecisionPlan.uniform(bits) for bits in (FULL, *reversed(QUANTISED_BITS))}
+        plans = {bits: PrecisionPlan.uniform(bits) for bits in (FULL, *reversed(QUANTIZED_BITS))}
         rows = [
             (plan.name, size(sizes.deploy(plan)), f"{sizes.bits_per_parameter(plan):.2f}")
             for plan in plans.values()
@@ -338,9 +338,9 @@ def _two(x: float | None) -> str:
 def _layers_table(shapes: Mapping[str, tuple[int, int]], group: int | str) -> Table:
     weights = sum(rows * columns for rows, columns in shapes.values())
     table = [("16 bits", size(BYTES_PER_FULL_WEIGHT * weights), "16.00")]
-    for bits in reversed(QUANTISED_BITS):
+    for bits in reversed(QUANTIZED_BITS):
         count = sum(
-            quantised_bytes(rows, columns, bits, group_size(columns, group))
+            quantized_bytes(rows, columns, bits, group_size(columns, group))
             for rows, columns in shapes.values()
         )
         table.append((f"{bits} bits", size(count), f"{8 * count / weights:.2f}"))

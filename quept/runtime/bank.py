@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from quept.numerics.grid import Quantised, dequantise
+from quept.numerics.grid import Quantized, dequantize
 
 Key = tuple[str, int]  # layer name, bits
 DENSE_SHARE = 0.7
@@ -33,12 +33,12 @@ class WeightBank:
     Called once per pair for as long as the pair stays within the budget (bytes)."""
 
     def __init__(
-        self, make: Callable[[str, int], tuple[Quantised | None, Tensor]], dtype: torch.dtype, budget: int
+        self, make: Callable[[str, int], tuple[Quantized | None, Tensor]], dtype: torch.dtype, budget: int
     ):
         if budget <= 0:
             raise ValueError(f"the weight bank needs a positive budget in bytes; got {budget}")
         self._make, self._dtype, self.budget = make, dtype, budget
-        self._packed: OrderedDict[Key, Quantised] = OrderedDict()
+        self._packed: OrderedDict[Key, Quantized] = OrderedDict()
         self._dense: OrderedDict[Key, Tensor] = OrderedDict()
         self._alive: WeakValueDictionary[Key, Tensor] = WeakValueDictionary()
         self._kept = self._kept_dense = 0
@@ -70,25 +70,25 @@ class WeightBank:
             if packed is None:
                 packed, values = self._make(layer, bits)
             else:
-                values = dequantise(packed)
+                values = dequantize(packed)
             dense = values.to(self._dtype)
             with self._lock:
                 self._keep(key, packed, dense)
             return dense
 
-    def packed(self, layer: str, bits: int) -> Quantised:
+    def packed(self, layer: str, bits: int) -> Quantized:
         """The layer at this width as it is deployed."""
         with self._lock:
             found = self._find_packed((layer, bits))
         return found if found is not None else self._make(layer, bits)[0]
 
-    def _find_packed(self, key: Key) -> Quantised | None:
+    def _find_packed(self, key: Key) -> Quantized | None:
         found = self._packed.get(key)
         if found is not None:
             self._packed.move_to_end(key)
         return found
 
-    def _keep(self, key: Key, packed: Quantised | None, dense: Tensor) -> None:
+    def _keep(self, key: Key, packed: Quantized | None, dense: Tensor) -> None:
         if packed is not None and key not in self._packed:
             self._packed[key] = packed
             self._kept += packed.nbytes

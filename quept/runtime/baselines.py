@@ -1,9 +1,9 @@
-"""Other people's quantisation of the same loaded model, to stand ours beside: bitsandbytes NF4 and LLM.int8.
+"""Other people's quantization of the same loaded model, to stand ours beside: bitsandbytes NF4 and LLM.int8.
 
 `elastic.baseline("nf4")` is a view like any other, only that its linear layers are bitsandbytes' own:
 
-nf4   Linear4bit: 4-bit codes of the normal-float table, a float32 absmax for each 64 weights, not quantised
-      a second time. x (..., in) times the dequantised weight, in the dtype of x.
+nf4   Linear4bit: 4-bit codes of the normal-float table, a float32 absmax for each 64 weights, not quantized
+      a second time. x (..., in) times the dequantized weight, in the dtype of x.
 int8  Linear8bitLt: 8-bit codes with a float32 scale a row; x is rounded to 8 bits per token, but for the
       input columns in which some token exceeds 6, which are multiplied unrounded. Which ones those are is
       decided over all tokens of a forward pass together: text read at once and text read in two parts give
@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from quept.models.clone import twin
+from quept.models.clone import shallow_copy
 
 NF4_BLOCK = 64  # weights that share an absmax
 INT8_THRESHOLD = 6.0  # the LLM.int8 paper's: input columns with a larger value stay unrounded
@@ -135,8 +135,8 @@ def _bytes_of(baseline: Baseline, modules: Iterable[nn.Module]) -> int:
 
 
 def _own(module: nn.Module) -> nn.Module:
-    """A twin with a state of its own: Linear8bitLt notes there what it saw in its last forward."""
-    other = twin(module)
+    """A shallow copy with a state of its own: Linear8bitLt notes there what it saw in its last forward."""
+    other = shallow_copy(module)
     if hasattr(module, "state"):
         other.__dict__["state"] = copy.copy(module.state)
     return other

@@ -2,7 +2,7 @@
 
 `make_cache(config, bits)` gives an empty cache that a Hugging Face causal LM takes as `past_key_values`, for
 prefill in pieces, decoding, or a whole window at once. At 16 bits keys and values are kept as they come.
-Below, every token and head is quantised by itself when it arrives and is read as quantised from then on, by
+Below, every token and head is quantized by itself when it arrives and is read as quantized from then on, by
 itself too, so the result does not depend on how the text was cut into pieces:
 
     lo = min(0, x.min()) * clip          hi = max(0, x.max()) * clip          over one group of head_dim
@@ -17,7 +17,7 @@ Stored are the packed codes, s in two bytes and z in one: `token_nbytes(head_dim
 token and head, and as many for its values.
 
 Buffers double when full. `keys` and `values` of a growing layer are the filled part of its buffers; a
-quantised layer has no such tensors and makes them in `update`, for one layer at a time. Caches are for
+quantized layer has no such tensors and makes them in `update`, for one layer at a time. Caches are for
 inference: no gradient flows through one.
 """
 
@@ -51,9 +51,9 @@ def make_cache(config: PretrainedConfig, bits: int = FULL) -> Cache:
             # A window layer keeps all tokens here; the mask of the model does the windowing.
             if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
                 raise ValueError(
-                    f"the KV cache of a {config.model_type} model cannot be quantised: use kv 16"
+                    f"the KV cache of a {config.model_type} model cannot be quantized: use kv 16"
                 )
-            cache.layers[i] = QuantisedLayer(bits)
+            cache.layers[i] = QuantizedLayer(bits)
         elif type(layer) is DynamicLayer:
             cache.layers[i] = GrowingLayer()
     return cache
@@ -63,13 +63,13 @@ def cache_nbytes(cache: Cache) -> int:
     """Bytes of the tokens a cache holds, measured from its tensors; room kept for more is not counted."""
     total = 0
     for layer in cache.layers:
-        held = layer.held() if isinstance(layer, QuantisedLayer) else (layer.keys, layer.values)
+        held = layer.held() if isinstance(layer, QuantizedLayer) else (layer.keys, layer.values)
         total += sum(t.nbytes for t in held if t is not None)
     return total
 
 
 def token_nbytes(head_dim: int, bits: int) -> int:
-    """Bytes of the keys (or the values) of one token and head in a quantised cache."""
+    """Bytes of the keys (or the values) of one token and head in a quantized cache."""
     return packed_bytes(head_dim, bits) + 3 * (head_dim // group_size(head_dim))
 
 
@@ -78,7 +78,7 @@ def group_size(head_dim: int) -> int:
     return next(g for g in range(min(LARGEST_GROUP, head_dim), 0, -1) if head_dim % g == 0)
 
 
-def quantise_tokens(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_tokens(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """x (..., head_dim) -> codes (..., head_dim) uint8, scales (..., groups) float16, zeros also uint8."""
     x = x.unflatten(-1, (-1, group_size(x.shape[-1]))).float()
     top = 2**bits - 1
@@ -91,8 +91,8 @@ def quantise_tokens(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     return codes.flatten(-2), scale[..., 0], zero[..., 0].to(torch.uint8)
 
 
-def dequantise_tokens(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-    """What `quantise_tokens` stored, on its grid: (..., head_dim) float32."""
+def dequantize_tokens(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """What `quantize_tokens` stored, on its grid: (..., head_dim) float32."""
     x = codes.unflatten(-1, (scales.shape[-1], -1)).float()
     return x.sub_(zeros[..., None]).mul_(scales[..., None].float()).flatten(-2)
 
@@ -131,7 +131,7 @@ class GrowingLayer(DynamicLayer):
         return not self.keys.numel() or self.keys.data_ptr() == self._buffers[0].data_ptr()
 
 
-class QuantisedLayer(DynamicLayer):
+class QuantizedLayer(DynamicLayer):
     """A cache layer that stores keys and values at `bits` (2..8): codes, scales and zeros, nothing else."""
 
     def __init__(self, bits: int):
@@ -147,7 +147,7 @@ class QuantisedLayer(DynamicLayer):
         return [buffer[..., : self._length, :].contiguous() for part in self._stored for buffer in part]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """New keys and values (batch, heads, new, head_dim) -> those of all tokens, as quantised."""
+        """New keys and values (batch, heads, new, head_dim) -> those of all tokens, as quantized."""
         self.is_initialized = True
         alike = key_states.shape == value_states.shape
         parts = [torch.stack((key_states, value_states))] if alike else [key_states, value_states]
@@ -182,7 +182,7 @@ class QuantisedLayer(DynamicLayer):
         self._change(lambda t: t.repeat_interleave(repeats, dim=-4))
 
     def _append(self, stored: tuple[Tensor | None, ...], x: Tensor, length: int) -> tuple[Tensor, ...]:
-        codes, scales, zeros = quantise_tokens(x, self.bits)
+        codes, scales, zeros = quantize_tokens(x, self.bits)
         new = pack(codes, self.bits), scales, zeros
         if stored[0] is None or stored[0].shape[-2] < length:
             pairs = zip(stored, new, strict=True)
@@ -193,7 +193,7 @@ class QuantisedLayer(DynamicLayer):
 
     def _read(self, stored: tuple[Tensor, ...], head_dim: int) -> Tensor:
         codes, scales, zeros = (buffer[..., : self._length, :] for buffer in stored)
-        return dequantise_tokens(unpack(codes, self.bits, head_dim), scales, zeros)
+        return dequantize_tokens(unpack(codes, self.bits, head_dim), scales, zeros)
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         self._stored = [tuple(change(buffer) for buffer in part) for part in self._stored]

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from quept.models.clone import twin
-from quept.numerics.grid import fake_quantise_tokens
+from quept.models.clone import shallow_copy
+from quept.numerics.grid import fake_quantize_tokens
 from quept.numerics.hadamard import hadamard_transform
-from quept.numerics.static import fake_quantise_static
+from quept.numerics.static import fake_quantize_static
 from quept.plan import FULL, Bits
 
 
@@ -45,7 +45,7 @@ class BoundLinear(nn.Module):
 
     def bound(self, weight: Tensor, bits: Bits) -> BoundLinear:
         """The same layer with these values; cheap, since a view needs one for every layer."""
-        other = twin(self)
+        other = shallow_copy(self)
         other.__dict__["bits"] = bits
         other._buffers["weight"] = weight
         return other
@@ -57,10 +57,10 @@ class BoundLinear(nn.Module):
         if bits == FULL:
             return linear(x, self.weight, self.bias)
         if bits not in self._grids:
-            return linear(fake_quantise_tokens(x, bits), self.weight, self.bias)
+            return linear(fake_quantize_tokens(x, bits), self.weight, self.bias)
         before, *after = self._grids[bits]
-        y = linear(fake_quantise_static(x, (before,), bits), self.weight, self.bias)
-        return fake_quantise_static(y, after, bits) if after else y
+        y = linear(fake_quantize_static(x, (before,), bits), self.weight, self.bias)
+        return fake_quantize_static(y, after, bits) if after else y
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, W{self.bits.weights} A{self.bits.activations}"

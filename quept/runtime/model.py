@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from quept.artifact import Artifact, bundled, split
-from quept.models import Anatomy, LoadedModel, load
-from quept.models.clone import clone, twin
-from quept.numerics.grid import Quantised
+from quept.models import LoadedModel, ModelLayout, load
+from quept.models.clone import clone, shallow_copy
+from quept.numerics.grid import Quantized
 from quept.plan import FULL, Bits, PlanError, PrecisionPlan
 from quept.presets import presets
 
@@ -72,8 +72,8 @@ class ElasticModel:
         self.fingerprint, self.provenance = loaded.fingerprint, loaded.provenance
         self.kind, self.vision = loaded.kind, loaded.vision
         self.processor, self.questions = loaded.processor, loaded.questions
-        self.anatomy: Anatomy = loaded.anatomy
-        self.layers: tuple[str, ...] = loaded.anatomy.layers
+        self.layout: ModelLayout = loaded.layout
+        self.layers: tuple[str, ...] = loaded.layout.layers
         self.embeddings: tuple[str, ...] = loaded.embeddings
         untouched = Sizes.of(base, artifact.group)
         self.sizes = Sizes.of(loaded, artifact.group, untouched.parameters)
@@ -139,10 +139,10 @@ class ElasticModel:
     @property
     def presets(self) -> list[PrecisionPlan]:
         """The named plans that fit. A vision-language model takes those without rules, which say nothing of
-        what sees (see `Anatomy.guarded`)."""
+        what sees (see `ModelLayout.guarded`)."""
         plans = [p for p in presets(Path(self.source).name, self.layers) if p.kv == FULL or not self.vision]
         if self.kind == "vision-language":
-            return [self.anatomy.guarded(plan) for plan in plans if not plan.rules]
+            return [self.layout.guarded(plan) for plan in plans if not plan.rules]
         return plans
 
     def view(self, plan: PrecisionPlan) -> nn.Module:
@@ -162,7 +162,7 @@ class ElasticModel:
         return self._dressed(bound)
 
     def baseline(self, name: str) -> nn.Module:
-        """The model as another tool quantises it: "nf4" or "int8", see `baselines`; made from the weights as
+        """The model as another tool quantizes it: "nf4" or "int8", see `baselines`; made from the weights as
         they were loaded, whatever transforms our widths start from. Layers not made yet are made now, which
         takes seconds; `prepare_baseline` does it in steps. BaselineError in words."""
         return self._dressed(self._baselines.bound(name), self._untransformed)
@@ -227,13 +227,13 @@ class ElasticModel:
         self._check_language("keeps no keys and values")
         return make_cache(self.config, plan.kv)
 
-    def packed(self, layer: str, bits: int) -> Quantised:
+    def packed(self, layer: str, bits: int) -> Quantized:
         """One layer, or one of `embeddings`, as it is deployed at this width (2..8)."""
         return self.bank.packed(layer, bits)
 
     @property
     def resident_bytes(self) -> int:
-        """The *elastic* memory: bytes of all weights in memory now, source, unquantised parts, bank
+        """The *elastic* memory: bytes of all weights in memory now, source, unquantized parts, bank
         and baselines."""
         weights = sum(w.nbytes for w in self._weights.values())
         made = self.bank.resident_bytes + self._baselines.resident_bytes
@@ -277,21 +277,21 @@ class ElasticModel:
         """The embedding and the heads over their values at 2..8 bits: over the same ones where they share
         them."""
         owner, values = self.embeddings[0], {name: self.bank.dense(name, bits) for name in self.embeddings}
-        ends = {name: self._skeleton.get_submodule(name) for name in self.anatomy.ends}
+        ends = {name: self._skeleton.get_submodule(name) for name in self.layout.ends}
         return {
             name: _over(end, values.get(name, values[owner]))
             for name, end in ends.items()
             if hasattr(end, "weight")  # a model that only gives features has nothing for a head
         }
 
-    def _make(self, layer: str, bits: int) -> tuple[Quantised | None, Tensor]:
+    def _make(self, layer: str, bits: int) -> tuple[Quantized | None, Tensor]:
         weight = self._weights.get(layer)
         if weight is None:  # of the embeddings
             weight = self._prepared.model.get_submodule(layer).weight.data.flatten(1)  # a patch is a row
         weight = weight.to(self.device)
         if bits == FULL:
             return None, weight
-        return self.artifact.quantise(layer, weight, bits)
+        return self.artifact.quantize(layer, weight, bits)
 
 
 def _title(loaded: LoadedModel, artifact: Artifact) -> str:
@@ -338,7 +338,7 @@ def _hollow(linear: nn.Linear) -> nn.Linear:
 
 def _over(module: nn.Module, weight: Tensor) -> nn.Module:
     """The module over another weight (out, in), which it holds as a bound linear does."""
-    other, shape = twin(module), module.weight.shape
+    other, shape = shallow_copy(module), module.weight.shape
     del other._parameters["weight"]
     if weight.shape != shape:  # of a convolution
         other.__dict__["rows"] = weight  # the bank's own tensor object, which its weak reference follows

@@ -1,7 +1,7 @@
 """How many bytes a plan takes: the *deploy* size, if that plan alone were shipped.
 
-A quantised layer, and embeddings that a plan gives a width, weigh their packed codes, scales and zero-points;
-what is at 16 bits, and everything that is never quantised (norms, biases, positions), weighs 2 bytes a
+A quantized layer, and embeddings that a plan gives a width, weigh their packed codes, scales and zero-points;
+what is at 16 bits, and everything that is never quantized (norms, biases, positions), weighs 2 bytes a
 parameter. Tied parameters count once. The export writes exactly these tensors, and a test holds the file to
 this count.
 """
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quept.models import LoadedModel
-from quept.numerics.grid import group_size, quantised_bytes
-from quept.plan import EMBEDDING_BITS, FULL, QUANTISED_BITS, PrecisionPlan
+from quept.numerics.grid import group_size, quantized_bytes
+from quept.plan import EMBEDDING_BITS, FULL, QUANTIZED_BITS, PrecisionPlan
 
 BYTES_PER_FULL_WEIGHT = 2
 
@@ -33,7 +33,7 @@ class Sizes:
     @classmethod
     def of(cls, loaded: LoadedModel, group: int | str, parameters: int | None = None) -> Sizes:
         """parameters: those of the model as it was published, where a transform has untied its head."""
-        layers, embeddings = loaded.anatomy.layers, loaded.embeddings
+        layers, embeddings = loaded.layout.layers, loaded.embeddings
         shapes = {name: loaded.model.get_submodule(name).weight.shape for name in (*layers, *embeddings)}
         table = {name: _at_widths(shape[0], shape[1:].numel(), group) for name, shape in shapes.items()}
         both = {bits: sum(table[name][bits] for name in embeddings) for bits in EMBEDDING_BITS}
@@ -54,5 +54,5 @@ class Sizes:
 
 def _at_widths(rows: int, columns: int, group: int | str) -> dict[int, int]:
     g = group_size(columns, group)
-    packed = {bits: quantised_bytes(rows, columns, bits, g) for bits in QUANTISED_BITS}
+    packed = {bits: quantized_bytes(rows, columns, bits, g) for bits in QUANTIZED_BITS}
     return packed | {FULL: BYTES_PER_FULL_WEIGHT * rows * columns}

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import Cache
 
 from quept.models import FAMILIES
-from quept.models.anatomy import family_of
+from quept.models.layout import family_of
 from quept.models.multimodal import language_inputs
 
 from .prompt import PromptError, prompt_ids

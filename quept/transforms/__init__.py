@@ -13,9 +13,9 @@ rotation  rotate the residual stream and every value head; Hadamard inputs of `d
 scaling   channel scales between two layers, moved from one into the other
 search    the scales that round best (AWQ)
 reparameterisation   scales and shifts behind the norms of vision transformers (RepQ-ViT)
-draft     the model being rewritten: edits noted in float64, one rounding at the end
+rewriter     the model being rewritten: edits noted in float64, one rounding at the end
 online    the linear layer that transforms its input
-apply     a record's steps, in order, on a draft
+apply     a record's steps, in order, on a rewriter
 """
 
 from .apply import apply

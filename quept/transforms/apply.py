@@ -1,21 +1,21 @@
-"""A record's steps, in order, on a draft of the model."""
+"""A record's steps, in order, on a rewriter of the model."""
 
 from __future__ import annotations
 
 from quept.models import LoadedModel
 
-from .draft import Draft
 from .norms import fold_norms
 from .record import Record, TransformError
 from .reparameterisation import reparameterise
+from .rewriter import Rewriter
 from .rotation import rotate
 from .scaling import scale
 
 STEPS = {
-    "norms": lambda draft, record: fold_norms(draft),
-    "rotation": lambda draft, record, **settings: rotate(draft, **settings),
-    "scaling": lambda draft, record, **how: scale(draft, record.tensors),
-    "reparameterisation": lambda draft, record, **how: reparameterise(draft, record.tensors),
+    "norms": lambda rewriter, record: fold_norms(rewriter),
+    "rotation": lambda rewriter, record, **settings: rotate(rewriter, **settings),
+    "scaling": lambda rewriter, record, **how: scale(rewriter, record.tensors),
+    "reparameterisation": lambda rewriter, record, **how: reparameterise(rewriter, record.tensors),
 }
 OF_LANGUAGE = ("norms", "rotation", "scaling")
 
@@ -33,11 +33,11 @@ def apply(loaded: LoadedModel, record: Record) -> LoadedModel:
         raise TransformError(
             f"{loaded.title} was transformed before: load the base again and apply one record with all steps"
         )
-    draft = Draft(loaded)
+    rewriter = Rewriter(loaded)
     for step in record.steps:
         settings = dict(step)
         kind = settings.pop("kind")
         if loaded.kind != "language" and kind in OF_LANGUAGE:
             raise TransformError(f"{kind} is a transform of language models, and {loaded.title} is none")
-        STEPS[kind](draft, record, **settings)
-    return draft.finish(record)
+        STEPS[kind](rewriter, record, **settings)
+    return rewriter.finish(record)

@@ -14,25 +14,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .draft import Draft, Norm
+from .rewriter import Norm, Rewriter
 
 
-def fold_norms(draft: Draft) -> None:
+def fold_norms(rewriter: Rewriter) -> None:
     """Every norm before a linear layer becomes plain."""
-    draft.untie()
-    for name, norm in draft.norms.items():
+    rewriter.untie()
+    for name, norm in rewriter.norms.items():
         if norm.plain:
             continue
-        for reader in draft.readers[name]:
+        for reader in rewriter.readers[name]:
             if norm.bias is not None:
-                draft.edit(reader, lambda w, b, beta=norm.bias: (w, _absorbed(w, b, beta)))
+                rewriter.edit(reader, lambda w, b, beta=norm.bias: (w, _absorbed(w, b, beta)))
             if norm.weight is not None:
-                draft.columns(reader, lambda w, factor=norm.weight: w * factor)
+                rewriter.columns(reader, lambda w, factor=norm.weight: w * factor)
         ones, zeros = (
             None if p is None else make(p)
             for p, make in ((norm.weight, torch.ones_like), (norm.bias, torch.zeros_like))
         )
-        draft.norms[name] = Norm(ones, zeros, norm.rms)
+        rewriter.norms[name] = Norm(ones, zeros, norm.rms)
 
 
 def _absorbed(weight: Tensor, bias: Tensor | None, beta: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from quept.models.clone import twin
+from quept.models.clone import shallow_copy
 from quept.numerics.hadamard import hadamard_transform
 
 
@@ -18,7 +18,7 @@ class HadamardLinear(nn.Linear):
     def of(cls, linear: nn.Linear) -> HadamardLinear:
         """A layer with the parameters of this one."""
         other = object.__new__(cls)
-        other.__dict__ = twin(linear).__dict__
+        other.__dict__ = shallow_copy(linear).__dict__
         return other
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .draft import Draft, Norm
 from .record import SHIFT, Record, TransformError
+from .rewriter import Norm, Rewriter
 
 
 def reparameterisation(
@@ -38,18 +38,18 @@ def reparameterisation(
     return Record((step,), tensors)
 
 
-def reparameterise(draft: Draft, tensors: Mapping[str, Tensor]) -> None:
+def reparameterise(rewriter: Rewriter, tensors: Mapping[str, Tensor]) -> None:
     """Move these, `{norm: r, norm.shift: d}`, into the norms and their readers; TransformError where they do
     not fit."""
     names = {name.removesuffix(SHIFT) for name in tensors}
     for name in sorted(names):
-        norm, r, d = draft.norms.get(name), tensors.get(name), tensors.get(name + SHIFT)
+        norm, r, d = rewriter.norms.get(name), tensors.get(name), tensors.get(name + SHIFT)
         if norm is None or norm.weight is None or norm.bias is None:
             raise TransformError(f"{name} is no norm with weight and bias in this model")
         if r is None or d is None or not len(r) == len(d) == len(norm.weight):
             raise TransformError(f"{name} has scales or shifts for another number of channels")
         r, d = (t.to(norm.weight.device).double() for t in (r, d))
-        draft.norms[name] = Norm(norm.weight / r, norm.bias / r - d, norm.rms)
-        for reader in draft.readers[name]:
-            draft.columns(reader, lambda w, r=r: w * r)
-            draft.edit(reader, lambda w, b, d=d: (w, w @ d if b is None else b + w @ d))
+        rewriter.norms[name] = Norm(norm.weight / r, norm.bias / r - d, norm.rms)
+        for reader in rewriter.readers[name]:
+            rewriter.columns(reader, lambda w, r=r: w * r)
+            rewriter.edit(reader, lambda w, b, d=d: (w, w @ d if b is None else b + w @ d))

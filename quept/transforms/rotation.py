@@ -25,8 +25,8 @@ from torch import Tensor
 
 from quept.numerics.hadamard import hadamard_order, hadamard_transform, random_signs
 
-from .draft import Draft, Norm
 from .record import Record, TransformError
+from .rewriter import Norm, Rewriter
 
 
 def rotation_record(seed: int = 0, heads: bool = True, online: bool = True) -> Record:
@@ -34,34 +34,34 @@ def rotation_record(seed: int = 0, heads: bool = True, online: bool = True) -> R
     return Record(({"kind": "norms"}, {"kind": "rotation", "seed": seed, "heads": heads, "online": online}))
 
 
-def rotate(draft: Draft, seed: int, heads: bool, online: bool) -> None:
+def rotate(rewriter: Rewriter, seed: int, heads: bool, online: bool) -> None:
     """Rotate with the signs of this seed; TransformError unless the norms are plain."""
-    if rough := [name for name, norm in draft.norms.items() if not norm.plain]:
+    if rough := [name for name, norm in rewriter.norms.items() if not norm.plain]:
         raise TransformError(
             f"{rough[0]} still has a weight: put the step 'norms' before 'rotation', and 'scaling' before "
             "'norms' or after 'rotation'"
         )
-    blocks = [block.layers for block in draft.anatomy.blocks]
+    blocks = [block.layers for block in rewriter.layout.blocks]
     writers = [layers[role] for layers in blocks for role in ("o", "down")]
-    draft.untie()
-    if not all(norm.rms for norm in draft.norms.values()):
-        _centre(draft, writers)
-    width = draft.model.get_submodule(draft.anatomy.head).in_features
+    rewriter.untie()
+    if not all(norm.rms for norm in rewriter.norms.values()):
+        _centre(rewriter, writers)
+    width = rewriter.model.get_submodule(rewriter.layout.head).in_features
     turn = partial(hadamard_transform, signs=random_signs(width, seed))
-    for name in draft.embeddings:
-        draft.columns(name, turn)
-    for name in (reader for readers in draft.readers.values() for reader in readers):
-        draft.columns(name, turn)
+    for name in rewriter.embeddings:
+        rewriter.columns(name, turn)
+    for name in (reader for readers in rewriter.readers.values() for reader in readers):
+        rewriter.columns(name, turn)
     for name in writers:
-        draft.rows(name, turn)
+        rewriter.rows(name, turn)
     for layers in blocks if heads else ():
-        turn_heads = partial(_per_head, size=head_size(draft.model.config))
-        draft.rows(layers["v"], turn_heads)
-        draft.columns(layers["o"], turn_heads)
+        turn_heads = partial(_per_head, size=head_size(rewriter.model.config))
+        rewriter.rows(layers["v"], turn_heads)
+        rewriter.columns(layers["o"], turn_heads)
     for layers in blocks if online else ():
-        if hadamard_order(draft.model.get_submodule(layers["down"]).in_features) > 1:
-            draft.columns(layers["down"], hadamard_transform)
-            draft.online.add(layers["down"])
+        if hadamard_order(rewriter.model.get_submodule(layers["down"]).in_features) > 1:
+            rewriter.columns(layers["down"], hadamard_transform)
+            rewriter.online.add(layers["down"])
 
 
 def head_size(config) -> int:
@@ -74,15 +74,15 @@ def _per_head(x: Tensor, size: int) -> Tensor:
     return hadamard_transform(x.unflatten(-1, (-1, size))).flatten(-2)
 
 
-def _centre(draft: Draft, writers: list[str]) -> None:
+def _centre(rewriter: Rewriter, writers: list[str]) -> None:
     """Nothing written to the residual stream has a mean over its channels, and LayerNorms become
     RMSNorms."""
-    for name in draft.embeddings:
-        draft.columns(name, _without_mean)
+    for name in rewriter.embeddings:
+        rewriter.columns(name, _without_mean)
     for name in writers:
-        draft.rows(name, _without_mean)
-    for name, norm in draft.norms.items():
-        draft.norms[name] = Norm(norm.weight, None, rms=True)
+        rewriter.rows(name, _without_mean)
+    for name, norm in rewriter.norms.items():
+        rewriter.norms[name] = Norm(norm.weight, None, rms=True)
 
 
 def _without_mean(x: Tensor) -> Tensor:

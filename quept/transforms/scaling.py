@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from quept.models import Anatomy
+from quept.models import ModelLayout
 
-from .draft import Draft, Norm, readers
 from .record import TransformError
+from .rewriter import Norm, Rewriter, readers
 from .rotation import head_size
 
 
@@ -45,13 +45,13 @@ class Edge:
         return magnitude.view(-1, self.shared, self.head).mean(dim=1).reshape(-1)
 
 
-def edges_of(model: nn.Module, anatomy: Anatomy, online: Collection[str]) -> dict[str, tuple[Edge, ...]]:
+def edges_of(model: nn.Module, layout: ModelLayout, online: Collection[str]) -> dict[str, tuple[Edge, ...]]:
     """`{block: its edges}`; `online` names the layers that transform their input. TransformError for a model
     that is wired in another way than the families are."""
-    before = readers(model, anatomy)
-    homogeneous = "gate" in anatomy.roles or getattr(model.config, "activation_function", None) == "relu"
+    before = readers(model, layout)
+    homogeneous = "gate" in layout.roles or getattr(model.config, "activation_function", None) == "relu"
     found = {}
-    for block in anatomy.blocks:
+    for block in layout.blocks:
         width = {role: model.get_submodule(name).in_features for role, name in block.layers.items()}
         edges = [
             Edge(norm, layers, width["q"], width["q"])
@@ -67,12 +67,12 @@ def edges_of(model: nn.Module, anatomy: Anatomy, online: Collection[str]) -> dic
     return found
 
 
-def scale(draft: Draft, scales: Mapping[str, Tensor]) -> None:
+def scale(rewriter: Rewriter, scales: Mapping[str, Tensor]) -> None:
     """Move these scales, `{source of an edge: (channels,)}`; edges without an entry stay. TransformError for
     an entry that fits no edge."""
     edges = {
         edge.source: edge
-        for found in edges_of(draft.model, draft.anatomy, draft.online).values()
+        for found in edges_of(rewriter.model, rewriter.layout, rewriter.online).values()
         for edge in found
     }
     for source, values in scales.items():
@@ -84,14 +84,14 @@ def scale(draft: Draft, scales: Mapping[str, Tensor]) -> None:
                 else "scales, but no place for them"
             )
             raise TransformError(f"{source} has {what} in this model: was the record made for another one?")
-        s = values.to(draft.model.get_submodule(edge.readers[0]).weight.device).double()
-        if source in draft.norms:
-            draft.norms[source] = _divided(draft.norms[source], s)
+        s = values.to(rewriter.model.get_submodule(edge.readers[0]).weight.device).double()
+        if source in rewriter.norms:
+            rewriter.norms[source] = _divided(rewriter.norms[source], s)
         else:
-            draft.rows(source, lambda x, s=s: x / s)
+            rewriter.rows(source, lambda x, s=s: x / s)
         columns = edge.spread(s)
         for reader in edge.readers:
-            draft.columns(reader, lambda w, s=columns: w * s)
+            rewriter.columns(reader, lambda w, s=columns: w * s)
 
 
 def _divided(norm: Norm, s: Tensor) -> Norm:

@@ -22,7 +22,7 @@ from torch import LongTensor, Tensor, nn
 
 from quept.models import LoadedModel
 from quept.models.clone import clone
-from quept.numerics.grid import group_size, quantise
+from quept.numerics.grid import group_size, quantize
 
 from .record import Record, TransformError
 from .scaling import Edge, edges_of
@@ -55,7 +55,7 @@ def search_scales(
     if record.tensors:
         raise TransformError(f"{loaded.title} has scales already: load the base again and search there")
     group = loaded.group if group is None else group
-    sizes = {n: group_size(loaded.model.get_submodule(n).in_features, group) for n in loaded.anatomy.layers}
+    sizes = {n: group_size(loaded.model.get_submodule(n).in_features, group) for n in loaded.layout.layers}
     report = progress or (lambda stage, fraction: None)
     scales: dict[str, Tensor] = {}
 
@@ -97,7 +97,7 @@ def loss(x: Tensor, weights: list[Tensor], scale: Tensor, bits: tuple[int, ...],
     error = 0.0
     for weight in weights:
         for b in bits:
-            rounded = quantise(weight * scale, b, group)[1] / scale
+            rounded = quantize(weight * scale, b, group)[1] / scale
             error += float((x @ (rounded - weight).T).square().sum())
     return error
 
@@ -105,10 +105,10 @@ def loss(x: Tensor, weights: list[Tensor], scale: Tensor, bits: tuple[int, ...],
 def _listening(loaded: LoadedModel, visit: Callable) -> tuple[nn.Module, int]:
     """A clone of the model without its head that calls `visit(block, edges, {source: inputs (T, in)})` after
     each block, and the number of edges."""
-    anatomy = loaded.anatomy
-    embed = {anatomy.embed: _Wide(loaded.model.get_submodule(anatomy.embed))}
-    model = clone(loaded.model, embed | {anatomy.final_norm: nn.Identity(), anatomy.head: nn.Identity()})
-    blocks = edges_of(loaded.model, anatomy, loaded.online)
+    layout = loaded.layout
+    embed = {layout.embed: _Wide(loaded.model.get_submodule(layout.embed))}
+    model = clone(loaded.model, embed | {layout.final_norm: nn.Identity(), layout.head: nn.Identity()})
+    blocks = edges_of(loaded.model, layout, loaded.online)
     for name, edges in blocks.items():
         _listen(model, model.get_submodule(name), edges, visit)
     return model, sum(map(len, blocks.values()))

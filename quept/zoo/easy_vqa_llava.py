@@ -227,7 +227,7 @@ class Run:
         trained = [p for p in model.parameters() if p.requires_grad]
         groups = [{"params": [p for p in trained if p.ndim > 1], "weight_decay": self.settings.weight_decay}]
         groups.append({"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0})
-        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
 
     def _renew(self) -> None:
         """New language blocks, and a new head, behind what has settled."""
@@ -285,10 +285,10 @@ class Run:
             self._set_rate(past + step, steps)
             logits = forward(self.model, pixels, packed)
             loss = cross_entropy(logits, packed.targets[packed.targets != IGNORED])
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimiser.step()
+            self.optimizer.step()
             decay = min(settings.average, (1 + past + step) / (10 + past + step))
             with torch.no_grad():
                 torch._foreach_lerp_(
@@ -320,7 +320,7 @@ class Run:
         s = self.settings
         fallen = 0.0 if self.settling else max(0, step - per_epoch) / (per_epoch * max(1, s.epochs - 1))
         share = min(1.0, (step + 1) / s.warmup) * 0.5 * (1 + math.cos(math.pi * fallen))
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = share * (s.settle_rate if self.settling else s.rate)
 
     def state(self) -> dict[str, Tensor]:
@@ -329,7 +329,7 @@ class Run:
         for what, model in (("model", self.model), ("average", self.average)):
             state |= {f"{what}.{key}": value for key, value in model.state_dict().items()}
         for name, p in self.model.named_parameters():
-            state |= {f"adam.{name}.{key}": m for key, m in self.optimiser.state.get(p, {}).items()}
+            state |= {f"adam.{name}.{key}": m for key, m in self.optimizer.state.get(p, {}).items()}
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -338,7 +338,7 @@ class Run:
             model.load_state_dict({key: state[f"{what}.{key}"] for key in model.state_dict()})
         for name, p in self.model.named_parameters():
             if p.requires_grad:
-                self.optimiser.state[p] = {key: state[f"adam.{name}.{key}"].clone() for key in MEMBERS}
+                self.optimizer.state[p] = {key: state[f"adam.{name}.{key}"].clone() for key in MEMBERS}
 
 
 def forward(model: LlavaForConditionalGeneration, pixels: Tensor, packed: Packed) -> Tensor:

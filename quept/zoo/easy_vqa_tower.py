@@ -45,7 +45,7 @@ def train_tower(
     tower.requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
     parameters = [*tower.parameters(), *projector.parameters(), words]
-    optimiser = torch.optim.AdamW(parameters, rate, (0.9, 0.95), weight_decay=0.05, fused=True)
+    optimizer = torch.optim.AdamW(parameters, rate, (0.9, 0.95), weight_decay=0.05, fused=True)
     per_epoch = math.ceil(len(labels) / batch)
     total = 0.0
     for number in range(epochs * per_epoch):
@@ -56,16 +56,16 @@ def train_tower(
         share = (
             min(1.0, (number + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * number / (epochs * per_epoch)))
         )
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate * share
         seen = projector(tower(prepared(rows, generator)).last_hidden_state[:, 1:]).mean(1)
         nearness = SHARPNESS * normalize(seen, dim=-1) @ normalize(words, dim=-1).T
         shape, colour = nearness.split((len(SHAPES), len(COLOURS)), -1)
         loss = _loss(shape, labels[rows, 0]) + _loss(colour, labels[rows, 1])
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         total += loss.item()
     tower.requires_grad_(False)
     return total / per_epoch

@@ -171,7 +171,7 @@ class Run:
         vectors = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}]
         groups.append({"params": vectors, "weight_decay": 0.0})
-        self.optimiser = torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.95), fused=True)
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.95), fused=True)
 
     def train_epoch(self) -> float:
         """One pass over the training images; the mean loss."""
@@ -184,10 +184,10 @@ class Run:
             keep = _half_of_the_patches(len(index), generator) if sparse else None
             logits = _forward(self.model, x, keep)
             loss = cross_entropy(logits, self.labels[index], label_smoothing=settings.smoothing)
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimiser.step()
+            self.optimizer.step()
             done = self.epoch * (len(self.images) // settings.batch) + steps
             decay = min(settings.average, (1 + done) / (10 + done))
             with torch.no_grad():
@@ -218,7 +218,7 @@ class Run:
         s = self.settings
         left = (epoch - s.warmup) / max(s.epochs - s.warmup, 1e-9)
         share = epoch / s.warmup if epoch < s.warmup else 0.5 * (1 + math.cos(math.pi * left))
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = s.rate * share
 
     def state(self) -> dict[str, Tensor]:
@@ -227,7 +227,7 @@ class Run:
         for what, model in (("model", self.model), ("average", self.average)):
             state |= {f"{what}.{key}": value for key, value in model.state_dict().items()}
         for name, p in self.model.named_parameters():
-            state |= {f"adam.{name}.{key}": m for key, m in self.optimiser.state[p].items()}
+            state |= {f"adam.{name}.{key}": m for key, m in self.optimizer.state[p].items()}
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -236,7 +236,7 @@ class Run:
             model.load_state_dict({key: state[f"{what}.{key}"] for key in model.state_dict()})
         for name, p in self.model.named_parameters():
             keys = ("step", "exp_avg", "exp_avg_sq")
-            self.optimiser.state[p] = {key: state[f"adam.{name}.{key}"].clone() for key in keys}
+            self.optimizer.state[p] = {key: state[f"adam.{name}.{key}"].clone() for key in keys}
 
 
 def _normalised(images: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
 In: a GGUF file (architecture `llama`, byte-level BPE vocabulary) and an empty folder. Out, in that folder:
 config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json and
 chat_template.jinja, ready for `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`,
-with no trace of the quantisation it came from.
+with no trace of the quantization it came from.
 
-Every tensor is dequantised to float32 by the `gguf` package and rounded once to float16. transformers can
-open a GGUF file itself; it takes 15 s, keeps a quantisation config and differs between versions, while these
+Every tensor is dequantized to float32 by the `gguf` package and rounded once to float16. transformers can
+open a GGUF file itself; it takes 15 s, keeps a quantization config and differs between versions, while these
 few lines write the same bytes everywhere (a test holds the two equal). GGUF stores the rows of q and k in the
 order of interleaved rotary embedding, per head (2i, 2i+1) -> (i, i + d/2) is transformers' order:
 `_unpermuted` undoes it.
@@ -60,8 +60,8 @@ def convert(source: Path, folder: Path, progress: Progress | None = None) -> Non
     _write_tokenizer(reader, folder, config)
     tensors = {}
     for done, tensor in enumerate(reader.tensors):
-        say(progress, f"dequantising {source.name}", done / len(reader.tensors))
-        tensors[_name(tensor.name)] = _dequantised(tensor, config)
+        say(progress, f"dequantizing {source.name}", done / len(reader.tensors))
+        tensors[_name(tensor.name)] = _dequantized(tensor, config)
     say(progress, f"writing {folder.name.strip('.').removesuffix('.building')}")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # written 0600: a cache made by root may be read by others
@@ -113,7 +113,7 @@ def _name(name: str) -> str:
     return ".".join([*(["model.layers", block[1]] if block else []), TENSORS[kind], leaf])
 
 
-def _dequantised(tensor: gguf.ReaderTensor, config: dict[str, Any]) -> np.ndarray:
+def _dequantized(tensor: gguf.ReaderTensor, config: dict[str, Any]) -> np.ndarray:
     values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     kind = tensor.name.split(".")[-2]

@@ -14,11 +14,11 @@ from quept.allocate.constraints import AllocationError, Constraints, units
 from quept.allocate.front import Front, Point, load_front
 from quept.allocate.solve import allocate
 from quept.evaluate import Estimate
-from quept.plan import QUANTISED_BITS, PrecisionPlan
+from quept.plan import QUANTIZED_BITS, PrecisionPlan
 from tests.allocate.test_solve import DOWN0, LAYERS, Q0, Q1, sizes, smollm2, table
 
 SHIPPED = Path(__file__).parents[2] / "assets/smollm2-135m/weight-only"
-UNIFORM = [PrecisionPlan.uniform(b, embeddings=e) for b in QUANTISED_BITS for e in (4, 6, 16)]
+UNIFORM = [PrecisionPlan.uniform(b, embeddings=e) for b in QUANTIZED_BITS for e in (4, 6, 16)]
 SAID = {
     "free": Constraints(),
     "a pin": Constraints(pinned={Q0: 3}),
@@ -58,7 +58,7 @@ def budgets(size, count: int = 12) -> list[int]:
 @pytest.mark.parametrize("seed", range(6))
 def test_no_measured_uniform_plan_that_fits_is_better_than_what_is_known_of_the_answer(said, seed):
     constraints, size = SAID[said], sizes()
-    plans = UNIFORM + [PrecisionPlan.uniform(b, 6, embeddings=e) for b in QUANTISED_BITS for e in (4, 16)]
+    plans = UNIFORM + [PrecisionPlan.uniform(b, 6, embeddings=e) for b in QUANTIZED_BITS for e in (4, 16)]
     costs = table(seed, whole=whole(random.Random(seed), plans))
     for budget in budgets(size):
         try:
@@ -139,7 +139,7 @@ def test_a_front_of_another_measurement_takes_no_part(changes):
 def test_a_table_that_cannot_predict_gives_the_solvers_plan():
     size = sizes()
     nothing = table(uniform={})
-    changes = {name: {bits: 1 / bits for bits in (*QUANTISED_BITS, 16)} for name in LAYERS}
+    changes = {name: {bits: 1 / bits for bits in (*QUANTIZED_BITS, 16)} for name in LAYERS}
     around = table(base="W4", embeddings={}, layers=changes)
     for costs in (nothing, around):
         found = best(costs, size, size.deploy(PrecisionPlan.uniform(4)))

@@ -39,7 +39,7 @@ def test_the_browser_predicts_what_python_predicts(more):
             PrecisionPlan.of({"a": Bits(4, a), "b": Bits(FULL, b)}, embeddings=e)
             for a, b, e in product(ACTIVATION_BITS, ACTIVATION_BITS, EMBEDDING_BITS)
         ]
-    wires = [
+    plan_jsons = [
         {
             "w": [bits.weights for bits in plan.resolve(LAYERS).values()],
             "a": [bits.activations for bits in plan.resolve(LAYERS).values()],
@@ -50,7 +50,7 @@ def test_the_browser_predicts_what_python_predicts(more):
     script = f"""
         {SCRIPT.read_text("utf-8")}
         const model = readModel({json.dumps(described)});
-        console.log(JSON.stringify({json.dumps(wires)}.map((plan) => predictQuality(model, plan))));
+        console.log(JSON.stringify({json.dumps(plan_jsons)}.map((plan) => predictQuality(model, plan))));
     """
     out = subprocess.run([node(), "-"], input=script, capture_output=True, text=True, check=True).stdout
     for plan, there in zip(plans, json.loads(out), strict=True):

@@ -9,7 +9,7 @@ import pytest
 
 from quept.allocate import SensitivityTable
 from quept.cli.allocate import allocate_parser
-from quept.plan import QUANTISED_BITS, PrecisionPlan
+from quept.plan import QUANTIZED_BITS, PrecisionPlan
 from quept.runtime import ElasticModel
 from tests.tiny import save_tiny
 
@@ -37,8 +37,8 @@ def table(elastic, tmp_path_factory) -> str:
         per="layer",
         data={"text": "words", "tokens": 64, "context": 32, "dtype": "float32"},
         reference={"ppl": 20.0, "tokens": 64, "context": 32},
-        layers={n: {b: 3.0**-b * r.uniform(0.5, 2) for b in QUANTISED_BITS} for n in elastic.layers},
-        uniform={b: figures | {"kl": 3.0**-b, "ppl": 20 * (1 + 3.0**-b)} for b in QUANTISED_BITS},
+        layers={n: {b: 3.0**-b * r.uniform(0.5, 2) for b in QUANTIZED_BITS} for n in elastic.layers},
+        uniform={b: figures | {"kl": 3.0**-b, "ppl": 20 * (1 + 3.0**-b)} for b in QUANTIZED_BITS},
         embeddings={b: 3.0**-b for b in (4, 5, 6, 7, 8)},
     )
     path = tmp_path_factory.mktemp("table") / "table.json"

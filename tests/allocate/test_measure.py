@@ -63,12 +63,12 @@ def oracle(elastic, plan, base=None) -> float:
 def test_a_pass_started_at_the_changed_block_is_the_whole_pass(name, base, tmp_path):
     elastic, ids = opened(name, tmp_path), token_ids(1)[0]
     start = full_pass(elastic, ids, base)
-    for number, block in enumerate(elastic.anatomy.blocks):
+    for number, block in enumerate(elastic.layout.blocks):
         for layer in block.layers.values():
             for bits in (Bits(3, base.default.activations), Bits(base.default.weights, 4), Bits(FULL, FULL)):
                 rules = base.resolve(elastic.layers) | {layer: bits}
                 view = elastic.view(PrecisionPlan.of(rules, embeddings=base.embeddings))
-                head = view.get_submodule(elastic.anatomy.head)
+                head = view.get_submodule(elastic.layout.head)
                 with torch.inference_mode():
                     whole = view(input_ids=ids[None], use_cache=False).logits[0, :-1]
                     assert torch.equal(head(changed_hidden(elastic, start, {layer: bits}, number)), whole)
@@ -152,7 +152,7 @@ def test_named_plans_are_measured_whole_beside_the_uniform_ones(elastic, referen
 
 def test_a_block_is_changed_whole_and_its_cost_shared_out_by_weights(elastic, reference):
     table = measured(elastic, reference, per="block")
-    block = elastic.anatomy.blocks[1]
+    block = elastic.layout.blocks[1]
     kl = oracle(elastic, PrecisionPlan.of({f"{block.name}.*": 2}))
     assert sum(table.layers[name][2] for name in block.layers.values()) == pytest.approx(kl, rel=2e-3)
     ratio = table.layers[block.layers["gate"]][2] / table.layers[block.layers["q"]][2]

@@ -45,7 +45,7 @@ def test_it_is_the_mean_square_of_what_rounding_adds_to_the_output(elastic):
 
 def test_weighted_by_gradients_it_is_the_cost_where_positions_do_not_meet_again(elastic):
     """After the last block's MLP no position sees another: the mean over draws is KL to second order."""
-    windows, layer = Windows(token_ids(1)), elastic.anatomy.blocks[-1].layers["down"]
+    windows, layer = Windows(token_ids(1)), elastic.layout.blocks[-1].layers["down"]
     draws = [proxy(elastic, windows, (8,), fisher=True, seed=seed)[layer][8] for seed in range(60)]
     with torch.inference_mode():
         p, q = (

@@ -137,7 +137,7 @@ def test_constraints_and_budget_hold_in_every_plan_that_is_measured(elastic, ref
         pinned={layer: 8, "embeddings": 8},
         floor={"*.down_proj": 3},
         ceiling={other: 4},
-        ties=tied(elastic.anatomy, "qkv"),
+        ties=tied(elastic.layout, "qkv"),
     )
     budget = budget_of(elastic, 4, 8)
     searched(elastic, references, table, budget, constraints)
@@ -240,7 +240,7 @@ def test_no_table_is_needed(elastic, references):
     assert elastic.sizes.deploy(last.plan) <= budget
 
 
-def test_a_quantised_cache_is_measured_and_kept(elastic, references, table):
+def test_a_quantized_cache_is_measured_and_kept(elastic, references, table):
     budget = budget_of(elastic, 4)
     start = PrecisionPlan.uniform(3, kv=4)
     last = searched(elastic, references, table, budget, start=start, trials=6)[-1]
@@ -355,8 +355,8 @@ def test_the_fit_recovers_costs_that_whole_plans_were_made_from(elastic, table):
 
 def test_every_option_has_the_factors_of_its_roles_stretch_and_width(elastic, table):
     space = Space.of(elastic, table, CONSTRAINTS, 10**9)
-    blocks = {n: i for i, b in enumerate(elastic.anatomy.blocks) for n in b.layers.values()}
-    roles = {n: r for b in elastic.anatomy.blocks for r, n in b.layers.items()}
+    blocks = {n: i for i, b in enumerate(elastic.layout.blocks) for n in b.layers.values()}
+    roles = {n: r for b in elastic.layout.blocks for r, n in b.layers.items()}
     matrix = design(space.units, roles, blocks, elastic.sizes.weights)
     rows = [(unit, bits) for unit in space.units for bits in unit.bits]
     assert matrix.shape[0] == len(rows)

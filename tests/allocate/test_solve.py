@@ -21,10 +21,10 @@ from quept.allocate.solve import (
     path,
     tied,
 )
-from quept.models.anatomy import Anatomy, Block
 from quept.models.families import FAMILIES
-from quept.numerics.grid import quantised_bytes
-from quept.plan import FULL, QUANTISED_BITS, WEIGHT_BITS, Bits, PrecisionPlan
+from quept.models.layout import Block, ModelLayout
+from quept.numerics.grid import quantized_bytes
+from quept.plan import FULL, QUANTIZED_BITS, WEIGHT_BITS, Bits, PrecisionPlan
 from quept.runtime.sizes import Sizes
 
 SHIPPED = Path(__file__).parents[2] / "assets/smollm2-135m/weight-only/sensitivity.json"
@@ -138,7 +138,7 @@ OFFERED = {"widths": (2, 3, 4, 8), "embeddings": (4, 6, FULL)}
 
 def sizes() -> Sizes:
     def at(rows, columns):
-        packed = {bits: quantised_bytes(rows, columns, bits, 32) for bits in QUANTISED_BITS}
+        packed = {bits: quantized_bytes(rows, columns, bits, 32) for bits in QUANTIZED_BITS}
         return packed | {FULL: 2 * rows * columns}
 
     weights = {name: 64 * rows for name, rows in ROWS.items()}
@@ -159,50 +159,50 @@ def table(seed: int = 0, **changes) -> SensitivityTable:
     parts = {
         "data": {"text": "words", "tokens": 512, "context": 512, "dtype": "float32"},
         "reference": {"ppl": 20.0, "tokens": 4096, "context": 512},
-        "layers": {name: row(QUANTISED_BITS) for name in LAYERS},
+        "layers": {name: row(QUANTIZED_BITS) for name in LAYERS},
         "embeddings": row((4, 5, 6, 7, 8), 0.3),
         "activations": {name: row((4, 5, 6, 7, 8), 0.2) for name in LAYERS},
         "uniform": {
             bits: {"kl": 4.0**-bits, "ppl": 20 * math.exp(4.0**-bits), "same_top": 1 - 2.0**-bits}
-            for bits in QUANTISED_BITS
+            for bits in QUANTIZED_BITS
         },
     }
     return SensitivityTable("tiny", "f" * 64, 32, "layer", **(parts | changes))
 
 
-def quantised(w, *layers) -> bool:
+def quantized(w, *layers) -> bool:
     return all(w[name] != FULL for name in layers or LAYERS)
 
 
 CASES = {
-    "free": ({}, quantised),
+    "free": ({}, quantized),
     "16 on offer": ({"widths": (2, 3, 4, 8, FULL)}, lambda w: True),
-    "a pin": ({"pinned": {Q0: 8}}, lambda w: quantised(w) and w[Q0] == 8),
+    "a pin": ({"pinned": {Q0: 8}}, lambda w: quantized(w) and w[Q0] == 8),
     "pins past the widths, the last counts": (
         {"pinned": {"*.layers.0.*": 16, K0: 2, "embeddings": 6}},
-        lambda w: (w[Q0], w[K0], w[DOWN0], w["embeddings"]) == (16, 2, 16, 6) and quantised(w, Q1),
+        lambda w: (w[Q0], w[K0], w[DOWN0], w["embeddings"]) == (16, 2, 16, 6) and quantized(w, Q1),
     ),
     "floors, the last counts": (
         {"floor": {"*": 4, "*.down": 3, "embeddings": 6}},
-        lambda w: quantised(w) and min(w[Q0], w[K0], w[Q1]) >= 4 and w[DOWN0] >= 3 and w["embeddings"] >= 6,
+        lambda w: quantized(w) and min(w[Q0], w[K0], w[Q1]) >= 4 and w[DOWN0] >= 3 and w["embeddings"] >= 6,
     ),
     "ceilings": (
         {"ceiling": {"*.attn.?": 3, "embeddings": 8}},
-        lambda w: quantised(w) and max(w[Q0], w[K0], w[Q1]) <= 3 and w["embeddings"] <= 8,
+        lambda w: quantized(w) and max(w[Q0], w[K0], w[Q1]) <= 3 and w["embeddings"] <= 8,
     ),
-    "a tie": ({"ties": ((Q0, K0),)}, lambda w: quantised(w) and w[Q0] == w[K0]),
+    "a tie": ({"ties": ((Q0, K0),)}, lambda w: quantized(w) and w[Q0] == w[K0]),
     "ties that share a layer, with a pin and a floor": (
         {"ties": ((Q0, K0), (K0, DOWN0)), "pinned": {DOWN0: 4}, "floor": {Q0: 3}},
-        lambda w: quantised(w) and w[Q0] == w[K0] == w[DOWN0] == 4,
+        lambda w: quantized(w) and w[Q0] == w[K0] == w[DOWN0] == 4,
     ),
-    "inputs at 6 bits": ({"activations": 6}, quantised),
+    "inputs at 6 bits": ({"activations": 6}, quantized),
     "inputs as weights": (
         {"widths": (2, 4, 8, FULL), "activations": "as weights"},
         lambda w: 3 not in w.values(),
     ),
     "inputs as weights, tied": (
         {"activations": "as weights", "ties": ((Q0, Q1),)},
-        lambda w: quantised(w) and w[Q0] == w[Q1],
+        lambda w: quantized(w) and w[Q0] == w[Q1],
     ),
 }
 
@@ -272,7 +272,7 @@ def test_embeddings_that_were_not_measured_stay_unless_they_are_pinned():
 
 
 def test_a_plan_reads_well():
-    rows = {name: {bits: 1 / bits for bits in QUANTISED_BITS} for name in LAYERS}
+    rows = {name: {bits: 1 / bits for bits in QUANTIZED_BITS} for name in LAYERS}
     plan = allocate(table(layers=rows), sizes(), 10**8, Constraints(pinned={K0: 3})).plan
     assert plan.default == Bits(8) and plan.rules == ((K0, Bits(3)),)
     assert plan.name == f"{sizes().deploy(plan) / 1e6:.1f} MB, allocated"
@@ -368,24 +368,24 @@ def test_a_budget_that_is_no_number_of_bytes_is_refused(budget):
 # Ties.
 
 
-def anatomy(family: str) -> Anatomy:
+def layout(family: str) -> ModelLayout:
     roles = FAMILIES[family].roles
     blocks = [
         Block(f"b{i}", {role: f"b{i}.{at}" for role, at in roles.items()}, "language") for i in range(2)
     ]
-    return Anatomy(family, tuple(blocks), "embed", "norm", "head")
+    return ModelLayout(family, tuple(blocks), "embed", "norm", "head")
 
 
 def test_tie_groups_are_what_engines_fuse():
-    llama, opt = tied(anatomy("llama"), "qkv"), tied(anatomy("opt"), "qkv")
+    llama, opt = tied(layout("llama"), "qkv"), tied(layout("opt"), "qkv")
     assert llama[:2] == (
         ("b0.self_attn.q_proj", "b0.self_attn.k_proj", "b0.self_attn.v_proj"),
         ("b0.mlp.gate_proj", "b0.mlp.up_proj"),
     )
     assert len(llama) == 4 and len(opt) == 2  # OPT has no gate, so nothing to tie to `up`
-    assert tied(anatomy("opt"), "block") == tuple(tuple(b.layers.values()) for b in anatomy("opt").blocks)
+    assert tied(layout("opt"), "block") == tuple(tuple(b.layers.values()) for b in layout("opt").blocks)
     with pytest.raises(AllocationError, match='by "qkv" or by "block"; got \'head\''):
-        tied(anatomy("llama"), "head")
+        tied(layout("llama"), "head")
 
 
 def test_every_layer_is_in_one_group():
@@ -511,7 +511,7 @@ def smollm2() -> tuple[SensitivityTable, Sizes]:
     shipped = replace(SensitivityTable.load(SHIPPED), embeddings=SMOLLM2_EMBEDDINGS)
 
     def at(rows, columns):
-        packed = {bits: quantised_bytes(rows, columns, bits, 64) for bits in QUANTISED_BITS}
+        packed = {bits: quantized_bytes(rows, columns, bits, 64) for bits in QUANTIZED_BITS}
         return packed | {FULL: 2 * rows * columns}
 
     layers = {name: at(*SHAPES[name.split(".")[-1].removesuffix("_proj")]) for name in shipped.layers}

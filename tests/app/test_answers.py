@@ -61,7 +61,7 @@ def test_all_widths_are_offered_presets_spare_what_sees_and_budgets_say_why_not(
     described = service.describe(MODEL)
     assert 4 in described["kv_bits"] and 8 in described["activation_bits"]
     layers = service.models[MODEL].layers
-    seen = service.models[MODEL].anatomy.sections["vision"]
+    seen = service.models[MODEL].layout.sections["vision"]
     for plan in service.opened[MODEL].presets:
         assert all(plan.resolve(layers)[name].weights >= 8 for name in seen)
     assert any("w4-kv4" in plan.name for plan in service.opened[MODEL].presets)

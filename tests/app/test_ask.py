@@ -20,7 +20,19 @@ from app.measured_on import Sample
 from app.scenes import EASY_VQA, PAINTS, Gallery
 from app.service import Service
 from app.tabs import ask
-from app.tabs.ask import Desk, Setting, again, clear, easel, enter, forget, given, send, statuses, switched
+from app.tabs.ask import (
+    PageContext,
+    Setting,
+    again,
+    clear,
+    easel,
+    enter,
+    forget,
+    given,
+    send,
+    statuses,
+    switched,
+)
 from quept import ElasticModel, PrecisionPlan
 from quept.evaluate import Results
 from quept.zoo.easy_vqa import Question, Questions
@@ -72,11 +84,11 @@ def elastic(tmp_path_factory) -> ElasticModel:
 
 
 @pytest.fixture
-def desk(elastic: ElasticModel, tmp_path: Path, monkeypatch) -> Desk:
+def desk(elastic: ElasticModel, tmp_path: Path, monkeypatch) -> PageContext:
     monkeypatch.setattr(ask, "FETCH_S", 0.0)
     monkeypatch.setattr(ask, "LONGEST_ANSWER", 6)
     service = Service({MODEL: elastic}, Sample("", ""), Results.open(tmp_path / "results.sqlite"), tmp_path)
-    return Desk(service, {MODEL: Gallery(elastic, stored())})
+    return PageContext(service, {MODEL: Gallery(elastic, stored())})
 
 
 @pytest.fixture
@@ -86,7 +98,9 @@ def said(monkeypatch) -> list[str]:
     return said
 
 
-def asked(desk: Desk, question: str, thread=(), picture=None, setting=APART, visitor: str = "a") -> dict:
+def asked(
+    desk: PageContext, question: str, thread=(), picture=None, setting=APART, visitor: str = "a"
+) -> dict:
     """The page after the answer."""
     picture = picture or {"id": "example:0"}
     page = {"thread": list(thread)}
@@ -95,7 +109,7 @@ def asked(desk: Desk, question: str, thread=(), picture=None, setting=APART, vis
     return page
 
 
-def test_both_sides_answer_and_where_they_differ_is_marked_and_said(desk: Desk):
+def test_both_sides_answer_and_where_they_differ_is_marked_and_said(desk: PageContext):
     page = asked(desk, "what color is the shape?")
     (turn,) = page["thread"]
     left, right = turn["shown"]["sides"]
@@ -111,7 +125,7 @@ def test_both_sides_answer_and_where_they_differ_is_marked_and_said(desk: Desk):
     assert not same["shown"]["parted"] and same["left"] == same["right"]
 
 
-def test_short_answers_tell_how_sure_each_side_is(desk: Desk, monkeypatch):
+def test_short_answers_tell_how_sure_each_side_is(desk: PageContext, monkeypatch):
     monkeypatch.setattr(ask, "_is_short", lambda answer: answer.state == "done")
     turn = asked(desk, "what color is the shape?")["thread"][0]
     for side in turn["shown"]["sides"]:
@@ -119,7 +133,7 @@ def test_short_answers_tell_how_sure_each_side_is(desk: Desk, monkeypatch):
         assert len(shares) == 4 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
 
 
-def test_a_follow_up_continues_and_another_picture_begins_anew(desk: Desk, monkeypatch):
+def test_a_follow_up_continues_and_another_picture_begins_anew(desk: PageContext, monkeypatch):
     told = []
     real = ask.chat
     monkeypatch.setattr(ask, "chat", lambda *a, **k: told.append((a[2], k["pictures"])) or real(*a, **k))
@@ -157,7 +171,7 @@ def test_a_follow_up_continues_and_another_picture_begins_anew(desk: Desk, monke
         ({"png": png(shape())[:60]}, "what?", "damaged|cut short|read"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_words(desk: Desk, said, picture, question, words):
+def test_what_cannot_be_asked_is_refused_in_words(desk: PageContext, said, picture, question, words):
     old = asked(desk, "what shape is present?")["thread"]
     page = {"thread": old}
     for change in send(desk, APART, old, picture, question, "a"):
@@ -190,15 +204,15 @@ def test_a_drawing_travels_as_png():
     assert picture_of({"id": "example:0", "more": 1}) == {"id": "example:0"}
 
 
-def test_an_unknown_precision_is_refused(desk: Desk, said):
+def test_an_unknown_precision_is_refused(desk: PageContext, said):
     page = asked(desk, "what?", setting=Setting(MODEL, ("W8", "nonsense"), {}))
     assert page["thread"] == [] and "nonsense" in said[-1]
     assert statuses(desk, Setting(MODEL, ("W8", "nonsense"), {}))["status_right"]["state"] == "error"
 
 
-def test_the_equaliser_answers_at_the_plan_it_has(desk: Desk, elastic: ElasticModel):
-    wire = desk.service.wire_of(MODEL, PrecisionPlan.uniform(2))
-    setting = Setting(MODEL, ("equaliser", "W2"), {MODEL: wire})
+def test_the_equaliser_answers_at_the_plan_it_has(desk: PageContext, elastic: ElasticModel):
+    plan_json = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
+    setting = Setting(MODEL, ("equaliser", "W2"), {MODEL: plan_json})
     facts = statuses(desk, setting)
     first = statuses(desk, Setting(MODEL, ("equaliser", "W2"), {}))
     assert facts["status_left"]["facts"][0][1] != first["status_left"]["facts"][0][1]
@@ -206,26 +220,26 @@ def test_the_equaliser_answers_at_the_plan_it_has(desk: Desk, elastic: ElasticMo
     assert turn["shown"]["sides"][0]["label"].startswith("equaliser")
 
 
-def test_a_newer_question_ends_the_older(desk: Desk):
+def test_a_newer_question_ends_the_older(desk: PageContext):
     older = send(desk, APART, [], {"id": "example:0"}, "what shape is present?", "a")
     next(older)
     asked(desk, "what color is the shape?")
     assert list(older) in ([{}], [{}, {}]), "the page belongs to the newer one"
 
 
-def test_what_was_cleared_does_not_come_back(desk: Desk):
+def test_what_was_cleared_does_not_come_back(desk: PageContext):
     running = send(desk, APART, [], {"id": "example:0"}, "what shape is present?", "a")
     next(running)
     assert clear(desk, APART, "a")["thread"] == []
     assert list(running) in ([{}], [{}, {}])
 
 
-def test_a_typed_token_is_mentioned(desk: Desk):
+def test_a_typed_token_is_mentioned(desk: PageContext):
     turn = asked(desk, "what is <image> here?")["thread"][0]
     assert turn["shown"]["note"].startswith("<image> is not read as a token")
 
 
-def test_visitors_never_see_each_others_pictures(desk: Desk, said, tmp_path: Path):
+def test_visitors_never_see_each_others_pictures(desk: PageContext, said, tmp_path: Path):
     path = tmp_path / "upload" / "own.png"
     path.parent.mkdir()
     path.write_bytes(png(shape("circle", "blue", size=2000)))
@@ -243,10 +257,10 @@ def test_visitors_never_see_each_others_pictures(desk: Desk, said, tmp_path: Pat
         who: [f"is it {who}?"] for who in "abc"
     }
     forget(desk, "a")
-    assert desk.album.of("a", MODEL) == [] and len(desk.shelf) == 4, "two sides each of b and c"
+    assert desk.album.of("a", MODEL) == [] and len(desk.pool) == 4, "two sides each of b and c"
 
 
-def test_a_broken_upload_leaves_the_easel_as_it_is(desk: Desk, said, tmp_path: Path):
+def test_a_broken_upload_leaves_the_easel_as_it_is(desk: PageContext, said, tmp_path: Path):
     path = tmp_path / "upload" / "drawing.svg"
     path.parent.mkdir()
     path.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
@@ -254,7 +268,7 @@ def test_a_broken_upload_leaves_the_easel_as_it_is(desk: Desk, said, tmp_path: P
     assert first == {"input": None} and "no picture that can be read" in said[-1] and not path.exists()
 
 
-def test_the_page_opens_with_what_its_address_says(desk: Desk):
+def test_the_page_opens_with_what_its_address_says(desk: PageContext):
     query = {"p": "ask", "ask": MODEL, "l": "W3", "r": "nonsense"}
     page = enter(desk, query, APART, MODEL, [], "a")
     assert page["query"] is None and page["model"] == MODEL
@@ -265,11 +279,13 @@ def test_the_page_opens_with_what_its_address_says(desk: Desk):
     assert switched(desk, ALIKE, "a")["thread"] == [] == clear(desk, ALIKE, "a")["thread"]
 
 
-def test_examples_bring_their_questions_and_a_plain_model_has_general_ones(desk: Desk, elastic: ElasticModel):
+def test_examples_bring_their_questions_and_a_plain_model_has_general_ones(
+    desk: PageContext, elastic: ElasticModel
+):
     shown = easel(desk, MODEL)
     assert [item["id"] for item in shown["items"]] == ["example:0", "example:1"]
     assert "is there a circle?" in shown["items"][0]["questions"] and len(shown["colours"]) == 8
-    bare = Desk(desk.service, {MODEL: Gallery(elastic, None)})
+    bare = PageContext(desk.service, {MODEL: Gallery(elastic, None)})
     assert easel(bare, MODEL)["items"] == [] and "picture?" in easel(bare, MODEL)["questions"][0]
 
 

@@ -75,11 +75,11 @@ def test_locked_layers_keep_their_bits_and_ties_hold(service, elastic):
     bits = [b.weights for b in plan.resolve(elastic.layers).values()]
     assert (bits[0], bits[3], plan.embeddings) == (8, 2, 6)
     tied, _ = answered(service, middle(elastic), ties="qkv")
-    for block in elastic.anatomy.blocks:
+    for block in elastic.layout.blocks:
         of = {role: tied.resolve(elastic.layers)[name].weights for role, name in block.layers.items()}
         assert of["q"] == of["k"] == of["v"] and of["gate"] == of["up"]
     whole, _ = answered(service, middle(elastic), ties="block")
-    for block in elastic.anatomy.blocks:
+    for block in elastic.layout.blocks:
         assert len({whole.resolve(elastic.layers)[name] for name in block.layers.values()}) == 1
 
 
@@ -178,7 +178,7 @@ def test_the_browser_walks_the_path_as_python_does(service, elastic):
     there, sizes, ticks = map(json.loads, out.splitlines())
     for budget, plan in zip(budgets, there, strict=True):
         here = steps.plan(steps.fitting(budget))
-        assert service.wire_of(MODEL, here)["w"] == plan["w"] and here.embeddings == plan["e"]
+        assert service.plan_json_of(MODEL, here)["w"] == plan["w"] and here.embeddings == plan["e"]
         assert elastic.sizes.deploy(here) == plan["bytes"] <= budget
     assert sizes == sorted(sizes) and (sizes[0], sizes[-1]) == (low, high)
     assert ticks == sorted(ticks) and (ticks[0], ticks[-1]) == (low, high)

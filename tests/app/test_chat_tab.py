@@ -12,7 +12,7 @@ import pytest
 
 from app.harmless import harmless, plain
 from app.tabs import chat
-from app.tabs.chat import Ask, Desk
+from app.tabs.chat import Ask, PageContext
 from quept.runtime.baselines import available
 
 needs_bitsandbytes = pytest.mark.skipif(not available(), reason="bitsandbytes is not installed")
@@ -29,8 +29,8 @@ def said(monkeypatch) -> list[str]:
 
 
 @pytest.fixture
-def desk(service) -> Desk:
-    return Desk(service)
+def desk(service) -> PageContext:
+    return PageContext(service)
 
 
 def settled(changes) -> dict:
@@ -184,16 +184,16 @@ def test_a_tab_closed_mid_answer_leaves_nothing(desk, service):
             break
     chat.forget(desk, "a")
     changes.close()
-    assert len(desk.shelf) == 0 and not desk.running._jobs
+    assert len(desk.pool) == 0 and not desk.running._jobs
     with service.admission.enter() as place, service.gate:
         assert list(place.wait()) == []
 
 
 def test_clear_forgets_the_conversation(desk):
     asked(desk)
-    assert len(desk.shelf) == 2
+    assert len(desk.pool) == 2
     page = chat.clear(desk, ASK, "a")
-    assert page["history"] == [] and shown(page["chat_left"]) == [] and len(desk.shelf) == 0
+    assert page["history"] == [] and shown(page["chat_left"]) == [] and len(desk.pool) == 0
     assert page["status_left"]["state"] == "idle" and page["examples"].visible
 
 
@@ -220,12 +220,12 @@ def test_equal_plans_are_said_to_be_identical(desk):
 
 
 def test_the_equalisers_plan_is_used_and_named(desk, elastic):
-    wire = {"w": [2] * len(elastic.layers), "a": [16] * len(elastic.layers), "kv": 16}
-    page = asked(desk, replace(ASK, choices=("equaliser", "W2"), wire=wire))
+    plan_json = {"w": [2] * len(elastic.layers), "a": [16] * len(elastic.layers), "kv": 16}
+    page = asked(desk, replace(ASK, choices=("equaliser", "W2"), plan_json=plan_json))
     assert page["history"][0]["left"] == page["history"][0]["right"]
     assert "equaliser, mixed" in page["status_left"]["words"]
     assert set(
-        chat.statuses(desk, replace(ASK, choices=("equaliser", "W2"), wire=wire), only="equaliser")
+        chat.statuses(desk, replace(ASK, choices=("equaliser", "W2"), plan_json=plan_json), only="equaliser")
     ) == {"status_left"}
 
 
@@ -242,7 +242,7 @@ def test_a_baseline_answers_like_a_plan(desk, said, elastic):
         assert "tok/s" in facts["Speed"] and "ms" in facts["Switch"]
     assert page["status_right"]["words"].endswith("bitsandbytes LLM.int8")
     assert settled(chat.regenerate(desk, ask, page["history"], "a"))["history"] == page["history"]
-    assert len(desk.shelf) == 1  # int8 keeps nothing between turns
+    assert len(desk.pool) == 1  # int8 keeps nothing between turns
 
 
 def test_a_baseline_without_bitsandbytes_is_not_offered_and_refused_in_words(desk, said, monkeypatch):

@@ -22,7 +22,7 @@ from app.measured_on import Sample
 from app.pictures import Album, Picture, read_upload
 from app.service import NO_PICTURES, Service
 from app.tabs import classify
-from app.tabs.classify import Desk, enter, given, handed_over, look, measure, row
+from app.tabs.classify import PageContext, enter, given, handed_over, look, measure, row
 from quept import ElasticModel, PrecisionPlan
 from quept.evaluate import ImageError, Results
 from quept.evaluate.images import save_images
@@ -41,13 +41,13 @@ def elastic(tmp_path_factory) -> ElasticModel:
     return ElasticModel.open(folder, device="cpu", dtype=torch.float32)
 
 
-def desk_of(elastic: ElasticModel, tmp_path: Path) -> Desk:
+def desk_of(elastic: ElasticModel, tmp_path: Path) -> PageContext:
     results = Results.open(tmp_path / "results.sqlite")
-    return Desk.of(Service({MODEL: elastic}, Sample("", ""), results, tmp_path))
+    return PageContext.of(Service({MODEL: elastic}, Sample("", ""), results, tmp_path))
 
 
 @pytest.fixture
-def desk(elastic: ElasticModel, tmp_path: Path, monkeypatch) -> Desk:
+def desk(elastic: ElasticModel, tmp_path: Path, monkeypatch) -> PageContext:
     monkeypatch.setattr(classify, "FETCH_S", 0.0)
     return desk_of(elastic, tmp_path)
 
@@ -59,12 +59,14 @@ def said(monkeypatch) -> list[str]:
     return said
 
 
-def ask(desk: Desk, at: PrecisionPlan, visitor: str = "a", choices=("full precision", "equaliser"), **more):
-    wire = desk.service.wire_of(MODEL, at)
-    return look(desk, MODEL, choices, {"turn": 1, "id": None, "plan": wire} | more, visitor)
+def ask(
+    desk: PageContext, at: PrecisionPlan, visitor: str = "a", choices=("full precision", "equaliser"), **more
+):
+    plan_json = desk.service.plan_json_of(MODEL, at)
+    return look(desk, MODEL, choices, {"turn": 1, "id": None, "plan": plan_json} | more, visitor)
 
 
-def sent(desk: Desk, path: Path, visitor: str = "a") -> dict:
+def sent(desk: PageContext, path: Path, visitor: str = "a") -> dict:
     """The row after this picture was sent; {} where it was not taken."""
     *_, (cleared, shown) = given(desk, MODEL, str(path), visitor)
     assert cleared is None and not path.exists()
@@ -85,7 +87,7 @@ def half(size=(40, 60), mode: str = "RGB") -> Image.Image:
     return picture.convert(mode)
 
 
-def test_the_answers_are_those_of_the_views(desk: Desk, elastic: ElasticModel):
+def test_the_answers_are_those_of_the_views(desk: PageContext, elastic: ElasticModel):
     plan = PrecisionPlan.uniform(2)
     shown = row(desk, MODEL)
     answer, left, right = ask(desk, plan, id=shown["items"][3]["id"])
@@ -109,7 +111,7 @@ def test_the_answers_are_those_of_the_views(desk: Desk, elastic: ElasticModel):
     assert json.dumps([answer.props["answers"], left, right], allow_nan=False)
 
 
-def test_where_the_answers_differ_both_sides_say_so(desk: Desk):
+def test_where_the_answers_differ_both_sides_say_so(desk: PageContext):
     rows = ask(desk, PrecisionPlan.uniform(2))[0].props["answers"]["rows"]
     changed = next(i for i, (theirs, _, ours, _) in rows.items() if theirs != ours)
     _, left, right = ask(desk, PrecisionPlan.uniform(2), id=changed)
@@ -132,13 +134,13 @@ def test_where_the_answers_differ_both_sides_say_so(desk: Desk):
         {"id": "example:" + "9" * 5000},
     ],
 )
-def test_a_request_that_fits_nothing_is_refused_in_words(desk: Desk, request_: dict):
+def test_a_request_that_fits_nothing_is_refused_in_words(desk: PageContext, request_: dict):
     answer, left, _ = ask(desk, PrecisionPlan.uniform(4), **request_)
     assert len(answer.props["answers"]["error"]) > 10 and answer.props["answers"]["turn"] == 1
     assert "<b>" not in answer.props["answers"]["error"] and "words" not in left
 
 
-def test_an_unknown_menu_value_is_refused(desk: Desk):
+def test_an_unknown_menu_value_is_refused(desk: PageContext):
     answer, *_ = ask(desk, PrecisionPlan.uniform(4), choices=("W4", "nonsense"))
     assert "nonsense" in answer.props["answers"]["error"]
 
@@ -274,9 +276,9 @@ def test_visitors_at_once_get_the_answers_they_would_get_alone(desk, elastic, tm
     assert together == {i: ask(alone, plan)[0].props["answers"]["rows"] for i, plan in enumerate(plans)}
 
 
-def test_accuracy_comes_in_with_its_interval_and_its_flips(desk: Desk):
-    wire = desk.service.wire_of(MODEL, PrecisionPlan.uniform(2))
-    states = list(measure(desk, MODEL, wire, "a"))
+def test_accuracy_comes_in_with_its_interval_and_its_flips(desk: PageContext):
+    plan_json = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
+    states = list(measure(desk, MODEL, plan_json, "a"))
     state, flips, changed = states[-1]
     estimate = state["estimate"]
     assert state["status"] == "done" and estimate["images"] == COUNT and state["kind"] == "vision"
@@ -286,39 +288,41 @@ def test_accuracy_comes_in_with_its_interval_and_its_flips(desk: Desk):
     answers = ask(desk, PrecisionPlan.uniform(2), id=changed["items"][0]["id"])[0].props["answers"]["rows"]
     theirs, _, ours, _ = answers[changed["items"][0]["id"]]
     assert changed["items"][0]["words"] == f"{theirs} → {ours}"
-    again = list(measure(desk, MODEL, wire, "b"))
+    again = list(measure(desk, MODEL, plan_json, "b"))
     assert [s["status"] for s, *_ in again] == ["stored"] and again[0][1:] == (flips, changed)
 
 
-def test_a_newer_plan_ends_the_older_measurement_of_this_page_only(desk: Desk):
-    wires = [desk.service.wire_of(MODEL, PrecisionPlan.uniform(bits)) for bits in (3, 4)]
-    older = measure(desk, MODEL, wires[0], "a")
+def test_a_newer_plan_ends_the_older_measurement_of_this_page_only(desk: PageContext):
+    plan_jsons = [desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(bits)) for bits in (3, 4)]
+    older = measure(desk, MODEL, plan_jsons[0], "a")
     explored = desk.service.measure(MODEL, PrecisionPlan.uniform(5), "a")
     next(older), next(explored)
-    newer = measure(desk, MODEL, wires[1], "a")
+    newer = measure(desk, MODEL, plan_jsons[1], "a")
     next(newer)
     assert all("status" not in part for part in list(older)[-1])
     assert list(newer)[-1][0]["status"] == list(explored)[-1]["status"] == "done"
 
 
-def test_a_link_opens_the_page_as_it_was_once(desk: Desk):
-    wire = desk.service.wire_of(MODEL, PrecisionPlan.uniform(3, 8, embeddings=8))
-    start = desk.service.wire_of(MODEL, desk.service.start(MODEL))
+def test_a_link_opens_the_page_as_it_was_once(desk: PageContext):
+    plan_json = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(3, 8, embeddings=8))
+    start = desk.service.plan_json_of(MODEL, desk.service.start(MODEL))
     last = row(desk, MODEL)["items"][-1]["id"]
-    query = {"p": "classify", "i": last.split(":")[1], **encode(wire, MODEL)}
+    query = {"p": "classify", "i": last.split(":")[1], **encode(plan_json, MODEL)}
     used, _, _, shown, plan, pictures = enter(desk, query, "other", start, MODEL, start, "a")
-    assert used is None and shown == plan == wire and pictures["selected"] == last
-    *_, shown, plan, _ = enter(desk, None, MODEL, wire, MODEL, start, "a")
-    assert shown == plan == wire, "the Explore page shows the same model: its plan comes along"
+    assert used is None and shown == plan == plan_json and pictures["selected"] == last
+    *_, shown, plan, _ = enter(desk, None, MODEL, plan_json, MODEL, start, "a")
+    assert shown == plan == plan_json, "the Explore page shows the same model: its plan comes along"
     *_, shown, plan, _ = enter(desk, None, "other", {"w": [2]}, MODEL, start, "a")
     assert shown == plan == start
-    assert handed_over(MODEL, wire, MODEL, start) == (wire, wire)
-    assert handed_over(MODEL, wire, "other", {"w": [2]}) == ({"w": [2]}, {"w": [2]})
+    assert handed_over(MODEL, plan_json, MODEL, start) == (plan_json, plan_json)
+    assert handed_over(MODEL, plan_json, "other", {"w": [2]}) == ({"w": [2]}, {"w": [2]})
 
 
 @pytest.mark.parametrize("query", [{"w": "!!"}, {"w": "AAAAA"}, {"a": "x"}, {"w": "A", "i": "x" * 999}])
-def test_a_broken_link_is_refused_in_words_and_the_page_opens(desk: Desk, said: list[str], query: dict):
-    start = desk.service.wire_of(MODEL, desk.service.start(MODEL))
+def test_a_broken_link_is_refused_in_words_and_the_page_opens(
+    desk: PageContext, said: list[str], query: dict
+):
+    start = desk.service.plan_json_of(MODEL, desk.service.start(MODEL))
     *_, shown, plan, _ = enter(desk, {"p": "classify", "m": MODEL} | query, MODEL, start, MODEL, start, "a")
     assert shown == plan == start and len(said) == 1 and "not restored" in said[0]
 
@@ -328,8 +332,8 @@ def test_a_classifier_without_pictures_takes_those_of_visitors(tmp_path, monkeyp
     folder = save_tiny_vision("swin", tmp_path / "vit")
     desk = desk_of(ElasticModel.open(folder, device="cpu", dtype=torch.float32), tmp_path)
     assert row(desk, MODEL)["items"] == [] and NO_PICTURES in desk.service.opened[MODEL].conditions()
-    wire = desk.service.wire_of(MODEL, PrecisionPlan.uniform(3))
-    ((state, flips, changed),) = measure(desk, MODEL, wire, "a")
+    plan_json = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(3))
+    ((state, flips, changed),) = measure(desk, MODEL, plan_json, "a")
     assert state["status"] == "idle" and state["message"] == NO_PICTURES
     assert not flips["rows"] and not changed["items"]
     shown = sent(desk, saved(tmp_path, "mine.png", half()))

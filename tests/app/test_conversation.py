@@ -11,7 +11,7 @@ import weakref
 import pytest
 import torch
 
-from app.conversation import FRAMES_PER_SECOND, Running, Shelf, chat
+from app.conversation import FRAMES_PER_SECOND, CachePool, Running, chat
 from app.gate import Admission, Gate
 from app.side import BaselineSide, Side
 from quept.plan import PrecisionPlan
@@ -60,15 +60,15 @@ def test_pictures_are_answered_and_the_first_tokens_candidates_told(tmp_path):
     asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]}]
     answers = []
     for seed in (0, 1):
-        greedy, shelf = Sampling(temperature=0, max_tokens=4), Shelf()
-        more = {"pictures": [picture(seed)], "candidates": 3, "shelf": shelf, "visitor": "a"}
+        greedy, pool = Sampling(temperature=0, max_tokens=4), CachePool()
+        more = {"pictures": [picture(seed)], "candidates": 3, "pool": pool, "visitor": "a"}
         last = run(elastic, histories=(asked, asked), sampling=greedy, **more)[-1]
         for answer in last.answers:
             assert answer.state == "done" and len(answer.candidates) == 3
             assert answer.text.startswith(answer.candidates[0][0])
             assert 1 > answer.candidates[0][1] > answer.candidates[2][1] > 0
         answers.append(last.answers[0].candidates)
-        assert len(shelf) == 2
+        assert len(pool) == 2
     assert answers[0] != answers[1]
     with pytest.raises(PromptError, match="fit"):
         long = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x" * 600}]}]
@@ -218,8 +218,8 @@ def test_a_side_that_fails_says_so_and_the_other_goes_on(elastic, monkeypatch, c
 
 
 def test_the_next_turn_reads_only_what_is_new_and_answers_the_same(elastic, monkeypatch):
-    first = texts(run(elastic, shelf=(shelf := Shelf()), visitor="a")[-1])
-    assert len(shelf) == 2 and shelf.nbytes > 0
+    first = texts(run(elastic, pool=(pool := CachePool()), visitor="a")[-1])
+    assert len(pool) == 2 and pool.nbytes > 0
     again = [
         [*HELLO, {"role": "assistant", "content": text}, {"role": "user", "content": "And then?"}]
         for text in first
@@ -231,39 +231,39 @@ def test_the_next_turn_reads_only_what_is_new_and_answers_the_same(elastic, monk
     )
     fresh = texts(run(elastic, histories=again)[-1])
     whole, read[:] = max(read), []
-    kept = texts(run(elastic, histories=again, shelf=shelf, visitor="a")[-1])
+    kept = texts(run(elastic, histories=again, pool=pool, visitor="a")[-1])
     assert kept == fresh
     assert max(read) < whole - 20
 
 
 def test_another_plan_starts_from_nothing(elastic):
-    shelf = Shelf()
-    run(elastic, sides=(FULL, FULL), shelf=shelf, visitor="a")
-    changed = run(elastic, sides=(W2, W2), shelf=shelf, visitor="a")[-1]
+    pool = CachePool()
+    run(elastic, sides=(FULL, FULL), pool=pool, visitor="a")
+    changed = run(elastic, sides=(W2, W2), pool=pool, visitor="a")[-1]
     assert texts(changed) == texts(run(elastic, sides=(W2, W2))[-1])
 
 
 def test_the_shelf_is_bounded_and_forgets(elastic):
-    shelf = Shelf()
-    run(elastic, shelf=shelf, visitor="a")
-    budget = shelf.nbytes
-    shelf = Shelf(budget)
+    pool = CachePool()
+    run(elastic, pool=pool, visitor="a")
+    budget = pool.nbytes
+    pool = CachePool(budget)
     for visitor in "abc":
-        run(elastic, shelf=shelf, visitor=visitor)
-        assert shelf.nbytes <= budget
-    shelf.forget("c")
-    assert len(shelf) == 0
+        run(elastic, pool=pool, visitor=visitor)
+        assert pool.nbytes <= budget
+    pool.forget("c")
+    assert len(pool) == 0
 
 
 def test_a_visitor_forgotten_mid_answer_leaves_nothing(elastic):
-    shelf = Shelf()
+    pool = CachePool()
     frames = chat(
-        elastic, (FULL, W2), (HELLO, HELLO), SHORT, "", Gate(), Admission(1), shelf=shelf, visitor="gone"
+        elastic, (FULL, W2), (HELLO, HELLO), SHORT, "", Gate(), Admission(1), pool=pool, visitor="gone"
     )
     next(f for f in frames if all(a.tokens for a in f.answers))
-    shelf.forget("gone")
+    pool.forget("gone")
     frames.close()
-    assert len(shelf) == 0
+    assert len(pool) == 0
 
 
 def test_a_newer_answer_stops_the_older_one_and_stopping_twice_is_harmless():

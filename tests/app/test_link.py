@@ -36,8 +36,8 @@ def plans(draw) -> dict:
 
 @unhurried
 @given(plans())
-def test_a_plan_survives_its_link(wire):
-    assert decode(encode(wire, "toy"), describe(len(wire["w"]))) == wire
+def test_a_plan_survives_its_link(plan_json):
+    assert decode(encode(plan_json, "toy"), describe(len(plan_json["w"]))) == plan_json
 
 
 def test_the_letters_are_three_bit_indices_most_significant_first():
@@ -93,11 +93,11 @@ def test_a_malformed_link_is_a_sentence(params, words):
 
 
 @pytest.mark.parametrize(
-    "wire", [{"w": [9]}, {"w": [4], "a": [4, 4]}, {"w": [4], "kv": 9}, {"w": [4], "a": [1]}]
+    "plan_json", [{"w": [9]}, {"w": [4], "a": [4, 4]}, {"w": [4], "kv": 9}, {"w": [4], "a": [1]}]
 )
-def test_a_plan_that_no_link_can_hold_is_a_sentence(wire):
+def test_a_plan_that_no_link_can_hold_is_a_sentence(plan_json):
     with pytest.raises(LinkError):
-        encode(wire)
+        encode(plan_json)
 
 
 strings = st.text(max_size=12) | st.text("ABCab01_-", max_size=12)
@@ -108,7 +108,9 @@ anything = strings | st.none() | st.integers() | st.lists(strings, max_size=2)
 @given(st.dictionaries(st.sampled_from(["m", "w", "a", "kv", "x"]), anything), st.integers(0, 20))
 def test_a_strangers_link_raises_nothing_but_link_error(params, layers):
     try:
-        wire = decode(params, describe(layers))
+        plan_json = decode(params, describe(layers))
     except LinkError:
         return
-    assert wire is None or (set(wire["w"]) <= set(BITS) and len(wire["w"]) == len(wire["a"]) == layers)
+    assert plan_json is None or (
+        set(plan_json["w"]) <= set(BITS) and len(plan_json["w"]) == len(plan_json["a"]) == layers
+    )

@@ -133,7 +133,7 @@ def test_whatever_goes_wrong_the_page_gets_a_sentence(service, elastic, monkeypa
         yield
 
     monkeypatch.setattr(service, "refine", broken)
-    states = explore.refine(service, MODEL, service.wire_of(MODEL, PLAN), request(elastic), "a")
+    states = explore.refine(service, MODEL, service.plan_json_of(MODEL, PLAN), request(elastic), "a")
     assert next(states)["status"] == "error"
     with pytest.raises(RuntimeError):
         next(states)

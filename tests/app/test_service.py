@@ -88,13 +88,13 @@ def test_visitors_at_once_get_the_numbers_they_would_get_alone(
 
 def test_wire_and_plan_are_two_spellings_of_one_thing(service: Service, elastic: ElasticModel):
     plan = PrecisionPlan.of({"*.down_proj": 8, elastic.layers[0]: 2}, default=4, kv=8, embeddings=6)
-    wire = service.wire_of(MODEL, plan)
-    back = service.plan_of(MODEL, wire)
+    plan_json = service.plan_json_of(MODEL, plan)
+    back = service.plan_of(MODEL, plan_json)
     assert back.key(elastic.layers) == plan.key(elastic.layers)
     assert back.name.startswith("mixed") and back.name.endswith("bits, E6")
-    assert service.plan_of(MODEL, service.wire_of(MODEL, PrecisionPlan.uniform(4))).name == "W4"
+    assert service.plan_of(MODEL, service.plan_json_of(MODEL, PrecisionPlan.uniform(4))).name == "W4"
     both = PrecisionPlan.uniform(4, kv=8, embeddings=6)
-    assert service.plan_of(MODEL, service.wire_of(MODEL, both)).name == "W4KV8E6"
+    assert service.plan_of(MODEL, service.plan_json_of(MODEL, both)).name == "W4KV8E6"
 
 
 def test_uniform_at_equal_bytes_lies_between_its_neighbours(service: Service, elastic: ElasticModel):
@@ -142,18 +142,18 @@ def test_while_measuring_perplexities_are_of_the_text_read_so_far(service: Servi
 
 
 def test_the_history_joins_the_chart_and_a_point_loads_its_plan(service: Service):
-    wire = service.wire_of(MODEL, PrecisionPlan.of({"*.down_proj": 6}, default=3))
-    *_, (state, chart, _, tried) = explore.measure(service, MODEL, wire, [], "a")
-    assert state["status"] == "done" and tried == [wire]
+    plan_json = service.plan_json_of(MODEL, PrecisionPlan.of({"*.down_proj": 6}, default=3))
+    *_, (state, chart, _, tried) = explore.measure(service, MODEL, plan_json, [], "a")
+    assert state["status"] == "done" and tried == [plan_json]
     point = next(p for p in chart["points"] if p["kind"] == "tried")
     assert point["bytes"] == state["deploy_bytes"]
-    assert explore.chosen_point(service, MODEL, tried, point["id"]) == (wire, wire)
-    uniform = service.wire_of(MODEL, PrecisionPlan.uniform(5))
+    assert explore.chosen_point(service, MODEL, tried, point["id"]) == (plan_json, plan_json)
+    uniform = service.plan_json_of(MODEL, PrecisionPlan.uniform(5))
     assert explore.chosen_point(service, MODEL, [], "W5") == (uniform, uniform)
 
 
 def test_a_measurement_that_was_taken_over_leaves_nothing_on_the_page(service: Service):
-    older = explore.measure(service, MODEL, service.wire_of(MODEL, PrecisionPlan.uniform(2)), [], "a")
+    older = explore.measure(service, MODEL, service.plan_json_of(MODEL, PrecisionPlan.uniform(2)), [], "a")
     next(older)
     newer = service.measure(MODEL, PrecisionPlan.uniform(3), "a")
     next(newer)
@@ -190,9 +190,9 @@ def test_a_plan_of_another_size_is_refused(service: Service):
 
 
 def test_upload_reads_what_download_wrote(service: Service):
-    wire = service.wire_of(MODEL, PrecisionPlan.of({"*.o_proj": 2}, default=7))
-    text = service.plan_of(MODEL, wire).to_json(MODEL)
-    assert explore.uploaded(service, MODEL, text.encode()) == (wire, wire)
+    plan_json = service.plan_json_of(MODEL, PrecisionPlan.of({"*.o_proj": 2}, default=7))
+    text = service.plan_of(MODEL, plan_json).to_json(MODEL)
+    assert explore.uploaded(service, MODEL, text.encode()) == (plan_json, plan_json)
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,8 @@ def test_a_bad_upload_changes_nothing(service: Service, content: bytes):
 
 
 def test_a_link_restores_the_plan_and_a_broken_one_leaves_the_page_as_it_was(service: Service):
-    wire = service.wire_of(MODEL, PrecisionPlan.uniform(3, kv=4, embeddings=8))
-    assert explore.restore(service, encode(wire, MODEL))[2] == wire
+    plan_json = service.plan_json_of(MODEL, PrecisionPlan.uniform(3, kv=4, embeddings=8))
+    assert explore.restore(service, encode(plan_json, MODEL))[2] == plan_json
     for query in ({"m": MODEL, "w": "!!"}, {}):
         assert "w" not in explore.restore(service, query)[2]
 
@@ -247,8 +247,8 @@ def test_the_shipped_front_is_drawn_listed_and_loaded(service, elastic, tmp_path
     assert [(p["label"], p["kl"]) for p in best] == [("Best 3 bits", 0.25), ("Best 4 bits", 0.125)]
     assert ("best 3 bits", "best 3 bits") in named_choices(with_front, MODEL)
     assert ("Best 4 bits", "best 4 bits") in with_front.choices(MODEL)
-    wire, _ = explore.chosen_point(with_front, MODEL, [], best[0]["id"])
-    assert wire["e"] == 6 and with_front.plan_of(MODEL, wire).name == "best 3 bits"
+    plan_json, _ = explore.chosen_point(with_front, MODEL, [], best[0]["id"])
+    assert plan_json["e"] == 6 and with_front.plan_of(MODEL, plan_json).name == "best 3 bits"
     assert with_front.state(MODEL, with_front.plan(MODEL, "best 3 bits"))["estimate"]["kl"] == 0.25
 
 
@@ -260,9 +260,9 @@ def test_a_front_of_other_weights_is_left_out(service, elastic, tmp_path, monkey
 
 
 def test_two_plans_are_given_beside_each_other(service: Service, elastic: ElasticModel):
-    tried = [service.wire_of(MODEL, PrecisionPlan.of({"*.down_proj": 6}, default=3))]
+    tried = [service.plan_json_of(MODEL, PrecisionPlan.of({"*.down_proj": 6}, default=3))]
     measured(service, PrecisionPlan.uniform(4))
-    own = service.wire_of(MODEL, PrecisionPlan.uniform(4, embeddings=8))
+    own = service.plan_json_of(MODEL, PrecisionPlan.uniform(4, embeddings=8))
     request = {"turn": 3, "a": "W4", "b": "equaliser", "plan": own}
     answer = explore.pair(service, MODEL, tried, request)
     assert json.loads(json.dumps(answer))["turn"] == 3
@@ -270,7 +270,9 @@ def test_two_plans_are_given_beside_each_other(service: Service, elastic: Elasti
     assert answer["b"]["plan"] == own and answer["b"]["label"] == "W4E8"
     assert answer["b"]["bytes"] < answer["a"]["bytes"] and answer["a"]["predicted"] is None
     assert explore.pair(service, MODEL, tried, request | {"a": "tried:0"})["a"]["plan"] == tried[0]
-    menu = dict(service.comparable(MODEL, [service.plan_of(MODEL, wire) for wire in tried])["choices"])
+    menu = dict(
+        service.comparable(MODEL, [service.plan_of(MODEL, plan_json) for plan_json in tried])["choices"]
+    )
     assert list(menu.values())[0] == "equaliser" and "tried:0" in menu.values()
 
 

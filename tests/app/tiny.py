@@ -13,8 +13,8 @@ from app.gate import Admission, Gate
 from app.side import baseline_choices
 from quept.allocate import SensitivityTable
 from quept.artifact import Artifact
-from quept.models import LoadedModel, anatomy_of, fingerprint_of
-from quept.plan import QUANTISED_BITS, Bits, PrecisionPlan
+from quept.models import LoadedModel, fingerprint_of, layout_of
+from quept.plan import QUANTIZED_BITS, Bits, PrecisionPlan
 from quept.runtime import ElasticModel
 
 CONTROL = ["<|start|>", "<|end|>"]
@@ -51,7 +51,7 @@ def tiny_elastic() -> ElasticModel:
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).half().eval().requires_grad_(False)
-    loaded = LoadedModel(model, tokenizer, anatomy_of(model), "tiny", "Tiny", fingerprint_of(model), "random")
+    loaded = LoadedModel(model, tokenizer, layout_of(model), "tiny", "Tiny", fingerprint_of(model), "random")
     return ElasticModel(loaded, Artifact.rtn(loaded), dtype=torch.float32)
 
 
@@ -70,14 +70,14 @@ class FakeService:
             *baseline_choices(self.models[model]),
         ]
 
-    def plan(self, model: str, choice: str, wire=None) -> PrecisionPlan:
+    def plan(self, model: str, choice: str, plan_json=None) -> PrecisionPlan:
         if choice != "equaliser":
             return self.named[choice]
-        if not wire:
+        if not plan_json:
             return PrecisionPlan.full()
         layers = self.models[model].layers
         return PrecisionPlan.of(
-            {name: Bits(w) for name, w in zip(layers, wire["w"], strict=True)}, name="mixed"
+            {name: Bits(w) for name, w in zip(layers, plan_json["w"], strict=True)}, name="mixed"
         )
 
 
@@ -89,14 +89,14 @@ def tiny_table(elastic: ElasticModel, seed: int = 0, **changes) -> SensitivityTa
         scale = float(torch.rand((), generator=draw)) + 0.05
         return {bits: scale * 4.0 ** (2 - bits) for bits in widths}
 
-    layers = {name: row(QUANTISED_BITS) for name in elastic.layers}
+    layers = {name: row(QUANTIZED_BITS) for name in elastic.layers}
     whole = {"ppl": 1.0, "same_top": 0.5, "tokens": 256}
-    sums = {bits: sum(layer[bits] for layer in layers.values()) for bits in QUANTISED_BITS}
+    sums = {bits: sum(layer[bits] for layer in layers.values()) for bits in QUANTIZED_BITS}
     parts = {
         "data": {"text": "foxes", "tokens": 256, "context": 64, "dtype": "float32"},
         "reference": {"ppl": 20.0, "tokens": 256, "context": 64},
         "layers": layers,
         "uniform": {bits: whole | {"kl": s, "ppl": 20 * math.exp(s)} for bits, s in sums.items()},
-        "embeddings": row(QUANTISED_BITS),
+        "embeddings": row(QUANTIZED_BITS),
     } | changes
     return SensitivityTable("tiny", elastic.fingerprint, 64, "layer", **parts)

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from quept.calibrate import CalibrationError, calibrate
+from quept.calibrate.activations import SUFFIX, ActivationStore
 from quept.calibrate.block_wise import BlockWiseTuning, tune_blocks
 from quept.calibrate.checkpoint import Checkpoint
-from quept.calibrate.streams import SUFFIX, Streams
 from quept.calibrate.trainable import Trainable
 from quept.config import BlockWise, Recipe, RecipeError
-from quept.models import anatomy_of
-from quept.models.anatomy import Anatomy, Block
+from quept.models import layout_of
+from quept.models.layout import Block, ModelLayout
 from quept.numerics.adapters import RankSchedule
 from quept.numerics.merge import merge
 from quept.plan import PrecisionPlan
@@ -39,7 +39,7 @@ IDS = token_ids(4, 20)
 def trainable(name="llama", schedule=SCHEDULE, **changes):
     model = name if isinstance(name, nn.Module) else tiny_model(name, dtype=torch.float32, **changes)
     model.requires_grad_(False)
-    return Trainable(model, anatomy_of(model), schedule, CLIPS, "auto", seed=0)
+    return Trainable(model, layout_of(model), schedule, CLIPS, "auto", seed=0)
 
 
 def run(to_tune, folder, settings=SETTINGS, log=None, report=None, **inputs):
@@ -61,7 +61,7 @@ def run(to_tune, folder, settings=SETTINGS, log=None, report=None, **inputs):
 
 def stage(to_tune, folder, settings=SETTINGS, **inputs):
     """The stage before its first block."""
-    streams = Streams(folder, settings.memory)
+    streams = ActivationStore(folder, settings.memory)
     inputs = {"input_ids": IDS} | inputs
     return BlockWiseTuning(to_tune, settings, inputs, 0, streams, lambda stage, part: None)
 
@@ -89,9 +89,9 @@ def test_every_low_width_loses_less_after_than_before(name, tmp_path):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_tunes_a_block_and_only_that(name, tmp_path):
     to_tune = trainable(name)
-    before, layers = copied(to_tune), to_tune.anatomy.blocks[0].layers.values()
+    before, layers = copied(to_tune), to_tune.layout.blocks[0].layers.values()
     tuned = stage(to_tune, tmp_path).step()
-    assert tuned.block == to_tune.anatomy.blocks[0].name and tuned.kept
+    assert tuned.block == to_tune.layout.blocks[0].name and tuned.kept
     changed = {
         key.rpartition(".b.")[0] for key, t in to_tune.state().items() if not torch.equal(t, before[key])
     }
@@ -118,7 +118,7 @@ def test_the_full_stream_is_the_models_own_with_the_masks_of_each_batch(name, ch
         tuning.skip(1)
         assert torch.equal(tuning.full, torch.cat([s[1] for s in states]))
         tuning.skip(2)
-        last = view.get_submodule(to_tune.anatomy.final_norm)(tuning.full)
+        last = view.get_submodule(to_tune.layout.final_norm)(tuning.full)
     assert torch.allclose(last, torch.cat([s[2] for s in states]), atol=1e-5)
 
 
@@ -137,7 +137,7 @@ def test_the_next_block_reads_the_merged_groups_of_the_tuned_one(tmp_path):
                 for bits in (6, 4, 2)
             ]
             expected.append(merge(torch.stack(outputs), torch.tensor(SETTINGS.merge), SETTINGS.keep))
-    assert torch.allclose(tuning.quantised, torch.cat(expected), atol=1e-5)
+    assert torch.allclose(tuning.quantized, torch.cat(expected), atol=1e-5)
 
 
 class Stop(Exception):
@@ -182,7 +182,7 @@ def test_streams_on_disk_give_the_same_bytes_as_in_memory(tmp_path, once):
         settings,
         report=lambda *_: seen.update(p.stem for p in tmp_path.glob(f"*{SUFFIX}")),
     )
-    assert seen == {"quantised"} and not list(tmp_path.glob(f"*{SUFFIX}"))
+    assert seen == {"quantized"} and not list(tmp_path.glob(f"*{SUFFIX}"))
     assert same(to_tune.state(), once)
 
 
@@ -258,7 +258,7 @@ def test_blocks_that_return_tuples_are_served(tmp_path):
     torch.manual_seed(0)
     model = Tuples().requires_grad_(False)
     blocks = tuple(Block(f"layers.{i}", {"inner": f"layers.{i}.inner"}, "language") for i in range(2))
-    to_tune = Trainable(model, Anatomy("llama", blocks, "embed", "", ""), SCHEDULE, CLIPS, "row", seed=0)
+    to_tune = Trainable(model, ModelLayout("llama", blocks, "embed", "", ""), SCHEDULE, CLIPS, "row", seed=0)
     tuning = stage(to_tune, tmp_path)
     assert len(list(tuning.run())) == 2
     assert torch.allclose(tuning.full, model(IDS, use_cache=False).last_hidden_state, atol=1e-6)

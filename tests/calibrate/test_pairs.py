@@ -9,11 +9,11 @@ import torch
 
 from quept.artifact import Artifact
 from quept.calibrate import CalibrationError, calibrate
+from quept.calibrate.activations import ActivationStore
 from quept.calibrate.block_wise import BlockWiseTuning
 from quept.calibrate.data import logits_of, rows, samples
 from quept.calibrate.pairs import SPOKEN, conversations, sample
 from quept.calibrate.ragged import MASK, TOKENS, Ragged
-from quept.calibrate.streams import Streams
 from quept.calibrate.trainable import Trainable
 from quept.config import Pairs, Recipe, RecipeError
 from quept.models import load
@@ -85,12 +85,12 @@ def test_every_family_calibrates_opens_switches_and_answers(folders, data, tmp_p
     elastic = ElasticModel.open(tmp_path, device="cpu", dtype=torch.float32)
     lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     tuned = [line["block"] for line in lines if line["what"] == "block"]
-    assert tuned == [block.name for block in elastic.anatomy.trunk]
+    assert tuned == [block.name for block in elastic.layout.trunk]
 
     def answer(bits):
         shown = [{"type": "image"}, {"type": "text", "text": "what?"}]
         events = stream(
-            elastic.view(elastic.anatomy.guarded(PrecisionPlan.uniform(bits))),
+            elastic.view(elastic.layout.guarded(PrecisionPlan.uniform(bits))),
             elastic.tokenizer,
             [{"role": "user", "content": shown}],
             Sampling(temperature=0, max_tokens=3),
@@ -112,7 +112,7 @@ def test_layers_that_no_stage_ran_at_a_width_stay_plainly_rounded_there(folders,
     ):
         out = tmp_path / f"{len(expected)}"
         made = calibrate(folders["llava"], recipe(data, **stages), out, device="cpu")
-        sections = load(folders["llava"]).anatomy.sections
+        sections = load(folders["llava"]).layout.sections
         widths = {w for name in seen for layer in sections[name] for w in made.manifest.widths[layer]}
         assert widths <= expected
 
@@ -167,8 +167,8 @@ def stage(loaded, inputs, folder, batch):
     settings = dataclasses.replace(
         recipe(folder).block_wise, batch=batch, adapter_rates=(1e-3,) * 2, merge=(0.5, 0.5), keep=0.0
     )
-    tuned = Trainable(loaded.model, loaded.anatomy, schedule, {2: 2.0}, "auto", seed=0)
-    streams = Streams(folder, settings.memory)
+    tuned = Trainable(loaded.model, loaded.layout, schedule, {2: 2.0}, "auto", seed=0)
+    streams = ActivationStore(folder, settings.memory)
     return BlockWiseTuning(tuned, settings, inputs.of_one_length(), 0, streams, lambda stage, part: None)
 
 
@@ -177,7 +177,7 @@ def test_padding_counts_in_no_loss_of_a_block_and_pictures_are_looked_at_once(fo
     loaded, inputs = unlike(folders[name])
     looks = []
     vision = loaded.model.get_submodule(
-        next(b.name for b in loaded.anatomy.blocks if b.section == "vision").rpartition(".")[0]
+        next(b.name for b in loaded.layout.blocks if b.section == "vision").rpartition(".")[0]
     )[0]
     forward = vision.forward
     vision.forward = lambda *args, **kwargs: looks.append(1) or forward(*args, **kwargs)
@@ -192,7 +192,7 @@ def test_padding_counts_in_no_loss_of_a_block_and_pictures_are_looked_at_once(fo
         lost._enter()
         measured.append(lost._measured(1, "here"))
         mask = torch.cat([rows(inputs.of_one_length(), slice(i, i + 1))[MASK] for i in range(2)]).bool()
-        lost.quantised[~mask] = 1e3  # whatever stands there
+        lost.quantized[~mask] = 1e3  # whatever stands there
         assert lost._measured(1, "here") == pytest.approx(measured[-1], rel=1e-4)
     assert measured[0] == pytest.approx(measured[1], rel=1e-3)
 

@@ -15,7 +15,7 @@ def test_bfloat16_products_are_close_and_train_float32_tensors(tmp_path, monkeyp
     loaded = load(save_tiny("llama", tmp_path))
     model = loaded.model.float()
     schedule = RankSchedule(((4,), (2,)), (2, 2))
-    trainable = Trainable(model, loaded.anatomy, schedule, {2: 1.0, 4: 4.0}, 32, seed=0)
+    trainable = Trainable(model, loaded.layout, schedule, {2: 1.0, 4: 4.0}, 32, seed=0)
     view = trainable.view(PrecisionPlan.uniform(4))
     with precision.fast_products(torch.device("cpu")):
         fast = view(input_ids=token_ids()).logits

@@ -14,9 +14,9 @@ from quept.artifact import Artifact, ArtifactError
 from quept.calibrate import calibrate
 from quept.calibrate.trainable import Trainable
 from quept.config import Recipe, RecipeError
-from quept.models import anatomy_of
+from quept.models import layout_of
 from quept.numerics.adapters import RankSchedule
-from quept.numerics.static import fake_quantise_static
+from quept.numerics.static import fake_quantize_static
 from quept.plan import Bits, PrecisionPlan
 from quept.runtime import ElasticModel
 from tests.tiny import VISION, pictures, save_tiny, save_tiny_vision, tiny_vision
@@ -82,7 +82,7 @@ def test_every_block_was_tuned_and_patch_merging_too(run):
     lines = [json.loads(line) for line in (run[2] / "progress.jsonl").read_text().splitlines()]
     tuned = [line["block"] for line in lines if line["what"] == "block"]
     loaded = ElasticModel.open(run[2], device="cpu")
-    assert tuned == [block.name for block in loaded.anatomy.blocks]
+    assert tuned == [block.name for block in loaded.layout.blocks]
     assert any("downsample" in name for name in tuned) == (run[0] == "swin")
 
 
@@ -94,11 +94,11 @@ def test_static_grids_run_as_they_were_learned(run):
         grids = elastic.artifact.static(layer)
         assert set(grids) == {4, 6}
         before, *after = ((scale, int(zero)) for scale, zero in grids[4].T.tolist())
-        assert len(after) == (3 if layer in elastic.anatomy.fused else 0)
+        assert len(after) == (3 if layer in elastic.layout.fused else 0)
         bound = view.get_submodule(layer)
         x = torch.randn(2, 5, bound.in_features, generator=torch.Generator().manual_seed(0))
-        y = linear(fake_quantise_static(x, (before,), 4), bound.weight, bound.bias)
-        expected = fake_quantise_static(y, after, 4) if after else y
+        y = linear(fake_quantize_static(x, (before,), 4), bound.weight, bound.bias)
+        expected = fake_quantize_static(y, after, 4) if after else y
         assert torch.equal(bound(x), expected)
     x = pictures(name)
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_what_is_dropped_is_left_as_it_was():
     model = tiny_vision("vit").requires_grad_(False)
     schedule, name = RankSchedule(((4,),), (0,)), "blocks.0.attn.proj"
     ends = {name: {4: torch.tensor([[-1.0], [1.0]])}}
-    layer = Trainable(model, anatomy_of(model), schedule, {}, "auto", 0, static=ends).layers[name]
+    layer = Trainable(model, layout_of(model), schedule, {}, "auto", 0, static=ends).layers[name]
     x = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
     exact, rounded = (layer(x, Bits(16, bits)) for bits in (16, 4))
     assert not torch.equal(exact, rounded)

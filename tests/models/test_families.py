@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from quept.models import FAMILIES, LoadError, anatomy_of, fingerprint_of, load
+from quept.models import FAMILIES, LoadError, fingerprint_of, layout_of, load
 from tests import tiny
 
 
@@ -42,24 +42,24 @@ def test_every_family_loads_from_a_folder(folders, name):
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_the_anatomy_names_every_linear_layer_but_the_head(folders, name):
     model = load(folders[name]).model
-    anatomy = anatomy_of(model)
+    layout = layout_of(model)
     linears = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
-    assert set(anatomy.layers) == linears - {anatomy.head} and len(anatomy.layers) == len(set(anatomy.layers))
-    assert len(anatomy.blocks) == 2 and all(tuple(block.layers) == anatomy.roles for block in anatomy.blocks)
+    assert set(layout.layers) == linears - {layout.head} and len(layout.layers) == len(set(layout.layers))
+    assert len(layout.blocks) == 2 and all(tuple(block.layers) == layout.roles for block in layout.blocks)
     assert all(
-        layer.startswith(block.name + ".") for block in anatomy.blocks for layer in block.layers.values()
+        layer.startswith(block.name + ".") for block in layout.blocks for layer in block.layers.values()
     )
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_the_table_names_modules_that_exist(folders, name):
     model = load(folders[name]).model
-    anatomy = anatomy_of(model)
-    family = FAMILIES[anatomy.family]
-    assert isinstance(model.get_submodule(anatomy.embed), nn.Embedding)
-    assert isinstance(model.get_submodule(anatomy.head), nn.Linear)
-    model.get_submodule(anatomy.final_norm)
-    for block in anatomy.blocks:
+    layout = layout_of(model)
+    family = FAMILIES[layout.family]
+    assert isinstance(model.get_submodule(layout.embed), nn.Embedding)
+    assert isinstance(model.get_submodule(layout.head), nn.Linear)
+    model.get_submodule(layout.final_norm)
+    for block in layout.blocks:
         for norm, readers in family.norms.items():
             model.get_submodule(f"{block.name}.{norm}")
             assert set(readers) <= set(block.layers)
@@ -171,9 +171,9 @@ def test_weights_of_another_shape_are_refused(folder):
         load(folder)
 
 
-def test_a_checkpoint_that_is_already_quantised_is_refused(folder):
+def test_a_checkpoint_that_is_already_quantized_is_refused(folder):
     change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(LoadError, match="already quantised"):
+    with pytest.raises(LoadError, match="already quantized"):
         load(folder)
 
 

@@ -19,19 +19,19 @@ def loaded(tmp_path_factory):
 
 @pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
 def test_every_family_has_three_sections(loaded, name):
-    model, anatomy = loaded[name].model, loaded[name].anatomy
+    model, layout = loaded[name].model, loaded[name].layout
     assert (loaded[name].kind, loaded[name].vision) == ("vision-language", None)
-    assert list(anatomy.sections) == ["vision", "projector", "language"], "in the order of the data"
+    assert list(layout.sections) == ["vision", "projector", "language"], "in the order of the data"
     linears = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
-    assert set(anatomy.layers) == linears - {anatomy.head}
-    assert sum(anatomy.sections.values(), ()) == anatomy.layers
-    assert [block.section for block in anatomy.trunk] == ["language"] * 2
-    assert all(block.name.startswith(anatomy.language + ".") for block in anatomy.trunk)
-    assert all(set(block.layers) <= set(anatomy.roles) for block in anatomy.blocks)
-    assert {norm.rpartition(".")[0] for norm in anatomy.norms} == {block.name for block in anatomy.trunk}
-    for norm in (*anatomy.norms, anatomy.final_norm):
+    assert set(layout.layers) == linears - {layout.head}
+    assert sum(layout.sections.values(), ()) == layout.layers
+    assert [block.section for block in layout.trunk] == ["language"] * 2
+    assert all(block.name.startswith(layout.language + ".") for block in layout.trunk)
+    assert all(set(block.layers) <= set(layout.roles) for block in layout.blocks)
+    assert {norm.rpartition(".")[0] for norm in layout.norms} == {block.name for block in layout.trunk}
+    for norm in (*layout.norms, layout.final_norm):
         model.get_submodule(norm)
-    assert isinstance(model.get_submodule(anatomy.embed), nn.Embedding)
+    assert isinstance(model.get_submodule(layout.embed), nn.Embedding)
 
 
 @pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
@@ -42,18 +42,18 @@ def test_the_language_model_reads_what_the_whole_model_would_give_it(loaded, nam
     model = one.model.float()
     with torch.no_grad():
         expected = model(**inputs).logits
-        found = language_inputs(model, one.anatomy.language, inputs)
-        hidden = model.get_submodule(one.anatomy.language)(**found).last_hidden_state
-        assert torch.equal(model.get_submodule(one.anatomy.head)(hidden), expected)
+        found = language_inputs(model, one.layout.language, inputs)
+        hidden = model.get_submodule(one.layout.language)(**found).last_hidden_state
+        assert torch.equal(model.get_submodule(one.layout.head)(hidden), expected)
 
 
 @pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
 def test_what_sees_keeps_eight_bits(loaded, name):
-    anatomy = loaded[name].anatomy
-    sees = {*anatomy.sections["vision"], *anatomy.sections["projector"]}
+    layout = loaded[name].layout
+    sees = {*layout.sections["vision"], *layout.sections["projector"]}
     for plan, bits in ((PrecisionPlan.uniform(4), Bits(8)), (PrecisionPlan.uniform(3, 4), Bits(8, 8))):
-        found = anatomy.guarded(plan).resolve(anatomy.layers)
+        found = layout.guarded(plan).resolve(layout.layers)
         assert {name for name, b in found.items() if b == bits} == sees
         assert {b for name, b in found.items() if name not in sees} == {plan.default}
     for plan in (PrecisionPlan.uniform(8), PrecisionPlan.full(), PrecisionPlan.of({"*": 2}, default=FULL)):
-        assert anatomy.guarded(plan) is plan
+        assert layout.guarded(plan) is plan

@@ -43,35 +43,35 @@ def test_every_family_loads_from_a_folder(folders, name):
 
 @pytest.mark.parametrize("name", VISION)
 def test_the_anatomy_names_every_linear_layer_but_the_heads(folders, name):
-    model, anatomy = load(folders[name]).model, load(folders[name]).anatomy
+    model, layout = load(folders[name]).model, load(folders[name]).layout
     linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    assert list(anatomy.layers) == [path for path in linears if path not in anatomy.ends], "in data order"
-    for block in anatomy.blocks:
-        assert set(block.layers) <= set(anatomy.roles)
+    assert list(layout.layers) == [path for path in linears if path not in layout.ends], "in data order"
+    for block in layout.blocks:
+        assert set(block.layers) <= set(layout.roles)
         assert all(layer.startswith(block.name + ".") for layer in block.layers.values())
 
 
 @pytest.mark.parametrize("name", VISION)
 def test_the_table_names_modules_that_exist(folders, name):
     loaded = load(folders[name])
-    anatomy, family = loaded.anatomy, FAMILIES[loaded.anatomy.family]
-    assert isinstance(loaded.model.get_submodule(anatomy.embed), nn.Conv2d)
-    assert isinstance(loaded.model.get_submodule(anatomy.final_norm), nn.LayerNorm)
-    heads = [path for path in anatomy.ends[1:] if hasattr(loaded.model.get_submodule(path), "weight")]
+    layout, family = loaded.layout, FAMILIES[loaded.layout.family]
+    assert isinstance(loaded.model.get_submodule(layout.embed), nn.Conv2d)
+    assert isinstance(loaded.model.get_submodule(layout.final_norm), nn.LayerNorm)
+    heads = [path for path in layout.ends[1:] if hasattr(loaded.model.get_submodule(path), "weight")]
     assert len(heads) == {"features": 0, "deit-distilled": 2}.get(name, 1)
-    assert loaded.embeddings == (anatomy.embed, *heads)
-    for block in anatomy.blocks:
+    assert loaded.embeddings == (layout.embed, *heads)
+    for block in layout.blocks:
         for norm, readers in family.norms.items():
             if set(readers) <= set(block.layers):
                 loaded.model.get_submodule(f"{block.name}.{norm}")
 
 
 def test_where_a_stage_of_swin_merges_patches_is_a_block_of_its_own(folders):
-    anatomy = load(folders["swin"]).anatomy
-    names = [block.name for block in anatomy.blocks]
+    layout = load(folders["swin"]).layout
+    names = [block.name for block in layout.blocks]
     assert names[:4] == ["layers.0.blocks.0", "layers.0.blocks.1", "layers.1.downsample", "layers.1.blocks.0"]
-    assert dict(anatomy.blocks[2].layers) == {"merge": "layers.1.downsample.reduction"}
-    assert anatomy.roles == ("merge", "qkv", "o", "up", "down") and len(anatomy.blocks) == 7
+    assert dict(layout.blocks[2].layers) == {"merge": "layers.1.downsample.reduction"}
+    assert layout.roles == ("merge", "qkv", "o", "up", "down") and len(layout.blocks) == 7
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -118,7 +118,7 @@ def test_the_folder_that_training_writes_opens(tmp_path):
     test = (torch.zeros(2, 28, 28, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
     fashion_vit.write(untrained, tmp_path, fashion_vit.CYCLES, test)
     loaded = load(tmp_path)
-    assert loaded.vision.labels == fashion_vit.CLASSES and len(loaded.anatomy.layers) == 24
+    assert loaded.vision.labels == fashion_vit.CLASSES and len(loaded.layout.layers) == 24
 
 
 def test_another_family_of_timm_is_refused_with_the_supported_ones(tmp_path):

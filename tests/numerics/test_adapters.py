@@ -6,7 +6,7 @@ from torch import nn
 
 from quept.calibrate.trainable import TrainableLayer
 from quept.numerics.adapters import RankSchedule, adapted, new_adapter
-from quept.numerics.grid import quantise
+from quept.numerics.grid import quantize
 
 SCHEDULE = RankSchedule(((7, 8), (5, 6), (3, 4), (2,)), (0, 3, 2, 4))
 
@@ -25,7 +25,7 @@ def test_ranks_are_nested_from_high_widths_to_low():
 def test_a_width_in_no_group_has_no_adapter():
     schedule = RankSchedule(((4,), (2,)), (3, 3))
     assert schedule.ranks(8) == 0
-    assert torch.equal(layer(schedule).values(8), quantise(layer().weight, 8, 16)[1])
+    assert torch.equal(layer(schedule).values(8), quantize(layer().weight, 8, 16)[1])
 
 
 def test_calibration_starts_at_the_plain_grid():
@@ -33,7 +33,7 @@ def test_calibration_starts_at_the_plain_grid():
     weight = torch.randn(6, 32)
     assert torch.equal(adapted(weight, b, a, SCHEDULE, 2), weight) and a.std() > 0
     for bits in (5, 6, 7, 8):  # no clip there
-        assert torch.equal(layer().values(bits), quantise(layer().weight, bits, 16)[1])
+        assert torch.equal(layer().values(bits), quantize(layer().weight, bits, 16)[1])
 
 
 def test_the_adapter_uses_the_first_ranks_only():
@@ -63,7 +63,7 @@ def test_what_is_stored_makes_the_values_that_were_trained():
             b.normal_(std=0.01, generator=torch.Generator().manual_seed(2))
         stored = trained.learned((2, 3, 4, 5, 6))
         for bits in (2, 3, 4, 5, 6):
-            values, ours = trained.values(bits), stored.quantise(trained.weight, bits, 16)[1]
+            values, ours = trained.values(bits), stored.quantize(trained.weight, bits, 16)[1]
             # clip factors are stored in steps of 1/256 and adapters in float16: a few codes change by one
             assert (values - ours).abs().mean() < 0.05 * values.abs().mean()
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quept.numerics import dequantise, fake_quantise_tokens, group_size, quantise, unpack
-from quept.numerics.grid import quantised_bytes
+from quept.numerics import dequantize, fake_quantize_tokens, group_size, quantize, unpack
+from quept.numerics.grid import quantized_bytes
 
 WIDTHS = range(2, 9)
 GROUPS = (1, 3, 32, 40, 128)
@@ -91,9 +91,9 @@ def zeros_of(packed) -> torch.Tensor:
 
 
 @every_weight
-def test_quantise_equals_the_loop(weight, bits):
+def test_quantize_equals_the_loop(weight, bits):
     for group in GROUPS:
-        packed, values = quantise(weight, bits, group)
+        packed, values = quantize(weight, bits, group)
         codes, scales, zeros, expected = oracle(weight, bits, group)
         assert packed.scales.tolist() == scales
         assert zeros_of(packed).tolist() == zeros
@@ -110,33 +110,33 @@ def test_quantise_equals_the_loop(weight, bits):
     st.integers(-7, 4),
     st.integers(0, 2**31),
 )
-def test_quantise_equals_the_loop_for_any_shape(rows, columns, bits, group, magnitude, seed):
+def test_quantize_equals_the_loop_for_any_shape(rows, columns, bits, group, magnitude, seed):
     weight = normal(rows, columns, 10.0**magnitude, seed)
-    packed, values = quantise(weight, bits, group)
+    packed, values = quantize(weight, bits, group)
     assert values.tolist() == oracle(weight, bits, group)[3]
-    assert torch.equal(dequantise(packed), values)
+    assert torch.equal(dequantize(packed), values)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.9, 0.8), (0.5, 1.0), (1.0, 0.25)])
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_learned_clipping_shrinks_the_range_as_the_loop_does(bits, low, high):
-    packed, values = quantise(normal(), bits, 32, low, high)
+    packed, values = quantize(normal(), bits, 32, low, high)
     assert values.tolist() == oracle(normal(), bits, 32, low, high)[3]
     factors = torch.full((6, 3, 1), low), torch.full((6, 3, 1), high)
-    assert torch.equal(quantise(normal(), bits, 32, *factors)[1], values)
+    assert torch.equal(quantize(normal(), bits, 32, *factors)[1], values)
 
 
 @every_weight
-def test_dequantise_gives_the_very_values_of_quantise(weight, bits):
+def test_dequantize_gives_the_very_values_of_quantize(weight, bits):
     for group in GROUPS:
-        packed, values = quantise(weight, bits, group)
+        packed, values = quantize(weight, bits, group)
         assert values.dtype == torch.float32 and values.shape == weight.shape and values.is_contiguous()
-        assert torch.equal(dequantise(packed), values)
+        assert torch.equal(dequantize(packed), values)
 
 
 @every_weight
 def test_values_lie_on_the_grid_and_zero_is_one_of_them(weight, bits):
-    packed, values = quantise(weight, bits, 32)
+    packed, values = quantize(weight, bits, 32)
     scale = packed.scales.float().repeat_interleave(32, 1)[:, : weight.shape[1]]
     zero = zeros_of(packed).float().repeat_interleave(32, 1)[:, : weight.shape[1]]
     steps = values / scale
@@ -147,7 +147,7 @@ def test_values_lie_on_the_grid_and_zero_is_one_of_them(weight, bits):
 
 @every_weight
 def test_the_error_is_at_most_half_a_step_inside_the_range(weight, bits):
-    packed, values = quantise(weight, bits, 32)
+    packed, values = quantize(weight, bits, 32)
     x = weight.float()
     scale = packed.scales.float().repeat_interleave(32, 1)[:, : weight.shape[1]]
     zero = zeros_of(packed).float().repeat_interleave(32, 1)[:, : weight.shape[1]]
@@ -159,7 +159,7 @@ def test_the_error_is_at_most_half_a_step_inside_the_range(weight, bits):
 
 @every_weight
 def test_scales_are_positive_finite_float16_and_match_the_values(weight, bits):
-    packed, _ = quantise(weight, bits, 32)
+    packed, _ = quantize(weight, bits, 32)
     assert packed.scales.dtype == torch.float16
     assert ((packed.scales >= F16_TINY) & packed.scales.isfinite()).all()
 
@@ -167,16 +167,16 @@ def test_scales_are_positive_finite_float16_and_match_the_values(weight, bits):
 @every_weight
 def test_computed_bytes_are_the_bytes(weight, bits):
     for group in GROUPS:
-        packed, _ = quantise(weight, bits, group)
+        packed, _ = quantize(weight, bits, group)
         tensors = [t for t in (packed.codes, packed.scales, packed.zeros) if t is not None]
         assert packed.nbytes == sum(t.untyped_storage().nbytes() for t in tensors)
-        assert packed.nbytes == quantised_bytes(*weight.shape, bits, group)
+        assert packed.nbytes == quantized_bytes(*weight.shape, bits, group)
 
 
 def test_eight_bits_are_symmetric_and_store_no_zero_points():
-    packed, values = quantise(normal(), 8, 32)
+    packed, values = quantize(normal(), 8, 32)
     assert packed.zeros is None
-    assert torch.equal(quantise(-normal(), 8, 32)[1], -values)
+    assert torch.equal(quantize(-normal(), 8, 32)[1], -values)
     assert unpack(packed.codes, 8, 96).min() >= 1  # -128 is never used
 
 
@@ -185,11 +185,11 @@ def test_values_that_already_lie_on_a_grid_stay(bits):
     steps = torch.arange(64) % (2**bits if bits < 8 else 255) - 2 ** (bits - 1) + (bits == 8)
     steps[:2] = torch.tensor([-(2 ** (bits - 1)) + (bits == 8), 2 ** (bits - 1) - 1])
     weight = steps[None] * 0.25
-    assert torch.equal(quantise(weight, bits, 64)[1], weight)
+    assert torch.equal(quantize(weight, bits, 64)[1], weight)
 
 
 def test_more_bits_are_closer():
-    errors = [(quantise(normal(), bits, 32)[1] - normal()).pow(2).mean().item() for bits in WIDTHS]
+    errors = [(quantize(normal(), bits, 32)[1] - normal()).pow(2).mean().item() for bits in WIDTHS]
     assert errors == sorted(errors, reverse=True)
 
 
@@ -198,13 +198,13 @@ def test_groups_do_not_see_each_other():
     changed = weight.clone()
     changed[:, 64:] *= 100
     for bits in WIDTHS:
-        assert torch.equal(quantise(weight, bits, 32)[1][:, :64], quantise(changed, bits, 32)[1][:, :64])
+        assert torch.equal(quantize(weight, bits, 32)[1][:, :64], quantize(changed, bits, 32)[1][:, :64])
 
 
 def test_the_weight_is_left_alone():
     for dtype in (torch.float32, torch.float16):
         weight = normal().to(dtype)
-        quantise(weight, 3, 32)
+        quantize(weight, 3, 32)
         assert torch.equal(weight, normal().to(dtype))
 
 
@@ -214,13 +214,13 @@ def test_weights_that_no_scale_can_hold_are_refused(bits, bad):
     weight = normal()
     weight[2, 7] = bad
     with pytest.raises(ValueError, match="not finite, or its range does not fit"):
-        quantise(weight, bits, 32)
+        quantize(weight, bits, 32)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (4,), (2, 2, 2)])
 def test_what_is_no_matrix_is_refused(shape):
     with pytest.raises(ValueError, match="non-empty .* matrix"):
-        quantise(torch.zeros(shape), 4, 32)
+        quantize(torch.zeros(shape), 4, 32)
 
 
 @pytest.mark.parametrize(
@@ -249,23 +249,23 @@ def test_a_group_that_is_none_is_refused(group):
 @pytest.mark.parametrize("bits", [4, 5, 6, 7, 8])
 def test_activations_are_rounded_token_by_token(bits, dtype):
     x = (normal(5, 40) * 10.0 ** torch.arange(-2, 3)[:, None]).to(dtype)
-    rounded = fake_quantise_tokens(x, bits)
+    rounded = fake_quantize_tokens(x, bits)
     assert rounded.dtype == dtype
     for token, result in zip(x, rounded, strict=True):
-        assert torch.equal(fake_quantise_tokens(token, bits), result)
+        assert torch.equal(fake_quantize_tokens(token, bits), result)
         scale = token.float().abs().max() / (2 ** (bits - 1) - 1)
         slack = (
             0.5 + 2 ** (bits - 1) * {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
         )
         assert ((result - token).float().abs() <= slack * scale).all()
         assert len(result.unique()) < 2**bits
-    assert torch.equal(fake_quantise_tokens(x.view(1, 5, 40), bits)[0], rounded)
+    assert torch.equal(fake_quantize_tokens(x.view(1, 5, 40), bits)[0], rounded)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_activations_equal_the_loop(bits):
     x, top = normal(7, 33), 2 ** (bits - 1) - 1
-    for token, result in zip(x.tolist(), fake_quantise_tokens(x, bits).tolist(), strict=True):
+    for token, result in zip(x.tolist(), fake_quantize_tokens(x, bits).tolist(), strict=True):
         scale = f32(max(map(abs, token)) / top)
         assert result == pytest.approx([round(f32(v / scale)) * scale for v in token], rel=1e-6)
 
@@ -274,13 +274,13 @@ def test_activations_equal_the_loop(bits):
 def test_zero_tokens_stay_zero_and_no_tokens_are_fine(dtype):
     x = torch.zeros(2, 3, 16, dtype=dtype)
     x[0, 1] = 1
-    assert torch.equal(fake_quantise_tokens(x, 4), x)
-    assert fake_quantise_tokens(x[:, :0], 4).shape == (2, 0, 16)
+    assert torch.equal(fake_quantize_tokens(x, 4), x)
+    assert fake_quantize_tokens(x[:, :0], 4).shape == (2, 0, 16)
     least = torch.full((1, 16), torch.finfo(dtype).smallest_normal, dtype=dtype) / 64
-    assert fake_quantise_tokens(least, 8).isfinite().all()
+    assert fake_quantize_tokens(least, 8).isfinite().all()
 
 
 def test_activations_are_left_alone():
     x = normal()
-    fake_quantise_tokens(x, 4)
+    fake_quantize_tokens(x, 4)
     assert torch.equal(x, normal())

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quept.numerics.static import fake_quantise_static, grid_between, search
+from quept.numerics.static import fake_quantize_static, grid_between, search
 from quept.numerics.ste import round_static
 
 BITS = (4, 5, 6, 7, 8)
@@ -28,7 +28,7 @@ def test_every_value_is_the_nearest_that_its_site_can_hold(bits, ends, seed):
     low, high = torch.tensor(ends).T
     grid = grid_between(low, high, bits)
     x = 4 * sample(5, 6 * len(ends), seed=seed)
-    found = fake_quantise_static(x, as_sites(grid), bits).unflatten(-1, (len(ends), -1))
+    found = fake_quantize_static(x, as_sites(grid), bits).unflatten(-1, (len(ends), -1))
     for site, (scale, zero) in enumerate(as_sites(grid)):
         assert 0 <= zero < 2**bits
         levels = (torch.arange(2**bits) - zero) * scale
@@ -42,7 +42,7 @@ def test_training_and_running_give_the_same_values(bits):
     low, high = torch.tensor([-1.0, -2.0, -0.1]), torch.tensor([1.5, 0.7, 2.0])
     x = sample(4, 5, 24)
     grid = grid_between(low, high, bits)
-    assert torch.equal(round_static(x, low, high, bits), fake_quantise_static(x, as_sites(grid), bits))
+    assert torch.equal(round_static(x, low, high, bits), fake_quantize_static(x, as_sites(grid), bits))
 
 
 def oracle(x, low, high, bits):
@@ -89,7 +89,7 @@ def test_the_ends_lose_least_of_all_that_were_tried():
 
     def lost(ends):
         grid = grid_between(*(torch.tensor([end]) for end in ends), 4)
-        return (fake_quantise_static(x, as_sites(grid), 4) - x).square().sum()
+        return (fake_quantize_static(x, as_sites(grid), 4) - x).square().sum()
 
     ordered = x.sort().values
     tried = [
@@ -103,4 +103,4 @@ def test_a_site_that_never_moves_is_kept(value):
     x = torch.full((7, 2), value)
     ends = search(x, (4,), (0.999,))[4]
     grid = grid_between(*(torch.tensor([end]) for end in ends), 4)
-    assert torch.allclose(fake_quantise_static(x, as_sites(grid), 4), x, atol=1e-5)
+    assert torch.allclose(fake_quantize_static(x, as_sites(grid), 4), x, atol=1e-5)

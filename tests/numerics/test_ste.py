@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quept.numerics.grid import quantise
+from quept.numerics.grid import quantize
 from quept.numerics.ste import round_to_grid, round_tokens
 
 WIDTHS = range(2, 9)
@@ -30,7 +30,7 @@ def test_forward_is_the_stored_grid(bits, rows, columns, group, seed):
     x[0] = x[0].abs()  # one-sided
     x[-1, : columns // 2] = 0
     low, high = factors(rows, columns, group, seed)
-    stored = quantise(x, bits, group, low[..., None], high[..., None])[1]
+    stored = quantize(x, bits, group, low[..., None], high[..., None])[1]
     assert torch.equal(round_to_grid(x, bits, group, low, high), stored)
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from quept.numerics import dequantise, quantise
+from quept.numerics import dequantize, quantize
 from quept.runtime import WeightBank
 
 ROWS, COLUMNS = 32, 64
@@ -23,7 +23,7 @@ def hash_of(layer: str) -> int:
 
 
 class Maker:
-    """Quantises, and remembers what it was asked for."""
+    """Quantizes, and remembers what it was asked for."""
 
     def __init__(self, pause: float = 0.0):
         self.calls: list[tuple[str, int]] = []
@@ -32,7 +32,7 @@ class Maker:
     def __call__(self, layer, bits):
         self.calls.append((layer, bits))
         time.sleep(self.pause)
-        return (None, weight_of(layer)) if bits == 16 else quantise(weight_of(layer), bits, 32)
+        return (None, weight_of(layer)) if bits == 16 else quantize(weight_of(layer), bits, 32)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def make():
 
 
 def packed_bytes(bits: int) -> int:
-    return quantise(weight_of("a"), bits, 32)[0].nbytes
+    return quantize(weight_of("a"), bits, 32)[0].nbytes
 
 
 def test_a_weight_is_made_once_and_handed_out_again(make):
@@ -54,7 +54,7 @@ def test_a_weight_is_made_once_and_handed_out_again(make):
 def test_dense_is_the_packed_form_unpacked(make, dtype):
     bank = WeightBank(make, dtype, ROOM)
     for bits in range(2, 9):
-        assert torch.equal(bank.dense("a", bits), dequantise(bank.packed("a", bits)).to(dtype))
+        assert torch.equal(bank.dense("a", bits), dequantize(bank.packed("a", bits)).to(dtype))
 
 
 def test_what_is_kept_is_counted(make):
@@ -77,7 +77,7 @@ def test_the_budget_is_respected_at_every_step(make):
 
 def test_a_budget_smaller_than_one_weight_still_serves(make):
     bank = WeightBank(make, torch.float32, 1)
-    assert torch.equal(bank.dense("a", 4), quantise(weight_of("a"), 4, 32)[1])
+    assert torch.equal(bank.dense("a", 4), quantize(weight_of("a"), 4, 32)[1])
     assert bank.kept_bytes == 0
 
 
@@ -93,8 +93,8 @@ def test_the_least_recently_used_dense_goes_first_and_comes_back_from_its_packed
         bank.dense(layer, 4)
     made = list(make.calls)
     assert set(bank._dense) == {("a", 4), ("c", 4)}
-    assert torch.equal(bank.dense("b", 4), quantise(weight_of("b"), 4, 32)[1])
-    assert make.calls == made  # unpacked, not quantised again
+    assert torch.equal(bank.dense("b", 4), quantize(weight_of("b"), 4, 32)[1])
+    assert make.calls == made  # unpacked, not quantized again
 
 
 def test_the_least_recently_used_packed_goes_first(make):
@@ -126,7 +126,7 @@ def test_a_maker_that_fails_can_be_asked_again():
         tries.append(layer)
         if len(tries) == 1:
             raise MemoryError("no room")
-        return quantise(weight_of(layer), bits, 32)
+        return quantize(weight_of(layer), bits, 32)
 
     bank = WeightBank(make, torch.float32, ROOM)
     with pytest.raises(MemoryError):
@@ -155,7 +155,7 @@ def test_different_weights_are_made_at_the_same_time():
 
     def make(layer, bits):
         both.wait()  # broken unless two makers are inside at once
-        return quantise(weight_of(layer), bits, 32)
+        return quantize(weight_of(layer), bits, 32)
 
     bank = WeightBank(make, torch.float32, ROOM)
     with ThreadPoolExecutor(2) as pool:
@@ -165,7 +165,7 @@ def test_different_weights_are_made_at_the_same_time():
 def test_contention_under_a_tight_budget_gives_right_values_and_right_counts(make):
     bank = WeightBank(make, torch.float32, 3 * DENSE)
     expected = {
-        (layer, bits): quantise(weight_of(layer), bits, 32)[1] for layer in "abcdef" for bits in (2, 5, 8)
+        (layer, bits): quantize(weight_of(layer), bits, 32)[1] for layer in "abcdef" for bits in (2, 5, 8)
     }
 
     def churn(seed):

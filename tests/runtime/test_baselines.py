@@ -37,7 +37,7 @@ def elastic(loaded) -> ElasticModel:
 
 @torch.no_grad()
 def _rest(elastic: ElasticModel) -> int:
-    """Bytes of what no baseline quantises."""
+    """Bytes of what no baseline quantizes."""
     return elastic.sizes.fixed + elastic.sizes.embeddings[16]
 
 
@@ -47,7 +47,7 @@ def logits(model, ids=None):
 
 @installed
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nf4_multiplies_by_what_bitsandbytes_dequantises(loaded, family):
+def test_nf4_multiplies_by_what_bitsandbytes_dequantizes(loaded, family):
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     elastic = elastic_of(loaded[family])

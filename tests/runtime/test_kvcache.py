@@ -10,12 +10,12 @@ from quept.numerics.packing import packed_bytes
 from quept.runtime.kvcache import (
     CLIP,
     GrowingLayer,
-    QuantisedLayer,
+    QuantizedLayer,
     cache_nbytes,
-    dequantise_tokens,
+    dequantize_tokens,
     group_size,
     make_cache,
-    quantise_tokens,
+    quantize_tokens,
     token_nbytes,
 )
 from tests.tiny import FAMILIES, tiny_model, token_ids
@@ -31,7 +31,7 @@ def states(
 
 
 def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
-    return dequantise_tokens(*quantise_tokens(x, bits))
+    return dequantize_tokens(*quantize_tokens(x, bits))
 
 
 def logits(model, ids: torch.Tensor, cache, pieces: list[int]) -> torch.Tensor:
@@ -122,7 +122,7 @@ def test_a_growing_layer_returns_exactly_what_the_stock_cache_does():
 
 
 def test_appending_rarely_moves_the_buffers():
-    for layer in (GrowingLayer(), QuantisedLayer(4)):
+    for layer in (GrowingLayer(), QuantizedLayer(4)):
         places = set()
         for _ in range(500):
             layer.update(states(1), states(1))
@@ -131,8 +131,8 @@ def test_appending_rarely_moves_the_buffers():
         assert places == {64, 128, 256, 512}
 
 
-def test_a_quantised_layer_keeps_what_it_rounded_once():
-    layer = QuantisedLayer(4)
+def test_a_quantized_layer_keeps_what_it_rounded_once():
+    layer = QuantizedLayer(4)
     first, _ = layer.update(states(3), states(3, seed=1))
     for seed in range(2, 70):
         keys, values = layer.update(states(1, seed=seed), states(1, seed=seed + 100))
@@ -148,7 +148,7 @@ def test_a_quantised_layer_keeps_what_it_rounded_once():
 
 
 def test_keys_and_values_of_different_widths_are_kept_apart():
-    layer = QuantisedLayer(8)
+    layer = QuantizedLayer(8)
     layer.update(states(2, head_dim=24), states(2, head_dim=16))
     keys, values = layer.update(states(1, head_dim=24), states(1, head_dim=16))
     assert keys.shape[-1] == 24 and values.shape[-1] == 16

@@ -11,9 +11,9 @@ from quept import ElasticModel, PlanError, PrecisionPlan, load
 from quept.artifact import Artifact
 from quept.models import LoadError
 from quept.models.clone import clone
-from quept.numerics import dequantise, fake_quantise_tokens
-from quept.numerics.grid import group_size, quantise
-from quept.plan import QUANTISED_BITS, Bits
+from quept.numerics import dequantize, fake_quantize_tokens
+from quept.numerics.grid import group_size, quantize
+from quept.plan import QUANTIZED_BITS, Bits
 from tests.tiny import FAMILIES, save_tiny, tiny_model, token_ids
 
 
@@ -56,12 +56,12 @@ def test_the_full_view_is_the_plain_model(models, family, dtype):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_embeddings_and_head_are_rounded_together(models, family):
     elastic, rounded = elastic_of(models[family]), plain(models[family])
-    ends = {elastic.anatomy.embed, elastic.anatomy.head}
+    ends = {elastic.layout.embed, elastic.layout.head}
     assert set(elastic.embeddings) <= ends
     for name in ends:  # a tied head is the embedding: one rounding serves both
         module, weight = rounded.get_submodule(name), models[family].model.get_submodule(name).weight.data
-        packed = quantise(weight, 3, group_size(weight.shape[1], elastic.artifact.group))[0]
-        module.weight = torch.nn.Parameter(dequantise(packed))
+        packed = quantize(weight, 3, group_size(weight.shape[1], elastic.artifact.group))[0]
+        module.weight = torch.nn.Parameter(dequantize(packed))
     view = elastic.view(PrecisionPlan.uniform(16, embeddings=3))
     assert torch.equal(logits(view), logits(rounded))
     assert not torch.equal(logits(view), logits(elastic.view(PrecisionPlan.full())))
@@ -76,17 +76,17 @@ def test_a_view_is_the_plain_model_with_rounded_weights(models, family):
     rounded = plain(models[family])
     for name, bits in plan.resolve(elastic.layers).items():
         if bits.weights != 16:
-            rounded.get_submodule(name).weight.data = dequantise(elastic.packed(name, bits.weights))
+            rounded.get_submodule(name).weight.data = dequantize(elastic.packed(name, bits.weights))
     assert torch.equal(logits(elastic.view(plan)), logits(rounded))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_weights_of_a_view_are_its_packed_weights_unpacked(models, family):
     elastic = elastic_of(models[family])
-    for bits in QUANTISED_BITS:
+    for bits in QUANTIZED_BITS:
         view = elastic.view(PrecisionPlan.uniform(bits))
         for name in elastic.layers:
-            assert torch.equal(view.get_submodule(name).weight, dequantise(elastic.packed(name, bits)))
+            assert torch.equal(view.get_submodule(name).weight, dequantize(elastic.packed(name, bits)))
 
 
 def test_a_b_a_is_bit_identical(elastic):
@@ -165,7 +165,7 @@ def test_tied_heads_stay_tied_and_others_do_not(models, family):
     view = elastic.view(PrecisionPlan.uniform(4))
     tied = models[family].model.config.tie_word_embeddings
     assert (
-        view.get_submodule(elastic.anatomy.head).weight is view.get_submodule(elastic.anatomy.embed).weight
+        view.get_submodule(elastic.layout.head).weight is view.get_submodule(elastic.layout.embed).weight
     ) == tied
     assert tied == (family not in ("llama-untied", "mistral"))
 
@@ -217,7 +217,7 @@ def test_activation_bits_change_the_result_and_are_per_token(elastic):
     view = elastic.view(PrecisionPlan.uniform(4, 8))
     layer = view.get_submodule(elastic.layers[0])
     x = torch.randn(2, 5, 64)
-    assert torch.equal(layer(x), torch.nn.functional.linear(fake_quantise_tokens(x, 8), layer.weight))
+    assert torch.equal(layer(x), torch.nn.functional.linear(fake_quantize_tokens(x, 8), layer.weight))
     alone = logits(view, token_ids()[:1])
     torch.testing.assert_close(logits(view)[:1], alone)  # a neighbour in the batch changes no token's scale
 
@@ -225,7 +225,7 @@ def test_activation_bits_change_the_result_and_are_per_token(elastic):
 def test_views_at_every_plan_stay_finite(models):
     for loaded in models.values():
         elastic = elastic_of(loaded)
-        for bits in (*QUANTISED_BITS, 16):
+        for bits in (*QUANTIZED_BITS, 16):
             assert logits(elastic.view(PrecisionPlan.uniform(bits, 4))).isfinite().all()
 
 

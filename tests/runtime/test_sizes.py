@@ -3,7 +3,7 @@ import torch
 
 from quept import ElasticModel, PrecisionPlan, load
 from quept.artifact import Artifact
-from quept.plan import QUANTISED_BITS
+from quept.plan import QUANTIZED_BITS
 from tests.tiny import FAMILIES, save_tiny
 
 
@@ -16,7 +16,7 @@ def loaded(request, tmp_path_factory):
 def test_the_bytes_of_every_layer_are_those_of_its_packed_tensors(loaded, group):
     elastic = ElasticModel(loaded, Artifact.rtn(loaded, group))
     for name in elastic.layers:
-        for bits in QUANTISED_BITS:
+        for bits in QUANTIZED_BITS:
             assert elastic.sizes.layers[name][bits] == elastic.packed(name, bits).nbytes
 
 
@@ -28,7 +28,7 @@ def test_full_precision_weighs_what_the_model_weighs(loaded):
     assert elastic.sizes.parameters == sum(p.numel() for p in loaded.model.parameters())
 
 
-@pytest.mark.parametrize("bits", QUANTISED_BITS)
+@pytest.mark.parametrize("bits", QUANTIZED_BITS)
 def test_the_bytes_of_embeddings_are_those_of_their_packed_tensors(loaded, bits):
     elastic = ElasticModel(loaded, Artifact.rtn(loaded))
     packed = sum(elastic.packed(name, bits).nbytes for name in elastic.embeddings)
@@ -54,7 +54,7 @@ def test_activation_and_cache_bits_weigh_nothing(loaded):
 
 def test_more_bits_weigh_more(loaded):
     sizes = ElasticModel(loaded, Artifact.rtn(loaded)).sizes
-    deployed = [sizes.deploy(PrecisionPlan.uniform(bits)) for bits in (*QUANTISED_BITS, 16)]
+    deployed = [sizes.deploy(PrecisionPlan.uniform(bits)) for bits in (*QUANTIZED_BITS, 16)]
     assert deployed == sorted(set(deployed))
 
 

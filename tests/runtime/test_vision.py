@@ -10,9 +10,9 @@ from timm.layers import set_fused_attn, use_fused_attn
 
 from quept import ElasticModel, PlanError, PrecisionPlan, load
 from quept.artifact import Artifact
-from quept.numerics import dequantise, fake_quantise_tokens
-from quept.numerics.grid import group_size, quantise
-from quept.plan import QUANTISED_BITS, Bits
+from quept.numerics import dequantize, fake_quantize_tokens
+from quept.numerics.grid import group_size, quantize
+from quept.plan import QUANTIZED_BITS, Bits
 from tests.tiny import VISION, pictures, save_tiny_vision, tiny_vision
 
 
@@ -52,8 +52,8 @@ def test_a_view_is_timms_model_with_rounded_weights(models, name):
     for layer, bits in plan.resolve(elastic.layers).items():
         if bits.weights != 16:
             weight = models[name].model.get_submodule(layer).weight.data
-            packed = quantise(weight, bits.weights, group_size(weight.shape[1]))[0]
-            rounded.get_submodule(layer).weight.data = dequantise(packed)
+            packed = quantize(weight, bits.weights, group_size(weight.shape[1]))[0]
+            rounded.get_submodule(layer).weight.data = dequantize(packed)
     assert torch.equal(answer(elastic.view(plan), name), answer(rounded, name))
 
 
@@ -64,8 +64,8 @@ def test_patches_and_heads_are_rounded_as_rows_of_columns(models, name, bits):
     for end in elastic.embeddings:
         weight = models[name].model.get_submodule(end).weight.data
         flat = weight.reshape(len(weight), -1)
-        packed = quantise(flat, bits, group_size(flat.shape[1]))[0]
-        rounded.get_submodule(end).weight.data = dequantise(packed).reshape(weight.shape)
+        packed = quantize(flat, bits, group_size(flat.shape[1]))[0]
+        rounded.get_submodule(end).weight.data = dequantize(packed).reshape(weight.shape)
     view = elastic.view(PrecisionPlan.uniform(16, embeddings=bits))
     assert torch.equal(answer(view, name), answer(rounded, name))
     assert not torch.equal(answer(view, name), answer(elastic.view(PrecisionPlan.full()), name))
@@ -156,14 +156,14 @@ def test_activation_bits_round_each_token(models):
         elastic.view(PrecisionPlan.uniform(4, 8)).get_submodule(elastic.layers[0]),
         torch.randn(2, 5, 64),
     )
-    expected = torch.nn.functional.linear(fake_quantise_tokens(x, 8), layer.weight, layer.bias)
+    expected = torch.nn.functional.linear(fake_quantize_tokens(x, 8), layer.weight, layer.bias)
     assert torch.equal(layer(x), expected)
 
 
 @pytest.mark.parametrize("name", VISION)
 def test_views_at_every_plan_stay_finite(models, name):
     elastic = elastic_of(models[name])
-    for bits in (*QUANTISED_BITS, 16):
+    for bits in (*QUANTIZED_BITS, 16):
         assert answer(elastic.view(PrecisionPlan.uniform(bits, embeddings=bits)), name).isfinite().all()
 
 
@@ -189,7 +189,7 @@ def test_the_bytes_are_those_of_the_packed_tensors(models, name):
     elastic = elastic_of(models[name])
     whole = sum(p.nbytes for p in models[name].model.parameters())
     assert elastic.sizes.deploy(PrecisionPlan.full()) == whole
-    for bits in QUANTISED_BITS:
+    for bits in QUANTIZED_BITS:
         packed = {layer: elastic.packed(layer, bits).nbytes for layer in elastic.layers}
         assert {layer: table[bits] for layer, table in elastic.sizes.layers.items()} == packed
         ends = sum(elastic.packed(end, bits).nbytes for end in elastic.embeddings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from quept.models import LoadedModel, anatomy_of, fingerprint_of
+from quept.models import LoadedModel, fingerprint_of, layout_of
 from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer, token_ids
 
 TIED = {name: config["tie_word_embeddings"] for name, config in CONFIGS.items()}
@@ -43,7 +43,7 @@ def wrapped(model: nn.Module) -> LoadedModel:
     """As `load` would return it."""
     model.eval().requires_grad_(False)
     return LoadedModel(
-        model, tiny_tokenizer(), anatomy_of(model), "tiny", "Tiny", fingerprint_of(model), "made by a test"
+        model, tiny_tokenizer(), layout_of(model), "tiny", "Tiny", fingerprint_of(model), "made by a test"
     )
 
 

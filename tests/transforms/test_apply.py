@@ -22,7 +22,7 @@ def random_scales(loaded, online=()):
     generator = torch.Generator().manual_seed(5)
     return {
         edge.source: 3 ** (2 * torch.rand(edge.channels, generator=generator) - 1)
-        for edges in edges_of(loaded.model, loaded.anatomy, online).values()
+        for edges in edges_of(loaded.model, loaded.layout, online).values()
         for edge in edges
     }
 
@@ -42,7 +42,7 @@ def base(request):
 def test_folded_norms_keep_the_function(base):
     folded = apply(base, Record((NORMS,)))
     assert_same_function(base, folded)
-    blocks = folded.anatomy.blocks
+    blocks = folded.layout.blocks
     names = [n for n, m in folded.model.named_modules() if type(m).__name__ in ("RMSNorm", "LayerNorm")]
     for name in (n for n in names if not n.endswith(("q_norm", "k_norm"))):
         norm = folded.model.get_submodule(name)
@@ -55,7 +55,7 @@ def test_folded_norms_keep_the_function(base):
 def test_rotation_keeps_the_function(base, heads, online):
     turned = apply(base, rotation_record(3, heads, online))
     assert_same_function(base, turned)
-    block = base.anatomy.blocks[0].layers
+    block = base.layout.blocks[0].layers
     for role in block:  # and it does rotate
         old, new = (m.model.get_submodule(block[role]).weight for m in (base, turned))
         assert (old - new).abs().mean() > 0.01
@@ -123,14 +123,14 @@ def test_what_is_known_of_the_base_stays():
     record = rotation_record(7)
     turned = apply(base, record)
     assert turned.record == record and turned.fingerprint == base.fingerprint and turned.source == base.source
-    assert turned.anatomy == base.anatomy and turned.tokenizer is base.tokenizer
+    assert turned.layout == base.layout and turned.tokenizer is base.tokenizer
     assert not turned.model.training and not any(p.requires_grad for p in turned.model.parameters())
 
 
 @pytest.mark.parametrize("name", ["llama", "opt"])
 def test_online_layers_are_named_and_hold_the_other_half(name):
     base = exact(name)
-    down = {block.layers["down"] for block in base.anatomy.blocks}
+    down = {block.layers["down"] for block in base.layout.blocks}
     assert apply(base, rotation_record()).online == down
     assert apply(base, rotation_record(online=False)).online == frozenset()
     record = (NORMS, rotation(heads=False, online=True))

@@ -27,13 +27,13 @@ def record_of(loaded, name, strength=1.0):
 def test_the_function_stays(name, strength, tmp_path):
     loaded = opened(name, tmp_path / name)
     record = record_of(loaded, name, strength)
-    assert {n.removesuffix(".shift") for n in record.tensors} == set(loaded.anatomy.norms)
+    assert {n.removesuffix(".shift") for n in record.tensors} == set(loaded.layout.norms)
     transformed = apply(loaded, record)
     x = pictures(name, 4, seed=1).double()
     with torch.no_grad():
         before, after = loaded.model(x), transformed.model(x)
     assert (before - after).abs().max() < 1e-10 * before.abs().max()
-    first = next(iter(loaded.anatomy.norms))
+    first = next(iter(loaded.layout.norms))
     assert not torch.equal(
         transformed.model.get_submodule(first).weight, loaded.model.get_submodule(first).weight
     )
@@ -44,7 +44,7 @@ def test_the_channels_that_a_layer_reads_range_alike(name, tmp_path):
     loaded = opened(name, tmp_path / name)
     transformed = apply(loaded, record_of(loaded, name))
     batches = [{"x": pictures(name, 8).double()}]
-    for layers in loaded.anatomy.norms.values():
+    for layers in loaded.layout.norms.values():
         seen = observe(transformed.model, layers, batches, tokens=RANGE_TOKENS)
         low, high = channel_ranges(seen[layers[0]].inputs, 1.0)
         assert torch.allclose(low, low.mean().expand_as(low), rtol=1e-3, atol=1e-3)

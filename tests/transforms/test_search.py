@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from quept.models import fingerprint_of
-from quept.numerics import quantise
+from quept.numerics import quantize
 from quept.transforms import TransformError, apply, rotation_record, search_scales
 from quept.transforms.scaling import edges_of
 from quept.transforms.search import candidate, loss
@@ -11,7 +11,7 @@ from tests.transforms.models import exact, logits, wrapped
 
 
 def edges(loaded):
-    found = edges_of(loaded.model, loaded.anatomy, loaded.online).values()
+    found = edges_of(loaded.model, loaded.layout, loaded.online).values()
     return [edge for edges in found for edge in edges]
 
 
@@ -64,7 +64,7 @@ def test_the_loss_is_the_error_of_the_rounded_layer():
     scale = torch.rand(64, generator=generator) + 0.5
     expected = 0.0
     for bits in (2, 5):
-        rounded = quantise(weight * scale, bits, 32)[1]
+        rounded = quantize(weight * scale, bits, 32)[1]
         for row in x:
             expected += float((rounded @ (row / scale) - weight @ row).square().sum())
     assert loss(x, [weight], scale, (2, 5), 32) == pytest.approx(expected, rel=1e-4)

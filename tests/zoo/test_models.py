@@ -216,11 +216,11 @@ def test_processes_that_start_together_build_once(tiny):
     processes = [in_another_process(tiny) for _ in range(3)]
     stages = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 3
-    assert sum("dequantising" in said for said in stages) == 1
+    assert sum("dequantizing" in said for said in stages) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills with SIGKILL")
-@pytest.mark.parametrize("stage", ["dequantising", "writing"])
+@pytest.mark.parametrize("stage", ["dequantizing", "writing"])
 def test_a_build_killed_half_way_leaves_no_folder_and_the_next_one_succeeds(tiny, cache, stage):
     killed = in_another_process(tiny, f"if '{stage}' in stage: os.kill(os.getpid(), signal.SIGKILL)")
     killed.communicate(timeout=120)
@@ -254,6 +254,6 @@ def test_the_real_model_loads_speaks_its_template_and_stops_at_its_end_token(smo
 
 def test_the_real_entry_says_that_its_reference_is_a_4_bit_file():
     entry = zoo.MODELS["smollm2-135m"]
-    assert "dequantised 4-bit file" in entry.provenance
+    assert "dequantized 4-bit file" in entry.provenance
     assert "Q4_1" in entry.provenance
     assert entry.group == 64

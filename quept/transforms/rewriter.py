@@ -2,9 +2,9 @@
 once.
 
 An edit is a function on (weight, bias) in float64. They are kept as a list per layer and run one layer at a
-time when the draft is finished, so that a large model never lies in memory in float64. Only the norms, which
-are small, are held and changed at once. The model that was given is never written to: the new one is a clone
-that shares whatever nobody edited.
+time when the rewriter is finished, so that a large model never lies in memory in float64. Only the norms,
+which are small, are held and changed at once. The model that was given is never written to: the new one is a
+clone that shares whatever nobody edited.
 
 Results are float16 where the model has 16 bits, bfloat16 included (its eight digits are fewer than a rotated
 weight needs); a model in float32 or float64 stays as wide as it is.
@@ -20,8 +20,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from quept.models import Anatomy, LoadedModel
-from quept.models.clone import clone, twin
+from quept.models import LoadedModel, ModelLayout
+from quept.models.clone import clone, shallow_copy
 
 from .online import HadamardLinear
 from .record import Record, TransformError
@@ -46,18 +46,18 @@ class Norm:
         return ones and (self.bias is None or not self.bias.any())
 
 
-class Draft:
+class Rewriter:
     """The working copy of one model. `norms` by name; `readers` names the linear layers behind each norm, the
     head behind the last; `embeddings` everything that is looked up and added to the residual stream."""
 
     def __init__(self, loaded: LoadedModel):
         self.loaded = loaded
         self.model: nn.Module = loaded.model
-        self.anatomy: Anatomy = loaded.anatomy
+        self.layout: ModelLayout = loaded.layout
         self.online: set[str] = set()
         self.untied = False
         self._edits: dict[str, list[Edit]] = {}
-        self.readers = readers(self.model, self.anatomy)
+        self.readers = readers(self.model, self.layout)
         self.norms = {name: _norm(self.model.get_submodule(name)) for name in self.readers}
         self._found = dict(self.norms)
         self.embeddings = [n for n, m in self.model.named_modules() if isinstance(m, nn.Embedding)]
@@ -76,7 +76,7 @@ class Draft:
     def untie(self) -> None:
         """Give the head a weight of its own."""
         self.untied = True
-        self._edits.setdefault(self.anatomy.head, [])
+        self._edits.setdefault(self.layout.head, [])
 
     def finish(self, record: Record) -> LoadedModel:
         """The transformed model; TransformError if a weight does not fit its dtype any more."""
@@ -90,7 +90,7 @@ class Draft:
             for key, p in module._parameters.items():
                 if p is not None and p.dtype != _storage(p.dtype):
                     module._parameters[key] = kept.setdefault(id(p), _parameter(p, p.dtype))
-        if self.anatomy.kind == "language":
+        if self.layout.kind == "language":
             self._describe(model)
         return replace(self.loaded, model=model, record=record, online=frozenset(self.online))
 
@@ -106,7 +106,7 @@ class Draft:
                 module.config = config
 
     def _edited(self, name: str, edits: list[Edit]) -> nn.Module:
-        module = twin(self.model.get_submodule(name))
+        module = shallow_copy(self.model.get_submodule(name))
         dtype = module.weight.dtype
         old = getattr(module, "bias", None)
         weight, bias = module.weight.detach().double(), None if old is None else old.detach().double()
@@ -123,25 +123,25 @@ class Draft:
         if norm.rms and isinstance(old, nn.LayerNorm):
             module = nn.RMSNorm(old.normalized_shape, old.eps).train(old.training)
         else:
-            module = twin(old)
+            module = shallow_copy(old)
         module._parameters["weight"] = None if norm.weight is None else _parameter(norm.weight, dtype, name)
         if "bias" in module._parameters:
             module._parameters["bias"] = None if norm.bias is None else _parameter(norm.bias, dtype, name)
         return module
 
 
-def readers(model: nn.Module, anatomy: Anatomy) -> dict[str, tuple[str, ...]]:
+def readers(model: nn.Module, layout: ModelLayout) -> dict[str, tuple[str, ...]]:
     """`{norm: the linear layers that read it}` by full name; of a language model the final norm and the head
     last. TransformError for a language model that is wired in another way than the families are."""
-    if anatomy.kind != "language":
-        return anatomy.norms
+    if layout.kind != "language":
+        return layout.norms
     named = dict(model.named_modules())
-    found = anatomy.norms | {anatomy.final_norm: (anatomy.head,)}
-    known = {*anatomy.layers, anatomy.head}
+    found = layout.norms | {layout.final_norm: (layout.head,)}
+    known = {*layout.layers, layout.head}
     others = [n for n, m in named.items() if isinstance(m, nn.Linear) and n not in known]
-    if others or anatomy.final_norm not in named or not getattr(model.config, "do_layer_norm_before", True):
+    if others or layout.final_norm not in named or not getattr(model.config, "do_layer_norm_before", True):
         raise TransformError(
-            f"this {anatomy.family} model cannot be transformed: its norms come after the layers, or "
+            f"this {layout.family} model cannot be transformed: its norms come after the layers, or "
             f"linear layers stand between ({', '.join(others) or 'none'}); calibrate it without transforms"
         )
     return found

@@ -27,7 +27,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelLayout:
     """What the rest of the program knows of a model's structure."""
 
     family: str
@@ -121,9 +121,9 @@ def family_of(model_type: str) -> str:
     raise ValueError(f"models of type {model_type!r} are not supported; supported types: {known}")
 
 
-def anatomy_of(model: nn.Module) -> Anatomy:
-    """Anatomy of a language or vision-language model of transformers or of a classifier from timm; ValueError
-    if a part that the table names is missing."""
+def layout_of(model: nn.Module) -> ModelLayout:
+    """ModelLayout of a language or vision-language model of transformers or of a classifier from timm;
+    ValueError if a part that the table names is missing."""
     config = getattr(model, "config", None)
     name = family_of(type(model).__name__ if config is None else config.model_type)
     family: Family = FAMILIES[name]
@@ -132,7 +132,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     for section, tables in places.items():
         if not any(block.section == section for block in blocks):
             raise ValueError(f"there are no blocks at {' or '.join(tables)} in this model")
-    return Anatomy(name, blocks, family.embed, family.final_norm, family.head)
+    return ModelLayout(name, blocks, family.embed, family.final_norm, family.head)
 
 
 def _places(family: Family) -> dict[str, dict[str, Mapping[str, str]]]:

@@ -3,14 +3,14 @@
 A stream is an ordinary CPU tensor (sequences, context, hidden) of float32, read and written by rows; of
 pictures that lie as they are seen (sequences, height, width, hidden):
 
-    with Streams(folder, memory=4_000_000_000) as streams:
+    with ActivationStore(folder, memory=4_000_000_000) as streams:
         x = streams.new("full precision", 128, 2048, 4096)
         x[4:8] = block(x[4:8])
 
-Streams lie in memory as long as all of them together stay within `memory` bytes; one that does not fit is
-mapped from a file in `folder` instead, for the operating system to page. The values are the same either way.
-Files are deleted when the context is left, after an error too, and what a killed process left behind when
-the next one comes.
+ActivationStore lie in memory as long as all of them together stay within `memory` bytes; one that does not
+fit is mapped from a file in `folder` instead, for the operating system to page. The values are the same
+either way. Files are deleted when the context is left, after an error too, and what a killed process left
+behind when the next one comes.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from .errors import CalibrationError
 SUFFIX = ".activations"
 
 
-class Streams:
+class ActivationStore:
     """folder: where files go, made when first needed; memory: bytes that all streams together may hold in
     memory."""
 
     def __init__(self, folder: str | Path, memory: int):
         self._folder, self._left = Path(folder), memory
 
-    def __enter__(self) -> Streams:
+    def __enter__(self) -> ActivationStore:
         self._delete()
         return self
 

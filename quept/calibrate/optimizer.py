@@ -18,7 +18,7 @@ def adam(
     activation_rate: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> Adam | None:
-    """The optimiser of these layers (None: of all); None where they have nothing to learn. adapter_rates: of
+    """The optimizer of these layers (None: of all); None where they have nothing to learn. adapter_rates: of
     each bit group's own ranks, highest group first; activation_rate: of the ends of static grids."""
     layers = None if layers is None else list(layers)
     rated = [(trainable.parameters("clips", layers), clip_rate)]
@@ -28,12 +28,12 @@ def adam(
     return Adam(groups, betas=betas) if groups else None
 
 
-def step(optimiser: Adam, number: int, steps: int, warmup: int = 0) -> None:
+def step(optimizer: Adam, number: int, steps: int, warmup: int = 0) -> None:
     """Step `number` (from 0) of `steps` at its rate, and clear the gradients."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = group["peak"] * rate(number, steps, warmup)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def rate(number: int, steps: int, warmup: int) -> float:
