@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVELS = (
-    {"plan", "presets", "config", "numerics"},
+    {"files", "plan", "presets", "config", "numerics"},
     {"models", "zoo", "progress"},
     {"transforms"},
     {"artifact"},

@@ -1,0 +1,189 @@
+"""Files that are whole or not there, that say what they are, and that a killed run can go on from.
+
+write_atomic, write_tensors, replacing   a temporary name in the same folder, mode 0644, then a rename
+read_json, parse_json                    one JSON object with "format" and a version, refused in words
+read_lines, append_line, resume_lines    JSON lines; the line that a killed run was writing is left out
+
+What cannot be written raises FileError, one sentence that names the file and says what to do. A reader sees
+the old file or the new one, and nothing else is left in the folder unless the process is killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_WAY_OUT = {
+    errno.ENOSPC: "the disk is full: make room, or choose another place",
+    errno.EDQUOT: "your quota is used up: make room, or choose another place",
+    errno.EACCES: "permission denied: choose a folder that you can write to",
+    errno.EPERM: "permission denied: choose a folder that you can write to",
+    errno.EROFS: "the disk is read-only: choose another place",
+    errno.EISDIR: "there is a folder of that name: choose another name",
+    errno.ENOTDIR: "a part of that path is a file: choose another place",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+}
+
+
+class FileError(OSError):
+    """A file that cannot be written. The message is one sentence: which file, why, and what to do."""
+
+    def __init__(self, path: str | Path, cause: Exception):
+        found = re.search(r"os error (\d+)", str(cause))  # as safetensors says it
+        code = getattr(cause, "errno", None) or (int(found[1]) if found else errno.EIO)
+        reason = _WAY_OUT.get(code) or f"{os.strerror(code)}: choose another place"
+        super().__init__(code, f"cannot write {path}: {reason}", str(path))
+
+    def __str__(self) -> str:
+        return self.strerror
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turns whatever keeps `path` from being written into a FileError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except FileError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise FileError(path, error) from error
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary file beside `path` to fill, renamed to it at the end of the block; an exception there
+    removes it and leaves `path` as it was. Missing folders are made."""
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+        os.close(handle)
+        try:
+            yield Path(name)
+            os.chmod(name, 0o644)  # mkstemp makes it readable to nobody else
+            os.replace(name, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> int:
+    """Writes a file, text as UTF-8; returns its bytes."""
+    content = content.encode() if isinstance(content, str) else content
+    with replacing(path) as temporary:
+        return temporary.write_bytes(content)
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata and {**metadata})
+
+
+def parse_json(
+    text: str | bytes,
+    what: str,
+    format: str,
+    newest: int,
+    error: Callable[[str], Exception] = ValueError,
+    key: str = "version",
+    **options: Any,
+) -> dict[str, Any]:
+    """Returns the JSON object in `text`, whose "format" is `format` and whose `key` is at most `newest`.
+
+    what: the kind of file with its article, for the sentence that `error` is raised with. options: of
+    `json.loads`."""
+    try:
+        data = json.loads(text, **options)
+    except (ValueError, RecursionError):
+        raise error(f"this file is not {what}: it is not valid JSON") from None
+    if not isinstance(data, dict) or data.get("format") != format:
+        raise error(f'this file is not {what}: {what} is a JSON object with "format": "{format}"')
+    version = data.get(key)
+    if type(version) is not int or version < 1:
+        raise error(f"this file is not {what}: {key} must be a whole number from 1, not {version!r:.40}")
+    if version > newest:
+        name = key.replace("_", " ")
+        raise error(f"this file has {name} {version}; this program reads up to {newest}: update it")
+    return data
+
+
+def read_json(
+    path: str | Path,
+    what: str,
+    format: str,
+    newest: int,
+    error: Callable[[str], Exception] = ValueError,
+    key: str = "version",
+) -> dict[str, Any]:
+    """Returns what `parse_json` makes of a file; the sentence of an error names it."""
+    return parse_json(
+        read_bytes(path, what, error), what, format, newest, lambda said: error(f"{path}: {said}"), key
+    )
+
+
+def read_bytes(path: str | Path, what: str, error: Callable[[str], Exception] = ValueError) -> bytes:
+    """Returns the content of a file; `error` with a sentence where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as cause:  # ValueError: a name with a null byte
+        reason = getattr(cause, "strerror", None) or "that is not the name of a file"
+        raise error(f"cannot read {what} from {path}: {reason}") from None
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Returns the objects of a file of JSON lines, without lines that are none; [] where there is no file."""
+    with suppress(FileNotFoundError):
+        lines = Path(path).read_text("utf-8", errors="replace").splitlines()
+        return [row for row in map(_parsed, lines) if isinstance(row, dict)]
+    return []
+
+
+def append_line(path: str | Path, row: Mapping[str, Any]) -> None:
+    """Appends one JSON line; a line that was cut before is ended first. Missing folders are made."""
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            cut = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            file.write(b"\n" * cut + json.dumps(row).encode() + b"\n")
+
+
+def resume_lines(path: str | Path, head: Mapping[str, Any], error: Callable[[str], Exception]) -> list[dict]:
+    """Returns the rows after the first one, which must be `head` (`error` with a sentence if it is not); a
+    new file is begun with it."""
+    rows = read_lines(path)
+    if not rows:
+        append_line(path, head)
+    elif rows[0] != json.loads(json.dumps(head)):
+        raise error(f"{path} holds another measurement; delete it to start afresh, or choose another file")
+    return rows[1:]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns "float32" for torch.float32, as keys of results and the command line spell it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
