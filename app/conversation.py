@@ -334,7 +334,7 @@ class _Writer:
         view = side.view(elastic)
         switch = 1000 * (self._prepared_s + time.perf_counter() - start)
         if self._pool is not None:
-            key = f"{elastic.fingerprint} {side.key(elastic)}"
+            key = f"{elastic.identity} {side.key(elastic)}"
             self._conversation = self._pool.take(self._visitor, self._place, key)
             self._cache = self._conversation.cache
 

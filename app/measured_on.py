@@ -100,7 +100,7 @@ class Passages:
 
     def reference_on(self, windows: Windows) -> Reference:
         elastic = self._elastic
-        return Reference.open(elastic.fingerprint, windows, elastic.reference, self._cache / "reference")
+        return Reference.open(elastic.base_identity, windows, elastic.reference, self._cache / "reference")
 
     @property
     def id(self) -> str:
@@ -148,7 +148,7 @@ class Pictures:
     def reference(self) -> ImageReference:
         elastic = self._elastic
         return ImageReference.open(
-            elastic.fingerprint, self.images, elastic.reference, self._cache / "reference"
+            elastic.base_identity, self.images, elastic.reference, self._cache / "reference"
         )
 
     @property
@@ -192,7 +192,7 @@ class Answers(Pictures):
     @cached_property
     def reference(self) -> VqaReference:
         elastic, cache = self._elastic, self._cache / "reference"
-        return VqaReference.open(elastic.fingerprint, self.questions, elastic.full_precision, cache)
+        return VqaReference.open(elastic.base_identity, self.questions, elastic.full_precision, cache)
 
     @property
     def id(self) -> str:

@@ -77,7 +77,8 @@ class OpenModel:
         self.presets = elastic.presets
         plain = ASSETS / elastic.source
         shipped = bundled(name) or plain
-        self.sensitivity = _fitting_table(shipped / "sensitivity.json", elastic)
+        table = shipped / "sensitivity.json"
+        self.sensitivity = SensitivityTable.load(table).of(elastic) if table.exists() else None
         self.front = front = fitting_front(shipped / "front.json", elastic)
         # The best plans found for their sizes, smallest first.
         self.best = [replace(point.plan, name=point.name) for point in front.points] if front else []
@@ -86,7 +87,7 @@ class OpenModel:
                 results.put(key, payload)
         for file in (shipped / "results.json", plain / "baselines.json"):
             if file.exists():
-                load_shipped(results, file)
+                load_shipped(results, file, elastic)
 
     @property
     def lacking(self) -> str:
@@ -195,17 +196,15 @@ class OpenModel:
         """Where measurements of this plan in a compute dtype (the model's own unless given) are kept."""
         elastic = self.elastic
         name = str(dtype or elastic.dtype).removeprefix("torch.")
-        return ResultKey(plan.key(elastic.layers), elastic.artifact.identity, self.measured_on.id, name)
+        return ResultKey(plan.key(elastic.layers), elastic.identity, self.measured_on.id, name)
 
     def baseline_stored(self, baseline: Baseline) -> Estimate | AccuracyEstimate | VqaEstimate | None:
         """What was measured of a baseline before. It depends on the base weights, not on how ours are
         quantized."""
         if self.measured_on is None:
             return None
-        fingerprint, dtype = self.elastic.fingerprint, str(self.elastic.dtype).removeprefix("torch.")
-        keys = (
-            ResultKey(baseline.key, fingerprint, self.measured_on.id, name) for name in (dtype, "float32")
-        )
+        identity, dtype = self.elastic.base_identity, str(self.elastic.dtype).removeprefix("torch.")
+        keys = (ResultKey(baseline.key, identity, self.measured_on.id, name) for name in (dtype, "float32"))
         found = next(filter(None, map(self.results.get, keys)), None)
         return found and self.measured_on.read(found.payload)
 
@@ -585,12 +584,3 @@ def _drawn(
         quality |= {"kl": 0.0, "kl_se": 0.0}
     bits = 8 * size / opened.elastic.sizes.parameters
     return who | {"bytes": size, "bits_per_param": bits, "measured": True} | quality
-
-
-def _fitting_table(path: Path, elastic: ElasticModel) -> SensitivityTable | None:
-    """The sensitivity table shipped for this artifact, if it was measured on these very weights and grid."""
-    if not path.exists():
-        return None
-    table = SensitivityTable.load(path)
-    artifact = elastic.artifact
-    return table if (table.fingerprint, table.group) == (artifact.weights_id, artifact.group) else None

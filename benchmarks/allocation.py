@@ -83,8 +83,8 @@ def main() -> None:
     options = parser.parse_args()
 
     elastic = ElasticModel.open(options.model, dtype=torch.float32, budget=BANK)
-    table = SensitivityTable.load(options.table or bundled(options.model) / "sensitivity.json")
-    if (table.fingerprint, table.group) != (elastic.artifact.weights_id, elastic.artifact.group):
+    table = SensitivityTable.load(options.table or bundled(options.model) / "sensitivity.json").of(elastic)
+    if table is None:
         sys.exit("the sensitivity table was measured on other weights; give the right one as --table")
     shown = opened(elastic, Path(options.text).read_text("utf-8"), options.tokens)
     whole = opened(elastic, searched_text(options), options.search_tokens + options.verify_tokens).windows
@@ -306,7 +306,7 @@ def opened(elastic: ElasticModel, text: str, tokens: int) -> Reference:
 
 
 def reference(elastic: ElasticModel, windows: Windows) -> Reference:
-    return Reference.open(elastic.fingerprint, windows, elastic.reference, cache_dir() / "reference")
+    return Reference.open(elastic.base_identity, windows, elastic.reference, cache_dir() / "reference")
 
 
 def short(x: float) -> float:

@@ -102,7 +102,7 @@ def main() -> None:
 
     base = ElasticModel.open(options.model, dtype=torch.float32)
     windows = cut(options.text.read_text("utf-8"), base.tokenizer, options.context, options.tokens)
-    reference = Reference.open(base.fingerprint, windows, base.reference, zoo.cache_dir() / "reference")
+    reference = Reference.open(base.base_identity, windows, base.reference, zoo.cache_dir() / "reference")
     bench = Bench(options, base, windows, reference)
     wanted = options.only or ["ours", *ENVIRONMENTS]
     plain = [f"{options.model}:rtn"] if variants(options.model) else []
@@ -158,7 +158,7 @@ class Bench:
             told = {"seconds": round(time.perf_counter() - start, 1), "group": elastic.artifact.group}
             return self._measured(view, told)
 
-        return self._kept(name, {"bits": bits, "artifact": elastic.artifact.identity}, measure)
+        return self._kept(name, {"bits": bits, "artifact": elastic.identity}, measure)
 
     def theirs(self, name: str, bits: int) -> dict:
         """A tool's weights, made in its own environment, measured here."""
@@ -196,7 +196,7 @@ class Bench:
 
     def _kept(self, name: str, settings: dict, measure) -> dict:
         """The result of these settings on this text from --out, or measured now and put there."""
-        key = {"name": name, "model": self.base.fingerprint, "data": self.windows.id} | settings
+        key = {"name": name, "model": self.base.base_identity, "data": self.windows.id} | settings
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         slug = "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
         path = self.options.out / f"{slug}-{settings.get('bits', 16)}-{digest}.json"

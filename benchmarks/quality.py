@@ -50,7 +50,7 @@ def main() -> None:
 
     rtn = open_float32(f"{options.model}:rtn")
     windows = cut(Path(options.text).read_text("utf-8"), rtn.tokenizer, context=512, tokens=options.tokens)
-    reference = Reference.open(rtn.fingerprint, windows, rtn.reference, cache_dir() / "reference")
+    reference = Reference.open(rtn.base_identity, windows, rtn.reference, cache_dir() / "reference")
     uniform = {name: PrecisionPlan.parse(name) for name in (*WEIGHTS, *WITH_ACTIVATIONS)}
     rows, sizes, seconds = {}, {}, {}
     for kind, source, names in (

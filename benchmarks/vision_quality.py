@@ -90,7 +90,7 @@ class _Accuracy:
         self._images, self._cache = images, cache
 
     def __call__(self, elastic: ElasticModel, plan: PrecisionPlan) -> float:
-        reference = ImageReference.open(elastic.fingerprint, self._images, elastic.reference, self._cache)
+        reference = ImageReference.open(elastic.base_identity, self._images, elastic.reference, self._cache)
         *_, last = accuracy(elastic.view(plan), self._images, reference)
         return round(100 * last.top1, 3)
 

@@ -70,7 +70,7 @@ def _figures(elastic: ElasticModel, suffix: str, questions: Questions, cache: Pa
 
 
 def _measured(elastic: ElasticModel, plan: PrecisionPlan, questions: Questions, cache: Path) -> VqaEstimate:
-    reference = VqaReference.open(elastic.fingerprint, questions, elastic.full_precision, cache)
+    reference = VqaReference.open(elastic.base_identity, questions, elastic.full_precision, cache)
     *_, last = vqa(elastic.view(plan), questions, reference)
     return last
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from quept import ElasticModel
 from quept.cli import main, parser
 from quept.evaluate import Results, ResultsError
 from quept.evaluate.shipped import load_shipped
@@ -126,10 +127,11 @@ def test_exported_results_are_read_back_into_a_store(model, text, cache, tmp_pat
     )
     assert "protect-edges" not in names, "that one is for another model"
     store = Results.open(tmp_path / "another.sqlite")
-    assert load_shipped(store, file) == len(names)
-    assert load_shipped(store, file) == 0, "what is there stays"
+    elastic = ElasticModel.open(model)
+    assert load_shipped(store, file, elastic) == len(names)
+    assert load_shipped(store, file, elastic) == 0, "what is there stays"
     content = json.loads(file.read_text())
-    kept = {row.key.plan: row.payload for row in store.all(content["model"], content["data"])}
+    kept = {row.key.plan: row.payload for row in store.all(elastic.identity, content["data"])}
     assert {r["key"]: r["kl"] for r in told["results"]} == {
         plan: payload["kl"] for plan, payload in kept.items()
     }
@@ -148,12 +150,12 @@ def test_exported_results_are_read_back_into_a_store(model, text, cache, tmp_pat
 def test_a_results_file_that_is_none_is_refused_in_words(content, words, tmp_path):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(ResultsError, match=words):
-        load_shipped(Results.open(tmp_path / "store.sqlite"), tmp_path / "results.json")
+        load_shipped(Results.open(tmp_path / "store.sqlite"), tmp_path / "results.json", elastic=None)
 
 
 def test_results_of_an_older_measure_are_passed_over(tmp_path):
     (tmp_path / "results.json").write_text('{"format": "quept-results", "version": 1, "measure": 0}')
-    assert load_shipped(Results.open(tmp_path / "store.sqlite"), tmp_path / "results.json") == 0
+    assert load_shipped(Results.open(tmp_path / "store.sqlite"), tmp_path / "results.json", elastic=None) == 0
 
 
 def test_a_plan_file_and_a_preset_are_plans_too(model, text, tmp_path, capsys):

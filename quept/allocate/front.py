@@ -9,8 +9,8 @@ beside it, under "dominated", so that a run which is started again knows that it
 
 The file, written after every plan:
 
-    {"format": "quept-front", "version": 1, "model", "weights": what widths are made from
-     (`Artifact.weights_id`), "artifact": `Artifact.identity`, "group", "data": id of the windows measured on,
+    {"format": "quept-front", "version": 1, "model", "weights" and "artifact":
+     `ElasticModel.identity`, "group", "data": id of the windows measured on,
      "conditions": {"text", "tokens", "context", "dtype", "searched", "seconds", "trials", "seed"},
      "plans": [{"name": "best 3.5 bits", "budget", "bytes", "bits_per_parameter", "chosen",
                 "predicted": {"kl", "ppl", "same_top"} or {}, "measured": an Estimate,
@@ -135,6 +135,12 @@ class Front:
         beaten = tuple(p for p in every if not any(p is q for q in kept))
         return replace(self, points=tuple(kept), dominated=beaten)
 
+    def of(self, elastic: ElasticModel) -> Front | None:
+        """This front as one of this model; None if it was measured on another one."""
+        if not elastic.is_named(self.artifact):
+            return None
+        return replace(self, weights=elastic.identity, artifact=elastic.identity)
+
     def results(self, layers: Sequence[str]) -> Iterator[tuple[str, ResultKey, dict[str, float]]]:
         """(name, key, payload) of every measured plan, as a results store takes them."""
         for point in self.points:
@@ -203,11 +209,8 @@ def load_front(path: str | Path) -> Front:
 
 
 def fitting_front(path: str | Path, elastic: ElasticModel) -> Front | None:
-    """The front in a file, if there is one and it was measured on this very artifact."""
-    if not Path(path).exists():
-        return None
-    front = load_front(path)
-    return front if front.artifact == elastic.artifact.identity else None
+    """The front in a file, if there is one and it was measured on this very model."""
+    return load_front(path).of(elastic) if Path(path).exists() else None
 
 
 def measure_front(
@@ -246,17 +249,16 @@ def measure_front(
         "trials": trials,
         "seed": seed,
     }
-    artifact = elastic.artifact
     front = Front(
         model or elastic.source,
-        artifact.weights_id,
-        artifact.identity,
-        artifact.group,
+        elastic.identity,
+        elastic.identity,
+        elastic.artifact.group,
         shown.windows.id,
         conditions,
     )
     if out is not None and Path(out).exists():
-        front = _continued(load_front(out), front, out)
+        front = _continued(load_front(out).of(elastic), front, out)
     done = {point.budget: point for point in (*front.points, *front.dominated)}
     before: PrecisionPlan | None = None
     for number, b in enumerate(budgets):
@@ -314,9 +316,8 @@ def _name(bits: float) -> str:
     return f"best {bits:g} bits"
 
 
-def _continued(found: Front, wanted: Front, path: str | Path) -> Front:
-    same = replace(found, points=(), dominated=()) == wanted
-    if not same:
+def _continued(found: Front | None, wanted: Front, path: str | Path) -> Front:
+    if found is None or replace(found, points=(), dominated=()) != wanted:
         raise FrontError(
             f"{path} holds a front of another model, text or search; delete it to start afresh, or choose "
             "another file"

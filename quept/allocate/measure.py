@@ -93,7 +93,7 @@ def sensitivity(
     }
     head = {
         "measurement": "sensitivity 2",
-        "fingerprint": elastic.artifact.weights_id,
+        "fingerprint": elastic.identity,
         "group": elastic.artifact.group,
         "method": elastic.artifact.manifest.method,
         "per": per,
@@ -116,11 +116,11 @@ def sensitivity(
         source=str(source or elastic.source),
         device=elastic.device.type,
         dtype=elastic.dtype,
-        weights_id=elastic.artifact.weights_id,
+        identity=elastic.identity,
         windows=windows,
         per=per,
         base=base,
-        reference=reference.fingerprint,
+        reference=reference.identity,
         curve=reference.windows,
         cache=reference.folder.parent,
         limit=reference.limit,
@@ -154,7 +154,7 @@ def sensitivity(
     uniform = {bits: figures.pop(f"W{bits}") for bits in widths} if around_full else {}
     return SensitivityTable(
         model=model or elastic.source,
-        fingerprint=elastic.artifact.weights_id,
+        fingerprint=elastic.identity,
         group=elastic.artifact.group,
         per=per,
         data=data,
@@ -211,7 +211,7 @@ class Measurement:
     source: str
     device: str
     dtype: torch.dtype
-    weights_id: str
+    identity: str
     windows: Windows
     per: str
     base: PrecisionPlan
@@ -222,9 +222,9 @@ class Measurement:
 
     def open(self) -> State:
         elastic = ElasticModel.open(self.source, device=self.device, dtype=self.dtype, budget=KEPT_BY_BANK)
-        if elastic.artifact.weights_id != self.weights_id:
+        if elastic.identity != self.identity:
             raise SensitivityError(
-                f"a worker opened {self.source!r} and got other weights than are being measured; "
+                f"a worker opened {self.source!r} and got another model than is being measured; "
                 "give what the model was opened from as source"
             )
         reference = Reference.open(self.reference, self.curve, elastic.reference, self.cache, self.limit)

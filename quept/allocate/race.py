@@ -54,7 +54,7 @@ class Figures:
         head = {
             "measurement": "KL of whole plans",
             "version": 1,
-            "weights": elastic.artifact.weights_id,
+            "weights": elastic.identity,
             "group": elastic.artifact.group,
             "dtype": str(elastic.dtype).removeprefix("torch."),
         }

@@ -30,11 +30,15 @@ import re
 import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, WEIGHT_BITS, PrecisionPlan
+
+if TYPE_CHECKING:
+    from quept.runtime import ElasticModel
 
 FORMAT, VERSION = "quept-sensitivity", 2
 SMALLEST = 1e-12  # where a measured zero stands on a logarithmic scale
@@ -53,7 +57,7 @@ class SensitivityError(ValueError):
 
 @dataclass(frozen=True)
 class SensitivityTable:
-    """model: its name. fingerprint, group: what widths are made from (`Artifact.weights_id`) and the grid.
+    """model: its name. fingerprint, group: whose figures these are (`ElasticModel.identity`) and the grid.
     per: "layer", or "block" where a block was changed as a whole and its cost is shared out over its layers
     by their number of weights. data: what S was measured on. layers: `{name: {bits: S}}`. uniform: `{bits:
     {"kl", "kl_se", "ppl", "ppl_se", "same_top", "tokens"}}` of whole uniform plans; reference: full precision
@@ -100,6 +104,12 @@ class SensitivityTable:
             if bits.activations != FULL:
                 total += self._of(self.activations.get(name, {}), bits.activations, f"the input of {name}")
         return total + self._of(self.embeddings, plan.embeddings, "the model with embeddings")
+
+    def of(self, elastic: ElasticModel) -> SensitivityTable | None:
+        """This table as one of this model; None if it was measured on another one, or on another grid."""
+        if self.group != elastic.artifact.group or not elastic.is_named(self.fingerprint):
+            return None
+        return replace(self, fingerprint=elastic.identity)
 
     def covers(self, plan: PrecisionPlan) -> bool:
         """Whether every width of this plan was measured; False with a quantized KV cache, which `total` and

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-FORMAT, FORMAT_VERSION = "quept-artifact", 2  # 2: static grids of activations
+FORMAT, FORMAT_VERSION = "quept-artifact", 3  # 2: static grids of activations. 3: config
 FILE_NAME = "manifest.json"
 METHODS = ("rtn", "quept")
 
@@ -20,9 +20,10 @@ class ArtifactError(RuntimeError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """base: what `load` was given. fingerprint: of the base's weights. group: columns per scale, or "auto" or
-    "row". files: `{name: {"sha256", "bytes"}}` of what lies beside the manifest. provenance: free text
-    entries. recipe: of a calibrated artifact, as `Recipe.to_dict` gives it. widths: the
+    """base: what `load` was given. fingerprint: of the base's weights. config: what of its config decides its
+    function (`LoadedModel.config`); empty in older artifacts, which did not record it. group: columns per
+    scale, or "auto" or "row". files: `{name: {"sha256", "bytes"}}` of what lies beside the manifest.
+    provenance: free text entries. recipe: of a calibrated artifact, as `Recipe.to_dict` gives it. widths: the
     calibrated ones of each layer; the others are rounded to nearest. transforms: the settings of the
     record that the base is transformed with before anything is rounded. quality: `{plan name: {"kl",
     "kl_plain", "kl_rtn"}}` on held-out calibration text: as calibrated, the transformed base rounded to
@@ -39,6 +40,7 @@ class Manifest:
     widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     transforms: tuple[Mapping[str, Any], ...] = ()
     quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
@@ -68,6 +70,8 @@ class Manifest:
             raise ArtifactError(
                 f"{folder} has format version {version}; this program reads up to {FORMAT_VERSION}: update it"
             )
+        if version < 3:
+            data |= {"config": {}}
         missing = {f.name for f in fields(cls)} - set(data)
         unknown = set(data) - {f.name for f in fields(cls)}
         if missing or unknown:
@@ -105,6 +109,7 @@ _SOUND = {
     "files": lambda value: isinstance(value, dict) and all(map(_file, value.values())),
     "provenance": lambda value: isinstance(value, dict) and all(map(_text, value.values())),
     "recipe": lambda value: isinstance(value, dict),
+    "config": lambda value: isinstance(value, dict),
     "widths": lambda value: isinstance(value, dict) and all(isinstance(v, list) for v in value.values()),
     "transforms": lambda value: isinstance(value, list) and all(isinstance(step, dict) for step in value),
     "quality": lambda value: isinstance(value, dict) and all(isinstance(row, dict) for row in value.values()),

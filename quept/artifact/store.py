@@ -76,7 +76,8 @@ class Artifact:
         for name in layers:
             group_size(loaded.model.get_submodule(name).in_features, group)
         provenance = {"base": loaded.provenance}
-        return cls(Manifest("rtn", loaded.source, loaded.fingerprint, group, layers, {}, provenance))
+        base = (loaded.source, loaded.fingerprint)
+        return cls(Manifest("rtn", *base, group, layers, {}, provenance, config=loaded.config))
 
     @classmethod
     def open(cls, folder: str | Path) -> Artifact:
@@ -155,13 +156,20 @@ class Artifact:
         os.replace(temporary, folder / FILE_NAME)
 
     def check_base(self, loaded: LoadedModel) -> None:
-        """ArtifactError unless it was made for exactly these weights."""
+        """ArtifactError unless it was made for exactly these weights, read as this config says."""
         if loaded.fingerprint != self.manifest.fingerprint:
             raise ArtifactError(
                 f"this artifact was made for {self.base!r} with fingerprint "
                 f"{self.manifest.fingerprint[:12]}…; the weights of {loaded.source!r} have "
                 f"{loaded.fingerprint[:12]}…: open it with the base it was made for"
             )
+        made_for = self.manifest.config
+        for name in sorted(made_for.keys() & loaded.config.keys()):  # others come and go with transformers
+            if made_for[name] != loaded.config[name]:
+                raise ArtifactError(
+                    f"this artifact was made for a model whose config says {name}: {made_for[name]}; that of "
+                    f"{loaded.source!r} says {loaded.config[name]}: open it with the base it was made for"
+                )
         if loaded.layout.layers != self.manifest.layers:
             raise ArtifactError(
                 f"this artifact names other layers than {self.base!r} has: calibrate again or copy it afresh"

@@ -178,6 +178,7 @@ def _artifact(
         recipe=_without_folders(recipe).to_dict(),
         widths=reached,
         transforms=transformed.record.steps if transformed.record else (),
+        config=loaded.config,
     )
     return Artifact(manifest, trainable.learned(reached), transformed.record)
 
@@ -305,7 +306,7 @@ def _identity(loaded: LoadedModel, recipe: Recipe, group: int | str) -> str:
     else:
         files = pairs.identity(recipe.pairs.source)
     settings = _without_folders(recipe).to_dict()
-    return hashlib.sha256(json.dumps([loaded.fingerprint, settings, group, files]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([loaded.identity, settings, group, files]).encode()).hexdigest()
 
 
 def _without_folders(recipe: Recipe) -> Recipe:

@@ -156,17 +156,18 @@ def table_for(options: argparse.Namespace, elastic: ElasticModel) -> Sensitivity
     other weights."""
     from quept.allocate import SensitivityTable
 
-    path, artifact = options.table, elastic.artifact
+    path = options.table
     if path is None:
         folder = _artifact(options)
         path = folder and folder / "sensitivity.json"
         if path is None or not path.is_file():
             measure = f"quept sensitivity {options.model} --out table.json"
             raise ValueError(f"this model has no sensitivity table: `{measure}` measures one for --table")
-    table = SensitivityTable.load(path)
-    if (table.fingerprint, table.group) != (artifact.weights_id, artifact.group):
+    table = SensitivityTable.load(path).of(elastic)
+    if table is None:
         raise ValueError(
-            f"{path} was measured on other weights or another group size than {options.model} has"
+            f"{path} was measured on other weights, another config or another group size than "
+            f"{options.model} has"
         )
     return table
 
@@ -179,9 +180,9 @@ def front_for(options: argparse.Namespace, elastic: ElasticModel) -> Front | Non
     if options.front is None:
         folder = _artifact(options)
         return fitting_front(folder / "front.json", elastic) if folder else None
-    front = load_front(options.front)
-    if front.artifact != elastic.artifact.identity:
-        raise ValueError(f"{options.front} is the front of another artifact than {options.model}")
+    front = load_front(options.front).of(elastic)
+    if front is None:
+        raise ValueError(f"{options.front} is the front of another model or artifact than {options.model}")
     return front
 
 

@@ -98,7 +98,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         from quept.evaluate.shipped import write_shipped
 
         rows = [(m.subject.name, m.subject.key, m.estimate) for m in measured]
-        write_shipped(options.export_results, rows, **conditions)
+        write_shipped(options.export_results, rows, elastic, **conditions)
     if options.json:
         print_json(conditions | {"results": [m.as_dict() for m in measured]})
 
@@ -139,19 +139,19 @@ class Measured:
 def _plan_subject(elastic: ElasticModel, plan: PrecisionPlan, measure: Measure) -> Subject:
     from quept.evaluate import ResultKey
 
-    key = ResultKey(plan.key(elastic.layers), elastic.artifact.identity, measure.data, dtype_of(elastic))
+    key = ResultKey(plan.key(elastic.layers), elastic.identity, measure.data, dtype_of(elastic))
     cache = None if plan.kv == FULL else lambda: elastic.make_cache(plan)
     return Subject(plan.name, key, elastic.sizes.deploy(plan), lambda: elastic.view(plan), cache)
 
 
 def _baseline_subject(elastic: ElasticModel, name: str, measure: Measure) -> Subject:
-    """Its key names the base weights: how ours are quantized does not matter to it."""
+    """Its key names the base: how ours are quantized does not matter to it."""
     from quept.evaluate import ResultKey
     from quept.runtime.baselines import baseline_named, check_available
 
     baseline = baseline_named(name)
     check_available(baseline)
-    key = ResultKey(baseline.key, elastic.fingerprint, measure.data, dtype_of(elastic))
+    key = ResultKey(baseline.key, elastic.base_identity, measure.data, dtype_of(elastic))
     return Subject(baseline.title, key, elastic.baseline_bytes(name), lambda: elastic.baseline(name))
 
 

@@ -81,7 +81,7 @@ def _front(options: argparse.Namespace) -> None:
         table = table_for(options, elastic)
         search, shown = (
             Reference.open(
-                elastic.fingerprint, windows_of(o, elastic, tokens, progress), elastic.reference, cache
+                elastic.base_identity, windows_of(o, elastic, tokens, progress), elastic.reference, cache
             )
             for o, tokens in ((elsewhere, options.search_tokens), (options, options.tokens))
         )

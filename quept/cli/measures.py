@@ -99,7 +99,7 @@ class OnText:
         chosen = argparse.Namespace(**{"text": DEFAULT_TEXT, "tokens": TOKENS, "context": CONTEXT} | given)
         self._windows = windows_of(chosen, elastic, chosen.tokens, progress)
         cache = zoo.cache_dir() / "reference"
-        self._reference = Reference.open(elastic.fingerprint, self._windows, elastic.reference, cache)
+        self._reference = Reference.open(elastic.base_identity, self._windows, elastic.reference, cache)
         self.data = self._windows.id
         self.conditions = {
             "text": name_of(chosen.text),
@@ -149,7 +149,7 @@ class OnImages:
                 "pictures for each class"
             )
         cache = zoo.cache_dir() / "reference"
-        self._reference = ImageReference.open(elastic.fingerprint, self._images, elastic.reference, cache)
+        self._reference = ImageReference.open(elastic.base_identity, self._images, elastic.reference, cache)
         self.data = self._images.id
         self.conditions = {
             "data": self._images.name,
@@ -198,7 +198,7 @@ class OnQuestions:
                 "pairs.json"
             )
         cache, full = zoo.cache_dir() / "reference", elastic.full_precision
-        self._reference = VqaReference.open(elastic.fingerprint, self._questions, full, cache)
+        self._reference = VqaReference.open(elastic.base_identity, self._questions, full, cache)
         self.data = self._questions.id
         self.conditions = {"data": self._questions.name, "questions": len(self._questions)}
 

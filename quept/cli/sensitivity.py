@@ -88,7 +88,7 @@ def _sensitivity(options: argparse.Namespace) -> None:
         windows = windows_of(options, elastic, options.tokens, progress)
         whole = windows_of(options, elastic, options.curve_tokens, progress)
         reference = Reference.open(
-            elastic.fingerprint, whole, elastic.reference, zoo.cache_dir() / "reference"
+            elastic.base_identity, whole, elastic.reference, zoo.cache_dir() / "reference"
         )
         table = sensitivity(
             elastic,

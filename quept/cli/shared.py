@@ -101,12 +101,12 @@ def plan_of(text: str, elastic: ElasticModel) -> PrecisionPlan:
 
 def _on_the_front(text: str, elastic: ElasticModel) -> PrecisionPlan | None:
     """The plan of this name on the front that comes with a bundled artifact, like "best 3.5 bits"."""
-    from quept.allocate.front import load_front
+    from quept.allocate.front import fitting_front
     from quept.artifact import bundled, variants
 
     for variant in variants(elastic.source):
         path = bundled(f"{elastic.source}:{variant}") / "front.json"
-        if path.is_file() and (front := load_front(path)).artifact == elastic.artifact.identity:
+        if front := fitting_front(path, elastic):
             return next((replace(p.plan, name=p.name) for p in front.points if p.name == text), None)
     return None
 

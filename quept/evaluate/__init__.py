@@ -2,10 +2,10 @@
 what was measured.
 
 windows   = cut(text, tokenizer, context=512, tokens=4096)
-reference = Reference.open(fingerprint, windows, forward, cache_dir() / "reference")
+reference = Reference.open(elastic.base_identity, windows, forward, cache_dir() / "reference")
 for estimate in divergence(elastic.view(plan), reference, windows):
     ...                                                 # one Estimate per window, stop any time
-results.put(ResultKey(plan.key(layers), fingerprint, windows.id), estimate.to_dict())
+results.put(ResultKey(plan.key(layers), elastic.identity, windows.id), estimate.to_dict())
 
 For a classifier of pictures: image_folder or stored_images instead of cut, ImageReference and accuracy. For a
 vision-language model: question_folder or stored_questions, VqaReference and vqa.

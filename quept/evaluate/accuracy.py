@@ -1,7 +1,8 @@
 """How well a classifier at some precision still classifies: labelled pictures through it, batch by batch,
 next to what full precision answers.
 
-    reference = ImageReference.open(elastic.fingerprint, images, elastic.reference, cache_dir() / "reference")
+    cache = cache_dir() / "reference"
+    reference = ImageReference.open(elastic.base_identity, images, elastic.reference, cache)
     for estimate in accuracy(elastic.view(plan), images, reference):
         ...                                        # one AccuracyEstimate per batch, stop any time
 
@@ -102,16 +103,17 @@ class ImageReference:
     @classmethod
     def open(
         cls,
-        fingerprint: str,
+        identity: str,
         images: Images,
         forward: Callable[[Tensor], Tensor],
         cache: Path,
         limit: int = LIMIT,
     ) -> ImageReference:
-        """The reference of model `fingerprint`, kept under `cache` (normally `cache_dir() / "reference"`).
+        """The reference of the model of this identity, kept under `cache` (normally `cache_dir() /
+        "reference"`).
         `forward` takes prepared pictures (k, channels, height, width) and gives full precision's logits (k,
         classes); it is called only for batches that are not on disk."""
-        return cls(images, forward, Path(cache) / f"{fingerprint}-{images.id}", limit)
+        return cls(images, forward, Path(cache) / f"{identity}-{images.id}", limit)
 
     def logits(self, number: int, batch: Batch, gate: Gate = nullcontext) -> Tensor:
         """(k, classes) float32 on the CPU for the pictures of batch `number`. Where they must be computed,

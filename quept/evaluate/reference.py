@@ -1,7 +1,7 @@
 """What full precision answers on the windows: computed once in fp32, kept on disk, read back by every
 measurement.
 
-A reference is a folder `<model fingerprint>-<data id>` with one safetensors file per window, made when the
+A reference is a folder `<base identity>-<data id>` with one safetensors file per window, made when the
 window is first wanted, so that the first estimate of a new model waits for one window and not for all. A file
 holds, for the P = context - 1 scored positions and a vocabulary of V:
 
@@ -79,7 +79,7 @@ class ReferenceWindow:
 class Reference:
     """Use `Reference.open`. `window(i)` answers from disk, or computes, stores and answers."""
 
-    fingerprint: str
+    identity: str
     windows: Windows
     forward: Forward
     folder: Path
@@ -90,17 +90,17 @@ class Reference:
 
     @classmethod
     def open(
-        cls, fingerprint: str, windows: Windows, forward: Forward, cache: Path, limit: int = LIMIT
+        cls, identity: str, windows: Windows, forward: Forward, cache: Path, limit: int = LIMIT
     ) -> Reference:
-        """The reference of model `fingerprint` on `windows`, kept under `cache` (normally `cache_dir() /
-        "reference"`).
+        """The reference of the model of this identity on `windows`, kept under `cache` (normally
+        `cache_dir() / "reference"`).
 
         `forward` takes ids (1, context) and gives fp32 logits (1, context, V) of the full-precision model; it
         is called only for windows that are not on disk, so it may load that model when first called. Nothing
         is computed by opening.
         """
-        name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{fingerprint}-{windows.id}")
-        return cls(fingerprint, windows, forward, Path(cache) / name, limit)
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{identity}-{windows.id}")
+        return cls(identity, windows, forward, Path(cache) / name, limit)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -141,7 +141,7 @@ class Reference:
     def _labels(self, i: int, parts: dict[str, Tensor]) -> dict[str, str | int]:
         return {
             "version": VERSION,
-            "model": self.fingerprint,
+            "model": self.identity,
             "data": self.windows.id,
             "window": i,
             "crc32": _checksum(parts),

@@ -1,10 +1,11 @@
 """What has been measured before, in one SQLite file that threads and processes share.
 
 One row per (plan, model, data, dtype, version): `plan` is `PrecisionPlan.key`, `model` the model's
-fingerprint, `data` the windows' id, `dtype` what was computed in, `version` that of the measuring code, so
-that a changed measure never mixes with older numbers. The payload is a JSON object with at least `tokens`,
-usually an `Estimate.to_dict()` and what the caller wants to find beside it; of two measurements of one key
-the one over more tokens stays (the later one of equals).
+`ElasticModel.identity` (of another tool's numbers its `base_identity`), `data` the windows' id, `dtype` what
+was computed in, `version` that of the measuring code, so that a changed measure never mixes with older
+numbers. The payload is a JSON object with at least `tokens`, usually an `Estimate.to_dict()` and what the
+caller wants to find beside it; of two measurements of one key the one over more tokens stays (the later one
+of equals).
 
 Every call opens the file, does one transaction and closes it (milliseconds): nothing is shared between
 threads or over a fork. A file that SQLite cannot read is moved aside with a warning and a fresh one begun:

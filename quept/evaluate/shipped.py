@@ -1,11 +1,13 @@
 """Measured results as a file that travels with a model: written once by `quept evaluate --export-results`,
 read into the store at start.
 
-    {"format": "quept-results", "version": 1, "model": …, "data": …, "measure": …, "text": …, "tokens": …, …,
-     "results": [{"name": "W4", "plan": key, "dtype": "float32", "payload": {…}}, …]}
+    {"format": "quept-results", "version": 1, "model": …, "identity": …, "data": …, "measure": …, "text": …,
+     "tokens": …, …, "results": [{"name": "W4", "plan": key, "dtype": "float32", "payload": {…}}, …]}
 
-`model` and `data` are those of a ResultKey. What the store already holds was measured here and is left as it
-is.
+`identity` and `data` are `model` and `data` of a ResultKey; `model` names the artifact (`Artifact.identity`)
+or, for another tool's numbers, the base weights. Files without an identity were written before configs
+counted: they are of the model that they name so. What the store already holds was measured here and is left
+as it is.
 """
 
 from __future__ import annotations
@@ -15,16 +17,22 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quept.evaluate.results import VERSION as MEASURE
 from quept.evaluate.results import ResultKey, Results, ResultsError
+
+if TYPE_CHECKING:
+    from quept.runtime import ElasticModel
 
 FORMAT, VERSION = "quept-results", 1
 
 
 def write_shipped(
-    path: str | Path, results: Iterable[tuple[str, ResultKey, Mapping[str, Any]]], **conditions
+    path: str | Path,
+    results: Iterable[tuple[str, ResultKey, Mapping[str, Any]]],
+    elastic: ElasticModel,
+    **conditions,
 ) -> None:
     """Write (name, key, payload) of one model on one text, with what they were measured on; the file appears
     whole or not at all."""
@@ -35,7 +43,8 @@ def write_shipped(
     head = {
         "format": FORMAT,
         "version": VERSION,
-        "model": first.model,
+        "model": {at: name for name, at in _identities(elastic).items()}[first.model],
+        "identity": first.model,
         "data": first.data,
         "measure": MEASURE,
         **conditions,
@@ -57,9 +66,14 @@ def write_shipped(
     os.replace(temporary, path)
 
 
-def load_shipped(results: Results, path: str | Path) -> int:
-    """Put what the file holds and the store does not into the store; returns how many. A file of an older
-    measure holds nothing of use.
+def _identities(elastic: ElasticModel) -> dict[str, str]:
+    """`{name of what was measured: its identity}`."""
+    return {elastic.artifact.identity: elastic.identity, elastic.fingerprint: elastic.base_identity}
+
+
+def load_shipped(results: Results, path: str | Path, elastic: ElasticModel) -> int:
+    """Put what the file holds of this model and the store does not into the store; returns how many. A file
+    of an older measure holds nothing of use.
 
     Raises ResultsError for a file that is no results file, is damaged, or is newer than this program."""
     try:
@@ -76,8 +90,9 @@ def load_shipped(results: Results, path: str | Path) -> int:
     if data.get("measure") != MEASURE:
         return 0
     try:
+        identity = data.get("identity") or _identities(elastic).get(data["model"], data["model"])
         rows = [
-            (ResultKey(row["plan"], data["model"], data["data"], row["dtype"]), row["payload"])
+            (ResultKey(row["plan"], identity, data["data"], row["dtype"]), row["payload"])
             for row in data["results"]
         ]
         return sum(results.put(key, payload) for key, payload in rows if results.get(key) is None)

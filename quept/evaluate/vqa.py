@@ -2,7 +2,7 @@
 batch by batch, next to what full precision answers.
 
     full, cache = elastic.full_precision, cache_dir() / "reference"
-    reference = VqaReference.open(elastic.fingerprint, questions, full, cache)
+    reference = VqaReference.open(elastic.base_identity, questions, full, cache)
     for estimate in vqa(elastic.view(plan), questions, reference):
         ...                                        # one VqaEstimate per batch, stop any time
 
@@ -116,16 +116,17 @@ class VqaReference:
     @classmethod
     def open(
         cls,
-        fingerprint: str,
+        identity: str,
         questions: Questions,
         model: Callable[[], nn.Module],
         cache: Path,
         limit: int = LIMIT,
     ) -> VqaReference:
-        """The reference of model `fingerprint`, kept under `cache` (normally `cache_dir() / "reference"`).
+        """The reference of the model of this identity, kept under `cache` (normally `cache_dir() /
+        "reference"`).
         `model` gives full precision (`elastic.full_precision`); it is called only for batches that are not
         on disk."""
-        return cls(questions, model, Path(cache) / f"{fingerprint}-{questions.id}", limit)
+        return cls(questions, model, Path(cache) / f"{identity}-{questions.id}", limit)
 
     def told(self, number: int, batch: Batch, gate: Gate = nullcontext) -> Told:
         """For batch `number`, on the CPU. Where it must be computed, `gate` is held."""

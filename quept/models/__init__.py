@@ -3,14 +3,16 @@
 families  one table entry per architecture: which module paths play which role
 layout   the table applied to one model: its blocks, their linear layers by role, what stays as it is
 clone     copies of a module tree that share every tensor: what views and transformed models are made of
-load      a zoo name, a hub id or a folder -> model, tokenizer, layout, fingerprint
+load      a zoo name, a hub id or a folder -> model, tokenizer, layout
+identity  what artifacts are bound to (fingerprint) and what numbers belong to (identity)
 vision    classifiers of pictures in timm's format: their weights, preprocessing and labels
 multimodal  what a vision-language model hands to the language model inside it
 """
 
 from .families import FAMILIES, Family
+from .identity import fingerprint_of
 from .layout import Block, ModelLayout, layout_of
-from .load import LoadedModel, LoadError, fingerprint_of, load
+from .load import LoadedModel, LoadError, load
 from .vision import Vision
 
 __all__ = [

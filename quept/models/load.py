@@ -2,18 +2,17 @@
 language model or a vision-language model of transformers, or a classifier of pictures from timm (see vision).
 
 The weights stay in 16 bits, as they are on disk (they are the *source* that every width is made from);
-nothing is quantized here. The fingerprint, a hash of every parameter, is what an artifact is bound to. Only
-safetensors are read, never pickled weights, and no code that comes with a model is run.
+nothing is quantized here. Only safetensors are read, never pickled weights, and no code that comes with a
+model is run.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,6 +31,7 @@ from quept import zoo
 
 from . import vision
 from .families import FAMILIES
+from .identity import deciding, fingerprint_of, identity_of
 from .layout import ModelLayout, family_of, layout_of
 from .vision import Vision
 
@@ -50,10 +50,13 @@ class LoadedModel:
     tokenizer: of all but a classifier of pictures, which has `vision` in its place. processor: of a
     vision-language model, what makes its inputs of pictures and words. questions: those with answers that lie
     beside its weights (see `quept.evaluate.questions`), if any do. Whatever a model lacks is None.
+    fingerprint: a hash of every parameter, which an artifact is bound to. identity: a hash of that and of all
+    else that decides what the model computes, which numbers belong to; config: that part of its config, flat
+    (see `identity` for both).
     record: how the weights were transformed since they were loaded (a `quept.transforms.Record`), or None;
-    source, fingerprint and provenance stay those of what was loaded. online: the layers whose input must
-    pass through `quept.numerics.hadamard.hadamard_transform` as the model runs. `model` does so by itself;
-    whoever puts a layer of their own in such a place has to."""
+    source, fingerprint, identity, config and provenance stay those of what was loaded. online: the layers
+    whose input must pass through `quept.numerics.hadamard.hadamard_transform` as the model runs. `model` does
+    so by itself; whoever puts a layer of their own in such a place has to."""
 
     model: PreTrainedModel | nn.Module
     tokenizer: PreTrainedTokenizerBase | None
@@ -68,6 +71,15 @@ class LoadedModel:
     vision: Vision | None = None
     processor: ProcessorMixin | None = None
     questions: Path | None = None
+    config: Mapping[str, Any] | None = None
+    identity: str = ""
+
+    def __post_init__(self):
+        if self.config is None:
+            config = deciding(self.model, self.vision and self.vision.config)
+            identity = identity_of(self.model, self.fingerprint, config, self.tokenizer)
+            object.__setattr__(self, "config", config)
+            object.__setattr__(self, "identity", identity)
 
     @property
     def kind(self) -> str:
@@ -172,18 +184,3 @@ def _storage(config) -> torch.dtype:
     bfloat16."""
     dtype = getattr(config, "dtype", None)
     return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
-
-
-def fingerprint_of(model: torch.nn.Module) -> str:
-    """SHA-256 over names, shapes, types and bytes of all parameters, as 64 hex digits. Tied parameters count
-    once."""
-    parameters = sorted(model.named_parameters())
-
-    def digest(item: tuple[str, torch.Tensor]) -> bytes:
-        name, tensor = item
-        head = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        head.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return head.digest()
-
-    with ThreadPoolExecutor() as pool:
-        return hashlib.sha256(b"".join(pool.map(digest, parameters))).hexdigest()

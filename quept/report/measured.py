@@ -128,7 +128,9 @@ def _shipped(file: str, data: Mapping[str, Any], artifact: Artifact) -> Measured
     subject = {artifact.identity: THIS, plain: PLAIN, m.fingerprint: BASE}.get(data.get("model"), OTHER)
     if artifact.manifest.method == "rtn" and subject == PLAIN:
         subject = THIS
-    conditions = _conditions(data, but=("format", "version", "model", "data", "measure", "results"))
+    conditions = _conditions(
+        data, but=("format", "version", "model", "identity", "data", "measure", "results")
+    )
     full = next((number(p.get("ppl_ref")) for p in payloads.values() if number(p.get("ppl_ref"))), None)
     if full is not None:
         conditions = (*conditions, ("perplexity at full precision", short(full)))

@@ -10,6 +10,7 @@ A -> B -> A gives bit-identical results.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +71,7 @@ class ElasticModel:
         self.dtype = dtype or compute_dtype(self.device)
         self.artifact, self.source, self.title = artifact, loaded.source, _title(loaded, artifact)
         self.fingerprint, self.provenance = loaded.fingerprint, loaded.provenance
+        self.base_identity = base.identity
         self.kind, self.vision = loaded.kind, loaded.vision
         self.processor, self.questions = loaded.processor, loaded.questions
         self.layout: ModelLayout = loaded.layout
@@ -117,6 +119,18 @@ class ElasticModel:
             return cls(base or load(artifact.base, progress), artifact, **options)
         loaded = base or load(split(source)[0], progress)
         return cls(loaded, Artifact.rtn(loaded, loaded.group), **options)
+
+    @property
+    def identity(self) -> str:
+        """What numbers measured with it belong to: the base's identity (weights, config, tokenizer) and the
+        artifact's (method, grid, transforms, what was learned). `base_identity`: the former alone, for what
+        the full-precision model or another tool's answers."""
+        return hashlib.sha256(f"{self.base_identity} {self.artifact.identity}".encode()).hexdigest()
+
+    def is_named(self, identity: str) -> bool:
+        """Whether a table or front of this identity is of this model. Files written before configs counted
+        name its artifact or its weights alone, and are taken at their word."""
+        return identity in (self.identity, self.artifact.identity, self.artifact.weights_id)
 
     @property
     def base(self) -> nn.Module:

@@ -32,7 +32,7 @@ def references(elastic, tmp_path_factory):
     """(to search on, shown)"""
     folder = tmp_path_factory.mktemp("references")
     windows = (Windows(token_ids(2, seed=seed)) for seed in (1, 2))
-    return [Reference.open(elastic.fingerprint, w, elastic.reference, folder) for w in windows]
+    return [Reference.open(elastic.base_identity, w, elastic.reference, folder) for w in windows]
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +128,7 @@ def test_a_results_store_takes_what_was_measured(elastic, references, front, tmp
     for _, key, payload in front.results(elastic.layers):
         store.put(key, payload)
     point = front.points[0]
-    key = ResultKey(
-        point.plan.key(elastic.layers), elastic.artifact.identity, references[1].windows.id, "float32"
-    )
+    key = ResultKey(point.plan.key(elastic.layers), elastic.identity, references[1].windows.id, "float32")
     assert store.get(key).payload["kl"] == point.measured.kl
 
 

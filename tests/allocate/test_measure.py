@@ -36,7 +36,7 @@ def elastic(folder):
 
 @pytest.fixture
 def reference(elastic, tmp_path):
-    return Reference.open(elastic.fingerprint, Windows(token_ids(3)), elastic.reference, tmp_path)
+    return Reference.open(elastic.base_identity, Windows(token_ids(3)), elastic.reference, tmp_path)
 
 
 def measured(elastic, reference, **options) -> SensitivityTable:
@@ -95,7 +95,7 @@ def test_a_layer_costs_what_the_plan_that_changes_only_it_diverges(elastic, refe
 @pytest.mark.parametrize("name", ["llama", "llama-untied"])
 def test_embeddings_cost_what_the_plan_that_rounds_only_them_diverges(name, tmp_path):
     elastic = opened(name, tmp_path / name)
-    reference = Reference.open(elastic.fingerprint, Windows(token_ids(3)), elastic.reference, tmp_path)
+    reference = Reference.open(elastic.base_identity, Windows(token_ids(3)), elastic.reference, tmp_path)
     table = measured(elastic, reference)
     for bits in WIDTHS:
         plan = PrecisionPlan.uniform(FULL, embeddings=bits)

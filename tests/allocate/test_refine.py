@@ -41,7 +41,7 @@ def references(elastic, tmp_path_factory):
     """(to search on, to verify on)"""
     folder = tmp_path_factory.mktemp("references")
     return tuple(
-        Reference.open(elastic.fingerprint, windows(3, seed), elastic.reference, folder) for seed in (1, 2)
+        Reference.open(elastic.base_identity, windows(3, seed), elastic.reference, folder) for seed in (1, 2)
     )
 
 
@@ -254,7 +254,7 @@ def test_a_quantized_cache_is_measured_and_kept(elastic, references, table):
 def test_a_pass_that_starts_where_plans_differ_is_the_whole_pass(name, tmp_path):
     """Whatever was kept: candidates that share one block, two, or none with the plan that was kept."""
     elastic = ElasticModel.open(save_tiny(name, tmp_path / "m", num_hidden_layers=4), dtype=torch.float32)
-    reference = Reference.open(elastic.fingerprint, windows(2, 1), elastic.reference, tmp_path)
+    reference = Reference.open(elastic.base_identity, windows(2, 1), elastic.reference, tmp_path)
     space = Space.of(elastic, stand_in(elastic.sizes), CONSTRAINTS, 10**9)
     meter = Meter(elastic, reference, space, Figures(None, elastic), FULL, _Gate)
     rng = np.random.default_rng(0)
@@ -270,7 +270,7 @@ def test_a_pass_that_starts_where_plans_differ_is_the_whole_pass(name, tmp_path)
                 divergence(
                     elastic.view(space.plan(picks)),
                     one := Reference.open(
-                        elastic.fingerprint,
+                        elastic.base_identity,
                         Windows(reference.windows.ids[window : window + 1]),
                         elastic.reference,
                         tmp_path,

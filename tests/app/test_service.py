@@ -173,7 +173,7 @@ def test_a_measured_baseline_is_a_point_that_loads_nothing_and_says_so(
     opened, nf4 = service.opened[MODEL], BASELINES["nf4"]
     assert not any(p["kind"] == "baseline" for p in service.points(MODEL)["points"])
     payload = measured(service, PrecisionPlan.uniform(4))["estimate"]
-    opened.results.put(ResultKey(nf4.key, elastic.fingerprint, opened.windows.id), payload)
+    opened.results.put(ResultKey(nf4.key, elastic.base_identity, opened.windows.id), payload)
     (point,) = [p for p in service.points(MODEL)["points"] if p["kind"] == "baseline"]
     assert point["label"] == "bitsandbytes NF4" and point["kl"] == payload["kl"]
     assert point["bytes"] == elastic.baseline_bytes("nf4")

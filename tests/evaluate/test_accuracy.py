@@ -56,7 +56,7 @@ def images(elastic):
 @pytest.fixture
 def reference(elastic, images, tmp_path):
     return ImageReference.open(
-        elastic.fingerprint, images, Counting(elastic.reference), tmp_path / "reference"
+        elastic.base_identity, images, Counting(elastic.reference), tmp_path / "reference"
     )
 
 
@@ -130,7 +130,7 @@ def test_the_reference_is_computed_once_and_kept(elastic, images, reference, tmp
     first = list(accuracy(view, images, reference))[-1]
     assert reference.forward.calls == 5
     again = ImageReference.open(
-        elastic.fingerprint, images, Counting(elastic.reference), tmp_path / "reference"
+        elastic.base_identity, images, Counting(elastic.reference), tmp_path / "reference"
     )
     second = list(accuracy(view, images, again))[-1]
     assert again.forward.calls == 0 and (second.kl, second.classes) == (first.kl, first.classes)
@@ -141,7 +141,7 @@ def test_the_reference_is_computed_once_and_kept(elastic, images, reference, tmp
 
 def test_a_cache_that_cannot_be_written_only_costs_time(elastic, images, tmp_path):
     (tmp_path / "file").touch()
-    reference = ImageReference.open(elastic.fingerprint, images, elastic.reference, tmp_path / "file")
+    reference = ImageReference.open(elastic.base_identity, images, elastic.reference, tmp_path / "file")
     assert list(accuracy(elastic.view(PrecisionPlan.uniform(4)), images, reference))[-1].images == COUNT
 
 
@@ -170,7 +170,7 @@ def test_a_broken_picture_is_counted_and_the_reference_fits_what_is_left(elastic
 
     def measured():
         images = image_folder(tmp_path / "data", elastic.vision)
-        reference = ImageReference.open(elastic.fingerprint, images, elastic.reference, tmp_path / "cache")
+        reference = ImageReference.open(elastic.base_identity, images, elastic.reference, tmp_path / "cache")
         return list(accuracy(view, images, reference))[-1]
 
     assert (measured().images, measured().skipped) == (6, 0)
