@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from quept.allocate import SensitivityTable
-from quept.allocate.best import Best, best
-from quept.allocate.budget import parse_budget
 from quept.allocate.front import Front
-from quept.allocate.solve import Constraints, path, tied
+from quept.allocate.solve.best import Best, best
+from quept.allocate.solve.budget import parse_budget
+from quept.allocate.solve.solver import Constraints, path, tied
 from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, WEIGHT_BITS, PrecisionPlan
 from quept.runtime import ElasticModel
 

@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from quept.allocate.refine import Trial, refine
-from quept.allocate.solve import allocate
+from quept.allocate.search.refine import Trial, refine
+from quept.allocate.solve.solver import allocate
 from quept.evaluate import Reference, Windows
 from quept.plan import PrecisionPlan
 

@@ -38,12 +38,13 @@ import torch
 from report import report
 
 from quept import ElasticModel, PrecisionPlan
-from quept.allocate import SensitivityTable, sensitivity
-from quept.allocate.constraints import FREE
-from quept.allocate.race import Figures
-from quept.allocate.refine import refine
-from quept.allocate.solve import allocate
-from quept.allocate.uniform import uniform_at_equal_bytes
+from quept.allocate import SensitivityTable
+from quept.allocate.search.race import Figures
+from quept.allocate.search.refine import refine
+from quept.allocate.sensitivity.measure import measure_sensitivity
+from quept.allocate.solve.constraints import FREE
+from quept.allocate.solve.solver import allocate
+from quept.allocate.solve.uniform import uniform_at_equal_bytes
 from quept.artifact import bundled
 from quept.evaluate import Reference, Windows, cut, divergence
 from quept.plan import FULL
@@ -237,7 +238,7 @@ def sensitivity_seconds(elastic: ElasticModel, options: argparse.Namespace) -> f
     windows = opened(elastic, searched_text(options), options.measure_sensitivity).windows
     curve = opened(elastic, searched_text(options), 4096)
     began = time.perf_counter()
-    sensitivity(elastic, windows, curve, source=options.model, workers=options.workers)
+    measure_sensitivity(elastic, windows, curve, source=options.model, workers=options.workers)
     return round(time.perf_counter() - began, 1)
 
 
@@ -258,7 +259,9 @@ def ray_ratio(elastic: ElasticModel, options: argparse.Namespace) -> dict:
 
     def table(**how) -> tuple[float, SensitivityTable]:
         began = time.perf_counter()
-        made = sensitivity(elastic, data.windows, curve, (2, 4, 8), "block", source=options.model, **how)
+        made = measure_sensitivity(
+            elastic, data.windows, curve, (2, 4, 8), "block", source=options.model, **how
+        )
         return time.perf_counter() - began, made
 
     one_thread, single = table(threads=1)  # makes the reference and the weights of uniform plans, too

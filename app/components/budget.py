@@ -1,7 +1,7 @@
 """Budget: type or drag a size, and the equaliser shows the best bits for it; refine that plan by measuring.
 
 In:  `path`, the plans that the slider runs through: {"model": its name, "path": what `Path.to_dict()` of
-     quept.allocate.solve returns, or None, "error": why there is none, in words, or "", "activations":
+     quept.allocate.solve.solver returns, or None, "error": why there is none, in words, or "", "activations":
      whether activation widths were measured too, "turn": the request it answers, 0 for none};
      `answer`, to the latest request: {"serial": the request's, "error": words} or {"serial", "plan": {"w",
      "e", and "a" if it changes}, "budget": bytes, "note": where the plan is from if the solver did not make

@@ -37,10 +37,10 @@ from quept.evaluate.results import ResultKey
 from quept.plan import PlanError, PrecisionPlan
 from quept.runtime.model import ElasticModel
 
-from .constraints import FREE, AllocationError, Constraints
-from .refine import refine
-from .solve import allocate
-from .table import SensitivityTable
+from .search.refine import refine
+from .sensitivity.table import SensitivityTable
+from .solve.constraints import FREE, AllocationError, Constraints
+from .solve.solver import allocate
 
 FORMAT, VERSION = "quept-front", 1
 BITS = (2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0, 8.0)  # per parameter

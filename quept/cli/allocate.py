@@ -25,7 +25,7 @@ from .shared import (
 if TYPE_CHECKING:
     from quept.allocate import SensitivityTable
     from quept.allocate.front import Front
-    from quept.allocate.solve import Constraints
+    from quept.allocate.solve.solver import Constraints
     from quept.runtime import ElasticModel
 
 LIMIT = "LAYER=BITS"
@@ -94,8 +94,8 @@ def allocate_parser(commands) -> None:
 
 
 def _allocate(options: argparse.Namespace) -> None:
-    from quept.allocate.best import best
-    from quept.allocate.budget import parse_budget
+    from quept.allocate.solve.best import best
+    from quept.allocate.solve.budget import parse_budget
 
     with Progress() as progress:
         elastic = opened(options, progress)
@@ -194,7 +194,7 @@ def _artifact(options: argparse.Namespace) -> Path | None:
 
 
 def _constraints(options: argparse.Namespace, elastic: ElasticModel) -> Constraints:
-    from quept.allocate.constraints import Constraints, tied
+    from quept.allocate.solve.constraints import Constraints, tied
 
     said = {name: dict(getattr(options, name)) for name in ("pinned", "floor", "ceiling")}
     for name in ("widths", "embeddings", "activations"):

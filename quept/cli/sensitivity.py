@@ -78,7 +78,7 @@ def sensitivity_parser(commands) -> None:
 
 def _sensitivity(options: argparse.Namespace) -> None:
     from quept import zoo
-    from quept.allocate import sensitivity
+    from quept.allocate.sensitivity.measure import measure_sensitivity
     from quept.evaluate import Reference
 
     out, lines = Path(options.out), Path(f"{options.out}.progress.jsonl")
@@ -90,7 +90,7 @@ def _sensitivity(options: argparse.Namespace) -> None:
         reference = Reference.open(
             elastic.base_identity, whole, elastic.reference, zoo.cache_dir() / "reference"
         )
-        table = sensitivity(
+        table = measure_sensitivity(
             elastic,
             windows,
             reference,

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from quept.allocate import SensitivityTable
-from quept.allocate.best import best, keeps
-from quept.allocate.constraints import AllocationError, Constraints, units
 from quept.allocate.front import Front, Point, load_front
-from quept.allocate.solve import allocate
+from quept.allocate.solve.best import best, keeps
+from quept.allocate.solve.constraints import AllocationError, Constraints, units
+from quept.allocate.solve.solver import allocate
 from quept.evaluate import Estimate
 from quept.plan import QUANTIZED_BITS, PrecisionPlan
 from tests.allocate.test_solve import DOWN0, LAYERS, Q0, Q1, sizes, smollm2, table

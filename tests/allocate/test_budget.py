@@ -3,8 +3,8 @@
 import pytest
 
 from quept.allocate import SensitivityError
-from quept.allocate.budget import parse_budget
-from quept.allocate.solve import AllocationError, Constraints, allocate, path
+from quept.allocate.solve.budget import parse_budget
+from quept.allocate.solve.solver import AllocationError, Constraints, allocate, path
 from quept.plan import PrecisionPlan
 from tests.allocate.test_solve import LAYERS, Q0, sizes, table
 

@@ -8,10 +8,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from quept.allocate import SensitivityTable, sensitivity
+from quept.allocate import SensitivityTable
 from quept.allocate import front as module
-from quept.allocate.constraints import Constraints
 from quept.allocate.front import Front, FrontError, load_front, measure_front
+from quept.allocate.sensitivity.measure import measure_sensitivity
+from quept.allocate.solve.constraints import Constraints
 from quept.evaluate import Reference, ResultKey, Results, Windows, divergence
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
@@ -37,7 +38,7 @@ def references(elastic, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(elastic, references) -> SensitivityTable:
-    return sensitivity(elastic, references[0].windows, references[0], (2, 3, 4, 8), model="tiny")
+    return measure_sensitivity(elastic, references[0].windows, references[0], (2, 3, 4, 8), model="tiny")
 
 
 def made(elastic, references, table, bits=BITS, **options) -> Front:

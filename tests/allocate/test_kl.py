@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from quept.allocate.kl import CHUNK, Expected
+from quept.allocate.sensitivity.kl import CHUNK, Expected
 
 POSITIONS, WIDTH, WORDS = 40, 32, 5 * CHUNK + 7
 

@@ -9,9 +9,10 @@ from contextlib import suppress
 import pytest
 import torch
 
-from quept.allocate import SensitivityError, SensitivityTable, measure, sensitivity
-from quept.allocate.measure import Measurement
-from quept.allocate.passes import changed_hidden, full_pass
+from quept.allocate import SensitivityError, SensitivityTable
+from quept.allocate.sensitivity import measure
+from quept.allocate.sensitivity.measure import Measurement, measure_sensitivity
+from quept.allocate.sensitivity.passes import changed_hidden, full_pass
 from quept.evaluate import Reference, Windows
 from quept.plan import ACTIVATION_BITS, FULL, Bits, PrecisionPlan
 from quept.runtime import ElasticModel
@@ -41,7 +42,7 @@ def reference(elastic, tmp_path):
 
 def measured(elastic, reference, **options) -> SensitivityTable:
     names = {"model": "tiny", "text": "tokens"}
-    return sensitivity(elastic, Windows(token_ids(2)), reference, WIDTHS, **names | options)
+    return measure_sensitivity(elastic, Windows(token_ids(2)), reference, WIDTHS, **names | options)
 
 
 def oracle(elastic, plan, base=None) -> float:

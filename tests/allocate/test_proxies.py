@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from quept.allocate import agreement, proxy, rank_correlation
+from quept.allocate.sensitivity.proxies import agreement, proxy, rank_correlation
 from quept.evaluate import Windows
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel

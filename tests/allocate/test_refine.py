@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from quept.allocate import SensitivityTable, sensitivity
-from quept.allocate.constraints import AllocationError, Constraints, tied
-from quept.allocate.correction import design, fit
-from quept.allocate.race import Figures, Meter, Race
-from quept.allocate.refine import RefineError, refine
-from quept.allocate.solve import allocate
-from quept.allocate.space import Space, stand_in
-from quept.allocate.uniform import uniform_at_equal_bytes
+from quept.allocate import SensitivityTable
+from quept.allocate.search.correction import design, fit
+from quept.allocate.search.race import Figures, Meter, Race
+from quept.allocate.search.refine import RefineError, refine
+from quept.allocate.search.space import Space, stand_in
+from quept.allocate.sensitivity.measure import measure_sensitivity
+from quept.allocate.solve.constraints import AllocationError, Constraints, tied
+from quept.allocate.solve.solver import allocate
+from quept.allocate.solve.uniform import uniform_at_equal_bytes
 from quept.evaluate import Reference, Windows, divergence
 from quept.plan import FULL, PrecisionPlan
 from quept.runtime import ElasticModel
@@ -47,7 +48,7 @@ def references(elastic, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(elastic, references) -> SensitivityTable:
-    return sensitivity(elastic, windows(2, 3), references[0], WIDTHS, model="tiny", text="tokens")
+    return measure_sensitivity(elastic, windows(2, 3), references[0], WIDTHS, model="tiny", text="tokens")
 
 
 def budget_of(elastic, weights, embeddings=FULL) -> int:
@@ -164,7 +165,7 @@ def test_a_start_outside_the_budget_or_the_constraints_is_refused(elastic, refer
 
 
 def test_a_table_around_another_plan_is_refused(elastic, references):
-    table = sensitivity(elastic, windows(1, 3), references[0], WIDTHS, base=PrecisionPlan.uniform(4))
+    table = measure_sensitivity(elastic, windows(1, 3), references[0], WIDTHS, base=PrecisionPlan.uniform(4))
     with pytest.raises(AllocationError, match="around full precision"):
         searched(elastic, references, table, budget_of(elastic, 4), start=PrecisionPlan.uniform(4))
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from quept.allocate import SensitivityTable
-from quept.allocate.constraints import tie_groups
-from quept.allocate.knapsack import knapsack
-from quept.allocate.solve import (
+from quept.allocate.solve.constraints import tie_groups
+from quept.allocate.solve.knapsack import knapsack
+from quept.allocate.solve.solver import (
     AllocationError,
     Constraints,
     allocate,

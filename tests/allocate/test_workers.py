@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quept.allocate.workers import LOSSES, WorkersError, run
+from quept.allocate.sensitivity.workers import LOSSES, WorkersError, run
 
 
 class OwnError(ValueError):

@@ -13,7 +13,7 @@ from app.budget import constraints_of
 from app.components.budget import Budget
 from app.components.widget import asset
 from app.service import Sample, Service
-from quept.allocate.solve import path
+from quept.allocate.solve.solver import path
 from quept.evaluate import Results
 from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
 from quept.runtime import ElasticModel

@@ -37,10 +37,10 @@ from quept.evaluate.reference import Reference
 from quept.plan import PrecisionPlan
 from quept.runtime.model import ElasticModel
 
-from .constraints import FREE, AllocationError, Constraints
+from ..sensitivity.table import FULL_PRECISION, SensitivityTable
+from ..solve.constraints import FREE, AllocationError, Constraints
 from .race import Figures, Meter, Race, RefineError
 from .space import Space, stand_in
-from .table import FULL_PRECISION, SensitivityTable
 
 __all__ = ["RefineError", "Trial", "refine"]
 

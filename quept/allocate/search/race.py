@@ -25,8 +25,8 @@ from quept.evaluate.reference import Reference
 from quept.plan import FULL
 from quept.runtime.model import ElasticModel, clone
 
+from ..sensitivity.passes import Given, Kept
 from .correction import Posterior, fit
-from .passes import Given, Kept
 from .space import Space
 
 BEHIND = 0.01  # of log KL: by how much a candidate may be behind and still see the next window

@@ -47,7 +47,7 @@ HEAD_IN_BLOCKS = 4  # what a pass costs beside its blocks, for the progress line
 KEPT_BY_BANK = 1  # bytes: a worker wants the weights of a plan once, and those of the base live with its view
 
 
-def sensitivity(
+def measure_sensitivity(
     elastic: ElasticModel,
     windows: Windows,
     reference: Reference,

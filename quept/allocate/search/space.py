@@ -17,10 +17,10 @@ from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, WEIGHT_BITS, Bits,
 from quept.runtime.model import ElasticModel
 from quept.runtime.sizes import Sizes
 
-from .constraints import AllocationError, Constraints, Unit, megabytes, units
+from ..sensitivity.table import SensitivityTable
+from ..solve.constraints import AllocationError, Constraints, Unit, megabytes, units
+from ..solve.knapsack import knapsack
 from .correction import design
-from .knapsack import knapsack
-from .table import SensitivityTable
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .constraints import Unit
+from ..solve.constraints import Unit
 
 STRETCHES = 6  # stretches of neighbouring blocks, about equally long, that have factors of their own
 PRIOR = 0.3  # of a factor's logarithm

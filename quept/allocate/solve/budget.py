@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 from quept.plan import PrecisionPlan
 
 from .constraints import FREE, AllocationError, Constraints, megabytes
-from .solve import allocate, path
+from .solver import allocate, path
 
 if TYPE_CHECKING:
     from quept.runtime.sizes import Sizes
 
-    from .table import SensitivityTable
+    from ..sensitivity.table import SensitivityTable
 
 LONGEST = 60  # characters; a stranger's text is not worth more
 MOST = 10  # times full precision: whoever types that meant another unit

@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Literal
 
 from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, QUANTIZED_BITS, WEIGHT_BITS
 
-from .table import FULL_PRECISION
+from ..sensitivity.table import FULL_PRECISION
 
 if TYPE_CHECKING:
     from quept.models import ModelLayout
     from quept.runtime.sizes import Sizes
 
-    from .table import SensitivityTable
+    from ..sensitivity.table import SensitivityTable
 
 EMBEDDINGS = "embeddings"
 AS_WEIGHTS = "as weights"

@@ -26,14 +26,14 @@ import numpy as np
 
 from quept.plan import FULL, Bits, PrecisionPlan
 
+from ..sensitivity.table import FULL_PRECISION, SensitivityError, SensitivityTable
 from .constraints import FREE, Constraints, Unit, units
-from .solve import Allocation, allocate
-from .table import FULL_PRECISION, SensitivityError, SensitivityTable
+from .solver import Allocation, allocate
 
 if TYPE_CHECKING:
     from quept.runtime.sizes import Sizes
 
-    from .front import Front
+    from ..front import Front
 
 Origin = Literal["allocated", "uniform", "front"]
 SIZE = ("tokens", "context")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from quept.plan import FULL, Bits, PrecisionPlan
 
+from ..sensitivity.table import SensitivityError, SensitivityTable
 from .constraints import (
     FREE,
     AllocationError,
@@ -33,7 +34,6 @@ from .constraints import (
     units,
 )
 from .knapsack import Hull, knapsack, undominated
-from .table import SensitivityError, SensitivityTable
 
 if TYPE_CHECKING:
     from quept.runtime.sizes import Sizes

@@ -1,0 +1,7 @@
+"""Better plans than the table can find, by measuring whole ones.
+
+refine      the search: bounded in time, resumed where it was cut
+space       the plans it chooses from, within the budget
+race        measuring a candidate against the best plan so far
+correction  the table's costs, corrected by the plans that were measured
+"""

@@ -1,0 +1,9 @@
+"""The plan of the least summed sensitivity within a budget.
+
+constraints  what an allocation may choose from: pins, floors, ceilings, layers that share a width
+budget       "60 MB", "3.2 bits", "2 % worse": what people type, in bytes
+solver       the plan within so many bytes, exactly; a budget slider's path
+knapsack     the solver behind it
+best         that plan, or one that was measured whole and is known to be better
+uniform      what uniform plans would show at the same bytes: the yardstick
+"""
