@@ -82,9 +82,8 @@ class OpenModel:
         self.front = front = fitting_front(shipped / "front.json", elastic)
         # The best plans found for their sizes, smallest first.
         self.best = [replace(point.plan, name=point.name) for point in front.points] if front else []
-        for _, key, payload in front.results(elastic.layers) if front else ():
-            if results.get(key) is None:  # what was measured here stays
-                results.put(key, payload)
+        if front:
+            results.put_missing((key, payload) for _, key, payload in front.results(elastic.layers))
         for file in (shipped / "results.json", plain / "baselines.json"):
             if file.exists():
                 load_shipped(results, file, elastic)
@@ -189,8 +188,11 @@ class OpenModel:
         """What was measured here comes before what was measured for the release, which is in float32."""
         if self.measured_on is None:
             return None
-        here = self.results.get(self.result_key(plan))
-        return here or self.results.get(self.result_key(plan, torch.float32))
+        here = self._measured(self.result_key(plan))
+        return here or self._measured(self.result_key(plan, torch.float32))
+
+    def _measured(self, key: ResultKey) -> Stored | None:
+        return self.results.get(key, self.measured_on.read)
 
     def result_key(self, plan: PrecisionPlan, dtype: torch.dtype | None = None) -> ResultKey:
         """Where measurements of this plan in a compute dtype (the model's own unless given) are kept."""
@@ -205,7 +207,7 @@ class OpenModel:
             return None
         identity, dtype = self.elastic.base_identity, str(self.elastic.dtype).removeprefix("torch.")
         keys = (ResultKey(baseline.key, identity, self.measured_on.id, name) for name in (dtype, "float32"))
-        found = next(filter(None, map(self.results.get, keys)), None)
+        found = next(filter(None, map(self._measured, keys)), None)
         return found and self.measured_on.read(found.payload)
 
     @property
@@ -214,7 +216,7 @@ class OpenModel:
         mean nothing. None in float32."""
         if self.elastic.dtype == torch.float32 or self.measured_on is None:
             return None
-        found = self.results.get(self.result_key(PrecisionPlan.full()))
+        found = self._measured(self.result_key(PrecisionPlan.full()))
         return found and found.payload["kl"]
 
     @cached_property

@@ -131,10 +131,8 @@ def test_exported_results_are_read_back_into_a_store(model, text, cache, tmp_pat
     assert load_shipped(store, file, elastic) == len(names)
     assert load_shipped(store, file, elastic) == 0, "what is there stays"
     content = json.loads(file.read_text())
-    kept = {row.key.plan: row.payload for row in store.all(elastic.identity, content["data"])}
-    assert {r["key"]: r["kl"] for r in told["results"]} == {
-        plan: payload["kl"] for plan, payload in kept.items()
-    }
+    kept = store.table(elastic.identity, content["data"]).set_index("plan")["kl"]
+    assert {r["key"]: r["kl"] for r in told["results"]} == kept.to_dict()
     assert str(tmp_path) not in file.read_text()
 
 

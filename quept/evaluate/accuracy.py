@@ -25,7 +25,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from .forward import Gate, NonFiniteLogits, device_of
 from .images import Batch, ImageError, Images
 from .intervals import mean_and_error, wilson
 from .reference import LIMIT, keep, kept_batch
+from .results import read_as
 
 CHANGED = 48  # changed answers that an estimate lists
 
@@ -84,11 +85,8 @@ class AccuracyEstimate:
 
     @classmethod
     def from_dict(cls, data: Mapping) -> AccuracyEstimate:
-        """Inverse of `to_dict`; keys beyond the fields are ignored, a missing one raises KeyError."""
-        values = {f.name: data[f.name] for f in fields(cls) if f.name != "changed"}
-        values["changed"] = tuple(map(tuple, data.get("changed", ())))
-        values["classes"] = {int(label): ClassChange(**c) for label, c in data["classes"].items()}
-        return cls(**values)
+        """Inverse of `to_dict`, see `read_as`."""
+        return read_as(cls, data)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from .forward import Gate, MakeCache, NonFiniteLogits, chunks, window_logits
 from .intervals import mean_and_error
 from .perplexity import exp_capped
 from .reference import Reference, ReferenceWindow
+from .results import read_as
 from .windows import Windows
 
 
@@ -64,8 +65,8 @@ class Estimate:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, float]) -> Estimate:
-        """Inverse of `to_dict`; keys beyond the fields are ignored, a missing one raises KeyError."""
-        return cls(**{field.name: data[field.name] for field in fields(cls)})
+        """Inverse of `to_dict`, see `read_as`."""
+        return read_as(cls, data)
 
 
 @dataclass(frozen=True)

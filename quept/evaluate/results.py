@@ -1,34 +1,42 @@
-"""What has been measured before, in one SQLite file that threads and processes share.
+"""What has been measured before: one table in memory, read once, written through to a SQLite file that
+threads and processes share.
 
 One row per (plan, model, data, dtype, version): `plan` is `PrecisionPlan.key`, `model` the model's
 `ElasticModel.identity` (of another tool's numbers its `base_identity`), `data` the windows' id, `dtype` what
 was computed in, `version` that of the measuring code, so that a changed measure never mixes with older
 numbers. The payload is a JSON object with at least `tokens`, usually an `Estimate.to_dict()` and what the
 caller wants to find beside it; of two measurements of one key the one over more tokens stays (the later one
-of equals).
+of equals). A row that is no result (its payload is damaged, tells no number of tokens, or holds NaN) counts
+as not measured and is overwritten.
 
-Every call opens the file, does one transaction and closes it (milliseconds): nothing is shared between
-threads or over a fork. A file that SQLite cannot read is moved aside with a warning and a fresh one begun:
-results can be measured again.
+A process opens the file once. SQLite tells in microseconds whether another process has written since; only
+then the table is read again. A fork opens the file anew. A file that SQLite cannot read is moved aside with a
+warning and a fresh one begun: results can be measured again.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sqlite3
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import astuple, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
 from filelock import FileLock
+from pydantic import TypeAdapter
 
 VERSION = 1  # of the measures and the payload: raise it when a number would come out differently
 _SCHEMA = 1
+_KEY = ["plan", "model", "data", "dtype", "version"]
 _CREATE = """
 CREATE TABLE IF NOT EXISTS results (
     plan TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL, dtype TEXT NOT NULL,
@@ -36,11 +44,6 @@ CREATE TABLE IF NOT EXISTS results (
     tokens INTEGER NOT NULL, measured REAL NOT NULL, payload TEXT NOT NULL,
     PRIMARY KEY (plan, model, data, dtype, version)
 )"""
-_PUT = """
-INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (plan, model, data, dtype, version)
-DO UPDATE SET tokens = excluded.tokens, measured = excluded.measured, payload = excluded.payload
-WHERE excluded.tokens >= results.tokens"""
 _WAIT = 10.0  # seconds for another process's transaction
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -75,16 +78,25 @@ class Stored:
     payload: dict[str, Any]
 
 
-@dataclass(frozen=True)
 class Results:
     """Use `Results.open`. Safe to share between threads, processes and forks."""
 
-    path: Path
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._process = 0  # whose lock and connection these are
+        self._lock = threading.RLock()
+        self._db: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None  # device and inode that the connection has open
+        self._version: int | None = None  # SQLite's count of others' changes when the table was read
+        self._table = pd.DataFrame()
+
+    def __del__(self):
+        self._close()
 
     @classmethod
     def open(cls, path: Path | str) -> Results:
         """The store in `path`, made when missing. Raises ResultsError where the folder cannot be written."""
-        results = cls(Path(path))
+        results = cls(path)
         try:
             results.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -92,10 +104,13 @@ class Results:
         results._run(_check)
         return results
 
-    def get(self, key: ResultKey) -> Stored | None:
-        """The measurement of `key`, or None."""
-        rows = self._select("plan = ? AND model = ? AND data = ? AND dtype = ? AND version = ?", astuple(key))
-        return rows[0] if rows else None
+    def get(self, key: ResultKey, read: Callable[[dict], object] = dict) -> Stored | None:
+        """The measurement of `key`, or None; None also for a payload that `read` refuses with an error."""
+        found = self._run(lambda db: self._find(key))
+        try:
+            return found and read(found.payload) and found
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return None
 
     def put(self, key: ResultKey, payload: Mapping[str, Any]) -> bool:
         """Keep `payload` unless a measurement over more tokens is there already; True when it was kept.
@@ -103,52 +118,91 @@ class Results:
         Raises ValueError for a payload that is not JSON (NaN and infinity are not) or has no positive integer
         `tokens`.
         """
-        tokens = payload.get("tokens")
-        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-            raise ValueError(f"a result says over how many tokens it was measured: 'tokens' is {tokens!r}")
+        return self._put([(key, payload)], lambda old, tokens: old.tokens <= tokens) == 1
+
+    def put_missing(self, rows: Iterable[tuple[ResultKey, Mapping[str, Any]]]) -> int:
+        """Put those of the rows whose keys were not measured yet, at once; returns how many."""
+        return self._put(rows, lambda old, tokens: False)
+
+    def table(self, model: str, data: str, dtype: str | None = None, version: int = VERSION) -> pd.DataFrame:
+        """Every measurement of a model on some data, oldest first; of one `dtype` where it is given. Columns:
+        those of the key, `measured`, and one for each number of the payload."""
+        rows = self._run(lambda db: self._table).reset_index()
+        wanted = {"model": model, "data": data, "version": version} | ({"dtype": dtype} if dtype else {})
+        for name, value in wanted.items():
+            rows = rows[rows[name] == value]
+        rows = rows.sort_values("measured", kind="stable", ignore_index=True)
+        return rows[[*_KEY, "measured"]].join(pd.json_normalize(rows["payload"].tolist()))
+
+    def _put(self, rows: Iterable[tuple[ResultKey, Mapping]], wins: Callable[[Stored, int], bool]) -> int:
+        now = time.time()
+        new = [(key, _tokens(payload), now, _text(payload)) for key, payload in rows]
+
+        def write(db: sqlite3.Connection) -> int:
+            db.execute("BEGIN IMMEDIATE")
+            with db:
+                self._refresh(db)  # what others wrote counts; nobody writes from here on
+                held = ((row, self._find(row[0])) for row in new)
+                kept = [row for row, old in held if old is None or wins(old, row[1])]
+                kept = [(*astuple(key), *rest) for key, *rest in kept]
+                db.executemany("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)", kept)
+            if kept:
+                added = _frame(kept)
+                left = self._table[~self._table.index.isin(added.index)]
+                self._table = pd.concat([left, added[~added.index.duplicated(keep="last")]])
+            return len(kept)
+
+        return self._run(write)
+
+    def _find(self, key: ResultKey) -> Stored | None:
         try:
-            text = json.dumps(dict(payload), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"a result must be plain, finite JSON: {error}") from error
-        row = (*astuple(key), tokens, time.time(), text)
-        return self._run(lambda db: db.execute(_PUT, row).rowcount > 0)
+            place = self._table.index.get_loc(astuple(key))
+        except KeyError:
+            return None
+        return Stored(key, *self._table.iloc[place])
 
-    def all(self, model: str, data: str, dtype: str | None = None, version: int = VERSION) -> list[Stored]:
-        """Every measurement of a model on some data, oldest first; of one `dtype` where it is given."""
-        if dtype is None:
-            return self._select("model = ? AND data = ? AND version = ?", (model, data, version))
-        return self._select(
-            "model = ? AND data = ? AND version = ? AND dtype = ?", (model, data, version, dtype)
-        )
-
-    def _select(self, where: str, values: tuple) -> list[Stored]:
-        query = f"SELECT * FROM results WHERE {where} ORDER BY measured"
-        stored = []
-        for *key, tokens, measured, text in self._run(lambda db: db.execute(query, values).fetchall()):
-            try:
-                payload = json.loads(text)
-            except (TypeError, ValueError):  # a damaged row is one to measure again
-                continue
-            stored.append(Stored(ResultKey(*key), tokens, measured, payload))
-        return stored
+    def _refresh(self, db: sqlite3.Connection) -> None:
+        version = db.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._version:
+            _schema(db)
+            self._table = _frame(db.execute("SELECT * FROM results").fetchall())
+            self._version = version
 
     def _run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        for last in (False, True):
-            try:
-                with closing(self._connect()) as db:
-                    self._prepare(db)
+        if (
+            self._process != os.getpid()
+        ):  # after a fork, where one thread goes on; the parent's are left alone
+            self._process, self._lock, self._db = os.getpid(), threading.RLock(), None
+        with self._lock:
+            for last in (False, True):
+                try:
+                    db = self._connection()
+                    self._refresh(db)
                     return work(db)
-            except (sqlite3.Error, _NotOurs) as error:
-                if last or not _is_damage(error):
-                    raise self._unusable(error) from error
-                self._move_aside(error)
+                except (sqlite3.Error, _NotOurs) as error:
+                    self._close()
+                    if last or not _is_damage(error):
+                        raise self._unusable(error) from error
+                    self._move_aside(error)
         raise AssertionError("unreachable")
 
+    def _connection(self) -> sqlite3.Connection:
+        """The open file; opened anew where another one lies in its place meanwhile."""
+        if self._db is None or self._file != _identity(self.path):
+            self._close()
+            self._db = self._connect()
+            self._prepare(self._db)
+            self._file, self._version = _identity(self.path), None
+        return self._db
+
+    def _close(self) -> None:
+        if self._db is not None and self._process == os.getpid():
+            self._db.close()
+        self._db = None
+
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None)
-        db.text_factory = lambda raw: raw.decode(
-            errors="replace"
-        )  # so that a damaged payload fails as JSON, alone
+        db = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
+        db.text_factory = lambda raw: raw.decode(errors="replace")  # a damaged text hides itself alone
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
@@ -212,3 +266,53 @@ def _check(db: sqlite3.Connection) -> None:
 def _is_damage(error: Exception) -> bool:
     """Locks, full disks, permissions (OperationalError) and wrong calls are no reason to drop the file."""
     return isinstance(error, _NotOurs) or type(error) is sqlite3.DatabaseError
+
+
+def read_as(kind: type[_T], data: Mapping[str, Any]) -> _T:
+    """Returns the dataclass `kind` that a JSON object spells; keys beyond its fields are ignored. Raises
+    ValueError for a field that is missing or of a wrong type."""
+    return _adapter(kind).validate_python(data)
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _frame(rows: Iterable[tuple]) -> pd.DataFrame:
+    """Those rows of the file that are results, by key."""
+    columns = [*_KEY, "tokens", "measured", "payload"]
+    return pd.DataFrame(filter(None, map(_result, rows)), columns=columns, dtype=object).set_index(_KEY)
+
+
+def _result(row: tuple) -> tuple | None:
+    *key, tokens, measured, text = row
+    try:
+        payload = json.loads(text)
+        _text(payload)
+        whole = _tokens(payload) == tokens and math.isfinite(measured)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return (*key, tokens, measured, payload) if whole else None
+
+
+def _tokens(payload: Mapping[str, Any]) -> int:
+    tokens = payload.get("tokens")
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        raise ValueError(f"a result says over how many tokens it was measured: 'tokens' is {tokens!r}")
+    return tokens
+
+
+def _text(payload: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(payload), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a result must be plain, finite JSON: {error}") from error

@@ -95,6 +95,6 @@ def load_shipped(results: Results, path: str | Path, elastic: ElasticModel) -> i
             (ResultKey(row["plan"], identity, data["data"], row["dtype"]), row["payload"])
             for row in data["results"]
         ]
-        return sum(results.put(key, payload) for key, payload in rows if results.get(key) is None)
+        return results.put_missing(rows)
     except (KeyError, TypeError, AttributeError, ValueError):
         raise ResultsError(f"{path} is damaged; copy it afresh or write it again") from None

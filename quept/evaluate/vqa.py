@@ -30,7 +30,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +48,7 @@ from .forward import Gate, MakeCache, NonFiniteLogits
 from .images import ImageError
 from .questions import Batch, Prepared, Questions
 from .reference import LIMIT, keep, kept_batch
+from .results import read_as
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,8 @@ class VqaEstimate:
 
     @classmethod
     def from_dict(cls, data: Mapping) -> VqaEstimate:
-        """Inverse of `to_dict`; keys beyond the fields are ignored, a missing one raises KeyError."""
-        values = {f.name: data[f.name] for f in fields(cls)}
-        return cls(**values | {"types": {kind: TypeChange(**c) for kind, c in data["types"].items()}})
+        """Inverse of `to_dict`, see `read_as`."""
+        return read_as(cls, data)
 
 
 @dataclass(frozen=True)

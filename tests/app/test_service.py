@@ -4,6 +4,7 @@ they asked for."""
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,24 @@ def test_estimates_grow_with_every_window_and_the_last_is_kept(service: Service)
     again = list(service.measure(MODEL, PrecisionPlan.uniform(3), "b"))
     assert [s["status"] for s in again] == ["stored"]
     assert again[0]["estimate"]["kl"] == states[-1]["estimate"]["kl"]
+
+
+def test_a_release_of_a_fader_opens_the_results_file_twice_at_most(service: Service, monkeypatch):
+    tried = [service.plan_json_of(MODEL, PrecisionPlan.uniform(bits)) for bits in (8, 6, 5)]
+    opened, connect = [], sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **kw: opened.append(args) or connect(*args, **kw))
+    states = list(explore.measure(service, MODEL, tried[0], tried, "a"))
+    assert states[-1][0]["status"] == "done" and len(states[-1][1]["points"]) > 1
+    assert len(opened) <= 2
+
+
+def test_a_stored_row_that_is_no_estimate_is_measured_again(service: Service):
+    plan, opened = PrecisionPlan.uniform(3), service.opened[MODEL]
+    whole = measured(service, plan)["estimate"]
+    for payload in ({"tokens": whole["tokens"]}, whole | {"kl": "low"}, whole | {"ppl": [1.0]}):
+        opened.results.put(opened.result_key(plan), payload)
+        assert opened.stored(plan) is None
+        assert measured(service, plan)["status"] == "done" and opened.stored(plan).kl == whole["kl"]
 
 
 def test_a_newer_edit_ends_the_older_measurement_of_the_same_visitor_only(service: Service):

@@ -1,3 +1,4 @@
+import os
 import sqlite3
 import subprocess
 import sys
@@ -45,14 +46,14 @@ def test_every_part_of_the_key_counts(results, part):
     assert results.get(ResultKey(**other)) is None
 
 
-def test_all_gives_every_plan_of_a_model_and_data_oldest_first(results):
+def test_the_table_has_every_plan_of_a_model_and_data_oldest_first(results):
     for plan in "cab":
         results.put(ResultKey(plan, "m", "d"), {"tokens": 1})
     results.put(ResultKey("a", "m", "d", dtype="bfloat16"), {"tokens": 1})
     for other in (ResultKey("x", "m2", "d"), ResultKey("x", "m", "d2"), ResultKey("x", "m", "d", version=0)):
         results.put(other, {"tokens": 1})
-    assert [s.key.plan for s in results.all("m", "d")] == ["c", "a", "b", "a"]
-    assert [s.key.plan for s in results.all("m", "d", dtype="bfloat16")] == ["a"]
+    assert list(results.table("m", "d")["plan"]) == ["c", "a", "b", "a"]
+    assert list(results.table("m", "d", dtype="bfloat16")["plan"]) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_threads_share_the_store(results):
     for thread in threads:
         thread.join()
     assert results.get(KEY).tokens == 25
-    assert len(results.all("m", "d")) == 101
+    assert len(results.table("m", "d")) == 101
 
 
 PROCESS = """
@@ -113,7 +114,7 @@ def test_processes_that_start_together_share_the_store(tmp_path, beginning):
         process.stdin.flush()
     errors = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
-    assert len(Results.open(path).all("m", "d")) == 101
+    assert len(Results.open(path).table("m", "d")) == 101
     assert len(list(tmp_path.glob("*.damaged-*"))) == bool(beginning)
 
 
@@ -126,22 +127,28 @@ def test_an_unreadable_file_is_moved_aside_and_a_fresh_one_begun(tmp_path, caplo
     assert aside.read_bytes().startswith(b"this was") and aside.name in caplog.text
 
 
-def test_a_file_that_breaks_under_an_open_store_is_replaced_at_the_next_call(results):
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_file_that_breaks_under_an_open_store_does_not_stop_it(results, gone):
     results.put(KEY, {"tokens": 1})
     results.path.write_bytes(b"overwritten" * 2000)
-    assert results.get(KEY) is None
-    assert results.put(KEY, {"tokens": 2})
+    if gone:
+        results.path.unlink()
+    assert results.put(KEY, {"tokens": 2}) and results.get(KEY).tokens == 2
+    again = Results.open(results.path)
+    assert again.put(KEY, {"tokens": 3}) and results.put(KEY, {"tokens": 4})
+    assert Results.open(results.path).get(KEY).tokens == 4
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9])
-def test_a_truncated_file_never_crashes(results, share):
-    for n in range(200):
-        results.put(ResultKey(str(n), "m", "d"), {"tokens": 1, "text": "x" * 300})
-    whole = results.path.read_bytes()
-    results.path.write_bytes(whole[: int(len(whole) * share)])
-    again = Results.open(results.path)
+def test_a_truncated_file_never_crashes(tmp_path, share):
+    path = tmp_path / "results.sqlite"
+    rows = ((ResultKey(str(n), "m", "d"), {"tokens": 1, "text": "x" * 300}) for n in range(200))
+    assert Results.open(path).put_missing(rows) == 200
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    again = Results.open(path)
     again.put(KEY, {"tokens": 3})
-    assert again.get(KEY).tokens == 3 and again.all("m", "d")
+    assert again.get(KEY).tokens == 3 and len(again.table("m", "d"))
 
 
 def test_somebody_elses_database_is_left_intact_beside(tmp_path):
@@ -164,13 +171,59 @@ def test_a_newer_schema_is_kept_aside(results, caplog):
     assert results.get(KEY) is None and "schema 2" in caplog.text
 
 
-def test_a_damaged_payload_hides_itself_alone(results):
+@pytest.mark.parametrize(
+    "column, value",
+    [
+        ("payload", "CAST(x'ff7b' AS TEXT)"),
+        ("payload", "'[]'"),
+        ("payload", "'{}'"),
+        ("payload", '\'{"tokens": 1, "kl": NaN}\''),
+        ("payload", '\'{"tokens": 1, "kl": 1e999}\''),
+        ("payload", "x'00'"),
+        ("tokens", "1000000"),
+        ("tokens", "'many'"),
+        ("measured", "9e999"),
+        ("measured", "'yesterday'"),
+    ],
+)
+def test_a_row_that_is_no_result_hides_itself_alone_and_is_written_over(results, column, value):
     for plan in "ab":
         results.put(ResultKey(plan, "m", "d"), {"tokens": 1})
     with sqlite3.connect(results.path) as db:
-        db.execute("UPDATE results SET payload = CAST(x'ff7b' AS TEXT) WHERE plan = 'a'")
+        db.execute(f"UPDATE results SET {column} = {value} WHERE plan = 'a'")
     db.close()
-    assert [s.key.plan for s in results.all("m", "d")] == ["b"]
+    assert list(results.table("m", "d")["plan"]) == ["b"]
+    assert results.get(ResultKey("a", "m", "d")) is None
+    assert results.put(ResultKey("a", "m", "d"), {"tokens": 1})
+    assert Results.open(results.path).get(ResultKey("a", "m", "d")).payload == {"tokens": 1}
+
+
+def test_a_payload_that_its_reader_refuses_counts_as_not_measured(results):
+    results.put(KEY, {"tokens": 1})
+    assert results.get(KEY, lambda payload: payload["kl"]) is None
+
+
+def test_the_file_is_opened_once_and_read_again_only_when_another_wrote(results, monkeypatch):
+    other = Results.open(results.path)
+    results.put(KEY, {"tokens": 1})
+    other.get(KEY)
+    opened, connect = [], sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **kw: opened.append(args) or connect(*args, **kw))
+    for n in range(2, 30):
+        results.put(KEY, {"tokens": n})
+        assert other.get(KEY).tokens == n
+        table = other._table
+        assert other.get(KEY).tokens == n and other._table is table
+    assert not opened
+
+
+def test_a_fork_opens_the_file_for_itself(results):
+    results.put(KEY, {"tokens": 1})
+    child = os.fork()
+    if not child:
+        os._exit(results.get(KEY).tokens != 1 or not results.put(KEY, {"tokens": 2}))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert results.get(KEY).tokens == 2 and results.put(KEY, {"tokens": 3})
 
 
 def test_a_place_that_cannot_hold_a_file_is_said_in_words(tmp_path):
