@@ -33,6 +33,7 @@ from quept.evaluate import (
     cut,
 )
 from quept.evaluate.shipped import load_shipped
+from quept.files import dtype_name
 from quept.models import ModelLayout
 from quept.plan import (
     ACTIVATION_BITS,
@@ -176,7 +177,7 @@ class OpenModel:
         if self.measured_on is None:
             return self.lacking
         found = plan and self._found(plan)
-        dtype = found.key.dtype if found else str(self.elastic.dtype).removeprefix("torch.")
+        dtype = found.key.dtype if found else dtype_name(self.elastic.dtype)
         return f"{self.measured_on.words}, {dtype}"
 
     def stored(self, plan: PrecisionPlan) -> Estimate | AccuracyEstimate | VqaEstimate | None:
@@ -197,7 +198,7 @@ class OpenModel:
     def result_key(self, plan: PrecisionPlan, dtype: torch.dtype | None = None) -> ResultKey:
         """Where measurements of this plan in a compute dtype (the model's own unless given) are kept."""
         elastic = self.elastic
-        name = str(dtype or elastic.dtype).removeprefix("torch.")
+        name = dtype_name(dtype or elastic.dtype)
         return ResultKey(plan.key(elastic.layers), elastic.identity, self.measured_on.id, name)
 
     def baseline_stored(self, baseline: Baseline) -> Estimate | AccuracyEstimate | VqaEstimate | None:
@@ -205,7 +206,7 @@ class OpenModel:
         quantized."""
         if self.measured_on is None:
             return None
-        identity, dtype = self.elastic.base_identity, str(self.elastic.dtype).removeprefix("torch.")
+        identity, dtype = self.elastic.base_identity, dtype_name(self.elastic.dtype)
         keys = (ResultKey(baseline.key, identity, self.measured_on.id, name) for name in (dtype, "float32"))
         found = next(filter(None, map(self._measured, keys)), None)
         return found and self.measured_on.read(found.payload)

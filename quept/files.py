@@ -157,23 +157,19 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Appends one JSON line; a line that was cut before is ended first. Missing folders are made."""
-    path = Path(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            cut = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-            file.write(b"\n" * cut + json.dumps(row).encode() + b"\n")
+    """Appends one JSON line."""
+    with writing(path), Path(path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def resume_lines(path: str | Path, head: Mapping[str, Any], error: Callable[[str], Exception]) -> list[dict]:
-    """Returns the rows after the first one, which must be `head` (`error` with a sentence if it is not); a
-    new file is begun with it."""
-    rows = read_lines(path)
-    if not rows:
-        append_line(path, head)
-    elif rows[0] != json.loads(json.dumps(head)):
+    """Returns the rows after the first one, which must be `head` (`error` with a sentence if it is not).
+    A new file is begun with it; from one that was cut the broken line is removed."""
+    head, rows = json.loads(json.dumps(head)), read_lines(path)
+    if rows and rows[0] != head:
         raise error(f"{path} holds another measurement; delete it to start afresh, or choose another file")
+    if not rows or not Path(path).read_bytes().endswith(b"\n"):
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows or [head]))
     return rows[1:]
 
 

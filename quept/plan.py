@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from fnmatch import translate
 from pathlib import Path
 
+from quept.files import parse_json, write_atomic
+
 FULL = 16
 QUANTIZED_BITS = (2, 3, 4, 5, 6, 7, 8)
 WEIGHT_BITS = (*QUANTIZED_BITS, FULL)
@@ -169,17 +171,7 @@ class PrecisionPlan:
         Raises PlanError with a sentence for anything that is not such a plan."""
         if len(text) > MAX_BYTES:
             raise PlanError(f"this file is not a plan: a plan has at most {MAX_BYTES // 1000} kB")
-        try:
-            data = json.loads(text, object_pairs_hook=_last_wins)
-        except (ValueError, RecursionError):
-            raise PlanError("this file is not a plan: it is not valid JSON") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PlanError(f'this file is not a plan: a plan is a JSON object with "format": "{FORMAT}"')
-        version = data.get("version")
-        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise PlanError(f"the plan's version must be a whole number from 1; got {version!r}")
-        if version > VERSION:
-            raise PlanError(f"this plan has version {version}; this program reads up to {VERSION}: update it")
+        data = parse_json(text, "a plan", FORMAT, VERSION, PlanError, object_pairs_hook=_last_wins)
         unknown = set(data) - {
             "format",
             "version",
@@ -242,7 +234,8 @@ class PrecisionPlan:
         return cls.load(text)
 
     def save(self, path: str | Path, model: str | None = None) -> None:
-        Path(path).write_text(self.to_json(model))
+        """Write the file; it appears whole or not at all."""
+        write_atomic(path, self.to_json(model))
 
 
 def _last_wins(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -97,7 +97,8 @@ def test_lines_go_on_after_one_that_a_killed_run_left(tmp_path, cut):
         file.write(cut)
     assert resume_lines(path, head, ValueError) == [{"n": 1}]
     append_line(path, {"n": 2})
-    assert read_lines(path) == [json.loads(json.dumps(head)), {"n": 1}, {"n": 2}]
+    whole = [json.loads(line) for line in path.read_text().splitlines()]
+    assert whole == read_lines(path) == [json.loads(json.dumps(head)), {"n": 1}, {"n": 2}]
     with pytest.raises(ValueError, match="another measurement; delete it"):
         resume_lines(path, {"run": "b"}, ValueError)
 

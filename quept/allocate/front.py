@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -34,6 +32,7 @@ from quept.evaluate.divergence import Estimate
 from quept.evaluate.forward import Gate
 from quept.evaluate.reference import Reference
 from quept.evaluate.results import ResultKey
+from quept.files import dtype_name, parse_json, read_bytes, write_atomic
 from quept.plan import PlanError, PrecisionPlan
 from quept.runtime.model import ElasticModel
 
@@ -161,17 +160,7 @@ class Front:
     @classmethod
     def from_json(cls, text: str | bytes) -> Front:
         """Read what `to_json` writes; FrontError in words for anything else."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError):
-            raise FrontError("this file is not a front: it is not valid JSON") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise FrontError(f'this file is not a front ("format" is not "{FORMAT}")')
-        version = data.get("version")
-        if not isinstance(version, int) or version > VERSION:
-            raise FrontError(
-                f"this front has version {version}; this program reads up to {VERSION}: update it"
-            )
+        data = parse_json(text, "a front", FORMAT, VERSION, FrontError)
         names = ("model", "weights", "artifact", "group", "data", "conditions")
         wrong = {*names, "plans", "dominated"}.symmetric_difference(set(data) - {"format", "version"})
         if wrong:
@@ -189,21 +178,14 @@ class Front:
 
     def save(self, path: str | Path) -> None:
         """Write the file; it appears whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(self.to_json())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        write_atomic(path, self.to_json())
 
 
 def load_front(path: str | Path) -> Front:
     """Read a file; FrontError names it."""
+    content = read_bytes(path, "a front", FrontError)
     try:
-        return Front.from_json(Path(path).read_bytes())
-    except OSError as error:
-        raise FrontError(f"cannot read the front {path}: {error.strerror}") from None
+        return Front.from_json(content)
     except FrontError as error:
         raise FrontError(f"{path}: {error}") from None
 
@@ -243,7 +225,7 @@ def measure_front(
         "text": text,
         "tokens": shown.windows.ids.numel(),
         "context": shown.windows.context,
-        "dtype": str(elastic.dtype).removeprefix("torch."),
+        "dtype": dtype_name(elastic.dtype),
         "searched": f"{search.windows.ids.numel():,} tokens of {searched}, context {search.windows.context}",
         "seconds": seconds,
         "trials": trials,

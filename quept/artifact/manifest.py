@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from quept.files import read_json
+
 FORMAT, FORMAT_VERSION = "quept-artifact", 3  # 2: static grids of activations. 3: config
 FILE_NAME = "manifest.json"
 METHODS = ("rtn", "quept")
@@ -51,26 +53,8 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """ArtifactError for a missing, damaged, foreign or newer manifest."""
         path = folder / FILE_NAME
-        try:
-            data = json.loads(path.read_bytes())
-        except OSError as error:
-            raise ArtifactError(
-                f"{folder} holds no artifact: cannot read {FILE_NAME} ({error.strerror})"
-            ) from None
-        except (ValueError, RecursionError):
-            raise ArtifactError(
-                f"{path} is damaged: it is not valid JSON; calibrate again or copy it afresh"
-            ) from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ArtifactError(f'{path} does not describe an artifact ("format" is not "{FORMAT}")')
-        version = data.get("format_version")
-        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise ArtifactError(f"{path} is damaged: format_version must be a whole number from 1")
-        if version > FORMAT_VERSION:
-            raise ArtifactError(
-                f"{folder} has format version {version}; this program reads up to {FORMAT_VERSION}: update it"
-            )
-        if version < 3:
+        data = read_json(path, "an artifact", FORMAT, FORMAT_VERSION, ArtifactError, "format_version")
+        if data["format_version"] < 3:
             data |= {"config": {}}
         missing = {f.name for f in fields(cls)} - set(data)
         unknown = set(data) - {f.name for f in fields(cls)}

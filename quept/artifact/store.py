@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from quept.files import write_atomic, write_tensors
 from quept.models import LoadedModel
 from quept.numerics.adapters import RankSchedule
 from quept.numerics.grid import Quantized, group_size, quantize
@@ -123,18 +122,10 @@ class Artifact:
             raise ArtifactError(
                 f"{folder} already holds an artifact: give another folder, or delete it first"
             )
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: t for name, layer in self.learned.items() for k, t in layer.tensors(name).items()}
         if self.record:
             tensors |= {TRANSFORM + name: t.contiguous() for name, t in self.record.tensors.items()}
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=TENSORS)
-        os.close(handle)
-        try:
-            save_file(tensors, temporary)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, folder / TENSORS)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_tensors(folder / TENSORS, tensors)
         with (folder / TENSORS).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         listed = {TENSORS: {"sha256": digest, "bytes": (folder / TENSORS).stat().st_size}}
@@ -146,14 +137,9 @@ class Artifact:
         """Write the manifest; tensors, if the method has any, are in place before. It is renamed into place
         last, so a reader never sees half an artifact."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         if self.manifest.method != "rtn" and not os.path.isfile(folder / TENSORS):
             raise ValueError(f"save the tensors first, with Artifact.store; {folder} has none")
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=FILE_NAME)
-        with os.fdopen(handle, "w") as file:
-            file.write(self.manifest.to_json())
-        os.chmod(temporary, 0o644)  # mkstemp makes it readable to nobody else
-        os.replace(temporary, folder / FILE_NAME)
+        write_atomic(folder / FILE_NAME, self.manifest.to_json())
 
     def check_base(self, loaded: LoadedModel) -> None:
         """ArtifactError unless it was made for exactly these weights, read as this config says."""

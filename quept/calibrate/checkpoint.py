@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from quept.files import write_tensors
 
 
 class Checkpoint:
@@ -19,11 +19,7 @@ class Checkpoint:
 
     def write(self, stage: str, state: Mapping[str, Tensor]) -> None:
         """Replace the stage's state; what was there stays whole until the new one is."""
-        path = self._path(stage)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".part")
-        save_file({name: t.contiguous() for name, t in state.items()}, temporary, {"run": self._run})
-        os.replace(temporary, path)
+        write_tensors(self._path(stage), state, {"run": self._run})
 
     def read(self, stage: str) -> dict[str, Tensor] | None:
         """What was written last, or None where there is nothing of this run."""
@@ -37,8 +33,9 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Delete all of the run's states."""
-        for path in self._prefix.parent.glob(f"{self._prefix.name}.*"):
-            path.unlink()
+        for pattern in (f"{self._prefix.name}.*", ".*.tmp"):  # and what a killed run was writing
+            for path in self._prefix.parent.glob(pattern):
+                path.unlink()
 
     def _path(self, stage: str) -> Path:
         return self._prefix.with_name(f"{self._prefix.name}.{stage}.safetensors")

@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from quept.artifact import Artifact, Manifest
 from quept.config import Recipe
+from quept.files import append_line, read_lines, resume_lines
 from quept.models import LoadedModel, ModelLayout, load
 from quept.models.layout import GUARD
 from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
@@ -351,34 +352,16 @@ class _Log:
 
     def __init__(self, path: Path, run: str, recipe: Recipe):
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and not path.read_bytes().endswith(b"\n"):
-            with path.open(
-                "a", encoding="utf-8"
-            ) as file:  # cut while writing: the next line begins a new one
-                file.write("\n")
-        lines = list(self._lines())
-        if not lines:
-            self("run", run=run, recipe=_without_folders(recipe).to_dict())
-        elif lines[0].get("run") != run:
-            raise CalibrationError(
-                f"{path.parent} holds another run, begun with another recipe, text or model: give another "
-                "folder"
-            )
+        head = {"what": "run", "run": run, "recipe": _without_folders(recipe).to_dict()}
+        other = (
+            f"{path.parent} holds another run, begun with another recipe, text or model: give another folder"
+        )
+        resume_lines(path, head, lambda _: CalibrationError(other))
 
     def __call__(self, what: str, **entries: object) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"what": what, **entries}) + "\n")
+        append_line(self._path, {"what": what, **entries})
 
     def seconds(self, what: str) -> float:
         """Time of all steps of a stage, each counted once however often the run was cut."""
-        last = {line["step"]: line["seconds"] for line in self._lines() if line["what"] == what}
+        last = {line["step"]: line["seconds"] for line in read_lines(self._path) if line.get("what") == what}
         return sum(last.values())
-
-    def _lines(self) -> Iterator[dict]:
-        if self._path.is_file():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    continue  # the line that was being written when the run was cut

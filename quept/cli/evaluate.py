@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from quept.files import dtype_name
 from quept.plan import FULL, PrecisionPlan
 from quept.progress import Progress
 
@@ -16,7 +17,6 @@ from .shared import (
     DEFAULT_MODEL,
     PLAN_HELP,
     command,
-    dtype_of,
     json_option,
     model_options,
     name_of,
@@ -139,7 +139,7 @@ class Measured:
 def _plan_subject(elastic: ElasticModel, plan: PrecisionPlan, measure: Measure) -> Subject:
     from quept.evaluate import ResultKey
 
-    key = ResultKey(plan.key(elastic.layers), elastic.identity, measure.data, dtype_of(elastic))
+    key = ResultKey(plan.key(elastic.layers), elastic.identity, measure.data, dtype_name(elastic.dtype))
     cache = None if plan.kv == FULL else lambda: elastic.make_cache(plan)
     return Subject(plan.name, key, elastic.sizes.deploy(plan), lambda: elastic.view(plan), cache)
 
@@ -151,7 +151,7 @@ def _baseline_subject(elastic: ElasticModel, name: str, measure: Measure) -> Sub
 
     baseline = baseline_named(name)
     check_available(baseline)
-    key = ResultKey(baseline.key, elastic.base_identity, measure.data, dtype_of(elastic))
+    key = ResultKey(baseline.key, elastic.base_identity, measure.data, dtype_name(elastic.dtype))
     return Subject(baseline.title, key, elastic.baseline_bytes(name), lambda: elastic.baseline(name))
 
 
@@ -195,7 +195,7 @@ def _conditions(options: argparse.Namespace, elastic: ElasticModel, measure: Mea
         "group": elastic.artifact.group,
         **measure.conditions,
         "device": elastic.device.type,
-        "dtype": dtype_of(elastic),
+        "dtype": dtype_name(elastic.dtype),
     }
 
 

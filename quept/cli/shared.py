@@ -126,10 +126,6 @@ def windows_of(
     return cut(text, elastic.tokenizer, options.context, tokens)
 
 
-def dtype_of(elastic: ElasticModel) -> str:
-    return str(elastic.dtype).removeprefix("torch.")
-
-
 def name_of(source: str) -> str:
     """A built-in's name as it is; of a path or hub id, the last part: names travel in files, paths do not."""
     return Path(source).name

@@ -28,9 +28,9 @@ from typing import IO
 import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import LongTensor, Tensor
 
+from quept.files import write_tensors
 from quept.models import Vision
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
@@ -191,10 +191,7 @@ def save_images(path: str | Path, name: str, pixels: Tensor, labels: Tensor, cou
     """Keep the first `count` labelled pictures in one file: pixels (n, height, width) or (n, height, width,
     3) uint8. The file appears whole or not at all."""
     tensors = {"pixels": pixels[:count].contiguous(), "labels": labels[:count].to(torch.int64).contiguous()}
-    temporary = Path(f"{path}.tmp")
-    save_file(tensors, temporary, {"format": FORMAT, "version": str(VERSION), "name": name})
-    temporary.chmod(0o644)
-    temporary.replace(path)
+    write_tensors(path, tensors, {"format": FORMAT, "version": str(VERSION), "name": name})
 
 
 def save_fashion_images(path: str | Path, data: str | Path | None = None, count: int = 1000) -> None:

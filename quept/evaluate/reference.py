@@ -34,7 +34,6 @@ import logging
 import os
 import re
 import shutil
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
@@ -44,8 +43,10 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import LongTensor, Tensor
+
+from quept.files import write_tensors
 
 from .forward import Gate, NonFiniteLogits, chunks
 from .windows import Windows
@@ -209,24 +210,19 @@ class Reference:
     def _write(self, i: int, made: ReferenceWindow) -> None:
         parts = {name: getattr(made, name) for name in _DTYPES}
         size = sum(tensor.nbytes for tensor in parts.values()) + 4096
-        temporary = self.folder / f".{uuid.uuid4().hex}.tmp"
         try:
             if size + _bytes_in(self.folder) - _size(self._path(i)) > self.limit:
                 _log.warning(
                     "reference window %d is not stored: it would pass the limit of %d bytes", i, self.limit
                 )
                 return
-            self.folder.mkdir(parents=True, exist_ok=True)
             for left_behind in self.folder.glob(".*.tmp"):  # by a process that was killed: we hold the lock
                 left_behind.unlink()
             make_room(self.folder.parent, self.limit - size, keep=self.folder)
-            save_file(parts, temporary, metadata={FORMAT: json.dumps(self._labels(i, parts))})
-            os.replace(temporary, self._path(i))
+            write_tensors(self._path(i), parts, {FORMAT: json.dumps(self._labels(i, parts))})
             self._checked.add(i)
-        except (OSError, SafetensorError) as error:  # full or read-only disk: measuring goes on, only slower
+        except OSError as error:  # full or read-only disk: measuring goes on, only slower
             _log.warning("reference window %d could not be stored (%s); it will be computed again", i, error)
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 def make_room(cache: Path, limit: int, keep: Path | None = None) -> None:
@@ -247,16 +243,12 @@ def make_room(cache: Path, limit: int, keep: Path | None = None) -> None:
 def keep(path: Path, tensors: dict[str, Tensor], limit: int) -> None:
     """Store a part of a reference at `path`, all references within `limit` bytes. Where the disk is full or
     read-only it is not stored: measuring goes on, only slower."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         make_room(path.parent.parent, limit, keep=path.parent)
-        save_file(tensors, temporary)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+        write_tensors(path, tensors)
+    except OSError as error:
         _log.warning("%s could not be stored (%s); it will be computed again", path.name, error)
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def kept_batch(path: Path, rows: Tensor) -> dict[str, Tensor] | None:

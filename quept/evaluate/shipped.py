@@ -13,14 +13,13 @@ as it is.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quept.evaluate.results import VERSION as MEASURE
 from quept.evaluate.results import ResultKey, Results, ResultsError
+from quept.files import read_json, write_atomic
 
 if TYPE_CHECKING:
     from quept.runtime import ElasticModel
@@ -57,13 +56,7 @@ def write_shipped(
     ]
     body = json.dumps(head, indent=1).removesuffix("\n}")
     body += ',\n "results": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(body)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    write_atomic(path, body)
 
 
 def _identities(elastic: ElasticModel) -> dict[str, str]:
@@ -76,17 +69,7 @@ def load_shipped(results: Results, path: str | Path, elastic: ElasticModel) -> i
     of an older measure holds nothing of use.
 
     Raises ResultsError for a file that is no results file, is damaged, or is newer than this program."""
-    try:
-        data = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise ResultsError(f"cannot read the results file {path}: {error.strerror}") from None
-    except ValueError:
-        raise ResultsError(f"{path} is not a results file: it is not valid JSON") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ResultsError(f'{path} is not a results file ("format" is not "{FORMAT}")')
-    version = data.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise ResultsError(f"{path} has version {version}; this program reads up to {VERSION}: update it")
+    data = read_json(path, "a results file", FORMAT, VERSION, ResultsError)
     if data.get("measure") != MEASURE:
         return 0
     try:

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from quept.files import dtype_name
+
 from .forward import Gate, MakeCache, device_of
 
 
@@ -71,7 +73,7 @@ def speed(
         repeats=repeats,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=dtype_name(next(model.parameters()).dtype),
     )
 
 

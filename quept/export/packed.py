@@ -17,8 +17,6 @@ not in the file. Activation and KV widths are in the plan, for whoever runs it; 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from quept.files import replacing
 from quept.numerics.grid import Quantized, dequantize
 from quept.plan import FULL, PrecisionPlan
 from quept.runtime import ElasticModel
@@ -85,7 +84,6 @@ def export(elastic: ElasticModel, plan: PrecisionPlan, path: str | Path) -> Pack
     not at all.
 
     Raises PlanError if the plan does not fit the model, OSError where the file cannot be written."""
-    path = Path(path)
     tensors, grids = _tensors(elastic, plan)
     metadata = {
         "format": FORMAT,
@@ -104,16 +102,9 @@ def export(elastic: ElasticModel, plan: PrecisionPlan, path: str | Path) -> Pack
     static = _static(elastic, plan)
     if static:
         metadata["static"] = json.dumps(static)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
         _compare(open_packed(temporary), tensors, elastic.sizes.deploy(plan))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     return open_packed(path)
 
 

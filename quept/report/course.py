@@ -11,14 +11,13 @@ that are no finite numbers, are passed over: a log is read for what it has.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from quept.calibrate.job import LOG
+from quept.files import read_lines
 
 from .words import number
 
@@ -70,7 +69,7 @@ def read_course(folder: str | Path) -> Course | None:
     if not path.is_file():
         return None
     steps, blocks, compared, seconds = {}, {}, {}, {}
-    for line in _lines(path):
+    for line in read_lines(path):
         what = line.get("what")
         if what == "end to end" and number(line.get("step")) is not None:
             steps[int(line["step"])] = _numbers(line.get("losses"))
@@ -84,16 +83,6 @@ def read_course(folder: str | Path) -> Course | None:
         elif what == "done":
             seconds = _numbers(line.get("seconds_per_stage"))
     return Course(steps, blocks, compared, seconds)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue  # the line that was being written when the run was cut
-        if isinstance(line, dict):
-            yield line
 
 
 def _groups(table: object) -> dict[str, float]:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jinja2
 
 from quept.artifact import Artifact
+from quept.files import write_atomic
 from quept.runtime.sizes import Sizes
 
 from . import sections
@@ -44,7 +43,7 @@ def write_report(
     files = compared([read_measured(path, opened) for path in results])
     sizes = _sizes(opened, progress) if with_sizes else None
     text = page(opened, read_course(artifact), files, sizes)
-    return _write(Path(out), text.encode("utf-8"))
+    return write_atomic(out, text)
 
 
 def page(
@@ -117,18 +116,3 @@ def _sizes(artifact: Artifact, progress: Callable[[str, float | None], None] | N
     from quept.models import load
 
     return Sizes.of(artifact.prepared(load(artifact.base, progress)), artifact.group)
-
-
-def _write(path: Path, content: bytes) -> int:
-    """Under a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return len(content)

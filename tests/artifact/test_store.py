@@ -97,21 +97,21 @@ def test_a_version_that_is_none_is_refused(folder, version):
 def test_a_truncated_manifest_is_refused(folder, cut):
     path = folder / "manifest.json"
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(ArtifactError, match="damaged: it is not valid JSON"):
+    with pytest.raises(ArtifactError, match="not an artifact: it is not valid JSON"):
         Artifact.open(folder)
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe", b"[" * 100_000, b"9" * 10_000])
 def test_a_binary_or_absurd_manifest_is_refused(folder, text):
     (folder / "manifest.json").write_bytes(text)
-    with pytest.raises(ArtifactError, match="damaged: it is not valid JSON"):
+    with pytest.raises(ArtifactError, match="not an artifact: it is not valid JSON"):
         Artifact.open(folder)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"format": "quept-plan"}'])
 def test_another_json_is_refused(folder, text):
     (folder / "manifest.json").write_text(text)
-    with pytest.raises(ArtifactError, match="does not describe an artifact"):
+    with pytest.raises(ArtifactError, match="not an artifact: an artifact is a JSON object"):
         Artifact.open(folder)
 
 
@@ -181,7 +181,7 @@ def test_a_missing_a_truncated_and_a_changed_file_are_told_apart(folder):
 
 
 def test_no_artifact_at_all_is_a_sentence(tmp_path):
-    with pytest.raises(ArtifactError, match="holds no artifact"):
+    with pytest.raises(ArtifactError, match="cannot read an artifact from"):
         Artifact.open(tmp_path)
 
 

@@ -45,5 +45,5 @@ def test_what_cannot_be_done_is_said_in_words(folder, tmp_path):
     assert not list(tmp_path.iterdir())
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "manifest.json").write_text("{")
-    with pytest.raises(ArtifactError, match="damaged"):
+    with pytest.raises(ArtifactError, match="not an artifact"):
         calibrate_rtn(folder, tmp_path / "d")

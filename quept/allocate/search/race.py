@@ -8,7 +8,6 @@ with another one each time, and drops out when it is behind the best plan on the
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from torch import Tensor
 from quept.evaluate.divergence import compare, divergence
 from quept.evaluate.forward import Gate, NonFiniteLogits, window_logits
 from quept.evaluate.reference import Reference
+from quept.files import append_line, dtype_name, resume_lines
 from quept.plan import FULL
 from quept.runtime.model import ElasticModel, clone
 
@@ -48,35 +48,23 @@ class Figures:
     def __init__(self, path: str | Path | None, elastic: ElasticModel):
         self.windows: dict[tuple[str, str, int], float] = {}
         self.estimates: dict[tuple[str, str], dict[str, float]] = {}
-        self._path = Path(path) if path else None
-        if self._path is None:
+        self._path = path
+        if not path:
             return
         head = {
             "measurement": "KL of whole plans",
             "version": 1,
             "weights": elastic.identity,
             "group": elastic.artifact.group,
-            "dtype": str(elastic.dtype).removeprefix("torch."),
+            "dtype": dtype_name(elastic.dtype),
         }
-        text = self._path.read_text("utf-8") if self._path.exists() else ""
-        rows = [row for row in map(_parsed, text.splitlines()) if row is not None]
-        if rows and rows[0] != head:
-            raise RefineError(
-                f"{path} holds figures of another measurement; delete it to start afresh, or choose "
-                "another file"
-            )
-        if not rows or not text.endswith("\n"):
-            rows = rows or [head]
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-        for row in rows[1:]:
+        for row in resume_lines(path, head, RefineError):
             self._keep(row)
 
     def add(self, row: Mapping) -> None:
         self._keep(row)
         if self._path:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_line(self._path, row)
 
     def _keep(self, row: Mapping) -> None:
         if "estimate" in row:
@@ -84,14 +72,6 @@ class Figures:
         else:  # null: it was not finite
             kl = math.inf if row["kl"] is None else row["kl"]
             self.windows[row["plan"], row["windows"], row["window"]] = kl
-
-
-def _parsed(line: str) -> dict | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 @dataclass

@@ -20,7 +20,6 @@ uninterrupted one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ import torch
 from quept.evaluate.divergence import divergence
 from quept.evaluate.reference import Reference
 from quept.evaluate.windows import Windows
+from quept.files import append_line, dtype_name, resume_lines
 from quept.models import Block
 from quept.plan import ACTIVATION_BITS, FULL, QUANTIZED_BITS, Bits, PrecisionPlan
 from quept.runtime.model import ElasticModel
@@ -89,7 +89,7 @@ def measure_sensitivity(
         "text": text,
         "tokens": windows.ids.numel(),
         "context": windows.context,
-        "dtype": str(elastic.dtype)[6:],
+        "dtype": dtype_name(elastic.dtype),
     }
     head = {
         "measurement": "sensitivity 2",
@@ -301,29 +301,11 @@ class _Lines(dict):
 
     def __init__(self, path: str | Path | None, head: Mapping[str, object]):
         super().__init__()
-        self._path = Path(path) if path else None
-        if self._path is None:
-            return
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        rows = [row for row in map(_parsed, lines) if row is not None]
-        if rows and rows[0] != dict(head):
-            raise SensitivityError(
-                f"{path} holds another measurement; delete it to start afresh, or choose another file"
-            )
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = rows or [dict(head)]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self.update((row["key"], row["figures"]) for row in kept[1:])
+        self._path = path
+        if path:
+            self.update((row["key"], row["figures"]) for row in resume_lines(path, head, SensitivityError))
 
     def __setitem__(self, key: str, figures: Mapping[str, float]) -> None:
         super().__setitem__(key, figures)
         if self._path:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"key": key, "figures": figures}) + "\n")
-
-
-def _parsed(line: str) -> dict | None:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+            append_line(self._path, {"key": key, "figures": figures})

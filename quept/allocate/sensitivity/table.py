@@ -25,9 +25,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -35,6 +33,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quept.files import parse_json, read_bytes, write_atomic
 from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, WEIGHT_BITS, PrecisionPlan
 
 if TYPE_CHECKING:
@@ -214,19 +213,9 @@ class SensitivityTable:
     @classmethod
     def from_json(cls, text: str | bytes) -> SensitivityTable:
         """Read what `to_json` writes; SensitivityError in words for anything else."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError):
-            raise SensitivityError("this file is not a sensitivity table: it is not valid JSON") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise SensitivityError(f'this file is not a sensitivity table ("format" is not "{FORMAT}")')
-        version = data.get("version")
-        if not isinstance(version, int) or version > VERSION:
-            raise SensitivityError(
-                f"this table has version {version}; this program reads up to {VERSION}: update it"
-            )
+        data = parse_json(text, "a sensitivity table", FORMAT, VERSION, SensitivityError)
         names = {f.name for f in fields(cls)}
-        if version == 1:
+        if data["version"] == 1:
             data |= {"whole": {}, "embeddings": {}, "activations": {}, "base": FULL_PRECISION}
         wrong = names.symmetric_difference(set(data) - {"format", "version"})
         if wrong:
@@ -254,21 +243,14 @@ class SensitivityTable:
 
     def save(self, path: str | Path) -> None:
         """Write the file; it appears whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, "w") as file:
-            file.write(self.to_json())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        write_atomic(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> SensitivityTable:
         """Read a file; SensitivityError names it."""
+        content = read_bytes(path, "a sensitivity table", SensitivityError)
         try:
-            return cls.from_json(Path(path).read_bytes())
-        except OSError as error:
-            raise SensitivityError(f"cannot read the sensitivity table {path}: {error.strerror}") from None
+            return cls.from_json(content)
         except SensitivityError as error:
             raise SensitivityError(f"{path}: {error}") from None
 
