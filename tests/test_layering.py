@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVELS = (
-    {"files", "plan", "presets", "config", "numerics"},
+    {"numerics", "files"},
+    {"engines"},
+    {"plan", "presets", "config"},
     {"models", "zoo", "progress"},
     {"transforms"},
     {"artifact"},

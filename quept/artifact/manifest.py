@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from quept.engines import ENGINES
 from quept.files import read_json
 
 FORMAT, FORMAT_VERSION = "quept-artifact", 3  # 2: static grids of activations. 3: config
 FILE_NAME = "manifest.json"
-METHODS = ("rtn", "quept")
 
 
 class ArtifactError(RuntimeError):
@@ -63,9 +63,9 @@ class Manifest:
                 f"unknown {name}" for name in sorted(unknown)
             ]
             raise ArtifactError(f"{path} is damaged: {', '.join(what)}")
-        if data["method"] not in METHODS:
+        if data["method"] not in list(ENGINES):
             raise ArtifactError(
-                f"{path}: method {data['method']!r} is not known here (known: {', '.join(METHODS)})"
+                f"{path}: method {data['method']!r} is not known here (known: {', '.join(ENGINES)})"
             )
         wrong = [name for name, sound in _SOUND.items() if not sound(data[name])]
         if wrong:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from quept.artifact import Artifact, Manifest
 from quept.config import Recipe
+from quept.engines.quept import Quept
 from quept.files import append_line, read_lines, resume_lines
 from quept.models import LoadedModel, ModelLayout, load
 from quept.models.layout import GUARD
@@ -134,7 +135,7 @@ def calibrate(
         seconds["end to end"] = log.seconds("end to end")
     began = time.monotonic()
     artifact = _artifact(loaded, transformed, recipe, group, trainable)
-    plain = replace(artifact, learned=trainable.plain())
+    plain = replace(artifact, engine=Quept(group, trainable.plain()))
     artifact = _compared(artifact, plain, loaded, transformed, recipe, data.held_out, device, log, report)
     seconds["comparing"] = time.monotonic() - began
     log("done", seconds_per_stage={name: round(s, 1) for name, s in seconds.items()})
@@ -181,7 +182,7 @@ def _artifact(
         transforms=transformed.record.steps if transformed.record else (),
         config=loaded.config,
     )
-    return Artifact(manifest, trainable.learned(reached), transformed.record)
+    return Artifact(manifest, Quept(group, trainable.learned(reached)), transformed.record)
 
 
 def _reached(recipe: Recipe, layout: ModelLayout, widths: list[int]) -> dict[str, tuple[int, ...]]:
@@ -239,11 +240,12 @@ def _compared(
         quality[plan.name] = {"kl": kl if kept else found["kl_plain"], **found}
         if learned and not kept:
             layers = {
-                name: layer.without(bits, plain.static(name).get(bits)) if name in decided else layer
-                for name, layer in artifact.learned.items()
+                name: layer.without(bits, plain.engine.static(name).get(bits)) if name in decided else layer
+                for name, layer in artifact.engine.learned.items()
             }
             listed = {name: layer.widths for name, layer in layers.items()}
-            artifact = replace(artifact, learned=layers, manifest=replace(artifact.manifest, widths=listed))
+            manifest = replace(artifact.manifest, widths=listed)
+            artifact = replace(artifact, engine=Quept(artifact.group, layers), manifest=manifest)
             if loaded.kind == "vision-language":  # 8 bits are a part of the plans that follow
                 calibrated = ElasticModel(transformed, artifact, **options)
     return replace(artifact, manifest=replace(artifact.manifest, quality=quality))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from quept.artifact import LayerParameters
+from quept.engines.quept import LayerParameters
 from quept.models import ModelLayout
 from quept.models.clone import clone
 from quept.numerics.adapters import RankSchedule, adapted, new_adapter

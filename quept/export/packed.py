@@ -165,7 +165,7 @@ def _tensors(
 
 def _static(elastic: ElasticModel, plan: PrecisionPlan) -> dict[str, list[tuple[float, int]]]:
     grids = {
-        layer: elastic.artifact.static(layer).get(bits.activations)
+        layer: elastic.artifact.engine.static(layer).get(bits.activations)
         for layer, bits in plan.resolve(elastic.layers).items()
     }
     return {

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quept.artifact import Artifact
-from quept.artifact.parameters import CLIP_STEPS
+from quept.engines.quept import CLIP_STEPS
 from quept.models.families import FAMILIES
 
 _NUMBERED = re.compile(r"(?P<before>.*?)\.(?P<block>\d+)\.(?P<path>.+)")
@@ -49,7 +49,7 @@ def place(layer: str) -> tuple[int, str]:
 def bytes_by_kind(artifact: Artifact) -> dict[str, int]:
     """`{kind: bytes}` of all files the manifest lists; together they are `artifact.nbytes`."""
     kinds = {"adapters": 0, "clip factors": 0, "activation grids": 0, "transform tensors": 0}
-    for layer in artifact.learned.values():
+    for layer in artifact.engine.learned.values():
         clips = sum(codes.nbytes for codes in layer.clips.values())
         grids = sum(grid.nbytes for grid in layer.static.values())
         kinds["clip factors"] += clips
@@ -63,7 +63,7 @@ def bytes_by_kind(artifact: Artifact) -> dict[str, int]:
 
 def shapes(artifact: Artifact) -> dict[str, tuple[int, int]] | None:
     """`{layer: (out, in)}`; None unless every layer has an adapter to read its shape off."""
-    found = {name: (layer.b.shape[0], layer.a.shape[1]) for name, layer in artifact.learned.items()}
+    found = {name: (layer.b.shape[0], layer.a.shape[1]) for name, layer in artifact.engine.learned.items()}
     whole = bool(found) and all(rows and columns for rows, columns in found.values())
     return found if whole else None
 
@@ -71,7 +71,7 @@ def shapes(artifact: Artifact) -> dict[str, tuple[int, int]] | None:
 def layers_at(artifact: Artifact) -> Mapping[int, int]:
     """How many layers are calibrated at each width, `{bits: layers}`."""
     counts: dict[int, int] = {}
-    for layer in artifact.learned.values():
+    for layer in artifact.engine.learned.values():
         for bits in layer.widths:
             counts[bits] = counts.get(bits, 0) + 1
     return dict(sorted(counts.items()))
@@ -79,13 +79,13 @@ def layers_at(artifact: Artifact) -> Mapping[int, int]:
 
 def clip_means(artifact: Artifact) -> list[ClipMeans]:
     """One entry for every width that clips in some layer, ascending."""
-    places = {name: place(name) for name in artifact.learned}
+    places = {name: place(name) for name in artifact.engine.learned}
     roles = list(dict.fromkeys(role for _, role in places.values()))
     blocks = sorted({block for block, _ in places.values()})
     found = []
-    for bits in sorted({bits for layer in artifact.learned.values() for bits in layer.clips}):
+    for bits in sorted({bits for layer in artifact.engine.learned.values() for bits in layer.clips}):
         means: dict[tuple[int, str], tuple[float, float]] = {}
-        for name, layer in artifact.learned.items():
+        for name, layer in artifact.engine.learned.items():
             if bits in layer.clips:
                 low, high = (layer.clips[bits].double().mean(dim=(1, 2)) + 1) / CLIP_STEPS
                 means[places[name]] = (float(low), float(high))

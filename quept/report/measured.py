@@ -125,9 +125,7 @@ def _shipped(file: str, data: Mapping[str, Any], artifact: Artifact) -> Measured
     rows = {name: _row(payload) for name, payload in payloads.items()}
     m = artifact.manifest
     plain = Artifact(Manifest("rtn", m.base, m.fingerprint, m.group, m.layers)).identity
-    subject = {artifact.identity: THIS, plain: PLAIN, m.fingerprint: BASE}.get(data.get("model"), OTHER)
-    if artifact.manifest.method == "rtn" and subject == PLAIN:
-        subject = THIS
+    subject = {m.fingerprint: BASE, plain: PLAIN, artifact.identity: THIS}.get(data.get("model"), OTHER)
     conditions = _conditions(
         data, but=("format", "version", "model", "identity", "data", "measure", "results")
     )

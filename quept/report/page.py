@@ -58,16 +58,11 @@ def page(
         sections.what_it_is(artifact),
         sections.quality_section(artifact, course, quality),
         sections.measured_section(list(measured)),
+        sections.sizes_section(artifact, sizes),
     ]
-    if artifact.manifest.method == "rtn":
-        found.append(sections.sizes_section(artifact, sizes))
-    else:
-        found += [
-            sections.course_section(artifact, course),
-            sections.sizes_section(artifact, sizes),
-            sections.clips_section(artifact),
-            sections.recipe_section(artifact),
-        ]
+    if artifact.engine.learned:
+        found.insert(3, sections.course_section(artifact, course))
+        found += [sections.clips_section(artifact), sections.recipe_section(artifact)]
     return _render(sections.title(artifact), sections.summary(artifact, course, quality), found)
 
 

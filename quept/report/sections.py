@@ -30,17 +30,16 @@ _ABOUT = {
 
 
 def title(artifact: Artifact) -> str:
-    how = "round-to-nearest" if artifact.manifest.method == "rtn" else "calibrated"
-    return f"{without_folder(artifact.base)}, {how}"
+    return f"{without_folder(artifact.base)}, {artifact.engine.title}"
 
 
 def summary(artifact: Artifact, course: Course | None, quality: Mapping[str, tuple[float, float]]) -> str:
     """The page in one paragraph. quality: `{plan: (kl, kl_rtn)}` on held-out calibration data."""
     m, base = artifact.manifest, without_folder(artifact.base)
-    if m.method == "rtn":
+    if not artifact.engine.learned:
         return (
-            f"{base} as plain rounding makes it at any width from 2 to 8 bits: {_grouped(m.group)} share a "
-            "scale, and nothing is learned, so nothing is stored beyond the base weights."
+            f"{base} as {artifact.engine.title} makes it at any width from 2 to 8 bits: {_grouped(m.group)} "
+            "share a scale, and nothing is learned, so nothing is stored beyond the base weights."
         )
     said = [
         f"{base}, calibrated once so that {len(m.layers)} linear layers run at any width from 2 to 8 bits."
@@ -69,15 +68,15 @@ def what_it_is(artifact: Artifact) -> Section:
     entries = [
         ("base", without_folder(m.base)),
         ("fingerprint of its weights", f"{m.fingerprint[:12]}…"),
-        ("method", "round-to-nearest (rtn)" if m.method == "rtn" else f"QuEPT ({m.method})"),
+        ("method", f"{artifact.engine.title} ({m.method})"),
         ("group", f"{_grouped(m.group)} share a scale"),
         ("linear layers", f"{len(m.layers):,}"),
     ]
-    if m.method != "rtn":
+    if artifact.engine.learned or m.transforms:
         entries.append(("transforms", "; ".join(map(_step, m.transforms)) or "none"))
     entries += [(name, without_folder(text)) for name, text in m.provenance.items()]
     parts: list[Part] = [Facts(_distinct(entries))]
-    schedule = next((layer.schedule for layer in artifact.learned.values()), None)
+    schedule = next((layer.schedule for layer in artifact.engine.learned.values()), None)
     if schedule:
         counts, start = learned.layers_at(artifact), _clip_start(m.recipe)
         rows = [
@@ -101,9 +100,9 @@ def quality_section(
     section = Section("Quality against plain rounding")
     if not quality:
         why = (
-            "Plain rounding is all there is in this artifact, so there is nothing to compare it with here."
-            if artifact.manifest.method == "rtn"
-            else "The manifest holds no comparison with plain rounding."
+            "The manifest holds no comparison with plain rounding."
+            if artifact.engine.learned
+            else "Nothing is learned in this artifact, so there is nothing to compare with rounding."
         )
         section.parts.append(Paragraph(why))
         return section
@@ -236,7 +235,7 @@ def sizes_section(artifact: Artifact, sizes: Sizes | None) -> Section:
         )
     else:
         why = "the artifact holds no adapter in every layer to read shapes off"
-        if artifact.manifest.method == "rtn":
+        if not artifact.engine.learned:
             why = "this artifact stores nothing beyond the base weights"
         section.parts.append(
             Paragraph(f"No size at a width is known: {why}; --with-sizes opens the base for it.")

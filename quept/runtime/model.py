@@ -84,7 +84,9 @@ class ElasticModel:
         self._moved: dict[int, nn.Parameter] = {}
         self._skeleton = _skeleton(loaded.model, self.layers, self.device, self.dtype, self._moved)
         self._unbound = {
-            name: _unbound(self._skeleton.get_submodule(name), name in loaded.online, artifact.static(name))
+            name: _unbound(
+                self._skeleton.get_submodule(name), name in loaded.online, artifact.engine.static(name)
+            )
             for name in self.layers
         }
         self._full_bytes = sum(p.nbytes for p in self._skeleton.parameters() if not p.is_meta)
@@ -305,7 +307,7 @@ class ElasticModel:
         weight = weight.to(self.device)
         if bits == FULL:
             return None, weight
-        return self.artifact.quantize(layer, weight, bits)
+        return self.artifact.engine.quantize(layer, weight, bits)
 
 
 def _title(loaded: LoadedModel, artifact: Artifact) -> str:

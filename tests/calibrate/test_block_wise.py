@@ -288,7 +288,7 @@ def test_the_end_to_end_stage_starts_from_what_the_blocks_learned(tmp_path):
     folder = save_tiny("llama", tmp_path / "model")
     recipe = dataclasses.replace(recipe, block_wise=blocks, end_to_end=still)
     artifact = calibrate(folder, recipe, tmp_path / "out", device="cpu")
-    assert all(layer.b.any() for layer in artifact.learned.values())
+    assert all(layer.b.any() for layer in artifact.engine.learned.values())
     lines = [json.loads(line) for line in (tmp_path / "out" / "progress.jsonl").read_text().splitlines()]
     assert [line["what"] for line in lines[:5]] == ["run", "transforms", "block", "block", "end to end"]
     assert {"before", "after", "kept"} <= {*lines[2]}

@@ -79,9 +79,11 @@ def test_the_opened_model_is_the_one_that_was_compared(run):
     for layer in elastic.layers:
         source = elastic.base.get_submodule(layer).weight
         group = group_size(source.shape[1], artifact.group)
-        expected = artifact.learned[layer].quantize(source, 2, group)[1]
+        expected = artifact.engine.learned[layer].quantize(source, 2, group)[1]
         assert torch.equal(view.get_submodule(layer).weight, expected)
-        assert not torch.equal(expected, artifact.learned[layer].without(2).quantize(source, 2, group)[1])
+        assert not torch.equal(
+            expected, artifact.engine.learned[layer].without(2).quantize(source, 2, group)[1]
+        )
     full = elastic.view(PrecisionPlan.full())(token_ids()).logits
     assert torch.equal(full, elastic.reference(token_ids()))
 

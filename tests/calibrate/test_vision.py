@@ -91,7 +91,7 @@ def test_static_grids_run_as_they_were_learned(run):
     elastic = ElasticModel.open(out, device="cpu", dtype=torch.float32)
     view = elastic.view(PrecisionPlan.uniform(4, 4))
     for layer in elastic.layers:
-        grids = elastic.artifact.static(layer)
+        grids = elastic.artifact.engine.static(layer)
         assert set(grids) == {4, 6}
         before, *after = ((scale, int(zero)) for scale, zero in grids[4].T.tolist())
         assert len(after) == (3 if layer in elastic.layout.fused else 0)
@@ -137,9 +137,9 @@ def test_grids_alone_are_an_artifact_too(data, tmp_path):
     baseline = Recipe.load("vit-min-max").with_images(str(data))
     baseline = dataclasses.replace(baseline, held_out=8)
     artifact = calibrate(model, baseline, tmp_path / "out", device="cpu")
-    assert not any(layer.widths for layer in artifact.learned.values())
+    assert not any(layer.widths for layer in artifact.engine.learned.values())
     elastic = ElasticModel.open(tmp_path / "out", device="cpu", dtype=torch.float32)
-    seen = elastic.artifact.static("blocks.0.mlp.fc2")[4]
+    seen = elastic.artifact.engine.static("blocks.0.mlp.fc2")[4]
     assert seen.shape == (2, 1) and (seen[0] * 15).item() > 0
     plain = ElasticModel.open(model, device="cpu", dtype=torch.float32)
     for bits in (2, 8):

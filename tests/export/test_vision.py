@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import safe_open, save_file
 from timm import create_model
 
-from quept.artifact import Artifact, LayerParameters
+from quept.artifact import Artifact
+from quept.engines.quept import LayerParameters, Quept
 from quept.export import export, open_packed
 from quept.models import load
 from quept.numerics.adapters import RankSchedule
@@ -63,7 +64,9 @@ def test_static_grids_go_along_where_the_plan_rounds_activations(tmp_path):
         name: LayerParameters.rounded(schedule, empty, empty, {}, (), grids.get(name))
         for name in plain.layers
     }
-    elastic = ElasticModel(load(model), Artifact(plain.artifact.manifest, learned), device="cpu")
+    elastic = ElasticModel(
+        load(model), Artifact(plain.artifact.manifest, Quept("auto", learned)), device="cpu"
+    )
     assert not export(elastic, PrecisionPlan.uniform(4), tmp_path / "weights.safetensors").static
     read = export(elastic, PrecisionPlan.uniform(4, 4), tmp_path / "both.safetensors")
     assert read.static == {"blocks.0.attn.qkv": ((0.5, 7), (0.25, 8), (0.25, 0), (0.125, 15))}

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from quept.artifact import Artifact, ArtifactError, LayerParameters, Manifest
+from quept.artifact import Artifact, ArtifactError, Manifest
 from quept.cli.report import report_parser
 from quept.config import Recipe
+from quept.engines.quept import LayerParameters, Quept
 from quept.evaluate.results import ResultsError
 from quept.models import load
 from quept.numerics.adapters import RankSchedule
@@ -92,7 +93,8 @@ def calibrated(folder: Path, base: str = "models/tiny", **changes) -> Artifact:
         "quality": QUALITY,
     }
     manifest = Manifest("quept", base, "ab" * 32, 32, layers, **(settings | changes))
-    return Artifact(manifest, {name: parameters(name) for name in layers}).store(folder)
+    learned = {name: parameters(name) for name in layers}
+    return Artifact(manifest, Quept(32, learned)).store(folder)
 
 
 def log(folder: Path, lines: list[dict]) -> None:
@@ -315,7 +317,7 @@ def test_clip_means_are_those_of_the_layers(tmp_path):
     artifact = calibrated(tmp_path)
     two = clip_means(artifact)[0]
     assert (two.bits, two.blocks, two.roles) == (2, [0, 1], ["q", "k", "v", "o", "gate", "up", "down"])
-    codes = artifact.learned["model.layers.1.mlp.up_proj"].clips[2].double()
+    codes = artifact.engine.learned["model.layers.1.mlp.up_proj"].clips[2].double()
     assert two.ends[1][5][1] == pytest.approx((float(codes[1].mean()) + 1) / 256)
 
 

@@ -181,7 +181,7 @@ def test_without_bitsandbytes_the_error_says_what_to_install(elastic, monkeypatc
 @pytest.mark.parametrize("name", NAMES)
 def test_a_baseline_starts_from_the_weights_as_they_were_loaded(elastic, loaded, name):
     record = rotation_record(seed=0)
-    manifest = replace(elastic.artifact.manifest, method="quept", transforms=record.steps)
+    manifest = replace(elastic.artifact.manifest, transforms=record.steps)
     rotated = ElasticModel(
         loaded["llama"], Artifact(manifest, record=record), dtype=torch.float32, device="cpu"
     )

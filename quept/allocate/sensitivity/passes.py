@@ -81,7 +81,7 @@ def _bound(elastic: ElasticModel, layer: BoundLinear, name: str, bits: Bits) -> 
         return layer.bound(layer.weight, bits)
     weight = elastic.base.get_submodule(name).weight.data.to(elastic.device)
     if bits.weights != FULL:
-        weight = elastic.artifact.quantize(name, weight, bits.weights)[1]
+        weight = elastic.artifact.engine.quantize(name, weight, bits.weights)[1]
     return layer.bound(weight.to(elastic.dtype), bits)
 
 

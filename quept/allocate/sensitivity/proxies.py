@@ -119,7 +119,7 @@ class _Watched(nn.Module):
         x = (hadamard_transform(x) if self.layer.online else x).flatten(0, -2).float()
         weight = self.elastic.base.get_submodule(self.name).weight.data.to(x.device)
         for bits in self.sums:
-            rounded = self.elastic.artifact.quantize(self.name, weight, bits)[1]
+            rounded = self.elastic.artifact.engine.quantize(self.name, weight, bits)[1]
             change = x @ (rounded - weight.float()).T
             if gradient is not None:
                 change = (change * gradient.flatten(0, -2).float()).sum(-1)

@@ -1,5 +1,5 @@
-"""What calibration learned of one linear layer, as an artifact stores it, and the weight it makes at any
-width.
+"""QuEPT (arXiv 2602.12609): the grid of rtn, moved by what calibration learned of each layer. An artifact
+stores, by layer:
 
     b      (out, R)         float16    adapter, R = ranks of the schedule
     a      (R, in)          float16
@@ -21,9 +21,48 @@ import torch
 from torch import Tensor
 
 from quept.numerics.adapters import RankSchedule, adapted
-from quept.numerics.grid import Quantized, quantize
+from quept.numerics.grid import Quantized, group_size, quantize
+
+from .base import Listing
+from .rtn import Rtn
 
 CLIP_STEPS = 256
+
+
+@dataclass(frozen=True)
+class Quept(Rtn):
+    """A layer without an entry in `learned` is rounded to nearest at every width."""
+
+    learned: Mapping[str, LayerParameters] = field(default_factory=dict)
+    title = "calibrated"
+    recipe_part = "adapters"
+
+    @classmethod
+    def read(cls, listing: Listing, tensors: Mapping[str, Tensor]) -> Quept:
+        adapters = listing.recipe[cls.recipe_part]
+        schedule = RankSchedule(tuple(map(tuple, adapters["groups"])), tuple(adapters["steps"]))
+        parts: dict[str, dict[str, Tensor]] = {layer: {} for layer in listing.layers}
+        for key, tensor in tensors.items():
+            layer, part = _place(key)
+            if layer not in parts:
+                raise ValueError(f"unknown layer {layer}")
+            parts[layer][part] = tensor
+        widths = {layer: tuple(listing.widths.get(layer, ())) for layer in parts}
+        return cls(
+            listing.group,
+            {layer: _parameters(schedule, found, widths[layer]) for layer, found in parts.items()},
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {k: t for name, layer in self.learned.items() for k, t in layer.tensors(name).items()}
+
+    def quantize(self, layer: str, weight: Tensor, setting: int) -> tuple[Quantized, Tensor]:
+        if layer not in self.learned:
+            return super().quantize(layer, weight, setting)
+        return self.learned[layer].quantize(weight, setting, group_size(weight.shape[1], self.group))
+
+    def static(self, layer: str) -> Mapping[int, Tensor]:
+        return self.learned[layer].static if layer in self.learned else {}
 
 
 @dataclass(frozen=True)
@@ -87,3 +126,40 @@ class LayerParameters:
     @property
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.tensors("").values())
+
+
+def _place(key: str) -> tuple[str, str]:
+    """(layer, part) of a tensor's name: "b", "a", "clip.4", "static.4"."""
+    layer, _, part = key.rpartition(".")
+    if part.isdigit():
+        layer, _, kind = layer.rpartition(".")
+        part = f"{kind}.{part}"
+    return layer, part
+
+
+def _parameters(
+    schedule: RankSchedule, parts: Mapping[str, Tensor], widths: tuple[int, ...]
+) -> LayerParameters:
+    empty = torch.zeros(0, 0, dtype=torch.float16)
+    b, a = parts.get("b", empty), parts.get("a", empty)
+    if odd := [part for part in parts if part.partition(".")[0] not in ("b", "a", "clip", "static")]:
+        raise ValueError(f"unknown tensor {odd[0]}")
+    clips, static = (
+        {int(key.partition(".")[2]): t for key, t in parts.items() if key.startswith(kind)}
+        for kind in ("clip.", "static.")
+    )
+    if schedule.total and widths and not b.shape[1] == a.shape[0] == schedule.total:
+        raise ValueError(f"adapters of rank {b.shape[1]} and {a.shape[0]}, {schedule.total} expected")
+    if any(t.dtype != torch.uint8 or t.ndim != 3 or len(t) != 2 for t in clips.values()):
+        raise ValueError("clip factors of another form")
+    if not all(map(_is_grid, static.values())):
+        raise ValueError("static grids of another form")
+    return LayerParameters(schedule, b, a, clips, widths, static)
+
+
+def _is_grid(t: Tensor) -> bool:
+    """Whether these are scales and zero-points: (2, sites)."""
+    if t.dtype != torch.float32 or t.ndim != 2 or len(t) != 2 or t.shape[1] not in (1, 4):
+        return False
+    scale, zero = t
+    return bool(t.isfinite().all() and (scale > 0).all() and (zero >= 0).all() and (zero < 256).all())

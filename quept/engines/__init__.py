@@ -1,0 +1,55 @@
+"""Ways to make the weight of a layer small: one file and one entry of ENGINES each.
+
+base          the contract
+rtn           elastic round-to-nearest: every width from 2 to 8, nothing learned
+quept         the same grid, moved by learned adapters and clip factors
+bitsandbytes  NF4 and LLM.int8, to compare with
+
+A *setting* is what a plan says of a layer's weight: a width from 2 to 8, or a word of one engine ("nf4"). 16,
+the untouched weight, is everybody's. The table is read without importing any engine, or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .base import Engine
+
+Setting = int | str
+WIDTHS: Mapping[Setting, str] = {bits: f"W{bits}" for bits in range(2, 9)}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """where: "module:class" of the engine; settings: those it has, with the name a reader sees."""
+
+    where: str
+    settings: Mapping[Setting, str]
+
+
+ENGINES: dict[str, Entry] = {
+    "rtn": Entry("quept.engines.rtn:Rtn", WIDTHS),
+    "quept": Entry("quept.engines.quept:Quept", WIDTHS),
+}
+
+
+def engine_class(name: str) -> type[Engine]:
+    """Returns the class of an engine of the table."""
+    module, _, attribute = ENGINES[name].where.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def engine_with(setting: Setting) -> str:
+    """Returns the name of the first engine that has this setting; KeyError if there is none."""
+    found = (name for name, entry in ENGINES.items() if setting in entry.settings)
+    return next(found, None) or {}[setting]
+
+
+def words() -> dict[str, str]:
+    """Returns the settings that are no widths, with their titles: `{"nf4": "bitsandbytes NF4", ...}`."""
+    found = (entry.settings.items() for entry in ENGINES.values())
+    return {setting: title for items in found for setting, title in items if isinstance(setting, str)}

@@ -1,0 +1,34 @@
+"""Elastic round-to-nearest, method zero: each width from 2 to 8 bits on its own grid, made from the base
+weight when it is wanted. Nothing is learned, so nothing is stored beyond the base and the group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from quept.numerics.grid import Quantized, dequantize, group_size, quantize, quantized_bytes
+
+from .base import Engine, Listing
+
+
+@dataclass(frozen=True)
+class Rtn(Engine):
+    """group: columns that share a scale and a zero-point, or "auto" or "row"."""
+
+    group: int | str
+    title = "round-to-nearest"
+
+    @classmethod
+    def read(cls, listing: Listing, tensors: Mapping[str, Tensor]) -> Rtn:
+        return cls(listing.group)
+
+    def quantize(self, layer: str, weight: Tensor, setting: int) -> tuple[Quantized, Tensor]:
+        return quantize(weight, setting, group_size(weight.shape[1], self.group))
+
+    def values(self, stored: Quantized, setting: int) -> Tensor:
+        return dequantize(stored)
+
+    def nbytes(self, rows: int, columns: int, setting: int) -> int:
+        return quantized_bytes(rows, columns, setting, group_size(columns, self.group))
