@@ -43,11 +43,12 @@ from quept.runtime.kvcache import cache_nbytes
 from quept.runtime.prompt import check_fits, prompt_ids
 from quept.runtime.visual import visual_prompt
 
-from .gate import Admission
+from .gate import CLIENT, Admission
 from .side import Precision
 
 FRAMES_PER_SECOND = 12
 PREPARE_SECONDS = 0.1  # of slow preparation in one step, so that others get the gate in between
+STOPS_KEPT = 1000
 SHELF_BYTES = 64_000_000  # keys and values kept between turns, all visitors together
 UNEXPECTED = (
     "This side failed for a reason of its own, not yours; the other side goes on. "
@@ -101,9 +102,11 @@ class Frame:
 
 @dataclass
 class Running:
-    """Each visitor's newest answer: an event that asks it to stop."""
+    """Each visitor's newest answer: an event that asks it to stop. One that was asked for before a stop, and
+    waited in the queue meanwhile, begins stopped."""
 
     _jobs: dict[str, threading.Event] = field(default_factory=dict)
+    _stops: OrderedDict[str, float] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, visitor: str) -> threading.Event:
@@ -112,6 +115,8 @@ class Running:
         with self._lock:
             older = self._jobs.get(visitor)
             self._jobs[visitor] = job
+            if CLIENT.get().asked < self._stops.get(visitor, 0.0):
+                job.set()
         if older:
             older.set()
         return job
@@ -125,8 +130,13 @@ class Running:
                 del self._jobs[visitor]
 
     def stop(self, visitor: str) -> None:
-        """Ask the visitor's answer to stop; harmless where there is none."""
-        job = self._jobs.get(visitor)
+        """Ask the visitor's answer to stop, and those still in the queue; harmless where there is none."""
+        with self._lock:
+            self._stops[visitor] = time.monotonic()
+            self._stops.move_to_end(visitor)
+            while len(self._stops) > STOPS_KEPT:
+                self._stops.popitem(last=False)
+            job = self._jobs.get(visitor)
         if job:
             job.set()
 

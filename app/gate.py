@@ -1,46 +1,125 @@
 """Taking turns: one model, many visitors.
 
-Gate       a fair lock: taken for one forward step at a time and handed over in order of arrival, so a long
-           answer never starves a slider.
+CLIENT     for whom the work under way is done; the queue says it, gate and admission read it
+Gate       a fair lock, taken for one forward step at a time: next is who has had the least time at it
+           (start-time fair queueing: first between machines, then between the pages of one machine), so that
+           neither a long answer nor somebody's eighty jobs starve a slider
 Admission  how many long jobs (chats) may be under way at once; the others wait in line and know their place
-in it.
+           in it
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections import deque
-from collections.abc import Iterator
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+RETURN_S = 0.004
+KNOWN = 4096  # machines and pages whose time is remembered
+
+
+@dataclass(frozen=True)
+class Client:
+    """address: of the visitor's machine. session: of the page. asked: when, by time.monotonic()."""
+
+    address: str = ""
+    session: str = ""
+    asked: float = math.inf
+
+    @property
+    def page(self) -> str:
+        return f"{self.address} {self.session}"
+
+
+CLIENT: ContextVar[Client] = ContextVar("client", default=Client())  # noqa: B039 (frozen)
+
+
+@dataclass(eq=False)
+class _Turn:
+    client: Client
+    ready: threading.Event = field(default_factory=threading.Event)
+    awaits: bool = False  # it is next unless one who has just left comes back
 
 
 class Gate:
-    """First come, first served; a context manager. `waiting` tells how many stand before it."""
+    """One at a time, the least served first and among equals the first come; a context manager. `waiting`
+    tells how many stand before it.
 
-    def __init__(self) -> None:
+    Who has left and would still be next, as a chat is between two tokens, is awaited for `returns` seconds:
+    without that a long step would come after every short one, however short."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, returns: float = RETURN_S) -> None:
+        self._clock, self._returns = clock, returns
         self._lock = threading.Lock()
-        self._line: deque[threading.Event] = deque()
-        self._held = False
+        self._line: list[_Turn] = []  # in order of arrival
+        self._inside: _Turn | None = None
+        self._began = 0.0
+        self._arrival = threading.Event()
+        self._used: dict[str, float] = {}  # seconds at the gate, by machine and by page
+        self._level: defaultdict[str, float] = defaultdict(float)  # who was served last had so much
 
     def __enter__(self) -> None:
-        turn = threading.Event()
+        turn = _Turn(CLIENT.get())
         with self._lock:
-            if not self._held:
-                self._held = True
+            for key, among in _shares(turn.client):
+                self._used[key] = max(self._used.get(key, 0.0), self._level[among])
+            if self._inside is None:
+                self._let_in(turn)
                 return
             self._line.append(turn)
-        turn.wait()
+            self._arrival.set()
+        turn.ready.wait()
+        while turn.awaits:
+            self._arrival.wait(self._returns)
+            with self._lock:
+                turn.awaits = False
+                turn.ready.clear()
+                self._line.insert(0, turn)
+                self._next()
+            turn.ready.wait()
 
     def __exit__(self, *_) -> None:
         with self._lock:
+            left, taken = self._inside, self._clock() - self._began
+            for key, _among in _shares(left.client):
+                self._used[key] += taken
+            self._inside = None
             if self._line:
-                self._line.popleft().set()  # stays held: it now belongs to the next in line
-            else:
-                self._held = False
+                self._arrival.clear()
+                self._next(left)
+            elif len(self._used) > KNOWN:  # nobody waits: all may begin as equals
+                self._used.clear(), self._level.clear()
+
+    def _next(self, left: _Turn | None = None) -> None:
+        """Lets the next in line in, who waits a moment for one who has just `left` and was served less."""
+        turn = min(self._line, key=self._rank)
+        self._line.remove(turn)
+        turn.awaits = left is not None and self._rank(left) < self._rank(turn)
+        self._let_in(turn)
+        turn.ready.set()
+
+    def _rank(self, turn: _Turn) -> list[float]:
+        return [self._used[key] for key, _among in _shares(turn.client)]
+
+    def _let_in(self, turn: _Turn) -> None:
+        self._inside, self._began = turn, self._clock()
+        if not turn.awaits:
+            for key, among in _shares(turn.client):
+                self._level[among] = self._used[key]
 
     @property
     def waiting(self) -> int:
         return len(self._line)
+
+
+def _shares(client: Client) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Whose time is counted, and among whom it is shared out: machines among all, pages of one machine."""
+    return (client.address, ""), (client.page, client.address)
 
 
 class Place:
@@ -48,6 +127,7 @@ class Place:
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
+        self.client = CLIENT.get()
 
     def wait(self, poll: float = 0.25) -> Iterator[int]:
         """Yield the position in line (1 = next) every `poll` seconds until admitted; yields nothing if there
@@ -65,26 +145,46 @@ class Place:
 
 
 class Admission:
-    """At most `slots` jobs at once, in order of arrival."""
+    """At most `slots` jobs at once; next is who has the fewest inside, and among equals the first come."""
 
     def __init__(self, slots: int) -> None:
         if slots < 1:
             raise ValueError(f"an admission needs at least one slot; got {slots}")
         self._slots = slots
+        self._inside: list[Place] = []
         self._line: list[Place] = []
         self._changed = threading.Condition()
 
     def _position(self, place: Place) -> int:
-        return self._line.index(place) - self._slots + 1
+        return 0 if place in self._inside else self._in_order().index(place) + 1
+
+    def _in_order(self) -> list[Place]:
+        """The line as it will be let in, if nobody leaves."""
+        held = Counter(key for place in self._inside for key in (place.client.address, place.client.page))
+        line, ordered = list(self._line), []
+        while line:
+            place = min(line, key=lambda p: (held[p.client.address], held[p.client.page]))
+            line.remove(place)
+            ordered.append(place)
+            held.update((place.client.address, place.client.page))
+        return ordered
 
     @contextmanager
     def enter(self) -> Iterator[Place]:
         place = Place(self)
         with self._changed:
             self._line.append(place)
+            self._let_in()
         try:
             yield place
         finally:
             with self._changed:
-                self._line.remove(place)
+                (self._inside if place in self._inside else self._line).remove(place)
+                self._let_in()
                 self._changed.notify_all()
+
+    def _let_in(self) -> None:
+        while self._line and len(self._inside) < self._slots:
+            place = self._in_order()[0]
+            self._line.remove(place)
+            self._inside.append(place)

@@ -33,8 +33,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--model", action="append", default=[], metavar="SOURCE", help="the same; repeat for several"
     )
+    p.add_argument("--host", help="address to listen on (default 127.0.0.1: this machine alone)")
     p.add_argument(
-        "--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on"
+        "--public",
+        action="store_true",
+        help="serve other machines too, under whatever name they call this one (listens on all addresses "
+        "unless --host says which)",
     )
     p.add_argument(
         "--port", type=int, default=None, help="port to listen on (default: 7860, or the next free one)"
@@ -47,6 +51,18 @@ def parser() -> argparse.ArgumentParser:
         help="memory for quantized weights kept ready, shared out over the models (default 2)",
     )
     return p
+
+
+def opened_to_others(host: str, public: bool) -> str:
+    """What whoever reaches this address can do, in words; "" for this machine alone."""
+    if host.strip("[]") in ("localhost", "::1") or host.startswith("127."):
+        return ""
+    named = "under any name" if public else "by its address (by a name of its own: --public)"
+    return (
+        f"whoever reaches {host} can use this machine {named}: run the opened models, send pictures of up to "
+        "10 MB and plans, read what is measured here. There is no password and no encryption; put a proxy "
+        "with both in front, or leave --host and --public away to serve this machine alone"
+    )
 
 
 def bundled_sources() -> list[str]:
@@ -68,7 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     port = options.port or (
         int(os.environ["GRADIO_SERVER_PORT"]) if "GRADIO_SERVER_PORT" in os.environ else None
     )
-    splash = Splash(options.host, port)
+    public = options.public or "SPACE_ID" in os.environ
+    host = options.host or os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if public else "127.0.0.1")
+    if opens := opened_to_others(host, public):
+        print(f"quept app: {opens}", file=sys.stderr)
+    splash = Splash(host, port)
     try:
         splash.start()
         splash.step("Importing torch, transformers and gradio")
@@ -84,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # an open loading page asks again within this time, and then shows the sentence
         splash.stop()
         return 1
-    launch(service, splash, options.host)
+    launch(service, splash, host, public)
     return 0
 
 

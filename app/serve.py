@@ -8,6 +8,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from app.border import KEPT_S, guarded
+from app.fair_queue import share_out
 from app.link import ASK, CLASSIFY
 from app.measured_on import Sample
 from app.service import Service
@@ -19,6 +21,7 @@ from app.tabs.chat import CSS as CHAT_CSS
 from app.tabs.chat import HEAD, build_chat
 from app.tabs.classify import build_classify
 from app.tabs.explore import LIGHT, build_explore
+from app.toast import shown
 from quept import load, zoo
 from quept.artifact import split
 from quept.evaluate import Results
@@ -27,7 +30,8 @@ from quept.runtime import ElasticModel
 STYLE = Path(__file__).parent / "style.css"
 TITLE = "QuEPT · precision explorer"
 TEXT = "boolq-passages"
-UPLOADS_KEPT = (600, 600)  # every so many seconds files go that came so long ago and that nobody took
+THREADS = 200  # jobs wait at the gate in a thread each; one that waits must not keep a light one out
+UPLOADS_KEPT = (60, KEPT_S)  # every so many seconds files go that came so long ago and that nobody took
 # The address and the masthead know which page is in sight, and the equaliser of that page hears of it.
 SEEN_JS = """() => {
   const name = "%s", url = new URL(location.href), first = !window.queptSeen;
@@ -89,7 +93,7 @@ def build_app(service: Service) -> gr.Blocks:
             opened_once = "one model open" if len(kinds) == 1 else "models opened once"
             title = service.models[names[0]].title if len(names) == 1 else ""
             what = title or f"{opened_once}, any precision a drag away"
-            gr.Markdown(f"# QuEPT precision explorer\n{what}", elem_id="title")
+            gr.Markdown(f"# QuEPT precision explorer\n{shown(what)}", elem_id="title")
             model = gr.Dropdown(
                 [(service.models[name].title, name) for name in names],
                 value=names[0],
@@ -133,7 +137,8 @@ def build_app(service: Service) -> gr.Blocks:
             return gr.Tabs(selected=asked["p"]) if asked.get("p") in pages else gr.skip(), asked
 
         demo.load(opened, None, [tabs, query], **LIGHT)
-    demo.queue(max_size=64, default_concurrency_limit=16)
+    demo.queue(default_concurrency_limit=16)
+    share_out(demo)
     return demo
 
 
@@ -148,8 +153,9 @@ def _can_chat(service: Service, model: str) -> bool:
     return service.models[model].kind == "language"
 
 
-def launch(service: Service, splash: Splash, host: str) -> None:
-    """Hand the port over from the loading screen and serve until interrupted."""
+def launch(service: Service, splash: Splash, host: str, public: bool = False) -> None:
+    """Hand the port over from the loading screen and serve until interrupted. public: under any host name."""
+    guard = guarded(host, public)  # first: components keep the folder of uploads
     demo = build_app(service)
     splash.step("Ready")
     splash.stop()
@@ -163,6 +169,8 @@ def launch(service: Service, splash: Splash, host: str) -> None:
         ssr_mode=False,
         enable_monitoring=False,
         max_file_size="10mb",
+        max_threads=THREADS,
+        app_kwargs=guard,
         allowed_paths=[],
         share=False,
         quiet=False,

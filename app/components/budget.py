@@ -32,6 +32,7 @@ from gradio.events import EventListener
 
 from app.components.numbers import finite
 from app.components.widget import Widget, asset
+from app.toast import refusal
 
 SCRIPTS = ("dom.js", "plan.js", "path.js", "budget.js")  # in this order, one after the other
 
@@ -40,7 +41,7 @@ def request_of(event: gr.EventData) -> Mapping[str, Any]:
     """What the browser sent with an event, unchecked; gr.Error in words when it is no object."""
     sent = event._data
     if not isinstance(sent, Mapping):
-        raise gr.Error("This request was not understood. Reload the page.", print_exception=False)
+        raise refusal("This request was not understood. Reload the page.")
     return sent
 
 

@@ -32,6 +32,7 @@ import plotly
 from gradio.events import EventListener
 
 from app.components.widget import Widget, asset
+from app.toast import refusal
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 KINDS = ("preset", "best", "tried", "baseline", "current")
@@ -47,7 +48,7 @@ def point_id(event: gr.EventData) -> str:
     sent = event._data
     identity = sent.get("id") if isinstance(sent, Mapping) else None
     if not isinstance(identity, str) or not 0 < len(identity) <= LONGEST_ID or not identity.isprintable():
-        raise gr.Error("This point is not known any more. Reload the page.", print_exception=False)
+        raise refusal("This point is not known any more. Reload the page.")
     return identity
 
 

@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import gradio as gr
 from gradio.events import EventListener, Events
 
 from app.components.widget import Widget, asset
+from app.toast import refusal
 
 FULL = 16
 # In this order, one after the other.
@@ -161,7 +161,7 @@ class Equalizer(Widget):
         try:
             return check_plan(payload, self.described)
         except WireError as error:
-            raise gr.Error(str(error), title="Plan not understood", print_exception=False) from None
+            raise refusal(error, title="Plan not understood") from None
 
     def postprocess(self, value: dict[str, Any] | None) -> dict[str, Any]:
         """The plan to show, complete; WireError when it does not fit the description."""

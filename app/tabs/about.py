@@ -5,6 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from app.service import Service
+from app.toast import shown
 
 METHOD = """
 ### What this is
@@ -56,9 +57,11 @@ arithmetic after unpacking: fewer bits save memory when deployed, they do not ma
 
 def build_about(service: Service) -> None:
     """Draw the page."""
-    models = "\n".join(f"- **{elastic.title}**: {elastic.provenance}" for elastic in service.models.values())
+    models = "\n".join(
+        f"- **{shown(elastic.title)}**: {shown(elastic.provenance)}" for elastic in service.models.values()
+    )
     conditions = "\n".join(
-        f"- {opened.elastic.title}: {opened.conditions()}" for opened in service.opened.values()
+        f"- {shown(opened.elastic.title)}: {shown(opened.conditions())}" for opened in service.opened.values()
     )
     gr.Markdown(
         f"{METHOD}\n### The models here\n{models}\n\n### Measured on\n{conditions}\n", elem_id="about"

@@ -9,7 +9,6 @@ picture in a row are one conversation; another picture begins a new one.
 
 from __future__ import annotations
 
-import html
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from app.service import PlanJson, Service
 from app.side import Precision, side_of
 from app.tabs.chat_status import SIDES, piece, ready, refused, reported
 from app.tabs.explore import EVERY, LIGHT, WARNING, Explore
+from app.toast import shown, warn
 from quept.evaluate import ImageError
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
@@ -115,7 +115,7 @@ def send(
     """A new question about the picture on the easel. The question is given back if there was no answer."""
     question = (question or "").strip()
     if picture is None or not question:
-        gr.Warning(NO_QUESTION if picture else NO_PICTURE, title="Nothing to ask yet")
+        warn(NO_QUESTION if picture else NO_PICTURE, title="Nothing to ask yet")
         yield {}
         return
     try:
@@ -130,7 +130,7 @@ def send(
 def again(desk: PageContext, setting: Setting, thread: list[dict], visitor: str) -> Iterator[dict]:
     """The last question once more, at the precisions of now."""
     if not thread:
-        gr.Warning("There is no question to repeat yet: ask one first.", title="Nothing to ask yet")
+        warn("There is no question to repeat yet: ask one first.", title="Nothing to ask yet")
         yield {}
         return
     last = thread[-1]
@@ -179,11 +179,11 @@ def _taken(desk: PageContext, model: str, path: str, visitor: str) -> dict:
     try:
         scene = desk.galleries[model].own(read_upload(path, 3))
     except ImageError as error:
-        gr.Warning(f"{sentence(error)} {TAKEN}", title="Picture not taken")
+        warn(f"{sentence(error)} {TAKEN}", title="Picture not taken")
         return {}
     except Exception:
         logger.exception("a picture could not be prepared")
-        gr.Warning("This picture could not be prepared. Try another one.", title="Picture not taken")
+        warn("This picture could not be prepared. Try another one.", title="Picture not taken")
         return {}
     desk.album.add(visitor, model, scene)
     return {"easel": easel(desk, model, visitor, scene.id)}
@@ -347,7 +347,7 @@ def _letters(question: str, elastic: ElasticModel) -> str | None:
 
 def _refuse(error: object) -> None:
     """A sentence in the page. Gradio shows it as HTML, and it may quote what the visitor typed."""
-    gr.Warning(html.escape(sentence(error)), title="Not asked")
+    warn(sentence(error), title="Not asked")
 
 
 # What the page shows
@@ -473,7 +473,7 @@ def _resting() -> dict:
 def _title(desk: PageContext, model: str) -> str:
     world = desk.galleries[model].world
     about = world.words if world else "Ask about a picture at two precisions."
-    return f"**{desk.service.models[model].title}** · {about}"
+    return f"**{shown(desk.service.models[model].title)}** · {about}"
 
 
 # The page

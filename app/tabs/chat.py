@@ -9,7 +9,6 @@ new value}`, names as in `ChatPage`. The history in the visitor's state is a lis
 from __future__ import annotations
 
 import hashlib
-import html
 import logging
 import math
 import secrets
@@ -27,6 +26,7 @@ from app.gate import Admission, Gate
 from app.harmless import TAGS_SHOWN_AS_TEXT, harmless, plain
 from app.side import EQUALIZER, Precision, side_of
 from app.tabs.chat_status import SIDES, ready, refused, reported
+from app.toast import inform, warn
 from quept.plan import PlanError, PrecisionPlan
 from quept.runtime import ElasticModel
 from quept.runtime.generate import PromptError, Sampling
@@ -127,7 +127,7 @@ def send(desk: PageContext, ask: Ask, history: list[dict], prompt: str, visitor:
     """A new message. The prompt is given back if there was no answer to it."""
     prompt = prompt or ""
     if not prompt.strip():
-        gr.Warning("There is nothing to send yet: type a message first.", title="Empty message")
+        warn("There is nothing to send yet: type a message first.", title="Empty message")
         yield {}
         return
     yield from _answer(desk, ask, history, prompt, visitor, old=history, returned=prompt)
@@ -137,14 +137,12 @@ def regenerate(desk: PageContext, ask: Ask, history: list[dict], visitor: str) -
     """Another answer to the last message: at the plans and settings of now, or, if they are still the same,
     with another seed."""
     if not history:
-        gr.Warning(
-            "There is no answer to write again yet: send a message first.", title="Nothing to regenerate"
-        )
+        warn("There is no answer to write again yet: send a message first.", title="Nothing to regenerate")
         yield {}
         return
     if history[-1].get("made_with") == ask.made_with():
         if ask.temperature == 0:
-            gr.Info(
+            inform(
                 "At temperature 0 the same settings give the same answer. "
                 "Raise the temperature or choose another plan.",
                 title="Same answer again",
@@ -162,11 +160,11 @@ def edit(
     shown messages."""
     turn, role = divmod(index, 2) if isinstance(index, int) else (-1, 0)
     if role or not 0 <= turn < len(history):
-        gr.Warning("Only your own messages can be edited.", title="Not edited")
+        warn("Only your own messages can be edited.", title="Not edited")
         yield _drawn(history)
         return
     if not isinstance(text, str) or not text.strip():
-        gr.Warning("An empty message cannot be sent; the old one was kept.", title="Not edited")
+        warn("An empty message cannot be sent; the old one was kept.", title="Not edited")
         yield _drawn(history)
         return
     yield from _answer(desk, ask, history[:turn], plain(text), visitor, old=history)
@@ -276,7 +274,7 @@ def _answer(
         yield _drawn(history, frame) | shown | _resting()
         return
     if frame and all(answer.state == "done" for answer in frame.answers):
-        gr.Info(
+        inform(
             "Both sides ended their answer at once, without a word. Ask in other words.", title="No answer"
         )
     problem = problem or (frame and next((a.error for a in frame.answers if a.state == "error"), None))
@@ -291,9 +289,9 @@ def _side(desk: PageContext, ask: Ask, choice: str) -> Precision:
 
 
 def _refuse(error: object) -> None:
-    """A sentence in the page. Gradio shows it as HTML, and it may quote what the visitor typed."""
+    """A sentence in the page."""
     words = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    gr.Warning(html.escape(words[:1].upper() + words[1:]).rstrip(".") + ".", title="Not sent")
+    warn((words[:1].upper() + words[1:]).rstrip(".") + ".", title="Not sent")
 
 
 def messages(history: list[dict], side: str) -> list[dict]:

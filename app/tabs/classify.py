@@ -31,6 +31,7 @@ from app.side import EQUALIZER
 from app.tabs.explore import EVERY, LIGHT, RUNNING, WARNING, Explore, named_plan
 from app.tabs.explore import measure as measure_explored
 from app.tabs.presets import Presets, build_presets, named_choices
+from app.toast import shown, warn
 from quept.evaluate import ImageError
 from quept.plan import PrecisionPlan
 
@@ -129,13 +130,11 @@ def _taken(desk: PageContext, model: str, path: str, visitor: str) -> tuple:
         picture = read_upload(path, classifier.elastic.vision.channels)
         own = classifier.own(picture, "Your picture")
     except ImageError as error:
-        gr.Warning(f"{sentence(error)} {TAKEN}", title="Picture not taken")
+        warn(f"{sentence(error)} {TAKEN}", title="Picture not taken")
         return None, gr.skip()
     except Exception:
         logger.exception("a picture could not be prepared")
-        gr.Warning(
-            "This picture could not be prepared for the model. Try another one.", title="Picture not taken"
-        )
+        warn("This picture could not be prepared for the model. Try another one.", title="Picture not taken")
         return None, gr.skip()
     classifier.forget(desk.album.add(visitor, model, own))
     return None, row(desk, model, visitor, own.id)
@@ -213,7 +212,7 @@ def enter(
     try:
         found = decode(query, service.describe(wanted))
     except LinkError as error:
-        gr.Warning(f"The link was not restored: {error}.")
+        warn(f"The link was not restored: {error}.")
         found = None
     found = found or service.plan_json_of(wanted, service.start(wanted))
     number = str(query.get("i", ""))
@@ -395,7 +394,7 @@ def _megabytes(size: int) -> str:
 def _title(service: Service, model: str) -> str:
     elastic = service.models[model]
     count = len(elastic.vision.labels)
-    return f"**{elastic.title}** · {count:,} classes · {service.opened[model].conditions()}"
+    return f"**{shown(elastic.title)}** · {count:,} classes · {shown(service.opened[model].conditions())}"
 
 
 # The page

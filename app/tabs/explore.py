@@ -23,6 +23,7 @@ from app.link import CLASSIFY, LinkError, decode
 from app.service import TRIED, PlanJson, Service
 from app.side import EQUALIZER, baseline_of
 from app.tabs.presets import Presets, build_presets, named_choices
+from app.toast import inform, warn
 from quept.artifact import split
 from quept.plan import PlanError, PrecisionPlan
 from quept.runtime.baselines import available
@@ -206,7 +207,7 @@ def chosen_point(service: Service, model: str, tried: list[PlanJson], identity: 
     try:
         baseline = baseline_of(identity)
         if baseline:
-            gr.Info(
+            inform(
                 f"{baseline.title} has no bits per layer to load, so the equaliser stays as it is. "
                 + ("Choose it on the Chat page to read its answers." if available() else ""),
                 title="Not a plan",
@@ -214,7 +215,7 @@ def chosen_point(service: Service, model: str, tried: list[PlanJson], identity: 
             return gr.skip(), gr.skip()
         return named_plan(service, model, identity)
     except ValueError as error:
-        gr.Warning(str(error))
+        warn(str(error))
         return gr.skip(), gr.skip()
 
 
@@ -256,7 +257,7 @@ def uploaded(service: Service, model: str, content: bytes):
     try:
         plan_json = service.plan_json_of(model, PrecisionPlan.from_json(content, split(model)[0]))
     except PlanError as error:
-        gr.Warning(f"The plan was not loaded: {error}.")
+        warn(f"The plan was not loaded: {error}.")
         return gr.skip(), gr.skip()
     return plan_json, plan_json
 
@@ -279,7 +280,7 @@ def restore(service: Service, query: dict):
     try:
         plan_json = decode(query, service.describe(model))
     except LinkError as error:
-        gr.Warning(f"The link was not restored: {error}.")
+        warn(f"The link was not restored: {error}.")
     if plan_json is None and model == first:
         return gr.skip(), gr.skip(), gr.skip(), _chart(service, model, []), gr.skip(), gr.skip(), gr.skip()
     plan_json = plan_json or service.plan_json_of(model, service.start(model))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from app.conversation import FRAMES_PER_SECOND, CachePool, Running, chat
-from app.gate import Admission, Gate
+from app.gate import CLIENT, Admission, Client, Gate
 from app.side import BaselineSide, Side
 from quept.plan import PrecisionPlan
 from quept.runtime import BASELINES, ElasticModel
@@ -278,3 +278,13 @@ def test_a_newer_answer_stops_the_older_one_and_stopping_twice_is_harmless():
     assert new.is_set()
     running.end("a", new)
     running.stop("a")
+
+
+def test_a_stop_reaches_an_answer_that_still_waits_in_the_queue():
+    running = Running()
+    asked = time.monotonic()
+    running.stop("visitor")
+    token = CLIENT.set(Client(session="visitor", asked=asked))
+    assert running.begin("visitor").is_set()
+    CLIENT.reset(token)
+    assert not running.begin("visitor").is_set()  # asked for after the stop

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from app.gate import Admission, Gate
+from app.gate import CLIENT, Admission, Client, Gate
 
 
 def waiting_for(gate: Gate, count: int) -> None:
@@ -88,3 +88,92 @@ def test_leaving_the_line_moves_the_others_up():
     first.__exit__(None, None, None)
     assert list(waiting) == []
     third.__exit__(None, None, None)
+
+
+def for_client(client: Client, work) -> threading.Thread:
+    """A thread that works in the name of a client."""
+
+    def run() -> None:
+        CLIENT.set(client)
+        work()
+
+    return threading.Thread(target=run)
+
+
+def test_the_gate_is_shared_by_time_and_not_by_turns():
+    now, log = [0.0], []
+    gate = Gate(clock=lambda: now[0], returns=0.5)
+
+    def steps(name: str, count: int, seconds: float) -> None:
+        for _ in range(count):
+            with gate:
+                log.append(name)
+                now[0] += seconds
+
+    slow = for_client(Client("a", "slow"), lambda: steps("slow", 6, 0.5))
+    quick = for_client(Client("b", "quick"), lambda: steps("quick", 60, 0.05))
+    with gate:
+        slow.start(), quick.start()
+        waiting_for(gate, 2)
+    slow.join(10), quick.join(10)
+    fourth = [i for i, name in enumerate(log) if name == "slow"][3]
+    assert 20 <= log[:fourth].count("quick") <= 40  # ten short steps for each long one
+
+
+def test_many_jobs_of_one_page_do_not_keep_another_page_waiting():
+    gate, log = Gate(), []
+
+    def step(name: str) -> None:
+        with gate:
+            log.append(name)
+            time.sleep(0.002)
+
+    greedy = [for_client(Client("a", "greedy"), lambda: step("greedy")) for _ in range(40)]
+    other = for_client(Client("a", "other"), lambda: step("other"))
+    with gate:
+        for thread in greedy:
+            thread.start()
+        waiting_for(gate, 40)
+        other.start()
+        waiting_for(gate, 41)
+    for thread in [*greedy, other]:
+        thread.join(10)
+    assert log.index("other") <= 2
+
+
+def test_many_pages_of_one_machine_do_not_keep_another_machine_waiting():
+    gate, log = Gate(), []
+
+    def steps(name: str) -> None:
+        for _ in range(3):
+            with gate:
+                log.append(name)
+                time.sleep(0.002)
+
+    greedy = [for_client(Client("a", f"page {i}"), lambda: steps("greedy")) for i in range(30)]
+    other = for_client(Client("b", "page"), lambda: steps("other"))
+    with gate:
+        for thread in greedy:
+            thread.start()
+        waiting_for(gate, 30)
+        other.start()
+        waiting_for(gate, 31)
+    for thread in [*greedy, other]:
+        thread.join(10)
+    assert len(log) - 1 - log[::-1].index("other") < 12
+
+
+def test_admission_prefers_who_has_nothing_under_way():
+    admission, places = Admission(2), []
+    for client in (Client("a", "1"), Client("a", "1"), Client("a", "1"), Client("b", "2")):
+        token = CLIENT.set(client)
+        places.append(admission.enter())
+        CLIENT.reset(token)
+    entered = []
+    for place, client in zip(places, "aaab", strict=True):
+        token = CLIENT.set(Client(client, client))
+        entered.append(place.__enter__())
+        CLIENT.reset(token)
+    assert [next(p.wait(0.01), 0) for p in entered] == [0, 0, 2, 1]
+    for place in reversed(places):
+        place.__exit__(None, None, None)

@@ -1,0 +1,94 @@
+"""Gradio's queue of events, shared out between visitors.
+
+Gradio has one length for all visitors and serves first come, first served: one client's eighty events answer
+everybody else 503. Here a page may have WAITING events in line and RUNNING of a kind at work; next is the
+machine, and then the page, with the fewest at work; and an answer that nobody has read for UNREAD_S seconds
+ends. What a job does is done in the name of its `Client` (see gate).
+
+`share_out(demo)` puts it in the place of the queue that `demo.queue()` made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import gradio as gr
+from gradio.queueing import Queue
+
+from app.gate import CLIENT, Client
+
+WAITING = 16  # events of one page in line
+CROWDED = 512  # events in line: from here on a page may have one
+FULL = 4096
+RUNNING = 2  # events of one page and kind at work: a newer one and the older one that it ends
+SPARED = 4  # slots of each kind that one machine leaves to others
+UNREAD_S = 20.0
+
+
+class _Messages(asyncio.Queue):
+    """What a page has not read yet, and when it last asked."""
+
+    read_at = 0.0
+
+    async def get(self):
+        try:
+            self.read_at = time.monotonic()
+            return await super().get()
+        finally:
+            self.read_at = time.monotonic()
+
+
+def share_out(demo: gr.Blocks) -> None:
+    """Make the queue of these Blocks a fair one; after `demo.queue(...)`, before the launch."""
+    demo._queue.__class__ = FairQueue
+
+
+class FairQueue(Queue):
+    """See the module's docstring."""
+
+    async def push(self, body, request, username):
+        every = [
+            e.session_hash for queue in self.event_queue_per_concurrency_id.values() for e in queue.queue
+        ]
+        own = every.count(body.session_hash)
+        if own >= WAITING or len(every) >= FULL or (own and len(every) >= CROWDED):
+            return False, f"{own} requests of this page are waiting: let one of them end first", "queue_full"
+        if body.session_hash and body.session_hash not in self.pending_messages_per_session:
+            messages = self.pending_messages_per_session[body.session_hash] = _Messages()
+            messages.read_at = time.monotonic()
+        return await super().push(body, request, username)
+
+    def get_events(self):
+        for kind, queue in self.event_queue_per_concurrency_id.items():
+            limit = queue.concurrency_limit
+            if not queue.queue or (limit is not None and queue.current_concurrency >= limit):
+                continue
+            at_work = [e for job in self.active_jobs if job for e in job if e.concurrency_id == kind]
+            machines = Counter(map(_address, at_work))
+            pages = Counter(e.session_hash for e in at_work)
+            most = max(1, limit - SPARED) if limit else len(at_work) + 1
+            allowed = [
+                e for e in queue.queue if pages[e.session_hash] < RUNNING and machines[_address(e)] < most
+            ]
+            if allowed:
+                event = min(allowed, key=lambda e: (machines[_address(e)], pages[e.session_hash]))
+                queue.queue.remove(event)
+                return [event], False, kind
+        return None
+
+    async def process_events(self, events, batch, begin_time, fn):
+        CLIENT.set(Client(_address(events[0]), events[0].session_hash, events[0].enqueue_time))
+        await super().process_events(events, batch, begin_time, fn)
+
+    def send_message(self, event, event_message):
+        messages = self.pending_messages_per_session[event.session_hash]
+        if isinstance(messages, _Messages) and not messages.empty():
+            event.alive = event.alive and time.monotonic() - messages.read_at < UNREAD_S
+        super().send_message(event, event_message)
+
+
+def _address(event) -> str:
+    client = event.request.client
+    return client.host if client else ""

@@ -1,0 +1,71 @@
+"""Gradio's queue shared out: whose turn it is, how much of it one page may fill, and answers nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+
+from app.fair_queue import RUNNING, SPARED, UNREAD_S, WAITING, FairQueue, share_out
+
+
+@pytest.fixture
+def queue() -> FairQueue:
+    with gr.Blocks(analytics_enabled=False) as demo:
+        button = gr.Button()
+        button.click(lambda: None, concurrency_id="measure", concurrency_limit=8)
+    demo.queue()
+    share_out(demo)
+    queue = demo._queue
+    queue.active_jobs = [None] * 40
+    return queue
+
+
+def ask(queue: FairQueue, session: str, machine: str = "10.0.0.1") -> bool:
+    body = SimpleNamespace(fn_index=0, session_hash=session, event_id=None, simple_format=False)
+    request = SimpleNamespace(client=SimpleNamespace(host=machine))
+    return asyncio.run(queue.push(body, request, None))[0]
+
+
+def start(queue: FairQueue) -> str | None:
+    """The session whose event is next; it is at work from then on."""
+    found = queue.get_events()
+    if found is None:
+        return None
+    queue.active_jobs[queue.active_jobs.index(None)] = found[0]
+    queue.event_queue_per_concurrency_id[found[2]].current_concurrency += 1
+    return found[0][0].session_hash
+
+
+def test_a_page_may_fill_a_part_of_the_line_and_others_still_come_in(queue):
+    assert [ask(queue, "greedy") for _ in range(79)].count(True) == WAITING
+    assert all(ask(queue, f"visitor {i}") for i in range(12))
+
+
+def test_the_page_with_the_least_at_work_is_next(queue):
+    for session in ["greedy"] * 10 + ["a", "b"]:
+        ask(queue, session)
+    assert [start(queue) for _ in range(5)] == ["greedy", "a", "b", "greedy", None]
+    assert RUNNING == 2
+
+
+def test_one_machine_leaves_slots_to_others(queue):
+    for i in range(20):
+        ask(queue, f"greedy {i}")
+    ask(queue, "other", "10.0.0.2")
+    started = [start(queue) for _ in range(9)]
+    assert started.index("other") == 1 and sum(s is not None for s in started) == 8 - SPARED + 1
+
+
+def test_an_answer_that_nobody_reads_ends(queue):
+    ask(queue, "gone")
+    event = queue.get_events()[0][0]
+    message = SimpleNamespace(event_id=None)
+    queue.send_message(event, message)
+    assert event.alive
+    queue.pending_messages_per_session["gone"].read_at = time.monotonic() - UNREAD_S - 1
+    queue.send_message(event, message)
+    assert not event.alive
