@@ -5,6 +5,7 @@ layout   the table applied to one model: its blocks, their linear layers by role
 clone     copies of a module tree that share every tensor: what views and transformed models are made of
 load      a zoo name, a hub id or a folder -> model, tokenizer, layout
 identity  what artifacts are bound to (fingerprint) and what numbers belong to (identity)
+folder    what lies at a path that is no model, and what to give instead
 vision    classifiers of pictures in timm's format: their weights, preprocessing and labels
 multimodal  what a vision-language model hands to the language model inside it
 """

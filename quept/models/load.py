@@ -1,5 +1,6 @@
-"""Load a model for elastic quantization: a zoo name, a Hugging Face hub id, or a local folder. It is a causal
-language model or a vision-language model of transformers, or a classifier of pictures from timm (see vision).
+"""Load a model for elastic quantization: a zoo name, a Hugging Face hub id, a local folder or a GGUF file. It
+is a causal language model or a vision-language model of transformers, or a classifier of pictures from timm
+(see vision).
 
 The weights stay in 16 bits, as they are on disk (they are the *source* that every width is made from);
 nothing is quantized here. Only safetensors are read, never pickled weights, and no code that comes with a
@@ -32,6 +33,7 @@ from quept import zoo
 from . import vision
 from .families import FAMILIES
 from .identity import deciding, fingerprint_of, identity_of
+from .folder import gguf_in, instead
 from .layout import ModelLayout, family_of, layout_of
 from .vision import Vision
 
@@ -99,15 +101,21 @@ class LoadedModel:
 
 
 def load(source: str | Path, progress: Callable[[str, float | None], None] | None = None) -> LoadedModel:
-    """Load `source`: a zoo name (`smollm2-135m`), a folder, or a hub id (`org/name`).
+    """Load `source`: a zoo name (`smollm2-135m`), a folder, a GGUF file, or a hub id (`org/name`).
 
     Raises LoadError for what cannot be found or is no supported model."""
     source = str(source)
     report = progress or (lambda stage, fraction: None)
     entry = zoo.MODELS.get(source)
+    title, provenance = Path(source).name, f"loaded from {source}"
     if entry:
-        where = str(zoo.model_folder(source, report))
-    elif os.path.isdir(source) or source.count("/") == 1 and not source.startswith((".", "/")):
+        where, title, provenance = str(zoo.model_folder(source, report)), entry.title, entry.provenance
+    elif os.path.exists(source):
+        path = Path(source).resolve()
+        if problem := instead(path):
+            raise LoadError(f"cannot load {source!r}: it {problem}")
+        where, title, provenance = source, path.name, f"loaded from {Path(source).name}"
+    elif source.count("/") == 1 and not source.startswith((".", "/", "~")):
         where = source
     else:
         names = ", ".join(zoo.MODELS)
@@ -116,6 +124,8 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
         )
     report("reading the weights", None)
     try:
+        if not entry and (file := gguf_in(Path(where))):
+            where, title, provenance = zoo.gguf_folder(file.resolve(), report)
         config = vision.config_of(where)
         if vision.is_from_timm(config):
             model, pictures = vision.read(where, config)
@@ -127,10 +137,6 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
     except Exception as error:  # a damaged folder makes transformers raise nearly anything
         raise LoadError(f"cannot load {source!r}: {error or type(error).__name__}") from error
     model.eval().requires_grad_(False)
-    title = entry.title if entry else Path(source).resolve().name
-    provenance = (
-        entry.provenance if entry else f"loaded from {Path(source).name if os.path.isdir(source) else source}"
-    )
     questions = Path(where) / QUESTIONS
     report("checking the weights", None)
     return LoadedModel(
@@ -162,6 +168,10 @@ def _of_transformers(
             AutoModelForImageTextToText,
             AutoProcessor.from_pretrained(where, trust_remote_code=False),
         )
+        if not isinstance(processor, ProcessorMixin):
+            raise ValueError(
+                "it says nowhere how pictures are prepared (preprocessor_config.json is missing)"
+            )
         tokenizer = processor.tokenizer
     else:
         auto, processor = AutoModelForCausalLM, None

@@ -12,7 +12,7 @@ cache       where all of it is kept: whole or not at all, once for all processes
 
 from .cache import Progress, SourceError, cache_dir
 from .catalogue import MODELS, TEXTS, ModelEntry, TextEntry
-from .models import model_folder
+from .models import gguf_folder, model_folder
 from .sources import WheelFile, fetch, fetch_all
 from .texts import chats, lambada, text
 
@@ -28,6 +28,7 @@ __all__ = [
     "chats",
     "fetch",
     "fetch_all",
+    "gguf_folder",
     "lambada",
     "model_folder",
     "text",

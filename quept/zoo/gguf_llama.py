@@ -15,6 +15,7 @@ order of interleaved rotary embedding, per head (2i, 2i+1) -> (i, i + d/2) is tr
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def convert(source: Path, folder: Path, progress: Progress | None = None) -> Non
     if (architecture, vocabulary) != ("llama", "gpt2"):
         raise SourceError(
             f"{source.name} holds a {architecture} model with a {vocabulary} vocabulary; "
-            "only llama with gpt2 is read"
+            "only llama with gpt2 is read: give the folder of the original model"
         )
     config = _config(reader)
     _write_json(folder / "config.json", config)
@@ -65,6 +66,12 @@ def convert(source: Path, folder: Path, progress: Progress | None = None) -> Non
     say(progress, f"writing {folder.name.strip('.').removesuffix('.building')}")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # written 0600: a cache made by root may be read by others
+
+
+def kinds_in(source: Path) -> Counter[str]:
+    """How many tensors of the GGUF file are stored in which way, the commonest first."""
+    kinds = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(source).tensors)
+    return Counter(dict(kinds.most_common()))
 
 
 def _field(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:

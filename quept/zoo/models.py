@@ -9,6 +9,7 @@ built again.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from pathlib import Path
 
 from .cache import Progress, SourceError, build_folder, cache_dir
@@ -49,3 +50,24 @@ def model_folder(name: str, progress: Progress | None = None, verify: bool = Fal
         progress=progress,
         verify=verify,
     )
+
+
+def gguf_folder(file: Path, progress: Progress | None = None) -> tuple[str, str, str]:
+    """(folder, title, provenance) of a GGUF file of a person's own, converted on first use and when the file
+    has changed since. SourceError for one that is not read."""
+    from .gguf_llama import kinds_in
+
+    found, (version, conversion) = file.stat(), CONVERSIONS["gguf-llama"]
+    name = f"{file.stem[:80]}-{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    folder = build_folder(
+        cache_dir() / "gguf" / name,
+        recipe=f"gguf-llama/{version} of {found.st_size} bytes at {found.st_mtime_ns}",
+        build=lambda folder: conversion(file, folder, progress),
+        progress=progress,
+    )
+    stored = ", ".join(f"{count} as {kind}" for kind, count in kinds_in(file).items())
+    provenance = (
+        f"loaded from {file.name}. The full-precision reference is what that GGUF file holds, dequantized "
+        f"and rounded to 16 bits, not the original weights; its tensors were stored {stored}."
+    )
+    return str(folder), f"{file.stem}, dequantized", provenance
