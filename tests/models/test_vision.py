@@ -148,8 +148,8 @@ def test_pickled_weights_are_refused(folder):
         load(folder)
 
 
-def test_a_single_file_of_weights_is_refused_with_the_choices(folder):
-    with pytest.raises(LoadError, match="a folder, or a hub id"):
+def test_a_single_file_of_weights_is_refused_with_the_folder_that_it_lies_in(folder):
+    with pytest.raises(LoadError, match="give the folder that it lies in"):
         load(folder / "model.safetensors")
 
 
