@@ -32,8 +32,8 @@ from quept import zoo
 
 from . import vision
 from .families import FAMILIES
-from .identity import deciding, fingerprint_of, identity_of
 from .folder import gguf_in, instead
+from .identity import deciding, fingerprint_of, identity_of
 from .layout import ModelLayout, family_of, layout_of
 from .vision import Vision
 
