@@ -216,7 +216,8 @@ def chat(
         if elastic.processor is None:
             ids = prompt_ids(elastic.tokenizer, messages, system or None)
         else:
-            ids = visual_prompt(elastic.processor, messages, pictures, system or None).keys
+            with gate:
+                ids = visual_prompt(elastic.processor, messages, pictures, system or None).keys
         check_fits(ids, context, sampling.max_tokens)
     sizes = [side.deploy_bytes(elastic) for side in sides]
     writers = [

@@ -2,8 +2,8 @@
 
 `Classifier` is one opened model with its example pictures. It answers at any plan, behind the gate, and keeps
 its newest answers. `Album` holds the pictures that visitors gave, in memory only, until they leave. A picture
-from a visitor comes in through `read_upload` alone, which checks it; of it a small copy and the model's input
-are kept.
+from a visitor comes in through `read_upload` alone, which checks it and is called inside the gate, since
+unpacking takes a second and 200 MB at most; of it a small copy and the model's input are kept.
 Nothing here knows of Gradio.
 """
 
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from quept.evaluate import Images, read_picture
 from quept.evaluate.images import ImageError, transform_of
+from quept.models.strips import LONGEST
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
 
@@ -35,13 +36,14 @@ SHOWN_PX = 256  # the longer side of a picture that the page shows
 TINY_PX = 64  # up to here a picture is shown without loss
 MOST_BYTES = 10_000_000
 MOST_PIXELS = 50_000_000
-READ_AT_ONCE = 2  # pictures unpacked at a time: each may take 200 MB for a moment
 ANSWERS_KEPT = 4096
 OWN_KEPT, VISITORS_KEPT = 6, 100
 DAMAGED = "this picture is damaged"
 REFUSALS = {  # what the reader says, and what a visitor reads
     "cannot identify": "this is no picture that can be read here",
     "exceeds limit": "this picture unpacks to too many pixels",
+    "a strip": f"this picture is a narrow strip; up to {LONGEST} times as long as wide is taken",
+    "conversion from": "this kind of picture cannot be read here: save it as PNG or JPEG",
     "million pixels": f"this picture has too many pixels; up to {MOST_PIXELS / 1e6:.0f} million are taken",
     "truncated": "this picture is cut short: a part of its file is missing",
 }
@@ -219,9 +221,6 @@ class Album:
             return [picture for key in keys for picture in self._kept.pop(key)]
 
 
-_reading = threading.BoundedSemaphore(READ_AT_ONCE)
-
-
 def read_upload(path: str | Path, channels: int) -> Image.Image:
     """The picture in a file that a visitor sent. ImageError in words that never repeat what is in it."""
     try:
@@ -236,13 +235,12 @@ def read_upload(path: str | Path, channels: int) -> Image.Image:
 
 def read_sent(data: bytes, channels: int) -> Image.Image:
     """The same of the content of a file."""
-    with _reading:
-        try:
-            return read_picture(io.BytesIO(data), channels, MOST_PIXELS)
-        except ImageError as error:
-            said = str(error)
-            reason = next((words for sign, words in REFUSALS.items() if sign in said), DAMAGED)
-            raise ImageError(reason) from None
+    try:
+        return read_picture(io.BytesIO(data), channels, MOST_PIXELS)
+    except ImageError as error:
+        said = str(error)
+        reason = next((words for sign, words in REFUSALS.items() if sign in said), DAMAGED)
+        raise ImageError(reason) from None
 
 
 def remove_upload(path: str | Path) -> None:

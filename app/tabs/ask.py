@@ -177,7 +177,8 @@ def given(desk: PageContext, model: str, path: str | None, visitor: str) -> Iter
 
 def _taken(desk: PageContext, model: str, path: str, visitor: str) -> dict:
     try:
-        scene = desk.galleries[model].own(read_upload(path, 3))
+        with desk.service.gate:
+            scene = desk.galleries[model].own(read_upload(path, 3))
     except ImageError as error:
         warn(f"{sentence(error)} {TAKEN}", title="Picture not taken")
         return {}
@@ -316,7 +317,8 @@ def _scene(desk: PageContext, model: str, picture: Mapping, visitor: str) -> Sce
     """The picture that the easel means; ImageError in words where there is none."""
     if "id" in picture:
         return _known(desk, model, picture["id"], visitor)
-    scene = desk.galleries[model].drawn(read_sent(picture["png"], 3))
+    with desk.service.gate:
+        scene = desk.galleries[model].drawn(read_sent(picture["png"], 3))
     if all(other.id != scene.id for other in desk.album.of(visitor, model)):
         desk.album.add(visitor, model, scene)
     return scene

@@ -127,8 +127,9 @@ def given(desk: PageContext, model: str, path: str | None, visitor: str) -> Iter
 def _taken(desk: PageContext, model: str, path: str, visitor: str) -> tuple:
     classifier = desk.classifiers[model]
     try:
-        picture = read_upload(path, classifier.elastic.vision.channels)
-        own = classifier.own(picture, "Your picture")
+        with desk.service.gate:
+            picture = read_upload(path, classifier.elastic.vision.channels)
+            own = classifier.own(picture, "Your picture")
     except ImageError as error:
         warn(f"{sentence(error)} {TAKEN}", title="Picture not taken")
         return None, gr.skip()

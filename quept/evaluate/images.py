@@ -5,9 +5,10 @@
 
 Pictures are read and prepared batch by batch, each time they are asked for, with timm's own preprocessing for
 the model. Any kind of JPEG, PNG, WebP, GIF, BMP, TIFF or PNM is taken: turned upright as its EXIF data say,
-the first frame of an animation, transparent parts over white, 16-bit grey scaled to 8, everything then
-converted to the model's channels. A file that cannot be read (truncated, another format, too large to be
-safe) is left out and counted. Vector graphics and PostScript are never opened.
+where they can be read; the first frame of an animation, transparent parts over white, 16-bit grey scaled to
+8, other grey numbers from their least to their greatest, everything then converted to the model's channels. A
+file that cannot be read (truncated, another format, too large or too long a strip to be safe) is left out and
+counted. Vector graphics and PostScript are never opened.
 
 A set has an `id`, a sha256 over its pictures, their labels and the preprocessing. Of files it takes their
 names and sizes, not their content, which for ImageNet are six gigabytes: a file that is changed must change
@@ -25,19 +26,31 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.ExifTags import Base
 from safetensors import SafetensorError, safe_open
 from torch import LongTensor, Tensor
 
 from quept.files import write_tensors
 from quept.models import Vision
+from quept.models.strips import check_shape
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 FORMAT, VERSION = "quept-images", 1
 BATCH = 50
 PREPARED_BYTES = 64_000_000  # of pictures kept as a model's input
+TURNS = {  # EXIF orientation -> what sets the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 THREADS = 4  # that decode: PIL lets go of the interpreter while it does
 
 
@@ -129,7 +142,9 @@ def read_picture(source: str | Path | IO[bytes], channels: int = 3, most: int | 
                 raise ValueError(
                     f"it has {pixels / 1e6:,.0f} million pixels; at most {most / 1e6:,.0f} are taken"
                 )
-            return in_channels(ImageOps.exif_transpose(file), channels)
+            check_shape(file.size)
+            file.load()
+            return in_channels(_upright(file), channels)
     except Exception as error:  # a damaged file makes PIL raise nearly anything
         name = source if isinstance(source, str | Path) else "the picture"
         raise ImageError(f"{name} cannot be read: {error or type(error).__name__}") from None
@@ -140,8 +155,8 @@ def in_channels(picture: Image.Image, channels: int) -> Image.Image:
     if channels not in (1, 3):
         raise ImageError(f"pictures have 1 channel or 3, and this model asks for {channels}")
     mode = "L" if channels == 1 else "RGB"
-    if picture.mode.startswith("I"):  # 16-bit grey: PIL would cut off what is above 255
-        picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if picture.mode[0] in "IF":
+        picture = _eight_bits(picture)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
@@ -149,11 +164,43 @@ def in_channels(picture: Image.Image, channels: int) -> Image.Image:
     return picture.convert(mode)
 
 
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF data say; as it is where those are damaged, which the pixels are not."""
+    try:
+        turn = TURNS.get(picture.getexif().get(Base.Orientation))
+    except Exception:  # PIL raises nearly anything
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, where PIL would cut off what is above 255: 16 bits scaled to 8; 32-bit and
+    floating-point numbers from the least to the greatest of them."""
+    values = np.asarray(picture, np.float64)
+    grey, clear = values / 256, values == picture.info.get("transparency")
+    if picture.mode in ("I", "F") and picture.format not in ("PNG", "PPM"):  # those two hold 16 bits in an I
+        known = values[np.isfinite(values)]
+        least, span = (known.min(), np.ptp(known)) if known.size else (0.0, 0.0)
+        grey = np.nan_to_num((values - least) * (255 / span if span else 0), posinf=255, neginf=0)
+    return Image.fromarray(np.where(clear, 255, grey.clip(0, 255)).astype(np.uint8))
+
+
 def transform_of(vision: Vision) -> Callable[[Image.Image], Tensor]:
-    """timm's preprocessing for this model: resize, crop, normalise."""
+    """timm's preprocessing for this model: resize, crop, normalise. ImageError for a strip (see
+    `check_shape`)."""
     from timm.data import create_transform
 
-    return create_transform(**vision.data, is_training=False)
+    prepare = create_transform(**vision.data, is_training=False)
+    shorter = max(vision.data["input_size"][1:]) / (vision.data.get("crop_pct") or 1)
+
+    def transform(picture: Image.Image) -> Tensor:
+        try:
+            check_shape(picture.size, shorter)
+        except ValueError as error:
+            raise ImageError(str(error)) from None
+        return prepare(picture)
+
+    return transform
 
 
 def image_folder(

@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 from quept.models import FAMILIES
 from quept.models.layout import family_of
 from quept.models.multimodal import language_inputs
+from quept.models.strips import check_shape
 
 from .prompt import PromptError, prompt_ids
 
@@ -44,7 +45,8 @@ def visual_prompt(
     answered: bool = False,
 ) -> VisualPrompt:
     """messages, answered: as `prompt_ids` takes them; pictures: those they speak of, in order, RGB.
-    PromptError in words; ValueError for another number of pictures than the messages hold."""
+    PromptError in words; ValueError for another number of pictures than the messages hold, and for a strip
+    (see `check_shape`)."""
     tokenizer = processor.tokenizer
     token = tokenizer.convert_tokens_to_ids(processor.image_token)
     plain = prompt_ids(tokenizer, messages, system, processor, answered)
@@ -129,6 +131,10 @@ def _pictures_in(message: Mapping) -> int:
 def _shown(processor: ProcessorMixin, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
     """What the processor makes of these pictures and no words, end tokens between them. All together: how
     many tokens one takes can depend on how many there are."""
+    size = dict(processor.image_processor.size or {})
+    shorter = 1 if size.get("longest_edge") else size.get("shortest_edge") or 1
+    for picture in pictures:
+        check_shape(picture.size, shorter)
     between = processor.tokenizer.eos_token
     found = processor(
         text=[between.join([processor.image_token] * len(pictures))],

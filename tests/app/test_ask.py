@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from app import conversation
 from app.components.easel import picture_of
 from app.measured_on import Sample
 from app.scenes import EASY_VQA, PAINTS, Gallery
@@ -266,6 +267,27 @@ def test_a_broken_upload_leaves_the_easel_as_it_is(desk: PageContext, said, tmp_
     path.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     first, *_ = given(desk, MODEL, str(path), "a")
     assert first == {"input": None} and "no picture that can be read" in said[-1] and not path.exists()
+
+
+def test_pictures_and_drawings_are_read_and_prepared_in_a_turn_at_the_gate(desk, tmp_path, monkeypatch):
+    gate, held = desk.service.gate, []
+    for module, name in ((ask, "read_upload"), (ask, "read_sent"), (conversation, "visual_prompt")):
+        work = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *given, work=work: (held.append(gate._held), work(*given))[1]
+        )
+    (tmp_path / "x").mkdir()
+    shape().save(tmp_path / "x" / "a.png")
+    list(given(desk, MODEL, str(tmp_path / "x" / "a.png"), "a"))
+    list(send(desk, ALIKE, [], {"png": png(shape())}, "what shape is present?", "a"))
+    assert len(held) >= 3 and all(held) and not gate._held
+
+
+def test_a_strip_is_refused_when_it_is_given(desk: PageContext, said, tmp_path: Path):
+    (tmp_path / "x").mkdir()
+    Image.new("RGB", (20_000, 1)).save(tmp_path / "x" / "a.png")
+    assert all("easel" not in change for change in given(desk, MODEL, str(tmp_path / "x" / "a.png"), "a"))
+    assert "narrow strip" in said[0]
 
 
 def test_the_page_opens_with_what_its_address_says(desk: PageContext):

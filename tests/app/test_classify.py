@@ -236,6 +236,23 @@ def test_what_is_no_picture_is_refused_in_words_and_leaves_no_file(desk, tmp_pat
     assert desk.album.of("a", MODEL) == []
 
 
+@pytest.mark.parametrize("size", [(8000, 1), (65000, 1), (1, 20000)])
+def test_a_strip_is_refused_before_it_is_scaled(desk, tmp_path, said, size):
+    assert sent(desk, saved(tmp_path, "strip.png", Image.new("RGB", size))) == {}
+    assert "a narrow strip; up to 100 times as long as wide is taken" in said[0]
+
+
+def test_a_picture_is_read_and_prepared_in_a_turn_at_the_gate(desk, tmp_path, monkeypatch):
+    read, prepare, held = classify.read_upload, desk.classifiers[MODEL].own, []
+    turn = desk.service.gate
+    monkeypatch.setattr(classify, "read_upload", lambda *given: (held.append(turn._held), read(*given))[1])
+    monkeypatch.setattr(
+        desk.classifiers[MODEL], "own", lambda *given: (held.append(turn._held), prepare(*given))[1]
+    )
+    assert sent(desk, saved(tmp_path, "mine.png", half()))
+    assert held == [True, True] and not turn._held
+
+
 def test_visitors_have_their_own_pictures_and_they_go_with_them(desk, tmp_path):
     mine = sent(desk, saved(tmp_path, "mine.png", half()), "a")["selected"]
     theirs = sent(desk, saved(tmp_path, "theirs.png", half()), "b")["selected"]

@@ -2,13 +2,17 @@
 
 import io
 import json
+import struct
+import zlib
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
 
 from quept.evaluate import ImageError, image_folder, read_picture, save_images, stored_images
+from quept.evaluate.images import transform_of
 from quept.models import Vision
 from quept.zoo import fashion_vit
 
@@ -117,6 +121,79 @@ def test_what_is_no_picture_of_pixels_is_refused_in_words(tmp_path, monkeypatch)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
     with pytest.raises(ImageError, match="exceeds limit"):
         read_picture(whole)
+
+
+# odd files
+
+
+def test_a_damaged_exif_block_costs_the_turn_and_not_the_picture(tmp_path):
+    """A PNG whose eXIf chunk is no EXIF, with its right checksum."""
+    whole = saved(tmp_path / "x.png", two_halves()).read_bytes()
+    content = b"eXIf" + b"\x01broken"
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    (tmp_path / "x.png").write_bytes(whole[:33] + chunk + whole[33:])  # behind the header chunk
+    read = read_picture(tmp_path / "x.png")
+    assert read.tobytes() == two_halves().tobytes()
+    jpeg = saved(tmp_path / "x.jpg", two_halves(), exif=b"Exif\0\0MM\0*\xff\xff\xff\xffbroken")
+    assert read_picture(jpeg).size == (40, 20)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_orientation_sets_the_picture_upright(tmp_path, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    path = saved(tmp_path / "x.png", two_halves(), exif=exif)
+    with Image.open(path) as file:
+        assert read_picture(path).tobytes() == ImageOps.exif_transpose(file).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high"), [("float32", 0, 1), ("float32", -3, 900), ("int32", -9, 90_000)]
+)
+def test_grey_numbers_of_no_fixed_range_are_scaled_by_their_own(tmp_path, kind, low, high):
+    ramp = np.linspace(low, high, 8).astype(kind)[None]
+    path = saved(tmp_path / "x.tiff", Image.fromarray(ramp))
+    expected = np.linspace(0, 255, 8)
+    np.testing.assert_allclose(np.asarray(read_picture(path, 1))[0], expected, atol=1.01)
+    np.testing.assert_allclose(np.asarray(read_picture(path, 3))[0, :, 1], expected, atol=1.01)
+
+
+def test_numbers_that_are_none_and_flat_pictures_are_read_too(tmp_path):
+    odd = np.array([[0, 1, np.nan, np.inf, -np.inf]], np.float32)
+    assert np.asarray(read_picture(saved(tmp_path / "x.tiff", Image.fromarray(odd)), 1))[0].tolist() == [
+        0, 255, 0, 255, 0
+    ]  # fmt: skip
+    for flat in (np.full((2, 2), 7.0, np.float32), np.full((2, 2), np.nan, np.float32)):
+        assert not np.asarray(read_picture(saved(tmp_path / "y.tiff", Image.fromarray(flat)), 1)).any()
+
+
+def test_sixteen_bits_keep_their_scale_in_every_format_and_their_transparency(tmp_path):
+    ramp = Image.fromarray(np.array([[0, 256 * 64, 256 * 128, 65535]], np.uint16))
+    for suffix in ("png", "tiff", "pgm"):
+        read = read_picture(saved(tmp_path / f"x.{suffix}", ramp), 1)
+        assert np.asarray(read)[0].tolist() == [0, 64, 128, 255], suffix
+    clear = read_picture(saved(tmp_path / "y.png", ramp, transparency=256 * 64), 1)
+    assert np.asarray(clear)[0].tolist() == [0, 255, 128, 255]
+
+
+@pytest.mark.parametrize("size", [(8000, 1), (65000, 1), (1, 30000), (3000, 20)])
+def test_a_strip_is_refused_before_anything_is_scaled(tmp_path, size):
+    with pytest.raises(ImageError, match=rf"a strip of {size[0]:,} x {size[1]:,} pixels.*cut out a part"):
+        read_picture(saved(tmp_path / "x.png", Image.new("L", size)))
+    with pytest.raises(ImageError, match="a strip"):
+        transform_of(vision_of(size=224))(Image.new("RGB", size))
+
+
+def test_how_long_a_strip_may_be_follows_from_what_it_is_scaled_to():
+    assert transform_of(vision_of(size=224))(Image.new("RGB", (1000, 10))).shape == (3, 224, 224)
+    with pytest.raises(ImageError, match="at most 40 times"):  # 50 million pixels
+        transform_of(vision_of(size=1000))(Image.new("RGB", (500, 10)))
+
+
+def test_a_strip_in_a_folder_is_left_out_and_counted(folder):
+    saved(folder / "n01" / "strip.png", Image.new("RGB", (9000, 1)))
+    batch = image_folder(folder, vision_of()).batch(0)
+    assert (len(batch), batch.skipped) == (4, 1)
 
 
 # a folder

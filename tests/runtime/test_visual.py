@@ -135,6 +135,20 @@ def test_pictures_and_messages_must_agree(folders):
     assert processor.tokenizer.decode(ids, skip_special_tokens=False).count("<image>") == 16
 
 
+@pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
+@pytest.mark.parametrize("size", [(8000, 1), (1, 65000)])
+def test_a_strip_is_refused_before_the_processor_scales_it(folders, name, size):
+    with pytest.raises(ValueError, match="a strip of .* pixels; at most 100 times as long as wide"):
+        visual_prompt(load(folders[name]).processor, asked("what?"), [Image.new("RGB", size)])
+
+
+def test_what_a_processor_scales_the_shorter_side_to_bounds_how_long_it_may_be(folders):
+    processor = load(folders["llava"]).processor
+    processor.image_processor.size = {"shortest_edge": 1000}
+    with pytest.raises(ValueError, match="at most 50 times"):
+        visual_prompt(processor, asked("what?"), [Image.new("RGB", (600, 10))])
+
+
 def test_the_same_words_with_another_picture_have_other_keys(folders):
     processor = load(folders["llava"]).processor
     one, other = (visual_prompt(processor, asked("what?"), [tiny_vlm.picture(seed)]) for seed in (0, 1))
