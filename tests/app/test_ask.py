@@ -270,17 +270,18 @@ def test_a_broken_upload_leaves_the_easel_as_it_is(desk: PageContext, said, tmp_
 
 
 def test_pictures_and_drawings_are_read_and_prepared_in_a_turn_at_the_gate(desk, tmp_path, monkeypatch):
-    gate, held = desk.service.gate, []
+    gate, held = threading.Lock(), []
+    desk.service.gate = gate
     for module, name in ((ask, "read_upload"), (ask, "read_sent"), (conversation, "visual_prompt")):
         work = getattr(module, name)
         monkeypatch.setattr(
-            module, name, lambda *given, work=work: (held.append(gate._held), work(*given))[1]
+            module, name, lambda *given, work=work: (held.append(gate.locked()), work(*given))[1]
         )
     (tmp_path / "x").mkdir()
     shape().save(tmp_path / "x" / "a.png")
     list(given(desk, MODEL, str(tmp_path / "x" / "a.png"), "a"))
     list(send(desk, ALIKE, [], {"png": png(shape())}, "what shape is present?", "a"))
-    assert len(held) >= 3 and all(held) and not gate._held
+    assert len(held) >= 3 and all(held) and not gate.locked()
 
 
 def test_a_strip_is_refused_when_it_is_given(desk: PageContext, said, tmp_path: Path):

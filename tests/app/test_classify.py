@@ -244,13 +244,13 @@ def test_a_strip_is_refused_before_it_is_scaled(desk, tmp_path, said, size):
 
 def test_a_picture_is_read_and_prepared_in_a_turn_at_the_gate(desk, tmp_path, monkeypatch):
     read, prepare, held = classify.read_upload, desk.classifiers[MODEL].own, []
-    turn = desk.service.gate
-    monkeypatch.setattr(classify, "read_upload", lambda *given: (held.append(turn._held), read(*given))[1])
+    turn = desk.service.gate = threading.Lock()
+    monkeypatch.setattr(classify, "read_upload", lambda *given: (held.append(turn.locked()), read(*given))[1])
     monkeypatch.setattr(
-        desk.classifiers[MODEL], "own", lambda *given: (held.append(turn._held), prepare(*given))[1]
+        desk.classifiers[MODEL], "own", lambda *given: (held.append(turn.locked()), prepare(*given))[1]
     )
     assert sent(desk, saved(tmp_path, "mine.png", half()))
-    assert held == [True, True] and not turn._held
+    assert held == [True, True] and not turn.locked()
 
 
 def test_visitors_have_their_own_pictures_and_they_go_with_them(desk, tmp_path):
