@@ -23,7 +23,7 @@ from app.tabs.classify import build_classify
 from app.tabs.explore import LIGHT, build_explore
 from app.toast import shown
 from quept import load, zoo
-from quept.artifact import split
+from quept.artifact import resolve_source
 from quept.evaluate import Results
 from quept.runtime import ElasticModel
 
@@ -57,15 +57,14 @@ def open_service(
     """Open every model and prepare its measurements; raises in words."""
     cache, bases = zoo.cache_dir(), {}
     models: dict[str, ElasticModel] = {}
-    for source in sources:
-        base = split(source)[0]
-        name = source if base in zoo.MODELS else Path(source).name
-        progress(f"Opening {name}", None)
-        if base in zoo.MODELS and base not in bases:  # artifacts of one model share its weights
-            bases[base] = load(base, progress)
-        share = _weight(source) / sum(map(_weight, sources))
-        models[name] = ElasticModel.open(
-            source, budget=int(budget * share), progress=progress, base=bases.get(base)
+    found = list(map(resolve_source, sources))
+    shares = [source.entry.share if source.entry else 1.0 for source in found]
+    for source, share in zip(found, shares, strict=True):
+        progress(f"Opening {source.name}", None)
+        if source.base not in bases:  # artifacts of one model share its weights
+            bases[source.base] = load(source.base, progress)
+        models[source.name] = ElasticModel.open(
+            source.asked, budget=int(budget * share / sum(shares)), base=bases[source.base]
         )
     sample = Sample("", "")
     if any(elastic.kind == "language" for elastic in models.values()):
@@ -76,12 +75,6 @@ def open_service(
     gc.collect()
     gc.freeze()  # what is loaded stays: without this a collection stops every visitor for some 150 ms
     return service
-
-
-def _weight(source: str) -> float:
-    """A model's claim to the bank's memory: the built-in models that see are far smaller than the others."""
-    entry = zoo.MODELS.get(split(source)[0])
-    return 0.05 if entry and entry.kind != "language" else 1.0
 
 
 def build_app(service: Service) -> gr.Blocks:

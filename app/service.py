@@ -20,7 +20,6 @@ import torch
 
 from quept.allocate import SensitivityError, SensitivityTable
 from quept.allocate.front import fitting_front
-from quept.artifact import bundled
 from quept.evaluate import (
     AccuracyEstimate,
     Estimate,
@@ -55,7 +54,6 @@ from .measured_on import Answers, MeasuredOn, Passages, Pictures, Sample
 from .refinement import SECONDS, refinement
 from .side import EQUALIZER, PREFIX, baseline_choices
 
-ASSETS = Path(__file__).parent.parent / "assets"
 CHATS_AT_ONCE = 4
 UPDATE_S = 0.25  # between two estimates that a page is told of
 NO_PICTURES = "no labelled pictures lie beside this model"
@@ -76,18 +74,16 @@ class OpenModel:
         # None for a model that sees and has no labelled pictures or questions: nothing can be measured.
         self.measured_on: MeasuredOn | None = _data_of(elastic, sample, cache)
         self.presets = elastic.presets
-        plain = ASSETS / elastic.source
-        shipped = bundled(name) or plain
-        table = shipped / "sensitivity.json"
-        self.sensitivity = SensitivityTable.load(table).of(elastic) if table.exists() else None
-        self.front = front = fitting_front(shipped / "front.json", elastic)
+        beside = elastic.origin.beside
+        table = beside("sensitivity.json")
+        self.sensitivity = SensitivityTable.load(table).of(elastic) if table else None
+        self.front = front = fitting_front(beside("front.json"), elastic)
         # The best plans found for their sizes, smallest first.
         self.best = [replace(point.plan, name=point.name) for point in front.points] if front else []
         if front:
             results.put_missing((key, payload) for _, key, payload in front.results(elastic.layers))
-        for file in (shipped / "results.json", plain / "baselines.json"):
-            if file.exists():
-                load_shipped(results, file, elastic)
+        for file in filter(None, (beside("results.json"), beside("baselines.json"))):
+            load_shipped(results, file, elastic)
 
     @property
     def lacking(self) -> str:

@@ -45,7 +45,6 @@ from quept.allocate.sensitivity.measure import measure_sensitivity
 from quept.allocate.solve.constraints import FREE
 from quept.allocate.solve.solver import allocate
 from quept.allocate.solve.uniform import uniform_at_equal_bytes
-from quept.artifact import bundled
 from quept.evaluate import Reference, Windows, cut, divergence
 from quept.plan import FULL
 from quept.zoo import TEXTS, cache_dir
@@ -84,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
 
     elastic = ElasticModel.open(options.model, dtype=torch.float32, budget=BANK)
-    table = SensitivityTable.load(options.table or bundled(options.model) / "sensitivity.json").of(elastic)
+    table = SensitivityTable.load(options.table or elastic.origin.beside("sensitivity.json")).of(elastic)
     if table is None:
         sys.exit("the sensitivity table was measured on other weights; give the right one as --table")
     shown = opened(elastic, Path(options.text).read_text("utf-8"), options.tokens)

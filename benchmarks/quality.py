@@ -20,7 +20,7 @@ import torch
 from report import report
 
 from quept import ElasticModel, PrecisionPlan
-from quept.artifact import bundled
+from quept.artifact import resolve_source
 from quept.evaluate import Estimate, Reference, Windows, cut, divergence
 from quept.zoo import cache_dir
 
@@ -61,7 +61,7 @@ def main() -> None:
             continue
         calibrated = open_float32(source)
         sizes[kind] = round(calibrated.artifact.nbytes / 1e6, 2)
-        seconds[kind] = calibration_seconds(bundled(source) or Path(source))
+        seconds[kind] = calibration_seconds(resolve_source(source).artifact)
         for name in names:
             plan = (uniform | MIXED)[name]
             ours, plain = (measure(e, plan, windows, reference) for e in (calibrated, rtn))

@@ -164,9 +164,9 @@ class PrecisionPlan:
         return json.dumps(head, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes, model: str | None = None) -> PrecisionPlan:
-        """Read what `to_json` writes. `model` is the model it is wanted for: a plan made for another is
-        refused.
+    def from_json(cls, text: str | bytes, model: str | tuple[str, ...] = ()) -> PrecisionPlan:
+        """Read what `to_json` writes. `model`: the name, or names, of the model it is wanted for; a plan made
+        for another is refused.
 
         Raises PlanError with a sentence for anything that is not such a plan."""
         if len(text) > MAX_BYTES:
@@ -189,8 +189,11 @@ class PrecisionPlan:
         made_for = data.get("model")
         if made_for is not None and not isinstance(made_for, str):
             raise PlanError(f'"model" must be a text; got {made_for!r:.100}')
-        if model and made_for and made_for != model:
-            raise PlanError(f"this plan was made for the model {made_for!r}; the one open here is {model!r}")
+        models = (model,) if isinstance(model, str) else model
+        if models and made_for and made_for not in models:
+            raise PlanError(
+                f"this plan was made for the model {made_for!r}; the one open here is {models[0]!r}"
+            )
         rules = data.get("layers", {})
         if not isinstance(rules, dict):
             raise PlanError('"layers" must be an object of layer name or pattern to bits')
@@ -205,7 +208,7 @@ class PrecisionPlan:
         return cls(default, tuple(as_bits.items()), widths[0], name, widths[1])
 
     @classmethod
-    def load(cls, path: str | Path, model: str | None = None) -> PrecisionPlan:
+    def load(cls, path: str | Path, model: str | tuple[str, ...] = ()) -> PrecisionPlan:
         """Read a plan file; PlanError names the file."""
         try:
             with Path(path).open("rb") as file:

@@ -39,7 +39,7 @@ def notes(folder: str | Path = FOLDER) -> dict[str, str]:
     return {plan["name"]: plan.get("note", "") for plan in plans}
 
 
-def named(name: str, model: str, folder: str | Path = FOLDER) -> PrecisionPlan | None:
+def named(name: str, model: str | tuple[str, ...], folder: str | Path = FOLDER) -> PrecisionPlan | None:
     """The preset of this name, or None; PlanError if it was made for another model."""
     for path in _files(folder):
         if PrecisionPlan.load(path).name == name:

@@ -24,7 +24,6 @@ from app.service import TRIED, PlanJson, Service
 from app.side import EQUALIZER, baseline_of
 from app.tabs.presets import Presets, build_presets, named_choices
 from app.toast import inform, warn
-from quept.artifact import split
 from quept.plan import PlanError, PrecisionPlan
 from quept.runtime.baselines import available
 
@@ -117,7 +116,10 @@ def _wire(service: Service, page: Explore, presets: Presets, download, upload, t
     then_measure(page.chart.point(pointed, [page.model, page.tried], loads, **WARNING))
     then_measure(upload.upload(lambda m, f: uploaded(service, m, f), [page.model, upload], loads, **WARNING))
     download.click(
-        lambda m, w: service.plan_of(m, w).to_json(split(m)[0]), [page.model, page.plan], text, **LIGHT
+        lambda m, w: service.plan_of(m, w).to_json(service.models[m].origin.models[0]),
+        [page.model, page.plan],
+        text,
+        **LIGHT,
     ).then(None, text, None, js=DOWNLOAD_JS)
 
     def paired(model: str, tried: list, event: gr.EventData):
@@ -255,7 +257,9 @@ def _named_by(
 def uploaded(service: Service, model: str, content: bytes):
     """A plan file from the visitor's disk."""
     try:
-        plan_json = service.plan_json_of(model, PrecisionPlan.from_json(content, split(model)[0]))
+        plan_json = service.plan_json_of(
+            model, PrecisionPlan.from_json(content, service.models[model].origin.models)
+        )
     except PlanError as error:
         warn(f"The plan was not loaded: {error}.")
         return gr.skip(), gr.skip()

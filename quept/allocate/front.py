@@ -190,9 +190,9 @@ def load_front(path: str | Path) -> Front:
         raise FrontError(f"{path}: {error}") from None
 
 
-def fitting_front(path: str | Path, elastic: ElasticModel) -> Front | None:
-    """The front in a file, if there is one and it was measured on this very model."""
-    return load_front(path).of(elastic) if Path(path).exists() else None
+def fitting_front(path: str | Path | None, elastic: ElasticModel) -> Front | None:
+    """The front in a file, if one is given and it was measured on this very model."""
+    return load_front(path).of(elastic) if path else None
 
 
 def measure_front(

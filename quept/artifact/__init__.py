@@ -2,11 +2,11 @@
 
 manifest    the JSON side: format version, method, base and its fingerprint, grid, files with their hashes
 store       open, save, verify, with the engine that reads it
-bundle      the artifacts that come with the program, by name
+source      what a person types for a model, and the files that lie beside it
 """
 
-from .bundle import bundled, split, variants
 from .manifest import ArtifactError, Manifest
+from .source import Source, resolve_source, variants
 from .store import Artifact
 
-__all__ = ["Artifact", "ArtifactError", "Manifest", "bundled", "split", "variants"]
+__all__ = ["Artifact", "ArtifactError", "Manifest", "Source", "resolve_source", "variants"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quept.progress import Progress
@@ -15,7 +14,6 @@ from .shared import (
     command,
     json_option,
     model_options,
-    name_of,
     opened,
     print_json,
     print_table,
@@ -105,7 +103,7 @@ def _allocate(options: argparse.Namespace) -> None:
     known = best(table, sizes, budget, constraints, front_for(options, elastic))
     found, figures = known.allocation, known.measured or known.allocation.predicted
     if options.out:
-        found.plan.save(options.out, name_of(options.model))
+        found.plan.save(options.out, elastic.origin.models[0])
     bits = sizes.bits_per_parameter(found.plan)
     layers = Counter(b.weights for b in found.plan.resolve(elastic.layers).values())
     tier = "measured" if known.measured else "predicted"
@@ -158,9 +156,8 @@ def table_for(options: argparse.Namespace, elastic: ElasticModel) -> Sensitivity
 
     path = options.table
     if path is None:
-        folder = _artifact(options)
-        path = folder and folder / "sensitivity.json"
-        if path is None or not path.is_file():
+        path = elastic.origin.beside("sensitivity.json")
+        if path is None:
             measure = f"quept sensitivity {options.model} --out table.json"
             raise ValueError(f"this model has no sensitivity table: `{measure}` measures one for --table")
     table = SensitivityTable.load(path).of(elastic)
@@ -178,19 +175,11 @@ def front_for(options: argparse.Namespace, elastic: ElasticModel) -> Front | Non
     from quept.allocate.front import fitting_front, load_front
 
     if options.front is None:
-        folder = _artifact(options)
-        return fitting_front(folder / "front.json", elastic) if folder else None
+        return fitting_front(elastic.origin.beside("front.json"), elastic)
     front = load_front(options.front).of(elastic)
     if front is None:
         raise ValueError(f"{options.front} is the front of another model or artifact than {options.model}")
     return front
-
-
-def _artifact(options: argparse.Namespace) -> Path | None:
-    """The folder of the model's artifact; None where it is rounded to nearest."""
-    from quept.artifact import Artifact, bundled
-
-    return Path(options.model) if Artifact.is_one(options.model) else bundled(options.model)
 
 
 def _constraints(options: argparse.Namespace, elastic: ElasticModel) -> Constraints:

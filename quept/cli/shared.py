@@ -84,11 +84,11 @@ def plan_of(text: str, elastic: ElasticModel) -> PrecisionPlan:
     does not fit the model."""
     from quept.presets import named, notes
 
-    model = name_of(elastic.source)
-    preset = named(text, model)
+    models = elastic.origin.models
+    preset = named(text, models)
     plan = elastic.layout.guarded(preset) if preset else _on_the_front(text, elastic)
     if plan is None and Path(text).is_file():
-        plan = PrecisionPlan.load(text, model)
+        plan = PrecisionPlan.load(text, models)
     if plan is None:
         try:
             plan = elastic.layout.guarded(PrecisionPlan.parse(text))
@@ -100,15 +100,13 @@ def plan_of(text: str, elastic: ElasticModel) -> PrecisionPlan:
 
 
 def _on_the_front(text: str, elastic: ElasticModel) -> PrecisionPlan | None:
-    """The plan of this name on the front that comes with a bundled artifact, like "best 3.5 bits"."""
+    """The plan of this name on the front that lies beside the model, like "best 3.5 bits"."""
     from quept.allocate.front import fitting_front
-    from quept.artifact import bundled, variants
 
-    for variant in variants(elastic.source):
-        path = bundled(f"{elastic.source}:{variant}") / "front.json"
-        if front := fitting_front(path, elastic):
-            return next((replace(p.plan, name=p.name) for p in front.points if p.name == text), None)
-    return None
+    front = fitting_front(elastic.origin.beside("front.json"), elastic)
+    return (
+        next((replace(p.plan, name=p.name) for p in front.points if p.name == text), None) if front else None
+    )
 
 
 def windows_of(

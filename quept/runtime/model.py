@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from quept.artifact import Artifact, bundled, split
+from quept.artifact import Artifact, Source, resolve_source
 from quept.models import LoadedModel, ModelLayout, load
 from quept.models.clone import clone, shallow_copy
 from quept.numerics.grid import Quantized
@@ -70,6 +70,7 @@ class ElasticModel:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or compute_dtype(self.device)
         self.artifact, self.source, self.title = artifact, loaded.source, _title(loaded, artifact)
+        self.origin = Source(loaded.source, loaded.source)  # `open` knows better
         self.fingerprint, self.provenance = loaded.fingerprint, loaded.provenance
         self.base_identity = base.identity
         self.kind, self.vision = loaded.kind, loaded.vision
@@ -115,12 +116,12 @@ class ElasticModel:
 
         base: the model already loaded, to share it between artifacts. Options: device, dtype, budget (bytes).
         Raises ArtifactError or LoadError in words."""
-        folder = source if Artifact.is_one(source) else bundled(source)
-        if folder is not None:
-            artifact = Artifact.open(folder)
-            return cls(base or load(artifact.base, progress), artifact, **options)
-        loaded = base or load(split(source)[0], progress)
-        return cls(loaded, Artifact.rtn(loaded, loaded.group), **options)
+        origin = resolve_source(source)
+        artifact = Artifact.open(origin.artifact) if origin.artifact else None
+        loaded = base or load(origin.base, progress)
+        opened = cls(loaded, artifact or Artifact.rtn(loaded, loaded.group), **options)
+        opened.origin = origin
+        return opened
 
     @property
     def identity(self) -> str:

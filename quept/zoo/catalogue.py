@@ -17,7 +17,7 @@ ASSETS = Path(__file__).parent.parent.parent / "assets"
 class ModelEntry:
     """A built-in model. `source` is the folder it lies in, or a file that the conversion named `recipe` turns
     into one (see models.py). kind: "language", "vision" or "vision-language". group: columns that share a
-    scale."""
+    scale. share: the model's claim to the memory of the bank where several are open."""
 
     name: str
     title: str
@@ -27,6 +27,7 @@ class ModelEntry:
     source: WheelFile | Path
     recipe: str = ""
     group: int = 64
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ _MODELS = (
             "with it are the first ones of the test set."
         ),
         source=ASSETS / "fashion-vit",
+        share=0.05,
     ),
     ModelEntry(
         name="easy-vqa",
@@ -97,6 +99,7 @@ _MODELS = (
             "full-precision reference. The questions that come with it are of the test set."
         ),
         source=ASSETS / "easy-vqa",
+        share=0.05,
     ),
 )
 

@@ -17,6 +17,7 @@ from app.service import Sample, Service
 from app.tabs import explore
 from app.tabs.presets import named_choices
 from quept.allocate.front import Front, Point
+from quept.artifact import Source
 from quept.evaluate import Estimate, ResultKey, Results
 from quept.plan import FULL, PlanError, PrecisionPlan
 from quept.runtime import BASELINES, ElasticModel
@@ -255,12 +256,12 @@ def shipped_front(service: Service, elastic: ElasticModel, folder: Path, **chang
     )
     for point in points:
         front = front.with_point(point)
-    replace(front, **changes).save(folder / MODEL / "front.json")
+    replace(front, **changes).save(folder / "front.json")
     return Service({MODEL: elastic}, opened.sample, Results.open(folder / "new.sqlite"), folder)
 
 
 def test_the_shipped_front_is_drawn_listed_and_loaded(service, elastic, tmp_path, monkeypatch):
-    monkeypatch.setattr("app.service.ASSETS", tmp_path)
+    monkeypatch.setattr(elastic, "origin", Source(MODEL, MODEL, tmp_path))
     with_front = shipped_front(service, elastic, tmp_path)
     best = [p for p in with_front.points(MODEL)["points"] if p["kind"] == "best"]
     assert [(p["label"], p["kl"]) for p in best] == [("Best 3 bits", 0.25), ("Best 4 bits", 0.125)]
@@ -272,7 +273,7 @@ def test_the_shipped_front_is_drawn_listed_and_loaded(service, elastic, tmp_path
 
 
 def test_a_front_of_other_weights_is_left_out(service, elastic, tmp_path, monkeypatch):
-    monkeypatch.setattr("app.service.ASSETS", tmp_path)
+    monkeypatch.setattr(elastic, "origin", Source(MODEL, MODEL, tmp_path))
     other = shipped_front(service, elastic, tmp_path, artifact="another")
     assert other.opened[MODEL].best == []
     assert all(p["kind"] != "best" for p in other.points(MODEL)["points"])

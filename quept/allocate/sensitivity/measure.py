@@ -113,7 +113,7 @@ def measure_sensitivity(
             if activations:
                 tasks.append(Task("activations", unit.name, ROUNDED_INPUTS, window, unit.block))
     job = Measurement(
-        source=str(source or elastic.source),
+        source=str(source or elastic.origin.asked),
         device=elastic.device.type,
         dtype=elastic.dtype,
         identity=elastic.identity,
