@@ -45,10 +45,10 @@ def compute_dtype(device: torch.device | str = "cpu") -> torch.dtype:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    has = (
-        getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile")
-    )
-    return torch.bfloat16 if device.type == "cpu" and any(has) else torch.float32
+    has = torch.cpu.get_capabilities()
+    fast = has.get("avx512_bf16") or has.get("amx_bf16")
+    used = torch.backends.cpu.get_cpu_capability() == "AVX512"  # not where ATEN_CPU_CAPABILITY asks for less
+    return torch.bfloat16 if device.type == "cpu" and fast and used else torch.float32
 
 
 class ElasticModel:

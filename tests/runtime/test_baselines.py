@@ -157,8 +157,9 @@ def test_only_int8_depends_on_what_is_read_together(elastic):
         first = view.model.layers[0].self_attn.q_proj
         x = torch.randn(1, 4, first.in_features, generator=torch.Generator().manual_seed(1))
         x[0, 3, 0] = 50.0  # one token's outlier keeps its column unrounded for all
-        same = torch.equal(first(x)[:, :3], first(x[:, :3]))
-        assert same == baseline.steady
+        together, alone = first(x)[:, :3], first(x[:, :3])
+        # other rows, other order of sums: float32 differs by 1e-7 of the values, another rounding by 1e-3
+        assert ((together - alone).abs().max() < 1e-5 * alone.abs().max()) == baseline.steady
         assert torch.isfinite(logits(view, ids)).all()
 
 
