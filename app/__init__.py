@@ -8,5 +8,5 @@ conversation  two answers side by side
 pictures    pictures that visitors give, and what a classifier answers to them
 scenes      pictures that questions are asked about
 components/ the equaliser, the numbers strip, the chart: each with its script and style beside it
-tabs/       one page each
+pages/      the table of pages, and one module each
 """

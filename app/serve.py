@@ -5,22 +5,17 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from app.border import KEPT_S, guarded
 from app.fair_queue import share_out
-from app.link import ASK, CLASSIFY
 from app.measured_on import Sample
+from app.pages import PAGES
+from app.pages.context import LIGHT, Page, model_menu
 from app.service import Service
 from app.splash import Splash
-from app.tabs import ask, classify
-from app.tabs.about import build_about
-from app.tabs.ask import build_ask
-from app.tabs.chat import CSS as CHAT_CSS
-from app.tabs.chat import HEAD, build_chat
-from app.tabs.classify import build_classify
-from app.tabs.explore import LIGHT, build_explore
 from app.toast import shown
 from quept import load, zoo
 from quept.artifact import resolve_source
@@ -77,57 +72,45 @@ def open_service(
     return service
 
 
-def build_app(service: Service) -> gr.Blocks:
-    """The whole app as Blocks; pass `launch_options()` to its launch."""
+def build_app(service: Service, pages: Sequence[Page] = PAGES) -> gr.Blocks:
+    """The whole app as Blocks: those of the pages that show a model that is open; serve it with `launch`'s
+    options."""
     names = list(service.models)
+    pages = [page for page in pages if page.models(service)]
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=UPLOADS_KEPT) as demo:
-        kinds = {elastic.kind for elastic in service.models.values()}
         with gr.Row(elem_id="masthead"):
+            kinds = {elastic.kind for elastic in service.models.values()}
             opened_once = "one model open" if len(kinds) == 1 else "models opened once"
             title = service.models[names[0]].title if len(names) == 1 else ""
             what = title or f"{opened_once}, any precision a drag away"
             gr.Markdown(f"# QuEPT precision explorer\n{shown(what)}", elem_id="title")
-            model = gr.Dropdown(
-                [(service.models[name].title, name) for name in names],
-                value=names[0],
-                visible=len(names) > 1,
-                show_label=False,
-                container=False,
-                elem_id="model",
-                filterable=False,
-                min_width=220,
-            )
+            model = model_menu(service, names, "model")
         query = gr.State(None)  # of the page's address when it was opened
+        plan = gr.State(service.plan_json_of(names[0], service.start(names[0])))
+        drawn: dict[str, Any] = {}
+        followers: dict[gr.Tab, Page] = {}
         with gr.Tabs(elem_id="tabs") as tabs:
-            with _page("Explore", "") as tab:
-                pages = ["explore"]
-                explore = build_explore(service, model, tab)
-            if "language" in kinds:
-                with _page("Chat", "chat", interactive=_can_chat(service, names[0])) as chat:
-                    pages.append("chat")
-                    build_chat(service, model, explore.plan)
-            if classify.classifiers(service):
-                with _page("Classify", CLASSIFY) as tab:
-                    pages.append(CLASSIFY)
-                    build_classify(service, tab, explore, query)
-            if ask.answerers(service):
-                with _page("Ask", ASK) as tab:
-                    pages.append(ASK)
-                    build_ask(service, tab, explore, query)
-            with _page("About", "about"):
-                pages.append("about")
-                build_about(service)
-        if "language" in kinds and len(kinds) > 1:
+            for page in pages:
+                within_reach = not page.follows or page.shows(service.models[names[0]])
+                with gr.Tab(page.label, id=page.id, interactive=within_reach) as tab:
+                    seen = SEEN_JS % ("" if page is pages[0] else page.id)  # before anything that Python does
+                    tab.select(None, None, None, js=seen, trigger_mode="multiple")
+                    shell = {"model": model, "plan": plan, "query": query, "tab": tab, "drawn": drawn}
+                    drawn[page.id] = page.build(page.context(service, **shell))
+                if page.follows and len(page.models(service)) < len(names):
+                    followers[tab] = page
 
-            def chosen(name: str):
-                can = _can_chat(service, name)
-                return gr.Tab(interactive=can), gr.skip() if can else gr.Tabs(selected="explore")
+        def chosen(name: str):
+            reach = [page.shows(service.models[name]) for page in followers.values()]
+            return *map(_reach, reach), gr.skip() if all(reach) else gr.Tabs(selected=pages[0].id)
 
-            model.change(chosen, model, [chat, tabs], **LIGHT)
+        if followers:
+            model.change(chosen, model, [*followers, tabs], **LIGHT)
 
         def opened(request: gr.Request):
             asked = {key: str(value)[:2000] for key, value in request.query_params.items()}
-            return gr.Tabs(selected=asked["p"]) if asked.get("p") in pages else gr.skip(), asked
+            known = asked.get("p") in {page.id for page in pages}
+            return gr.Tabs(selected=asked["p"]) if known else gr.skip(), asked
 
         demo.load(opened, None, [tabs, query], **LIGHT)
     demo.queue(default_concurrency_limit=16)
@@ -135,15 +118,14 @@ def build_app(service: Service) -> gr.Blocks:
     return demo
 
 
-def _page(label: str, name: str, **options) -> gr.Tab:
-    """A tab, and who else knows that it is in sight: before anything that Python does then."""
-    tab = gr.Tab(label, id=name or "explore", **options)
-    tab.select(None, None, None, js=SEEN_JS % name, trigger_mode="multiple")
-    return tab
+def _reach(within: bool) -> gr.Tab:
+    return gr.Tab(interactive=within)
 
 
-def _can_chat(service: Service, model: str) -> bool:
-    return service.models[model].kind == "language"
+def look(pages: Sequence[Page] = PAGES) -> dict[str, Any]:
+    """Theme, style and head, as Blocks.launch takes them."""
+    css = "".join([STYLE.read_text(encoding="utf-8"), *(page.css for page in pages)])
+    return {"theme": THEME, "css": css, "head": "".join(page.head for page in pages)}
 
 
 def launch(service: Service, splash: Splash, host: str, public: bool = False) -> None:
@@ -155,9 +137,7 @@ def launch(service: Service, splash: Splash, host: str, public: bool = False) ->
     demo.launch(
         server_name=host,
         server_port=splash.port,
-        theme=THEME,
-        css=STYLE.read_text() + CHAT_CSS + classify.CSS + ask.CSS,
-        head=HEAD,
+        **look(),
         show_error=False,
         ssr_mode=False,
         enable_monitoring=False,

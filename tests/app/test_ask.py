@@ -18,22 +18,21 @@ from PIL import Image, ImageDraw
 from app import conversation
 from app.components.easel import picture_of
 from app.measured_on import Sample
-from app.scenes import EASY_VQA, PAINTS, Gallery
-from app.service import Service
-from app.tabs import ask
-from app.tabs.ask import (
-    PageContext,
+from app.pages import ask
+from app.pages.ask import (
     Setting,
     again,
     clear,
     easel,
     enter,
-    forget,
     given,
     send,
     statuses,
     switched,
 )
+from app.pages.context import PageContext
+from app.scenes import EASY_VQA, PAINTS, Gallery
+from app.service import Service
 from quept import ElasticModel, PrecisionPlan
 from quept.evaluate import Results
 from quept.zoo.easy_vqa import Question, Questions
@@ -257,7 +256,7 @@ def test_visitors_never_see_each_others_pictures(desk: PageContext, said, tmp_pa
     assert {who: [t["question"] for t in thread] for who, thread in results.items()} == {
         who: [f"is it {who}?"] for who in "abc"
     }
-    forget(desk, "a")
+    desk.forget("a")
     assert desk.album.of("a", MODEL) == [] and len(desk.pool) == 4, "two sides each of b and c"
 
 

@@ -19,10 +19,11 @@ from PIL import Image
 from app import pictures as module
 from app.link import encode
 from app.measured_on import Sample
+from app.pages import classify
+from app.pages.classify import enter, given, handed_over, look, measure, row
+from app.pages.context import PageContext
 from app.pictures import Album, Picture, read_upload
 from app.service import NO_PICTURES, Service
-from app.tabs import classify
-from app.tabs.classify import PageContext, enter, given, handed_over, look, measure, row
 from quept import ElasticModel, PrecisionPlan
 from quept.evaluate import ImageError, Results
 from quept.evaluate.images import save_images
@@ -43,7 +44,7 @@ def elastic(tmp_path_factory) -> ElasticModel:
 
 def desk_of(elastic: ElasticModel, tmp_path: Path) -> PageContext:
     results = Results.open(tmp_path / "results.sqlite")
-    return PageContext.of(Service({MODEL: elastic}, Sample("", ""), results, tmp_path))
+    return classify.PAGE.context(Service({MODEL: elastic}, Sample("", ""), results, tmp_path))
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_the_answers_are_those_of_the_views(desk: PageContext, elastic: ElasticM
     shown = row(desk, MODEL)
     answer, left, right = ask(desk, plan, id=shown["items"][3]["id"])
     rows = answer.props["answers"]["rows"]
-    classifier = desk.classifiers[MODEL]
+    classifier = desk.held[MODEL]
     differing = 0
     for item in shown["items"]:
         number = int(item["id"].split(":")[1])
@@ -243,11 +244,11 @@ def test_a_strip_is_refused_before_it_is_scaled(desk, tmp_path, said, size):
 
 
 def test_a_picture_is_read_and_prepared_in_a_turn_at_the_gate(desk, tmp_path, monkeypatch):
-    read, prepare, held = classify.read_upload, desk.classifiers[MODEL].own, []
+    read, prepare, held = classify.read_upload, desk.held[MODEL].own, []
     turn = desk.service.gate = threading.Lock()
     monkeypatch.setattr(classify, "read_upload", lambda *given: (held.append(turn.locked()), read(*given))[1])
     monkeypatch.setattr(
-        desk.classifiers[MODEL], "own", lambda *given: (held.append(turn.locked()), prepare(*given))[1]
+        desk.held[MODEL], "own", lambda *given: (held.append(turn.locked()), prepare(*given))[1]
     )
     assert sent(desk, saved(tmp_path, "mine.png", half()))
     assert held == [True, True] and not turn.locked()
@@ -263,7 +264,7 @@ def test_visitors_have_their_own_pictures_and_they_go_with_them(desk, tmp_path):
     ask(desk, PrecisionPlan.uniform(4), "a", id=mine)
     classify.forget(desk, "a")
     assert "error" in ask(desk, PrecisionPlan.uniform(4), "a", id=mine)[0].props["answers"]
-    assert not any(key[1] == mine for key in desk.classifiers[MODEL]._answers)
+    assert not any(key[1] == mine for key in desk.held[MODEL]._answers)
     assert "error" not in ask(desk, PrecisionPlan.uniform(4), "b", id=theirs)[0].props["answers"]
 
 
@@ -362,7 +363,7 @@ def test_features_without_classes_have_no_page(tmp_path):
     folder = save_tiny_vision("features", tmp_path / "vit")
     elastic = ElasticModel.open(folder, device="cpu", dtype=torch.float32)
     service = Service({MODEL: elastic}, Sample("", ""), Results.open(tmp_path / "r.sqlite"), tmp_path)
-    assert classify.classifiers(service) == []
+    assert classify.PAGE.models(service) == []
 
 
 def test_a_file_that_did_not_arrive_is_said(tmp_path):

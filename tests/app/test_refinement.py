@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from app.pages import explore
 from app.service import Sample, Service
-from app.tabs import explore
 from quept.evaluate import Results
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel

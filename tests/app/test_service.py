@@ -13,9 +13,9 @@ import gradio as gr
 import pytest
 
 from app.link import encode
+from app.pages import explore
+from app.pages.presets import named_choices
 from app.service import Sample, Service
-from app.tabs import explore
-from app.tabs.presets import named_choices
 from quept.allocate.front import Front, Point
 from quept.artifact import Source
 from quept.evaluate import Estimate, ResultKey, Results

@@ -16,10 +16,9 @@ from playwright.sync_api import Browser, Page, expect
 
 from app.gate import Gate
 from app.measured_on import Sample
-from app.serve import STYLE, build_app
+from app.pages import ask
+from app.serve import build_app, look
 from app.service import Service
-from app.tabs import ask
-from app.tabs.chat import CSS, HEAD
 from quept import ElasticModel
 from quept.evaluate import Results
 from quept.zoo.easy_vqa import save_questions
@@ -58,8 +57,7 @@ def address(tmp_path_factory) -> Iterator[str]:
         patch.setattr(ask, "LONGEST_ANSWER", 24)
         demo = build_app(service)
         _, address, _ = demo.launch(
-            css=STYLE.read_text() + CSS + ask.CSS,
-            head=HEAD,
+            **look(),
             prevent_thread_lock=True,
             ssr_mode=False,
             quiet=True,

@@ -12,9 +12,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from app import refinement
+from app.pages import explore
 from app.serve import STYLE
 from app.service import Sample, Service
-from app.tabs.explore import build_explore
 from quept.evaluate import Results
 from quept.plan import FULL, PrecisionPlan
 from tests.app.tiny import tiny_elastic, tiny_table
@@ -34,8 +34,9 @@ def site(tmp_path_factory):
     service.opened[MODEL].sensitivity = tiny_table(elastic)
     with gr.Blocks() as demo:
         model = gr.Dropdown(list(models), value=MODEL, visible=False)
-        with gr.Tabs(), gr.Tab("Explore"):
-            build_explore(service, model)
+        plan = gr.State(service.plan_json_of(MODEL, service.start(MODEL)))
+        with gr.Tabs(), gr.Tab("Explore") as tab:
+            explore.build(explore.PAGE.context(service, model=model, plan=plan, tab=tab))
     demo.queue()
     _, url, _ = demo.launch(prevent_thread_lock=True, ssr_mode=False, quiet=True, css=STYLE.read_text())
     yield SimpleNamespace(url=url, service=service, elastic=elastic)

@@ -13,7 +13,8 @@ from playwright.sync_api import Browser, Page, expect
 from app.components.side_status import SideStatus
 from app.gate import Gate
 from app.harmless import TAGS_SHOWN_AS_TEXT, harmless
-from app.tabs.chat import CSS, HEAD, build_chat
+from app.pages import chat
+from app.pages.context import PageContext
 from tests.app.tiny import FakeService, tiny_elastic
 
 EVIL = """Hi ![x](http://evil.test/1.png) <img src="http://evil.test/2.png"> <b id="owned">b</b>
@@ -47,10 +48,15 @@ def address():
     service.gate = SlowGate()
     with gr.Blocks(title="chat") as blocks:
         plan = gr.State({"w": [2] * 14, "a": [16] * 14, "kv": 16})
-        build_chat(service, gr.State("tiny"), plan)
+        chat.build(PageContext(service, model=gr.State("tiny"), plan=plan))
     blocks.queue(max_size=20)
     _, address, _ = blocks.launch(
-        css=CSS, head=HEAD, prevent_thread_lock=True, ssr_mode=False, quiet=True, server_name="127.0.0.1"
+        css=chat.PAGE.css,
+        head=chat.PAGE.head,
+        prevent_thread_lock=True,
+        ssr_mode=False,
+        quiet=True,
+        server_name="127.0.0.1",
     )
     yield address
     blocks.close()

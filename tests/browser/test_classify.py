@@ -15,10 +15,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from app.measured_on import Sample
-from app.serve import STYLE, build_app
+from app.serve import build_app, look
 from app.service import Service
-from app.tabs import classify
-from app.tabs.chat import CSS, HEAD
 from quept import ElasticModel
 from quept.evaluate import Results
 from quept.evaluate.images import save_images
@@ -51,8 +49,7 @@ def app(tmp_path_factory) -> Iterator[tuple[str, Path]]:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
         demo = build_app(service)
         _, address, _ = demo.launch(
-            css=STYLE.read_text() + CSS + classify.CSS,
-            head=HEAD,
+            **look(),
             prevent_thread_lock=True,
             ssr_mode=False,
             quiet=True,

@@ -1,6 +1,6 @@
 """The Chat page: one prompt, two precisions, two answers side by side, and the token where they part.
 
-`build_chat` draws and wires. The handlers below it are plain functions and generators: they take a
+`build` draws and wires. The handlers below it are plain functions and generators: they take a
 `PageContext` (what all visitors share) and values, and give or yield a change of the page, `{component name:
 new value}`, names as in `ChatPage`. The history in the visitor's state is a list of turns, `{"user": ...,
 "left": ..., "right": ..., "made_with": ...}`.
@@ -14,26 +14,23 @@ import math
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import gradio as gr
 
 from app.components.side_status import SideStatus
-from app.conversation import CachePool, Frame, Running, chat
-from app.gate import Admission, Gate
+from app.conversation import Frame, chat
 from app.harmless import TAGS_SHOWN_AS_TEXT, harmless, plain
+from app.pages.chat_status import SIDES, ready, refused, reported
+from app.pages.context import LIGHT, Page, PageContext
 from app.side import EQUALIZER, Precision, side_of
-from app.tabs.chat_status import SIDES, ready, refused, reported
 from app.toast import inform, warn
-from quept.plan import PlanError, PrecisionPlan
-from quept.runtime import ElasticModel
+from quept.plan import PlanError
 from quept.runtime.generate import PromptError, Sampling
 
 logger = logging.getLogger(__name__)
 
-CSS = (Path(__file__).parent / "chat.css").read_text(encoding="utf-8")
 # Gradio hides what overflows the page, which keeps everything in it from sticking, and does not let css reach
 # the page itself.
 HEAD = "<style>.gradio-container { overflow: clip !important; }</style>"
@@ -56,28 +53,6 @@ EMPTY = {
     "The first token that differs from the other side is marked.",
 }
 NEW_SEED_JS = f"() => Math.floor(Math.random() * {LARGEST_SEED})"
-
-
-class Shared(Protocol):
-    """What this page needs of the service."""
-
-    models: Mapping[str, ElasticModel]
-    gate: Gate
-    admission: Admission
-
-    def plan(self, model: str, choice: str, plan_json: Mapping | None) -> PrecisionPlan: ...
-
-    def choices(self, model: str) -> list[tuple[str, str]]: ...
-
-
-@dataclass
-class PageContext:
-    """What all visitors share: the service, the answers under way, and the key-value caches kept between
-    turns."""
-
-    service: Shared
-    running: Running = field(default_factory=Running)
-    pool: CachePool = field(default_factory=CachePool)
 
 
 @dataclass(frozen=True)
@@ -177,14 +152,8 @@ def stop(desk: PageContext, visitor: str) -> None:
 
 def clear(desk: PageContext, ask: Ask, visitor: str) -> dict:
     """An empty chat, and nothing kept of the old one."""
-    forget(desk, visitor)
+    desk.forget(visitor)
     return _drawn([]) | _resting() | statuses(desk, ask) | {"examples": gr.Dataset(visible=True)}
-
-
-def forget(desk: PageContext, visitor: str) -> None:
-    """The visitor has left, or wants a new chat."""
-    desk.running.stop(visitor)
-    desk.pool.forget(visitor)
 
 
 def switched(desk: PageContext, ask: Ask, visitor: str) -> dict:
@@ -381,12 +350,9 @@ def _starting(values: list[str]) -> tuple[str, str]:
     return left, "W4" if "W4" in values else values[-1]
 
 
-def build_chat(service: Shared, model: gr.Dropdown | gr.State, plan: gr.State) -> ChatPage:
-    """Draw the page and wire it; call inside a Blocks and a Tab. `model` holds the model's name, `plan` the
-    equaliser's plan as JSON.
-
-    Launch with this module's `CSS` among the page's styles and `HEAD` in its head."""
-    desk = PageContext(service)
+def build(desk: PageContext) -> ChatPage:
+    """Draw the page and wire it."""
+    service, model, plan = desk.service, desk.model, desk.plan
     first = model.value if model.value in service.models else next(iter(service.models))
     offered = service.choices(first)
     start = Ask(first, _starting([value for _, value in offered]), plan.value)
@@ -490,11 +456,12 @@ def build_chat(service: Shared, model: gr.Dropdown | gr.State, plan: gr.State) -
                 )
                 drawn["dice"] = gr.Button("🎲 New seed", size="sm", elem_id="chat-new-seed")
     page = ChatPage(**drawn)
-    _wire(desk, page, model, plan)
+    _wire(desk, page)
     return page
 
 
-def _wire(desk: PageContext, page: ChatPage, model: gr.Dropdown | gr.State, plan: gr.State) -> None:
+def _wire(desk: PageContext, page: ChatPage) -> None:
+    model, plan = desk.model, desk.plan
     parts = {f.name: getattr(page, f.name) for f in fields(page)}
     asked = [
         model,
@@ -507,13 +474,7 @@ def _wire(desk: PageContext, page: ChatPage, model: gr.Dropdown | gr.State, plan
         page.max_tokens,
         page.seed,
     ]
-    running = {
-        "concurrency_id": "chat",
-        "concurrency_limit": CHATS_WAITING,
-        "show_progress": "hidden",
-        "api_visibility": "private",
-    }
-    light = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    running = LIGHT | {"queue": True, "concurrency_id": "chat", "concurrency_limit": CHATS_WAITING}
     outputs = [
         part
         for name, part in parts.items()
@@ -547,7 +508,7 @@ def _wire(desk: PageContext, page: ChatPage, model: gr.Dropdown | gr.State, plan
         stop(desk, request.session_hash)
 
     def on_leave(request: gr.Request):
-        forget(desk, request.session_hash)
+        desk.forget(request.session_hash)
 
     def on_clear(request: gr.Request, *values):
         return on_page(clear(desk, ask(values), request.session_hash))
@@ -572,11 +533,14 @@ def _wire(desk: PageContext, page: ChatPage, model: gr.Dropdown | gr.State, plan
     page.examples.click(on_example, [page.history, page.examples, *asked], outputs, **running)
     page.again.click(on_again, [page.history, *asked], outputs, **running)
     gr.on([page.chat_left.edit, page.chat_right.edit], on_edit, [page.history, *asked], outputs, **running)
-    page.stop.click(on_stop, None, None, **light)
-    gr.on([page.clear.click, page.chat_left.clear, page.chat_right.clear], on_clear, asked, outputs, **light)
-    gr.on([page.plan_left.input, page.plan_right.input], on_plan, asked, both, **light)
-    plan.change(on_equaliser, asked, both, **light)
-    page.dice.click(None, None, page.seed, js=NEW_SEED_JS, show_progress="hidden", api_visibility="private")
+    page.stop.click(on_stop, None, None, **LIGHT)
+    gr.on([page.clear.click, page.chat_left.clear, page.chat_right.clear], on_clear, asked, outputs, **LIGHT)
+    gr.on([page.plan_left.input, page.plan_right.input], on_plan, asked, both, **LIGHT)
+    plan.change(on_equaliser, asked, both, **LIGHT)
+    page.dice.click(None, None, page.seed, js=NEW_SEED_JS, **LIGHT)
     if isinstance(model, gr.Dropdown):
-        model.change(on_switch, asked, outputs, **light)
+        model.change(on_switch, asked, outputs, **LIGHT)
     gr.context.Context.root_block.unload(on_leave)
+
+
+PAGE = Page("chat", "Chat", build, shows=lambda elastic: elastic.kind == "language", head=HEAD, follows=True)

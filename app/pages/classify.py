@@ -1,6 +1,6 @@
 """The Classify page: pictures, and what full precision and the visitor's plan answer to them, side by side.
 
-`build_classify` draws and wires. The handlers above it are plain functions and generators: they take a
+`build` draws and wires. The handlers above it are plain functions and generators: they take a
 `PageContext` (what all visitors share) and values. The page has an equaliser of its own; where the Explore
 page shows the same model the two pages hand their plan over when the visitor goes from one to the other.
 """
@@ -10,9 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import gradio as gr
 
@@ -25,19 +24,19 @@ from app.components.picture_input import PictureInput
 from app.components.pictures import Pictures
 from app.components.side_status import SideStatus
 from app.link import CLASSIFY, LinkError, decode
-from app.pictures import Album, Answer, Classifier, Picture, read_upload, remove_upload
+from app.pages.context import EVERY, LIGHT, RUNNING, WARNING, Page, PageContext, model_menu
+from app.pages.explore import Explore, named_plan
+from app.pages.explore import measure as measure_explored
+from app.pages.presets import Presets, build_presets, named_choices
+from app.pictures import Answer, Classifier, Picture, read_upload, remove_upload
 from app.service import OpenModel, PlanJson, Service
 from app.side import EQUALIZER
-from app.tabs.explore import EVERY, LIGHT, RUNNING, WARNING, Explore, named_plan
-from app.tabs.explore import measure as measure_explored
-from app.tabs.presets import Presets, build_presets, named_choices
 from app.toast import shown, warn
 from quept.evaluate import ImageError
 from quept.plan import PrecisionPlan
 
 logger = logging.getLogger(__name__)
 
-CSS = (Path(__file__).parent / "classify.css").read_text(encoding="utf-8")
 SIDES = ("left", "right")
 FULL_PRECISION = "full precision"
 INPUT = "classify-picture"
@@ -46,24 +45,6 @@ CHANGED_SHOWN = 24
 FAILED = "The pictures could not be classified. Try another plan, or reload the page."
 TAKEN = "JPEG, PNG, WebP, GIF, BMP and TIFF files of up to 10 MB are taken."
 FETCH_S = 1.0  # in which a browser has fetched the picture that it has just sent
-
-
-@dataclass
-class PageContext:
-    """What all visitors share: the service, its classifiers by model name, and the pictures visitors gave."""
-
-    service: Service
-    classifiers: dict[str, Classifier]
-    album: Album = field(default_factory=Album)
-
-    @classmethod
-    def of(cls, service: Service) -> PageContext:
-        return cls(service, {name: _classifier(service.opened[name]) for name in classifiers(service)})
-
-
-def classifiers(service: Service) -> list[str]:
-    """Names of the models that this page can show."""
-    return [name for name, elastic in service.models.items() if elastic.vision and elastic.vision.labels]
 
 
 def _classifier(opened: OpenModel) -> Classifier:
@@ -78,7 +59,7 @@ def look(desk: PageContext, model: str, choices: tuple[str, str], request: Mappi
     pictures and the two sides. Whatever goes wrong is said in words."""
     turn = request.get("turn")
     try:
-        classifier = desk.classifiers[model]
+        classifier = desk.held[model]
         plan_json = check_plan(request.get("plan"), desk.service.describe(model))
         chosen = _chosen(desk, model, request.get("id"), visitor)
         pictures = _pictures(desk, model, visitor)
@@ -125,7 +106,7 @@ def given(desk: PageContext, model: str, path: str | None, visitor: str) -> Iter
 
 
 def _taken(desk: PageContext, model: str, path: str, visitor: str) -> tuple:
-    classifier = desk.classifiers[model]
+    classifier = desk.held[model]
     try:
         with desk.service.gate:
             picture = read_upload(path, classifier.elastic.vision.channels)
@@ -144,11 +125,11 @@ def _taken(desk: PageContext, model: str, path: str, visitor: str) -> tuple:
 def row(desk: PageContext, model: str, visitor: str = "", selected: str | None = None) -> dict:
     """The visitor's own pictures and the examples, as Pictures shows them."""
     pictures = _pictures(desk, model, visitor)
-    items = [_item(picture, desk.classifiers[model].labels) for picture in pictures]
+    items = [_item(picture, desk.held[model].labels) for picture in pictures]
     known = selected if selected in {item["id"] for item in items} else None
     if known is None and selected and selected.startswith("example:"):  # from the row of changed answers
         try:
-            chosen = _item(_chosen(desk, model, selected, visitor), desk.classifiers[model].labels)
+            chosen = _item(_chosen(desk, model, selected, visitor), desk.held[model].labels)
             items = [chosen, *items[:-1]]
             known = selected
         except ImageError:
@@ -206,7 +187,7 @@ def enter(
     equaliser, the plan and the pictures.
 
     The equaliser gets a value whatever happens: see SideStatus for what skipping would do to it."""
-    if query is None or query.get("p") != CLASSIFY or query.get("m", model) not in desk.classifiers:
+    if query is None or query.get("p") != CLASSIFY or query.get("m", model) not in desk.held:
         plan_json = explore_wire if explore_model == model else plan_json
         return None, gr.skip(), gr.skip(), plan_json, plan_json, gr.skip()
     wanted, service = query.get("m", model), desk.service
@@ -236,8 +217,8 @@ def handed_over(
 
 def forget(desk: PageContext, visitor: str) -> None:
     """The visitor has left: their pictures and what was answered to them go."""
-    gone = desk.album.forget(visitor)
-    for classifier in desk.classifiers.values():
+    gone = desk.forget(visitor)
+    for classifier in desk.held.values():
         classifier.forget(gone)
 
 
@@ -254,7 +235,7 @@ def _starting() -> tuple[str, str]:
 
 
 def _pictures(desk: PageContext, model: str, visitor: str) -> list[Picture]:
-    classifier = desk.classifiers[model]
+    classifier = desk.held[model]
     return [*desk.album.of(visitor, model), *map(classifier.example, classifier.examples)]
 
 
@@ -264,7 +245,7 @@ def _chosen(desk: PageContext, model: str, identity: object, visitor: str) -> Pi
         return None
     kind, _, number = str(identity)[:64].partition(":")
     if kind == "example" and number.isdecimal():
-        return desk.classifiers[model].example(int(number))
+        return desk.held[model].example(int(number))
     for picture in desk.album.of(visitor, model):
         if picture.id == identity:
             return picture
@@ -295,7 +276,7 @@ def _status(
     beside: PrecisionPlan | None = None,
 ) -> dict:
     """One side, as SideStatus shows it."""
-    elastic, labels = desk.service.models[model], desk.classifiers[model].labels
+    elastic, labels = desk.service.models[model], desk.held[model].labels
     ms = answer and answer.ms
     facts = [
         [
@@ -340,7 +321,7 @@ def _points(change: float) -> str:
 
 
 def _flips(desk: PageContext, model: str, plan: PrecisionPlan, state: Mapping) -> dict:
-    estimate, labels = state.get("estimate"), desk.classifiers[model].labels
+    estimate, labels = state.get("estimate"), desk.held[model].labels
     if not estimate:
         words = "No labelled pictures lie beside this model." if state["status"] == "idle" else "Measuring…"
         return {"rows": [], "empty": words}
@@ -362,7 +343,7 @@ def _flips(desk: PageContext, model: str, plan: PrecisionPlan, state: Mapping) -
 
 def _changed(desk: PageContext, model: str, plan: PrecisionPlan, state: Mapping) -> dict:
     """Pictures of the measured ones whose answer this plan changes, as Pictures shows them."""
-    estimate, classifier = state.get("estimate"), desk.classifiers[model]
+    estimate, classifier = state.get("estimate"), desk.held[model]
     title = f"Answers that {plan.name} changes"
     if not estimate:
         return {"title": "Changed answers", "items": [], "empty": "Nothing was measured yet."}
@@ -421,11 +402,9 @@ class ClassifyPage:
     changed: Pictures
 
 
-def build_classify(service: Service, tab: gr.Tab, explore: Explore, query: gr.State) -> ClassifyPage:
-    """Draw the page and wire it; call inside `tab`, the one with the id CLASSIFY. `query` holds what the
-    page's address said at first. Launch with this module's `CSS` among the page's styles."""
-    desk = PageContext.of(service)
-    names = list(desk.classifiers)
+def build(desk: PageContext) -> ClassifyPage:
+    """Draw the page and wire it."""
+    service, names = desk.service, list(desk.held)
     first = names[0]
     start = service.start(first)
     plan_json = service.plan_json_of(first, start)
@@ -434,16 +413,7 @@ def build_classify(service: Service, tab: gr.Tab, explore: Explore, query: gr.St
     with gr.Column(elem_id=CLASSIFY, elem_classes="own-faders"):
         with gr.Row(elem_id="classify-head"):
             title = gr.Markdown(_title(service, first), elem_id="classify-title")
-            model = gr.Dropdown(
-                [(service.models[name].title, name) for name in names],
-                value=first,
-                visible=len(names) > 1,
-                show_label=False,
-                container=False,
-                filterable=False,
-                elem_id="classify-model",
-                min_width=220,
-            )
+            model = model_menu(service, names, "classify-model")
         plan = gr.State(plan_json)
         numbers = Numbers(service.state(first, start), elem_id="classify-numbers")
         with gr.Row(elem_id="classify-pictures-row", equal_height=False):
@@ -498,11 +468,12 @@ def build_classify(service: Service, tab: gr.Tab, explore: Explore, query: gr.St
         changed=changed,
         **sides,
     )
-    _wire(desk, page, tab, explore, query)
+    _wire(desk, page)
     return page
 
 
-def _wire(desk: PageContext, page: ClassifyPage, tab: gr.Tab, explore: Explore, query: gr.State) -> None:
+def _wire(desk: PageContext, page: ClassifyPage) -> None:
+    explore: Explore = desk.drawn["explore"]  # the other page with an equaliser
     both = [page.plan_left, page.plan_right]
 
     def measured(model: str, plan_json: PlanJson, request: gr.Request) -> Iterator:
@@ -548,8 +519,8 @@ def _wire(desk: PageContext, page: ClassifyPage, tab: gr.Tab, explore: Explore, 
         return enter(desk, query, explore_model, explore_wire, model, plan_json, request.session_hash)
 
     theirs, ours = [explore.model, explore.plan], [page.model, page.plan]
-    opening = [query, page.model, page.title, *loads, page.pictures]
-    then_measure(tab.select(entered, [query, *theirs, *ours], opening, **WARNING))
+    opening = [desk.query, page.model, page.title, *loads, page.pictures]
+    then_measure(desk.tab.select(entered, [desk.query, *theirs, *ours], opening, **WARNING))
 
     def measured_there(
         own: str, model: str, plan_json: PlanJson, tried: list, request: gr.Request
@@ -562,3 +533,12 @@ def _wire(desk: PageContext, page: ClassifyPage, tab: gr.Tab, explore: Explore, 
     back = explore.tab.select(handed_over, [*ours, *theirs], [explore.equalizer, explore.plan], **LIGHT)
     results = [explore.numbers, explore.chart, explore.compare, explore.tried]
     back.then(measured_there, [page.model, *theirs, explore.tried], results, **RUNNING)
+
+
+PAGE = Page(
+    CLASSIFY,
+    "Classify",
+    build,
+    shows=lambda elastic: bool(elastic.vision and elastic.vision.labels),
+    holds=_classifier,
+)

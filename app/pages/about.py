@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from app.service import Service
+from app.pages.context import Page, PageContext
 from app.toast import shown
 
 METHOD = """
@@ -55,8 +55,9 @@ arithmetic after unpacking: fewer bits save memory when deployed, they do not ma
 """
 
 
-def build_about(service: Service) -> None:
+def build(context: PageContext) -> None:
     """Draw the page."""
+    service = context.service
     models = "\n".join(
         f"- **{shown(elastic.title)}**: {shown(elastic.provenance)}" for elastic in service.models.values()
     )
@@ -66,3 +67,6 @@ def build_about(service: Service) -> None:
     gr.Markdown(
         f"{METHOD}\n### The models here\n{models}\n\n### Measured on\n{conditions}\n", elem_id="about"
     )
+
+
+PAGE = Page("about", "About", build)

@@ -1,6 +1,6 @@
 """The Explore page: drag bits, see memory at once, a prediction while dragging, a measurement after release.
 
-`build_explore` draws and wires; the handlers below it are plain functions and generators over the service.
+`build` draws and wires; the handlers below it are plain functions and generators over the service.
 """
 
 from __future__ import annotations
@@ -20,20 +20,15 @@ from app.components.equalizer import Equalizer, check_plan
 from app.components.heatmap import HeatMap
 from app.components.numbers import Numbers
 from app.link import CLASSIFY, LinkError, decode
+from app.pages.context import EVERY, LIGHT, RUNNING, WARNING, Page, PageContext
+from app.pages.presets import Presets, build_presets, named_choices
 from app.service import TRIED, PlanJson, Service
 from app.side import EQUALIZER, baseline_of
-from app.tabs.presets import Presets, build_presets, named_choices
 from app.toast import inform, warn
 from quept.plan import PlanError, PrecisionPlan
 from quept.runtime.baselines import available
 
 TRIED_KEPT = 60
-# How handlers run: LIGHT at once; EVERY, all of them, however fast they come; WARNING with words for the
-# visitor, which travel through the queue only; RUNNING the model.
-LIGHT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-EVERY = LIGHT | {"trigger_mode": "multiple"}
-WARNING = LIGHT | {"queue": True, "concurrency_limit": 16}
-RUNNING = EVERY | {"queue": True, "concurrency_id": "measure", "concurrency_limit": 16}
 DOWNLOAD_JS = """(text) => {
   if (!text) return;
   const link = document.createElement("a");
@@ -61,11 +56,11 @@ class Explore:
     tab: gr.Tab | None = None
 
 
-def build_explore(service: Service, model: gr.Dropdown, tab: gr.Tab | None = None) -> Explore:
-    """Draw the page and wire it; call inside a Blocks and `tab`."""
+def build(context: PageContext) -> Explore:
+    """Draw the page and wire it."""
+    service = context.service
     first = next(iter(service.models))
     start = service.start(first)
-    plan = gr.State(service.plan_json_of(first, start))
     tried = gr.State([])
     numbers = Numbers(value=service.state(first, start), elem_id="numbers")
     presets = build_presets(service, first)
@@ -87,7 +82,8 @@ def build_explore(service: Service, model: gr.Dropdown, tab: gr.Tab | None = Non
     chart = Chart(service.points(first), elem_id="chart")
     heatmap = HeatMap(service.opened[first].heat, elem_id="heatmap")
     compare = Compare(plans=service.comparable(first), elem_id="compare")
-    page = Explore(model, plan, tried, equalizer, budget, numbers, chart, heatmap, compare, tab)
+    widgets = (equalizer, budget, numbers, chart, heatmap, compare)
+    page = Explore(context.model, context.plan, tried, *widgets, context.tab)
     _wire(service, page, presets, download, upload, text)
     _wire_budget(service, page)
     return page
@@ -309,3 +305,6 @@ def _comparable(service: Service, model: str, tried: list[PlanJson]) -> dict:
 
 def _chart(service: Service, model: str, tried: list[PlanJson], current: PrecisionPlan | None = None) -> dict:
     return service.points(model, [service.plan_of(model, plan_json) for plan_json in tried], current)
+
+
+PAGE = Page("explore", "Explore", build)

@@ -11,8 +11,9 @@ import gradio as gr
 import pytest
 
 from app.harmless import harmless, plain
-from app.tabs import chat
-from app.tabs.chat import Ask, PageContext
+from app.pages import chat
+from app.pages.chat import Ask
+from app.pages.context import PageContext
 from quept.runtime.baselines import available
 
 needs_bitsandbytes = pytest.mark.skipif(not available(), reason="bitsandbytes is not installed")
@@ -182,7 +183,7 @@ def test_a_tab_closed_mid_answer_leaves_nothing(desk, service):
     for change in changes:
         if change["history"][0]["left"]:
             break
-    chat.forget(desk, "a")
+    desk.forget("a")
     changes.close()
     assert len(desk.pool) == 0 and not desk.running._jobs
     with service.admission.enter() as place, service.gate:
@@ -295,7 +296,7 @@ def test_fenced_code_and_ordinary_text_stay_as_they_are():
 def test_the_page_is_drawn_with_names_and_labels(service):
     with warnings.catch_warnings(), gr.Blocks() as blocks:
         warnings.simplefilter("error", UserWarning)  # Gradio's, about handlers that do not fit
-        page = chat.build_chat(service, gr.State("tiny"), gr.State({}))
+        page = chat.build(PageContext(service, model=gr.State("tiny"), plan=gr.State({})))
     ids = [part.elem_id for name, part in vars(page).items() if name != "history"]
     assert all(ids) and len(set(ids)) == len(ids)
     assert len(blocks.blocks) < 45

@@ -1,6 +1,6 @@
 """The Ask page: questions about a picture, answered at two precisions side by side, and how sure each is.
 
-`build_ask` draws and wires. The handlers above it are plain functions and generators: they take a
+`build` draws and wires. The handlers above it are plain functions and generators: they take a
 `PageContext` (what all visitors share) and values, and give or yield a change of the page, `{component name:
 new value}`, names as in `AskPage`. The thread in the visitor's state is a list of turns, `{"scene": id of the
 picture, "question", "left": answer, "right": answer, "shown": the turn as Talk shows it}`. Turns about one
@@ -13,9 +13,8 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from itertools import takewhile
-from pathlib import Path
 
 import gradio as gr
 
@@ -25,14 +24,14 @@ from app.components.easel import Easel, picture_of
 from app.components.picture_input import PictureInput
 from app.components.side_status import SideStatus
 from app.components.talk import Talk
-from app.conversation import Answer, CachePool, Frame, Running, chat
+from app.conversation import Answer, Frame, chat
 from app.link import ASK
-from app.pictures import Album, read_sent, read_upload, remove_upload
+from app.pages.chat_status import SIDES, piece, ready, refused, reported
+from app.pages.context import EVERY, LIGHT, WARNING, Page, PageContext, model_menu
+from app.pictures import read_sent, read_upload, remove_upload
 from app.scenes import PAINTS, Gallery, Scene
 from app.service import PlanJson, Service
 from app.side import Precision, side_of
-from app.tabs.chat_status import SIDES, piece, ready, refused, reported
-from app.tabs.explore import EVERY, LIGHT, WARNING, Explore
 from app.toast import shown, warn
 from quept.evaluate import ImageError
 from quept.plan import PrecisionPlan
@@ -41,7 +40,6 @@ from quept.runtime.generate import Sampling, context_length
 
 logger = logging.getLogger(__name__)
 
-CSS = (Path(__file__).parent / "ask.css").read_text(encoding="utf-8")
 STARTING = ("full precision", "W4")
 INPUT = "ask-picture"
 LONGEST_QUESTION = 1000  # characters
@@ -70,22 +68,6 @@ ADDRESS_JS = """(model, left, right) => {
 }"""
 
 
-@dataclass
-class PageContext:
-    """What all visitors share: the service, the galleries of its vision-language models by name, the answers
-    under way, the key-value caches kept between turns, and the pictures visitors gave."""
-
-    service: Service
-    galleries: dict[str, Gallery]
-    running: Running = field(default_factory=Running)
-    pool: CachePool = field(default_factory=CachePool)
-    album: Album = field(default_factory=Album)
-
-    @classmethod
-    def of(cls, service: Service) -> PageContext:
-        return cls(service, {name: Gallery.of(service.models[name]) for name in answerers(service)})
-
-
 @dataclass(frozen=True)
 class Setting:
     """The page as it is: the model, the choices of both sides, and the equaliser's plan of each model that
@@ -99,11 +81,6 @@ class Setting:
         plan_json = self.plan_jsons.get(self.model)
         plan_json = plan_json or service.plan_json_of(self.model, service.start(self.model))
         return side_of(service.plan, self.model, choice, plan_json)
-
-
-def answerers(service: Service) -> list[str]:
-    """Names of the models that this page can show."""
-    return [name for name, elastic in service.models.items() if elastic.kind == "vision-language"]
 
 
 # Handlers
@@ -155,13 +132,6 @@ def clear(desk: PageContext, setting: Setting, visitor: str) -> dict:
     return _drawn([]) | _resting() | statuses(desk, setting)
 
 
-def forget(desk: PageContext, visitor: str) -> None:
-    """The visitor has left: their pictures and conversations go."""
-    desk.running.stop(visitor)
-    desk.pool.forget(visitor)
-    desk.album.forget(visitor)
-
-
 def given(desk: PageContext, model: str, path: str | None, visitor: str) -> Iterator[dict]:
     """A picture from the visitor: it goes on the easel, and the input is empty again; then its file goes. Not
     at once: the browser may just be fetching it, to show it for the moment that it takes to read it."""
@@ -178,7 +148,7 @@ def given(desk: PageContext, model: str, path: str | None, visitor: str) -> Iter
 def _taken(desk: PageContext, model: str, path: str, visitor: str) -> dict:
     try:
         with desk.service.gate:
-            scene = desk.galleries[model].own(read_upload(path, 3))
+            scene = desk.held[model].own(read_upload(path, 3))
     except ImageError as error:
         warn(f"{sentence(error)} {TAKEN}", title="Picture not taken")
         return {}
@@ -209,7 +179,7 @@ def enter(
     what skipping would do to those not drawn yet."""
     linked = query is not None and query.get("p") == ASK
     model = (query.get("ask") or query.get("m")) if linked else explored
-    model = model if model in desk.galleries else setting.model
+    model = model if model in desk.held else setting.model
     values = [value for _, value in desk.service.choices(model)]
     asked = (query.get("l"), query.get("r")) if linked else setting.choices
     kept = [a if a in values else b for a, b in zip(asked, STARTING, strict=True)]
@@ -246,7 +216,7 @@ def _answer(
     """Both answers to the question behind the turns of `before`. Without any at the end the page goes back to
     `old` and gives `returned` back."""
     elastic = desk.service.models[setting.model]
-    world = desk.galleries[setting.model].world
+    world = desk.held[setting.model].world
     try:
         if len(question) > LONGEST_QUESTION:
             raise ValueError(
@@ -318,7 +288,7 @@ def _scene(desk: PageContext, model: str, picture: Mapping, visitor: str) -> Sce
     if "id" in picture:
         return _known(desk, model, picture["id"], visitor)
     with desk.service.gate:
-        scene = desk.galleries[model].drawn(read_sent(picture["png"], 3))
+        scene = desk.held[model].drawn(read_sent(picture["png"], 3))
     if all(other.id != scene.id for other in desk.album.of(visitor, model)):
         desk.album.add(visitor, model, scene)
     return scene
@@ -326,7 +296,7 @@ def _scene(desk: PageContext, model: str, picture: Mapping, visitor: str) -> Sce
 
 def _known(desk: PageContext, model: str, identity: str, visitor: str) -> Scene:
     """An example, or one of the visitor's own."""
-    scenes = {scene.id: scene for scene in desk.album.of(visitor, model)} | desk.galleries[model].examples
+    scenes = {scene.id: scene for scene in desk.album.of(visitor, model)} | desk.held[model].examples
     if identity not in scenes:
         raise ImageError("this picture is not here any more: choose another one")
     return scenes[identity]
@@ -357,7 +327,7 @@ def _refuse(error: object) -> None:
 
 def easel(desk: PageContext, model: str, visitor: str = "", selected: str | None = None) -> dict:
     """The visitor's own pictures and the examples, as Easel shows them."""
-    gallery = desk.galleries[model]
+    gallery = desk.held[model]
     own = [scene for scene in desk.album.of(visitor, model) if scene.id.startswith("own:")]
     return {
         "items": [
@@ -473,7 +443,7 @@ def _resting() -> dict:
 
 
 def _title(desk: PageContext, model: str) -> str:
-    world = desk.galleries[model].world
+    world = desk.held[model].world
     about = world.words if world else "Ask about a picture at two precisions."
     return f"**{shown(desk.service.models[model].title)}** · {about}"
 
@@ -503,28 +473,17 @@ class AskPage:
     query: gr.State
 
 
-def build_ask(service: Service, tab: gr.Tab, explore: Explore, query: gr.State) -> AskPage:
-    """Draw the page and wire it; call inside `tab`, the one with the id ASK. `query` holds what the page's
-    address said at first. Launch with this module's `CSS` among the page's styles."""
-    desk = PageContext.of(service)
-    names = list(desk.galleries)
+def build(desk: PageContext) -> AskPage:
+    """Draw the page and wire it."""
+    service, names = desk.service, list(desk.held)
     start = Setting(names[0], STARTING, {})
     offered = service.choices(start.model)
     shown = statuses(desk, start)
-    drawn = {"thread": gr.State([]), "query": query}
+    drawn = {"thread": gr.State([]), "query": desk.query}
     with gr.Column(elem_id=ASK):
         with gr.Row(elem_id="ask-head"):
             drawn["title"] = gr.Markdown(_title(desk, start.model), elem_id="ask-title")
-            drawn["model"] = gr.Dropdown(
-                [(service.models[name].title, name) for name in names],
-                value=start.model,
-                visible=len(names) > 1,
-                show_label=False,
-                container=False,
-                filterable=False,
-                elem_id="ask-model",
-                min_width=220,
-            )
+            drawn["model"] = model_menu(service, names, "ask-model")
         with gr.Row(elem_id="ask-middle", equal_height=False):
             with gr.Column(min_width=300, elem_id="ask-pictures"):
                 drawn["easel"] = Easel(easel(desk, start.model), elem_id="ask-easel")
@@ -569,7 +528,7 @@ def build_ask(service: Service, tab: gr.Tab, explore: Explore, query: gr.State) 
                             )
                 drawn["talk"] = Talk(_talk([]), elem_id="ask-talk")
     page = AskPage(**drawn)
-    _wire(desk, page, tab, explore)
+    _wire(desk, page)
     return page
 
 
@@ -577,7 +536,7 @@ def _button(words: str, name: str, **options) -> gr.Button:
     return gr.Button(words, scale=0, min_width=60 + 8 * len(words), elem_id=f"ask-{name}", **options)
 
 
-def _wire(desk: PageContext, page: AskPage, tab: gr.Tab, explore: Explore) -> None:
+def _wire(desk: PageContext, page: AskPage) -> None:
     parts = {f.name: getattr(page, f.name) for f in fields(page)}
     outputs = [part for name, part in parts.items() if name != "clear"]
     both = [page.status_left, page.status_right]
@@ -628,10 +587,10 @@ def _wire(desk: PageContext, page: AskPage, tab: gr.Tab, explore: Explore) -> No
         return on_page(enter(desk, query, now(values), explored, thread, request.session_hash))
 
     def on_equaliser(model, plan_json, kept):
-        return {**kept, model: plan_json} if model in desk.galleries else gr.skip()
+        return {**kept, model: plan_json} if model in desk.held else gr.skip()
 
     def on_leave(request: gr.Request):
-        forget(desk, request.session_hash)
+        desk.forget(request.session_hash)
 
     def address(event) -> None:
         event.then(None, setting[:3], None, js=ADDRESS_JS, show_progress="hidden", api_visibility="private")
@@ -645,7 +604,16 @@ def _wire(desk: PageContext, page: AskPage, tab: gr.Tab, explore: Explore) -> No
     page.input.upload(on_given, [page.model, page.input], [page.input, page.easel], **EVERY | WARNING)
     address(gr.on([page.plan_left.input, page.plan_right.input], on_plan, setting, both, **LIGHT))
     address(page.model.input(on_switch, setting, outputs, **LIGHT))
-    entering = [page.query, explore.model, page.thread, *setting]
-    address(tab.select(on_enter, entering, outputs, **LIGHT))
-    explore.plan.change(on_equaliser, [explore.model, explore.plan, plan_jsons], plan_jsons, **LIGHT)
+    entering = [page.query, desk.model, page.thread, *setting]
+    address(desk.tab.select(on_enter, entering, outputs, **LIGHT))
+    desk.plan.change(on_equaliser, [desk.model, desk.plan, plan_jsons], plan_jsons, **LIGHT)
     gr.context.Context.root_block.unload(on_leave)
+
+
+PAGE = Page(
+    ASK,
+    "Ask",
+    build,
+    shows=lambda elastic: elastic.kind == "vision-language",
+    holds=lambda opened: Gallery.of(opened.elastic),
+)

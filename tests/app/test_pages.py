@@ -1,0 +1,73 @@
+"""The table of pages: a new page is one module with one entry, and the app knows none by its name."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+from app import serve
+from app.pages import PAGES
+from app.serve import build_app, look
+from app.service import Sample, Service
+from quept.evaluate import Results
+from quept.runtime import ElasticModel
+
+TOY = """
+import gradio as gr
+from app.pages.context import LIGHT, Page
+
+def build(context):
+    word = gr.Textbox(elem_id="toy-word")
+    said = gr.Textbox(elem_id="toy-said")
+    word.submit(lambda name, word: f"{name}: {word}", [context.model, word], said, **LIGHT)
+    return said
+
+PAGE = Page("toy", "Toy", build, lambda elastic: elastic.kind == KIND, head="<meta name=toy>", follows=True)
+"""
+
+
+def toy(folder: Path, kind: str = "language"):
+    file = folder / "toy.py"
+    file.write_text(TOY.replace("KIND", repr(kind)))
+    spec = importlib.util.spec_from_file_location("toy", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.PAGE
+
+
+@pytest.fixture
+def service(elastic: ElasticModel, tmp_path: Path) -> Service:
+    sample = Sample("The quick brown fox jumps over the lazy dog. " * 40, "foxes", tokens=256, context=64)
+    return Service({"tiny": elastic}, sample, Results.open(tmp_path / "results.sqlite"), tmp_path)
+
+
+def tabs(demo: gr.Blocks) -> list[str]:
+    return [block.id for block in demo.blocks.values() if isinstance(block, gr.Tab)]
+
+
+def test_a_page_is_one_module_and_one_entry(service: Service, tmp_path: Path):
+    pages = (*PAGES, toy(tmp_path))
+    demo = build_app(service, pages)
+    assert tabs(demo) == ["explore", "chat", "about", "toy"]
+    (said,) = [n for n, block in demo.blocks.items() if getattr(block, "elem_id", None) == "toy-said"]
+    (handler,) = [fn for fn in demo.fns.values() if said in [block._id for block in fn.outputs]]
+    assert handler.fn("tiny", "hello") == "tiny: hello"
+    assert look(pages)["head"] == look()["head"] + "<meta name=toy>"
+
+
+def test_a_page_for_models_that_are_not_open_is_left_out(service: Service, tmp_path: Path):
+    assert tabs(build_app(service, (*PAGES, toy(tmp_path, "vision")))) == ["explore", "chat", "about"]
+
+
+def test_every_page_brings_its_own_style():
+    css = look()["css"]
+    assert all(page.css in css for page in PAGES) and sum(bool(page.css) for page in PAGES) == 3
+
+
+def test_the_app_knows_no_page_by_its_name():
+    source = Path(serve.__file__).read_text().replace("explorer", "")
+    assert not [page.id for page in PAGES if re.search(rf"\b{page.id}\b", source)]
