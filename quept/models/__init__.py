@@ -6,6 +6,7 @@ clone     copies of a module tree that share every tensor: what views and transf
 load      a zoo name, a hub id or a folder -> model, tokenizer, layout
 identity  what artifacts are bound to (fingerprint) and what numbers belong to (identity)
 folder    what lies at a path that is no model, and what to give instead
+complete  every tensor of a checkpoint used, every parameter found, nothing quantized already
 vision    classifiers of pictures in timm's format: their weights, preprocessing and labels
 multimodal  what a vision-language model hands to the language model inside it
 """

@@ -30,7 +30,7 @@ from transformers import (
 
 from quept import zoo
 
-from . import vision
+from . import complete, vision
 from .families import FAMILIES
 from .folder import gguf_in, instead
 from .identity import deciding, fingerprint_of, identity_of
@@ -135,7 +135,8 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
             pictures = None
         layout = layout_of(model)
     except Exception as error:  # a damaged folder makes transformers raise nearly anything
-        raise LoadError(f"cannot load {source!r}: {error or type(error).__name__}") from error
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise LoadError(f"cannot load {source!r}: {what}") from error
     model.eval().requires_grad_(False)
     questions = Path(where) / QUESTIONS
     report("checking the weights", None)
@@ -161,8 +162,7 @@ def _of_transformers(
     hub id."""
     config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     family = FAMILIES[family_of(config.model_type)]
-    if getattr(config, "quantization_config", None):
-        raise ValueError("its weights are already quantized; give the model it was made from")
+    complete.unquantized(config.to_dict(), complete.stored(where))
     if family.kind == "vision-language":
         auto, processor = (
             AutoModelForImageTextToText,
@@ -182,10 +182,9 @@ def _of_transformers(
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # as every other mismatch, by `all_used`
     )
-    if read["missing_keys"]:  # transformers would go on with random numbers in their place
-        first = min(read["missing_keys"])
-        raise ValueError(f"its weights are incomplete: {first} is not there")
+    complete.all_used(read)  # transformers would go on with random numbers, or without a bias
     return model, tokenizer, processor
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers.utils import cached_file
 
-CONFIG, WEIGHTS, IMAGES = "config.json", "model.safetensors", "images.safetensors"
+from .complete import CONFIG, WEIGHTS, of_timm, stored, unquantized
+
+IMAGES = "images.safetensors"
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,18 @@ def read(where: str, config: Mapping[str, Any]) -> tuple[nn.Module, Vision]:
     if not is_model(str(config["architecture"])):
         raise ValueError(f"timm knows no architecture {config['architecture']!r}")
     weights = Path(cached_file(where, WEIGHTS))
-    model = create_model(f"local-dir:{weights.parent}", pretrained=True)
+    tensors = stored(where)
+    unquantized(config, tensors)
+    folder = f"local-dir:{weights.parent}"
+    model = create_model(folder, pretrained=True)
+    size = tuple((model.pretrained_cfg.get("input_size") or (0,))[1:])
+    embedded = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size and embedded not in (None, size) and "img_size" not in config.get("model_args", {}):
+        model = create_model(folder, pretrained=True, img_size=size)  # else it resizes what its file holds
     declared = model.pretrained_cfg["num_classes"]
     if model.num_classes != declared:  # timm would go on with random numbers in the head
         raise ValueError(f"its {CONFIG} tells of {declared} classes and also of {model.num_classes}")
+    of_timm(model, weights)
     data = resolve_model_data_config(model)
     channels = data["input_size"][0]
     if not {len(data["mean"]), len(data["std"])} <= {1, channels}:
@@ -78,7 +87,7 @@ def read(where: str, config: Mapping[str, Any]) -> tuple[nn.Module, Vision]:
     labels, names = _classes(model)
     images = weights.with_name(IMAGES)
     vision = Vision(config, data, labels, names, images if images.is_file() else None)
-    return model.to(_storage(weights)), vision
+    return model.to(_storage(tensors)), vision
 
 
 def _classes(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -97,8 +106,6 @@ def _classes(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(str(described.get(name, name)) for name in names), names
 
 
-def _storage(weights: Path) -> torch.dtype:
+def _storage(tensors: Mapping[str, str]) -> torch.dtype:
     """bfloat16 for a file that holds only that, else float16: as for language models."""
-    with safe_open(weights, "pt") as file:
-        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  not a mapping
-    return torch.bfloat16 if kinds == {"BF16"} else torch.float16
+    return torch.bfloat16 if set(tensors.values()) == {"BF16"} else torch.float16
