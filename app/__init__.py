@@ -1,6 +1,7 @@
 """The web app: pages over one opened elastic model. `python app.py` starts it.
 
 main        the command: options, loading screen, launch
+proxies     what the environment says of proxies, made harmless
 service     opened models, measurements, results; knows nothing of gradio
 gate        turns between visitors
 link        a plan as a URL

@@ -14,7 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.proxies import settle_proxies
 from app.splash import Splash
+from quept.cli.terminal import forgiving
 
 DEFAULTS = ("smollm2-135m", "fashion-vit", "easy-vqa")
 LAST_WORDS = 2.0  # seconds
@@ -78,6 +80,7 @@ def bundled_sources() -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until interrupted; returns the exit code."""
+    forgiving()
     options = parser().parse_args(argv)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -91,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     splash = Splash(host, port)
     try:
         splash.start()
+        for proxy in settle_proxies(host):
+            print(f"quept app: going on without the proxy {proxy}, of an unknown kind", file=sys.stderr)
         splash.step("Importing torch, transformers and gradio")
         from app.serve import launch, open_service  # heavy imports happen behind the loading screen
 

@@ -24,11 +24,13 @@ from .generate import generate_parser
 from .report import report_parser
 from .sensitivity import sensitivity_parser
 from .shared import DEFAULT_MODEL
+from .terminal import forgiving
 from .zoo import models_parser, pull_parser, zoo_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    forgiving()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["app"]:
         return _app(argv[1:])
