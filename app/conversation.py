@@ -20,7 +20,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -37,11 +37,12 @@ from quept.runtime.generate import (
     Stream,
     Token,
     context_length,
+    prepare,
     stream,
 )
 from quept.runtime.kvcache import cache_nbytes
-from quept.runtime.prompt import check_fits, prompt_ids
-from quept.runtime.visual import visual_prompt
+from quept.runtime.prompt import check_fits
+from quept.runtime.visual import VisualPrompt
 
 from .gate import CLIENT, Admission
 from .side import Precision
@@ -212,17 +213,14 @@ def chat(
     The first and the last frame always come; between them at most FRAMES_PER_SECOND. Raises PromptError for a
     prompt that cannot be given to the model and PlanError for a plan that does not fit it."""
     context = context_length(elastic, elastic.tokenizer)
-    for messages in histories:
-        if elastic.processor is None:
-            ids = prompt_ids(elastic.tokenizer, messages, system or None)
-        else:
-            with gate:
-                ids = visual_prompt(elastic.processor, messages, pictures, system or None).keys
-        check_fits(ids, context, sampling.max_tokens)
+    with gate if pictures else nullcontext():
+        prompts = prepare(elastic.tokenizer, histories, system or None, elastic.processor, pictures)
+    for prompt in prompts:
+        check_fits(prompt.keys if isinstance(prompt, VisualPrompt) else prompt, context, sampling.max_tokens)
     sizes = [side.deploy_bytes(elastic) for side in sides]
     writers = [
-        _Writer(elastic, side, messages, sampling, system, size, pool, visitor, i, pictures, candidates)
-        for i, (side, messages, size) in enumerate(zip(sides, histories, sizes, strict=True))
+        _Writer(elastic, side, prompt, sampling, size, pool, visitor, i, candidates)
+        for i, (side, prompt, size) in enumerate(zip(sides, prompts, sizes, strict=True))
     ]
     try:
         yield from _run(writers, gate, admission, stopped)
@@ -270,25 +268,22 @@ class _Writer:
         self,
         elastic: ElasticModel,
         side: Precision,
-        messages: Sequence[Mapping[str, str]],
+        prompt: list[int] | VisualPrompt,
         sampling: Sampling,
-        system: str,
         size: int,
         pool: CachePool | None,
         visitor: str,
         place: int,
-        pictures: Sequence[Image.Image],
         candidates: int,
     ):
-        self._elastic, self._side, self._messages = elastic, side, messages
-        self._sampling, self._system = sampling, system
+        self._elastic, self._side, self._prompt, self._sampling = elastic, side, prompt, sampling
         # In 16 bits, and at some baselines, text read at once and text read in two parts differ enough to
         # change a word now and then: there nothing is kept.
         self._pool = pool if side.steady and elastic.dtype == torch.float32 else None
         self._preparing = side.prepare(elastic)
         self._prepared_s = 0.0
         self._visitor, self._place = visitor, place
-        self._pictures, self._candidates = pictures, candidates
+        self._candidates = candidates
         self._stream: Stream | None = None
         self._conversation: Conversation | None = None
         self._cache: Cache | None = None
@@ -356,13 +351,11 @@ class _Writer:
         self._stream = stream(
             view,
             elastic.tokenizer,
-            self._messages,
+            (),
             self._sampling,
             make_cache,
-            system=self._system or None,
             conversation=self._conversation,
-            processor=elastic.processor,
-            pictures=self._pictures,
+            prompt=self._prompt,
             top=self._candidates,
         )
         self.show(state="reading", progress=0.0, switch_ms=switch)

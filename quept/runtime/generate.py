@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import takewhile
 
 import torch
@@ -32,7 +32,7 @@ from transformers.cache_utils import Cache
 
 from .kvcache import make_cache as full_cache
 from .prompt import PromptError, check_fits, prompt_ids
-from .visual import VisualReader, visual_prompt
+from .visual import VisualPrompt, VisualReader, shown, visual_prompt
 
 __all__ = [
     "Conversation",
@@ -46,6 +46,7 @@ __all__ = [
     "Token",
     "context_length",
     "interleave",
+    "prepare",
     "stream",
 ]
 
@@ -242,6 +243,27 @@ class Stream:
             self._steps.close()
 
 
+def prepare(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Mapping]],
+    system: str | None = None,
+    processor: ProcessorMixin | None = None,
+    pictures: Sequence[Image.Image] = (),
+) -> list[list[int] | VisualPrompt]:
+    """What `stream` reads of each of several conversations about the same pictures: the pictures, and
+    conversations that are equal, are prepared once. PromptError in words."""
+    if processor is None:
+        one = partial(prompt_ids, tokenizer, system=system)
+    else:
+        seen = cache(lambda: shown(processor, pictures))
+        one = partial(visual_prompt, processor, pictures=pictures, system=system, seen=seen)
+    made: list[list[int] | VisualPrompt] = []
+    for i, messages in enumerate(conversations):
+        first = conversations.index(messages)
+        made.append(one(messages) if first == i else made[first])
+    return made
+
+
 def stream(
     view: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -253,6 +275,7 @@ def stream(
     conversation: Conversation | None = None,
     processor: ProcessorMixin | None = None,
     pictures: Sequence[Image.Image] = (),
+    prompt: list[int] | VisualPrompt | None = None,
     top: int = 0,
 ) -> Stream:
     """Answer the conversation with a view, one bounded step per `next()`; see the module for what a step is.
@@ -260,15 +283,14 @@ def stream(
     messages: [{"role", "content"}, ...], the last one the user's. system: a system prompt; None leaves it to
     the template. make_cache: makes the KV cache (`lambda: elastic.make_cache(plan)`); full precision if None.
     conversation: reuse of this chat's cache; the caller keeps its key in step with the plan. processor: of a
-    vision-language model, whose messages may hold `pictures` (see prompt). top: how many likeliest tokens
-    each Token tells. Raises PromptError here, and GenerationError while stepping."""
+    vision-language model, whose messages may hold `pictures` (see prompt). prompt: what `prepare` made of
+    these messages, where it has been done. top: how many likeliest tokens each Token tells. Raises
+    PromptError here, and GenerationError while stepping."""
     sampling = sampling or Sampling()
-    if processor is None:
-        ids = prompt_ids(tokenizer, messages, system)
-        read = partial(_forward, view)
-    else:
-        prompt = visual_prompt(processor, messages, pictures, system)
-        ids, read = prompt.keys, VisualReader(view, prompt)
+    if prompt is None:
+        (prompt,) = prepare(tokenizer, [messages], system, processor, pictures)
+    visual = isinstance(prompt, VisualPrompt)
+    ids, read = (prompt.keys, VisualReader(view, prompt)) if visual else (prompt, partial(_forward, view))
     check_fits(ids, context_length(view, tokenizer), sampling.max_tokens)
     stats = Stats(prompt_tokens=len(ids))
     make = make_cache or (lambda: full_cache(view.config))

@@ -9,7 +9,7 @@ counted here, so that nothing is left behind in a view that others use too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,10 +43,11 @@ def visual_prompt(
     pictures: Sequence[Image.Image],
     system: str | None = None,
     answered: bool = False,
+    seen: Callable[[], dict[str, Tensor]] | None = None,
 ) -> VisualPrompt:
-    """messages, answered: as `prompt_ids` takes them; pictures: those they speak of, in order, RGB.
-    PromptError in words; ValueError for another number of pictures than the messages hold, and for a strip
-    (see `check_shape`)."""
+    """messages, answered: as `prompt_ids` takes them; pictures: those they speak of, in order, RGB; seen:
+    gives what `shown` made of them, where several prompts are about the same. PromptError in words;
+    ValueError for another number of pictures than the messages hold, and for a strip (see `check_shape`)."""
     tokenizer = processor.tokenizer
     token = tokenizer.convert_tokens_to_ids(processor.image_token)
     plain = prompt_ids(tokenizer, messages, system, processor, answered)
@@ -58,12 +59,13 @@ def visual_prompt(
         raise PromptError(
             f"This model's chat template has places for {places} pictures; there are {len(pictures)}."
         )
-    together = _shown(processor, pictures) if pictures else {}
+    seen = seen or (lambda: shown(processor, pictures))
+    together = seen() if pictures else {}
     extra = {name: together[name][0].tolist() for name in _by_token(together)}
     inputs = {name: t for name, t in together.items() if name not in extra}
-    shown = _parted(extra.pop("input_ids", []), tokenizer.eos_token_id)
+    stretches = _parted(extra.pop("input_ids", []), tokenizer.eos_token_id)
     ids, keys, values = [], [], {name: [] for name in extra}
-    following = iter(zip(shown, pictures, strict=True))
+    following = iter(zip(stretches, pictures, strict=True))
     for id in plain:
         if id == token:
             (start, end), picture = next(following)
@@ -128,7 +130,7 @@ def _pictures_in(message: Mapping) -> int:
     return 0 if isinstance(content, str) else sum(part["type"] == "image" for part in content)
 
 
-def _shown(processor: ProcessorMixin, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+def shown(processor: ProcessorMixin, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
     """What the processor makes of these pictures and no words, end tokens between them. All together: how
     many tokens one takes can depend on how many there are."""
     size = dict(processor.image_processor.size or {})
@@ -145,9 +147,9 @@ def _shown(processor: ProcessorMixin, pictures: Sequence[Image.Image]) -> dict[s
     return {name: t for name, t in found.items() if name != "attention_mask"}
 
 
-def _by_token(shown: Mapping[str, Tensor]) -> list[str]:
+def _by_token(seen: Mapping[str, Tensor]) -> list[str]:
     """The inputs that have a value for every token."""
-    return [name for name, t in shown.items() if t.shape == shown["input_ids"].shape]
+    return [name for name, t in seen.items() if t.shape == seen["input_ids"].shape]
 
 
 def _parted(ids: Sequence[int], between: int) -> list[tuple[int, int]]:

@@ -35,6 +35,7 @@ from app.scenes import EASY_VQA, PAINTS, Gallery
 from app.service import Service
 from quept import ElasticModel, PrecisionPlan
 from quept.evaluate import Results
+from quept.runtime import visual
 from quept.zoo.easy_vqa import Question, Questions
 from quept.zoo.easy_vqa_llava import processor
 from tests.tiny_vlm import save_tiny_vlm
@@ -131,6 +132,21 @@ def test_short_answers_tell_how_sure_each_side_is(desk: PageContext, monkeypatch
     for side in turn["shown"]["sides"]:
         shares = [share for _, share in side["bars"]]
         assert len(shares) == 4 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
+
+
+def test_the_picture_and_equal_prompts_are_prepared_once(desk: PageContext, monkeypatch):
+    elastic, calls = desk.service.models[MODEL], []
+    counted = {"prompt": (visual, "prompt_ids"), "picture": (type(elastic.processor), "__call__")}
+    for name, (owner, function) in counted.items():
+        work = getattr(owner, function)
+        monkeypatch.setattr(
+            owner, function, lambda *a, n=name, work=work, **kw: calls.append(n) or work(*a, **kw)
+        )
+    thread = asked(desk, "what shape is present?")["thread"]
+    assert sorted(calls) == ["picture", "prompt"]
+    calls.clear()
+    asked(desk, "what colour is it?", thread)
+    assert calls.count("picture") == 1 and calls.count("prompt") <= 2
 
 
 def test_a_follow_up_continues_and_another_picture_begins_anew(desk: PageContext, monkeypatch):
@@ -271,7 +287,7 @@ def test_a_broken_upload_leaves_the_easel_as_it_is(desk: PageContext, said, tmp_
 def test_pictures_and_drawings_are_read_and_prepared_in_a_turn_at_the_gate(desk, tmp_path, monkeypatch):
     gate, held = threading.Lock(), []
     desk.service.gate = gate
-    for module, name in ((ask, "read_upload"), (ask, "read_sent"), (conversation, "visual_prompt")):
+    for module, name in ((ask, "read_upload"), (ask, "read_sent"), (conversation, "prepare")):
         work = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *given, work=work: (held.append(gate.locked()), work(*given))[1]
