@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from quept.data.images import ImageError, transform_of
 from quept.evaluate import Images, read_picture
-from quept.evaluate.images import ImageError, transform_of
 from quept.models.strips import LONGEST
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel

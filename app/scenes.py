@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from quept.data.easy_vqa import ANSWERS, COLOURS, TYPES, Questions, question_type, read_questions
 from quept.runtime import ElasticModel
-from quept.zoo.easy_vqa import ANSWERS, COLOURS, TYPES, Questions, question_type, read_questions
 
 from .pictures import shown
 

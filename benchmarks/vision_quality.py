@@ -33,10 +33,10 @@ from report import report
 from quept import ElasticModel, PrecisionPlan
 from quept.calibrate import calibrate
 from quept.config import Recipe
+from quept.data.fashion_mnist import fashion_mnist
+from quept.data.images import Images, prepared
 from quept.evaluate import ImageReference, accuracy, save_images, stored_images
-from quept.evaluate.images import Images, prepared
 from quept.numerics.adapters import RankSchedule
-from quept.zoo.fashion_mnist import fashion_mnist
 
 ARTIFACTS = ("fashion-vit:weight-act", "fashion-vit:weight-only")
 WITH_ACTIVATIONS = {f"w{b}a{b}": PrecisionPlan.uniform(b, b) for b in (8, 7, 6, 5, 4)}

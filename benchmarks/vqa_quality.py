@@ -24,8 +24,8 @@ from pathlib import Path
 from report import report
 
 from quept import ElasticModel, PrecisionPlan
+from quept.data.easy_vqa import easy_vqa, save_questions
 from quept.evaluate import Questions, VqaEstimate, VqaReference, stored_questions, vqa
-from quept.evaluate.questions import save_easy_questions
 
 WIDTHS = (8, 4, 3, 2)
 EVERY, FEW = 9_673, 200
@@ -45,7 +45,7 @@ def main() -> None:
     rounded = ElasticModel.open(base if Path(base).is_dir() else f"{base}:rtn")
     with tempfile.TemporaryDirectory() as folder:
         path, cache = Path(folder) / "test.safetensors", Path(folder) / "reference"
-        save_easy_questions(path, options.data, EVERY)
+        save_questions(path, easy_vqa("test", options.data), EVERY)
         questions = stored_questions(path, elastic.processor, options.questions)
         figures = _figures(elastic, "", questions, cache) | _figures(rounded, "_rtn", questions, cache)
         figures |= _speed(elastic, path, cache)

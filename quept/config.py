@@ -64,7 +64,7 @@ class Images:
 @dataclass(frozen=True)
 class Pairs:
     """What is calibrated on: `count` conversations about pictures of `source`, "easy-vqa" or the path of a
-    folder (see `quept.calibrate.pairs`); "" leaves the source to whoever runs the recipe. Pictures are fitted
+    folder (see `quept.data.pairs`); "" leaves the source to whoever runs the recipe. Pictures are fitted
     into a square of `size` pixels, and what is longer than `context` tokens is cut."""
 
     source: str

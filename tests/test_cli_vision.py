@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from quept.cli import main
-from quept.evaluate.images import save_images
+from quept.data.images import save_images
 from tests.tiny import save_tiny, save_tiny_vision
 
 

@@ -15,6 +15,7 @@ LEVELS = (
     {"transforms"},
     {"artifact"},
     {"runtime"},
+    {"data"},
     {"calibrate", "evaluate", "export"},
     {"allocate", "report"},
     {"cli", "__main__"},

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from quept.config import BlockWise
+from quept.data.ragged import MASK
 from quept.numerics.merge import merge
 from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
 
@@ -50,7 +51,6 @@ from .data import Inputs, rows, samples
 from .errors import CalibrationError
 from .optimizer import adam, step
 from .precision import fast_products, seeded
-from .ragged import MASK
 from .trainable import Trainable
 
 Progress = Callable[[str, float | None], None]

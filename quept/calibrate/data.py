@@ -16,13 +16,13 @@ import torch
 from torch import LongTensor, Tensor, nn
 
 from quept.config import Recipe
+from quept.data.conversations import SPOKEN, conversations
+from quept.data.pictures import pictures
+from quept.data.ragged import Ragged
+from quept.data.text import sequences, without
 from quept.models import LoadedModel
 
 from .errors import CalibrationError
-from .pairs import SPOKEN, conversations
-from .pictures import pictures
-from .ragged import Ragged
-from .text import sequences, without
 
 Inputs = Mapping[str, Tensor] | Ragged
 BATCH = 32  # pictures that are shown at once where nothing is learned

@@ -27,6 +27,8 @@ from torch import Tensor
 
 from quept.artifact import Artifact, Manifest
 from quept.config import Recipe
+from quept.data import conversations as pairs
+from quept.data import pictures
 from quept.engines.quept import Quept
 from quept.files import append_line, read_lines, resume_lines
 from quept.models import LoadedModel, ModelLayout, load
@@ -34,7 +36,6 @@ from quept.models.layout import GUARD
 from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
 from quept.runtime import ElasticModel
 
-from . import pairs, pictures
 from .block_wise import tune_blocks
 from .checkpoint import Checkpoint
 from .data import BATCH, Inputs, arguments, batches, calibration_data, logits_of, samples, spoken

@@ -6,12 +6,12 @@ import copy
 from collections.abc import Callable
 
 from quept.config import Recipe
+from quept.data.text import sequences, without
 from quept.models import LoadedModel
 from quept.transforms import Record, apply, search_scales
 
 from .data import Data, batches
 from .observe import observed_reparameterisation
-from .text import sequences, without
 
 Progress = Callable[[str, float | None], None]
 SEARCHED = 8  # sequences that channel scales are searched on

@@ -1,6 +1,6 @@
 """The command line: one subcommand per stage, in the order of the flow.
 
-    quept models | pull | zoo | calibrate | report | evaluate | sensitivity | allocate | front | export
+    quept models | pull | calibrate | report | evaluate | sensitivity | allocate | front | export
     quept generate | app
 
 Results go to stdout, as a small table or, with --json, with one JSON object as the last line; progress and
@@ -25,7 +25,7 @@ from .report import report_parser
 from .sensitivity import sensitivity_parser
 from .shared import DEFAULT_MODEL
 from .terminal import forgiving
-from .zoo import models_parser, pull_parser, zoo_parser
+from .zoo import models_parser, pull_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +59,6 @@ def parser() -> argparse.ArgumentParser:
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
     models_parser(commands)
     pull_parser(commands)
-    zoo_parser(commands)
     calibrate_parser(commands)
     report_parser(commands)
     evaluate_parser(commands)

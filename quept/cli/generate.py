@@ -54,7 +54,7 @@ def generate_parser(commands) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from quept.evaluate.images import read_picture
+    from quept.data.images import read_picture
     from quept.runtime import Sampling, stream
 
     sampling = Sampling(options.temperature, options.top_p, options.max_tokens, options.seed)

@@ -1,15 +1,12 @@
-"""`quept models`, `quept pull` and `quept zoo train`: what is built in, having it in the cache, making it."""
+"""`quept models` and `quept pull`: what is built in, and having it in the cache."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 
 from quept.progress import Progress
 
-from .shared import DEFAULT_MODEL, DEFAULT_TEXT, command, count, json_option, print_json, print_table
-
-TRAINERS = {"fashion-vit": "fashion_vit", "easy-vqa": "easy_vqa_llava"}  # model -> module of quept.zoo
+from .shared import DEFAULT_MODEL, DEFAULT_TEXT, command, json_option, print_json, print_table
 
 
 def models_parser(commands) -> None:
@@ -80,34 +77,3 @@ def _pull(options: argparse.Namespace) -> None:
     print_table(("name", "MB"), [(name, f"{size:.1f}") for name, size in rows])
     if options.json:
         print_json({"pulled": [{"name": name, "megabytes": round(size, 1)} for name, size in rows]})
-
-
-def zoo_parser(commands) -> None:
-    p = commands.add_parser(
-        "zoo", help="train a built-in model anew", description="Train a built-in model anew."
-    )
-    train = command(
-        p.add_subparsers(dest="action", required=True, metavar="ACTION"),
-        "train",
-        _train,
-        "train a built-in model from its published data; goes on where it was cut",
-        "quept zoo train fashion-vit --out runs/fashion-vit",
-    )
-    train.add_argument("name", choices=TRAINERS, help="which model")
-    train.add_argument("--out", metavar="FOLDER", help="where it goes (default: runs/NAME)")
-    train.add_argument("--data", metavar="FOLDER", help="the original data files (default: fetch them)")
-    train.add_argument(
-        "--epochs", type=count, metavar="N", help="passes over the data, in one cycle (default: the model's)"
-    )
-    json_option(train)
-
-
-def _train(options: argparse.Namespace) -> None:
-    trainer = importlib.import_module(f"quept.zoo.{TRAINERS[options.name]}")
-    out = options.out or f"runs/{options.name}"
-    settings = trainer.Settings(epochs=options.epochs) if options.epochs else None
-    with Progress() as progress:
-        found = trainer.train(out, settings, options.data, progress)
-    print_table(("model", "test accuracy"), [(out, f"{100 * found:.2f} %")])
-    if options.json:
-        print_json({"out": out, "accuracy": found})

@@ -11,18 +11,27 @@ For a classifier of pictures: image_folder or stored_images instead of cut, Imag
 vision-language model: question_folder or stored_questions, VqaReference and vqa.
 """
 
+from quept.data.images import (
+    ImageError,
+    Images,
+    image_folder,
+    prepared,
+    read_picture,
+    save_images,
+    stored_images,
+)
+from quept.data.questions import Questions, question_folder, stored_questions
+from quept.data.windows import Windows, cut
+
 from .accuracy import AccuracyEstimate, ClassChange, ImageReference, accuracy
 from .divergence import Estimate, divergence
 from .forward import NonFiniteLogits
-from .images import ImageError, Images, image_folder, prepared, read_picture, save_images, stored_images
 from .intervals import wilson
 from .perplexity import Perplexity, perplexity
-from .questions import Questions, question_folder, stored_questions
 from .reference import Reference
 from .results import ResultKey, Results, ResultsError, Stored
 from .speed import Speed, speed
 from .vqa import VqaEstimate, VqaReference, vqa
-from .windows import Windows, cut
 
 __all__ = [
     "AccuracyEstimate",

@@ -31,8 +31,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from quept.data.images import Batch, ImageError, Images
+
 from .forward import Gate, NonFiniteLogits, device_of
-from .images import Batch, ImageError, Images
 from .intervals import mean_and_error, wilson
 from .reference import LIMIT, keep, kept_batch
 from .results import read_as

@@ -32,12 +32,13 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from quept.data.windows import Windows
+
 from .forward import Gate, MakeCache, NonFiniteLogits, chunks, window_logits
 from .intervals import mean_and_error
 from .perplexity import exp_capped
 from .reference import Reference, ReferenceWindow
 from .results import read_as
-from .windows import Windows
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from quept.data.windows import Windows
+
 from .forward import Gate, MakeCache, NonFiniteLogits, chunks, window_logits
 from .intervals import mean_and_error
-from .windows import Windows
 
 
 @dataclass(frozen=True)

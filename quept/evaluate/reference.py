@@ -46,10 +46,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import LongTensor, Tensor
 
+from quept.data.windows import Windows
 from quept.files import write_tensors
 
 from .forward import Gate, NonFiniteLogits, chunks
-from .windows import Windows
 
 FORMAT, VERSION = "quept-reference", 1
 LIMIT = 4_000_000_000

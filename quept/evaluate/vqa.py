@@ -37,6 +37,8 @@ from pathlib import Path
 import torch
 from torch import LongTensor, Tensor, nn
 
+from quept.data.images import ImageError
+from quept.data.questions import Batch, Prepared, Questions
 from quept.models import FAMILIES
 from quept.models.layout import family_of
 from quept.models.multimodal import language_inputs
@@ -45,8 +47,6 @@ from quept.runtime.kvcache import make_cache as full_cache
 
 from .accuracy import compared
 from .forward import Gate, MakeCache, NonFiniteLogits
-from .images import ImageError
-from .questions import Batch, Prepared, Questions
 from .reference import LIMIT, keep, kept_batch
 from .results import read_as
 

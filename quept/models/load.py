@@ -51,7 +51,7 @@ class LoadedModel:
 
     tokenizer: of all but a classifier of pictures, which has `vision` in its place. processor: of a
     vision-language model, what makes its inputs of pictures and words. questions: those with answers that lie
-    beside its weights (see `quept.evaluate.questions`), if any do. Whatever a model lacks is None.
+    beside its weights (see `quept.data.questions`), if any do. Whatever a model lacks is None.
     fingerprint: a hash of every parameter, which an artifact is bound to. identity: a hash of that and of all
     else that decides what the model computes, which numbers belong to; config: that part of its config, flat
     (see `identity` for both).

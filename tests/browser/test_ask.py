@@ -20,8 +20,8 @@ from app.pages import ask
 from app.serve import build_app, look
 from app.service import Service
 from quept import ElasticModel
+from quept.data.easy_vqa import save_questions
 from quept.evaluate import Results
-from quept.zoo.easy_vqa import save_questions
 from tests.app.test_ask import stored
 from tests.app.tiny import tiny_elastic
 from tests.tiny_vlm import save_tiny_vlm

@@ -8,21 +8,22 @@ import pytest
 import torch
 
 from quept.artifact import Artifact
-from quept.calibrate import CalibrationError, calibrate
+from quept.calibrate import calibrate
 from quept.calibrate.activations import ActivationStore
 from quept.calibrate.block_wise import BlockWiseTuning
 from quept.calibrate.data import logits_of, rows, samples
-from quept.calibrate.pairs import SPOKEN, conversations, sample
-from quept.calibrate.ragged import MASK, TOKENS, Ragged
 from quept.calibrate.trainable import Trainable
 from quept.config import Pairs, Recipe, RecipeError
+from quept.data.base import DataError
+from quept.data.conversations import SPOKEN, conversations, sample
+from quept.data.easy_vqa import Question, Questions
+from quept.data.ragged import MASK, TOKENS, Ragged
 from quept.models import load
 from quept.numerics.adapters import RankSchedule
 from quept.plan import PrecisionPlan
 from quept.report.words import by_width
 from quept.runtime import ElasticModel
 from quept.runtime.generate import Sampling, stream
-from quept.zoo.easy_vqa import Question, Questions
 from tests import tiny_vlm
 from tests.tiny import save_tiny
 
@@ -237,7 +238,7 @@ def test_the_built_in_questions_are_asked_three_at_a_time(folders, monkeypatch):
     pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
     asked = tuple(Question(f"is it {n}?", "yes", n % 3) for n in range(15))
     monkeypatch.setattr(
-        "quept.zoo.easy_vqa.easy_vqa", lambda split, progress: Questions(split, pixels, asked)
+        "quept.data.easy_vqa.easy_vqa", lambda split, progress: Questions(split, pixels, asked)
     )
     processor = load(folders["llava"]).processor
     held, training = conversations(Pairs("easy-vqa", 9, 400, 64), processor, 1, 0, lambda stage, part: None)
@@ -280,7 +281,5 @@ def test_recipes_and_models_must_be_of_one_kind(folders, data, tmp_path):
     with pytest.raises(RecipeError, match="calibrates on text"):
         Recipe.load("tiny").with_pairs(str(data))
     too_few = dataclasses.replace(recipe(data), held_out=6)
-    with pytest.raises(
-        CalibrationError, match="too few conversations to hold 6 with .* give more .passed over: 1"
-    ):
+    with pytest.raises(DataError, match="too few conversations to hold 6 with .* give more .passed over: 1"):
         calibrate(vlm, too_few, tmp_path / "out", device="cpu")

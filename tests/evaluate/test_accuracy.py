@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from quept import ElasticModel, PrecisionPlan
+from quept.data.images import image_folder, save_images
 from quept.evaluate import (
     AccuracyEstimate,
     ImageError,
@@ -19,7 +20,6 @@ from quept.evaluate import (
     stored_images,
 )
 from quept.evaluate.accuracy import ClassChange
-from quept.evaluate.images import image_folder, save_images
 from tests.tiny import save_tiny_vision
 
 COUNT, PER_BATCH = 23, 5

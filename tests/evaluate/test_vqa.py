@@ -9,14 +9,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from quept import ElasticModel, PrecisionPlan
-from quept.evaluate.images import ImageError
-from quept.evaluate.questions import Asked, Questions, _encoder, question_folder, stored_questions
+from quept.data.easy_vqa import Question, save_questions
+from quept.data.easy_vqa import Questions as EasyQuestions
+from quept.data.images import ImageError
+from quept.data.questions import Asked, Questions, _encoder, question_folder, stored_questions
 from quept.evaluate.vqa import VqaEstimate, VqaReference, vqa
 from quept.runtime.generate import Sampling, stream
-from quept.zoo.easy_vqa import Question, save_questions
-from quept.zoo.easy_vqa import Questions as EasyQuestions
-from quept.zoo.easy_vqa_llava import processor
 from tests import tiny_vlm
+from tests.training import script
 
 LONGEST = 3  # tokens of a made-up answer
 SIZES = [(40, 32), (32, 56), (32, 32)]
@@ -192,7 +192,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(opened, folder, t
 
 
 def test_the_answers_of_the_built_in_model_are_words_of_its_own():
-    words = processor()
+    words = script("easy-vqa").processor()
     encode = _encoder(words)
     head, tokens, answer, _ = encode(1, (("is there a circle?", "yes"), ("what color is it?", "red")))
     assert words.tokenizer.convert_ids_to_tokens([*head, *tokens, *answer]) == [
@@ -229,10 +229,10 @@ def test_a_damaged_file_of_questions_is_refused(stored, change, words):
             parts[key] = value
     save_file(tensors, stored, metadata)
     with pytest.raises(ValueError, match=words):
-        stored_questions(stored, processor())
+        stored_questions(stored, script("easy-vqa").processor())
 
 
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
     (tmp_path / "questions.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="cannot be read"):
-        stored_questions(tmp_path / "questions.safetensors", processor())
+        stored_questions(tmp_path / "questions.safetensors", script("easy-vqa").processor())

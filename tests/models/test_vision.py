@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from quept.models import FAMILIES, LoadError, fingerprint_of, load
-from quept.zoo import fashion_vit
 from tests.tiny import VISION, pictures, save_tiny_vision, tiny_vision, vision_config
+from tests.training import script
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,7 @@ def test_pictures_beside_the_weights_come_along(folder):
 
 
 def test_the_folder_that_training_writes_opens(tmp_path):
+    fashion_vit = script("fashion-vit")
     untrained = fashion_vit.create()
     test = (torch.zeros(2, 28, 28, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
     fashion_vit.write(untrained, tmp_path, fashion_vit.CYCLES, test)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from quept.zoo import WheelFile, easy_vqa
+from quept.data import easy_vqa
+from quept.zoo import WheelFile
 
 
 class Index:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from quept import ElasticModel, PrecisionPlan, zoo
+from quept.data.fashion_mnist import CLASSES
 from quept.evaluate import ImageReference, accuracy, stored_images
-from quept.zoo.fashion_mnist import CLASSES
 
 HERE = zoo.MODELS["fashion-vit"].source.is_dir()
 

@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 
 from quept import ElasticModel, PrecisionPlan, zoo
+from quept.data.easy_vqa import read_questions
 from quept.evaluate import VqaReference, stored_questions, vqa
 from quept.runtime.generate import Sampling, stream
-from quept.zoo.easy_vqa import read_questions
 
 HERE = zoo.MODELS["easy-vqa"].source.is_dir()
 pytestmark = pytest.mark.skipif(not HERE, reason="assets/easy-vqa is not in this checkout")

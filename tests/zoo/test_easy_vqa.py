@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from quept.zoo import SourceError, easy_vqa
+from quept.data import easy_vqa
+from quept.data.easy_vqa import Question, question_type, read_questions, save_questions
+from quept.zoo import SourceError
 from quept.zoo.cache import sha256_of
-from quept.zoo.easy_vqa import Question, question_type, read_questions, save_questions
 
 
 def test_a_folder_and_the_wheel_are_read_alike(easy_vqa_folder, tmp_path):

@@ -11,25 +11,28 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from quept.zoo import easy_vqa_llava
-from quept.zoo.easy_vqa import Question, Questions, easy_vqa, question_type
-from quept.zoo.easy_vqa_llava import (
-    IMAGE_TOKENS,
-    Run,
-    Settings,
-    accuracy,
-    augmented,
-    conversations,
-    create,
-    forward,
-    normalised,
-    processor,
-    redrawn,
-    shape_boxes,
-    train,
-)
-from quept.zoo.easy_vqa_packing import IGNORED, encoder, pack
-from quept.zoo.easy_vqa_tower import UNKNOWN, given_away
+from quept.data.easy_vqa import Question, Questions, easy_vqa, question_type
+from tests.training import script
+
+easy_vqa_llava = script("easy-vqa")
+IGNORED = easy_vqa_llava.IGNORED
+IMAGE_TOKENS = easy_vqa_llava.IMAGE_TOKENS
+Run = easy_vqa_llava.Run
+Settings = easy_vqa_llava.Settings
+UNKNOWN = easy_vqa_llava.UNKNOWN
+accuracy = easy_vqa_llava.accuracy
+augmented = easy_vqa_llava.augmented
+conversations = easy_vqa_llava.conversations
+create = easy_vqa_llava.create
+encoder = easy_vqa_llava.encoder
+forward = easy_vqa_llava.forward
+given_away = easy_vqa_llava.given_away
+normalised = easy_vqa_llava.normalised
+pack = easy_vqa_llava.pack
+processor = easy_vqa_llava.processor
+redrawn = easy_vqa_llava.redrawn
+shape_boxes = easy_vqa_llava.shape_boxes
+train = easy_vqa_llava.train
 
 QUICK = Settings(tower_epochs=1, tower_batch=4, settle_epochs=1, settle_batch=4, epochs=2, batch=4, warmup=2)
 

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from quept.zoo import SourceError, fashion_mnist, fashion_vit
-from quept.zoo.fashion_vit import Run, Settings, accuracy, create, train
+from quept.data import fashion_mnist
+from quept.zoo import SourceError
+from tests.training import script
 
 timm = pytest.importorskip("timm")
+fashion_vit = script("fashion-vit")
+Run, Settings, accuracy = fashion_vit.Run, fashion_vit.Settings, fashion_vit.accuracy
+create, train = fashion_vit.create, fashion_vit.train
 QUICK = Settings(epochs=2, batch=8, warmup=0.5, sparse=0.5)
 
 

@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 
+from quept.data.windows import Windows
 from quept.evaluate.divergence import divergence
 from quept.evaluate.reference import Reference
-from quept.evaluate.windows import Windows
 from quept.files import append_line, dtype_name, resume_lines
 from quept.models import Block
 from quept.plan import ACTIVATION_BITS, FULL, QUANTIZED_BITS, Bits, PrecisionPlan

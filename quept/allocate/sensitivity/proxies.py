@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quept.evaluate.windows import Windows
+from quept.data.windows import Windows
 from quept.numerics.hadamard import hadamard_transform
 from quept.plan import QUANTIZED_BITS, PrecisionPlan
 from quept.runtime.linear import BoundLinear

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .cache import Progress, SourceError, cache_dir, locked, say, writing
+from quept.zoo.cache import Progress, SourceError, cache_dir, locked, say, writing
 
 CLASSES = (
     "T-shirt",

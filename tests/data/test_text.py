@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quept import zoo
-from quept.calibrate.text import sequences
+from quept.data.text import sequences
 from tests.tiny import tiny_tokenizer
 
 

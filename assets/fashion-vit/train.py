@@ -1,6 +1,7 @@
 """Train the built-in image classifier: a small vision transformer on Fashion-MNIST.
 
-    train("runs/fashion-vit")     -> config.json, model.safetensors (16 bits), training.jsonl
+    python assets/fashion-vit/train.py --out runs/fashion-vit
+    -> config.json, model.safetensors (16 bits), training.jsonl, images.safetensors (of the test set)
 
 The model is timm's VisionTransformer: 28 x 28 grey, patches of 4, 49 + 1 tokens of 128 channels, 6 blocks of
 4 heads, 1.2 M parameters. The folder is what `timm.create_model("local-dir:…")` opens. Training is AdamW with
@@ -14,6 +15,7 @@ one that its checkpoint holds.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import time
@@ -22,12 +24,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .cache import Progress, say
-from .fashion_mnist import CLASSES, fashion_mnist
+from quept.data.fashion_mnist import CLASSES, fashion_mnist
+from quept.data.images import save_images
+from quept.files import append_line, write_atomic, write_tensors
+from quept.progress import Progress
+from quept.zoo.cache import say
 
 MEAN, STD = 0.2860, 0.3530  # of the training pixels, in 0..1
 ARCHITECTURE = "vit_tiny_patch16_224"  # the timm entry whose class this is; the arguments say the rest
@@ -92,9 +97,8 @@ def train(
         number = sum(settings.epochs for settings in cycles[:cycle]) + run.epoch
         line = {"epoch": number, "of": epochs, "loss": round(loss, 4)}
         line |= {"seconds": round(time.monotonic() - began, 1), "accuracy": accuracy(run.average, *test)}
-        _save(checkpoint, run.state() | {"cycle": torch.tensor(cycle)})
-        with (out / "training.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        write_tensors(checkpoint, run.state() | {"cycle": torch.tensor(cycle)})
+        append_line(out / "training.jsonl", line)
         say(progress, f"epoch {number} of {epochs}: loss {loss:.3f}", number / epochs)
     found = write(run.average, out, cycles, test)
     checkpoint.unlink(missing_ok=True)
@@ -118,7 +122,7 @@ def rounded(model: nn.Module) -> nn.Module:
 def write(model: nn.Module, out: Path, cycles: Sequence[Settings], test: tuple[Tensor, Tensor]) -> float:
     """The folder that timm opens, weights in 16 bits; returns the test accuracy of those weights."""
     found = accuracy(rounded(model), *test)
-    save_file({key: value.half() for key, value in model.state_dict().items()}, out / "model.safetensors")
+    write_tensors(out / "model.safetensors", {key: value.half() for key, value in model.state_dict().items()})
     config = {
         "architecture": ARCHITECTURE,
         "num_classes": len(CLASSES),
@@ -142,7 +146,7 @@ def write(model: nn.Module, out: Path, cycles: Sequence[Settings], test: tuple[T
             "test_accuracy": found,
         },
     }
-    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    write_atomic(out / "config.json", json.dumps(config, indent=1) + "\n")
     return found
 
 
@@ -260,7 +264,19 @@ def _forward(model: nn.Module, x: Tensor, keep: Tensor | None) -> Tensor:
     return model.forward_head(model.norm(model.blocks(model.norm_pre(x))))
 
 
-def _save(path: Path, state: dict[str, Tensor]) -> None:
-    temporary = path.with_suffix(".tmp")
-    save_file({key: value.contiguous() for key, value in state.items()}, temporary)
-    temporary.replace(path)
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train it anew; a run that was cut goes on.")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/fashion-vit"), help="folder (default: %(default)s)"
+    )
+    parser.add_argument("--data", type=Path, help="folder of the original data files (default: fetch them)")
+    parser.add_argument(
+        "--epochs", type=int, default=0, help="passes over the data, in one cycle (default: two of 24 and 12)"
+    )
+    options = parser.parse_args()
+    with Progress() as shown:
+        found = train(options.out, options.epochs and Settings(epochs=options.epochs), options.data, shown)
+        pixels, labels = map(torch.tensor, fashion_mnist("test", options.data))
+        title = "Fashion-MNIST, the first 1,000 test pictures"
+        save_images(options.out / "images.safetensors", title, pixels, labels)
+    print(f"{options.out}: {100 * found:.2f} % of the test set")

@@ -11,10 +11,10 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import create_transform
 
+from quept.data.images import transform_of
 from quept.evaluate import ImageError, image_folder, read_picture, save_images, stored_images
-from quept.evaluate.images import transform_of
 from quept.models import Vision
-from quept.zoo import fashion_vit
+from tests.training import script
 
 NAMES = ("n01", "n02", "n03")
 LABELS = ("tench, Tinca tinca", "crane", "crane")
@@ -311,6 +311,7 @@ def test_stored_pictures_come_back_in_their_order(tmp_path):
 
 
 def test_the_built_in_model_sees_what_it_was_trained_on(tmp_path):
+    fashion_vit = script("fashion-vit")
     untrained = fashion_vit.create()
     pixels, labels = torch.randint(0, 256, (3, 28, 28), dtype=torch.uint8), torch.tensor([0, 1, 9])
     fashion_vit.write(untrained, tmp_path, fashion_vit.CYCLES, (pixels, labels))

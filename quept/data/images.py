@@ -241,15 +241,6 @@ def save_images(path: str | Path, name: str, pixels: Tensor, labels: Tensor, cou
     write_tensors(path, tensors, {"format": FORMAT, "version": str(VERSION), "name": name})
 
 
-def save_fashion_images(path: str | Path, data: str | Path | None = None, count: int = 1000) -> None:
-    """The file that comes with the built-in classifier: the first pictures of Fashion-MNIST's test set. data:
-    the folder of the original files, where they are not fetched."""
-    from quept.zoo.fashion_mnist import fashion_mnist
-
-    pixels, labels = map(torch.tensor, fashion_mnist("test", data))
-    save_images(path, f"Fashion-MNIST, the first {count:,} test pictures", pixels, labels, count)
-
-
 def stored_images(path: str | Path, vision: Vision, count: int | None = None) -> Images:
     """What `save_images` wrote, in its order; ImageError for a file that is none or of other classes."""
     try:

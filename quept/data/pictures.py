@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from quept.evaluate.images import (
+from quept.data.images import (
     SUFFIXES,
     THREADS,
     ImageError,
@@ -33,7 +33,7 @@ def pictures(source: str, vision: Vision, count: int, seed: int, report: Progres
     them, drawn without repetition in an order that follows from the seed. Those that cannot be read are
     passed over. ValueError for a source that is none."""
     if source == BUILT_IN:
-        from quept.zoo.fashion_mnist import fashion_mnist
+        from quept.data.fashion_mnist import fashion_mnist
 
         arrays = fashion_mnist("train", progress=report)[0]
         everything: list = list(range(len(arrays)))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from .easy_vqa import COLOURS, SHAPES, Questions, question_type
+from quept.data.easy_vqa import COLOURS, SHAPES, Questions, question_type
 
 UNKNOWN = -1  # no question tells
 WARMUP = 100  # steps

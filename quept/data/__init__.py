@@ -1,0 +1,1 @@
+"""Texts, pictures and conversations: what models are calibrated on and measured on."""
