@@ -15,7 +15,8 @@ search    the scales that round best (AWQ)
 reparameterisation   scales and shifts behind the norms of vision transformers (RepQ-ViT)
 rewriter     the model being rewritten: edits noted in float64, one rounding at the end
 online    the linear layer that transforms its input
-apply     a record's steps, in order, on a rewriter
+probe     whether a transformed model answers as its base does
+apply     a record's steps, in order, on a rewriter, and that probe
 """
 
 from .apply import apply

@@ -5,6 +5,7 @@ from __future__ import annotations
 from quept.models import LoadedModel
 
 from .norms import fold_norms
+from .probe import kept
 from .record import Record, TransformError
 from .reparameterisation import reparameterise
 from .rewriter import Rewriter
@@ -27,7 +28,8 @@ def apply(loaded: LoadedModel, record: Record) -> LoadedModel:
 
     `loaded` is not changed; source, fingerprint and provenance stay those of the base. What comes out runs by
     itself, `online` layers included, but only together with its record can it be stored: save the record and
-    the base, not the weights. TransformError if the model was transformed before or the record does not fit.
+    the base, not the weights. TransformError if the model was transformed before, the record does not fit, or
+    the answers on a probe are not those of the base (see `probe`).
     """
     if loaded.record is not None:
         raise TransformError(
@@ -40,4 +42,13 @@ def apply(loaded: LoadedModel, record: Record) -> LoadedModel:
         if loaded.kind != "language" and kind in OF_LANGUAGE:
             raise TransformError(f"{kind} is a transform of language models, and {loaded.title} is none")
         STEPS[kind](rewriter, record, **settings)
-    return rewriter.finish(record)
+    transformed = rewriter.finish(record)
+    same, off = kept(loaded, transformed)
+    if not same:
+        kinds = ", ".join(str(step["kind"]) for step in record.steps)
+        raise TransformError(
+            f"these transforms ({kinds}) do not keep the function of {loaded.title}: on a probe its answers "
+            f"change by {off:.0%} of their spread, so its norms or layers are not wired as the "
+            f"{loaded.layout.family} family's are; calibrate it by a recipe without transforms"
+        )
+    return transformed
