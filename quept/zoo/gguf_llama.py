@@ -1,15 +1,16 @@
-"""Turn a llama-family GGUF file into a Hugging Face model folder in float16.
+"""Turn a GGUF file of a Llama-like model into a Hugging Face model folder in 16 bits.
 
-In: a GGUF file (architecture `llama`, byte-level BPE vocabulary) and an empty folder. Out, in that folder:
-config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json and
-chat_template.jinja, ready for `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`,
-with no trace of the quantization it came from.
+In: a GGUF file of an architecture in ARCHITECTURES (llama.cpp's `llama` is Mistral's too) and an empty
+folder. Out, in that folder: config.json, generation_config.json, model.safetensors and a tokenizer with its
+chat template, ready for `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`, with no
+trace of the quantization it came from. Every tensor of the file is used, or the file is refused by name.
 
-Every tensor is dequantized to float32 by the `gguf` package and rounded once to float16. transformers can
-open a GGUF file itself; it takes 15 s, keeps a quantization config and differs between versions, while these
-few lines write the same bytes everywhere (a test holds the two equal). GGUF stores the rows of q and k in the
-order of interleaved rotary embedding, per head (2i, 2i+1) -> (i, i + d/2) is transformers' order:
-`_unpermuted` undoes it.
+Every tensor is dequantized to float32 by the `gguf` package and rounded once, to bfloat16 where the file
+holds that, else to float16. transformers can open a GGUF file itself; it takes 15 s, keeps a quantization
+config and differs between versions, while these few lines write the same bytes everywhere (a test holds the
+two equal). GGUF stores the rows of q and k of a `llama` in the order of interleaved rotary embedding, per
+head (2i, 2i+1) -> (i, i + d/2) is transformers' order: `_unpermuted` undoes it. The tokenizer is
+transformers' own conversion, but for the splitters of which it knows none (SPLITTERS).
 """
 
 from __future__ import annotations
@@ -21,10 +22,17 @@ from typing import Any
 
 import gguf
 import numpy as np
-from safetensors.numpy import save_file
+import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from .cache import Progress, SourceError, say
+
+ARCHITECTURES = {  # of a file -> its class in transformers, and whether the rows of q and k are interleaved
+    "llama": ("LlamaForCausalLM", True),
+    "qwen2": ("Qwen2ForCausalLM", False),
+    "qwen3": ("Qwen3ForCausalLM", False),
+}
 
 TENSORS = {
     "token_embd": "model.embed_tokens",
@@ -35,43 +43,74 @@ TENSORS = {
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
 
+ROPE_FREQS = "rope_freqs.weight"  # by what each rotary frequency is divided: Llama 3.1's way to long contexts
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+PLAIN = ("F32", "F16", "BF16")
 CONTROL_TOKEN = 3  # gguf.TokenType.CONTROL
+# Splitters of byte-level vocabularies that transformers' conversion knows; of others it would say nothing.
+KNOWN_SPLITTERS = (
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+    "smaug-bpe",
+    "tekken",
+    "qwen2",
+    "deepseek-r1-qwen",
+    "gpt-2",
+)
+INSTEAD = "give the folder of the original model"
 
 
 def convert(source: Path, folder: Path, progress: Progress | None = None) -> None:
     """Write the model folder of the GGUF file `source` into `folder`. SourceError for other kinds."""
-    reader = gguf.GGUFReader(source)
-    architecture = _field(reader, "general.architecture")
-    vocabulary = _field(reader, "tokenizer.ggml.model")
-    if (architecture, vocabulary) != ("llama", "gpt2"):
-        raise SourceError(
-            f"{source.name} holds a {architecture} model with a {vocabulary} vocabulary; "
-            "only llama with gpt2 is read: give the folder of the original model"
-        )
-    config = _config(reader)
+    reader = _opened(source)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    config = _config(reader, tensors, source.name)
     _write_json(folder / "config.json", config)
     special = {name: config[f"{name}_token_id"] for name in ("bos", "eos", "pad")}
     _write_json(folder / "generation_config.json", {f"{name}_token_id": id for name, id in special.items()})
-    _write_tokenizer(reader, folder, config)
-    tensors = {}
-    for done, tensor in enumerate(reader.tensors):
-        say(progress, f"dequantizing {source.name}", done / len(reader.tensors))
-        tensors[_name(tensor.name)] = _dequantized(tensor, config)
+    _write_tokenizer(reader, source, folder, config)
+    tensors.pop(ROPE_FREQS, None)  # the config says it
+    interleaved = ARCHITECTURES[_field(reader, "general.architecture")][1]
+    converted = {}
+    for done, (name, tensor) in enumerate(tensors.items()):
+        say(progress, f"dequantizing {source.name}", done / len(tensors))
+        converted[_name(name)] = _dequantized(tensor, config, interleaved)
     say(progress, f"writing {folder.name.strip('.').removesuffix('.building')}")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(converted, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # written 0600: a cache made by root may be read by others
 
 
-def kinds_in(source: Path) -> Counter[str]:
+def kinds_in(source: Path) -> dict[str, int]:
     """How many tensors of the GGUF file are stored in which way, the commonest first."""
-    kinds = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(source).tensors)
-    return Counter(dict(kinds.most_common()))
+    return dict(Counter(tensor.tensor_type.name for tensor in _opened(source).tensors).most_common())
+
+
+def _opened(source: Path) -> gguf.GGUFReader:
+    """The file's reader; SourceError for one that is damaged, one part of several, or no text model that is
+    read here."""
+    try:
+        reader = gguf.GGUFReader(source)
+    except Exception as error:  # it raises nearly anything
+        raise SourceError(f"{source.name} is no whole GGUF file: fetch it again") from error
+    architecture = _field(reader, "general.architecture")
+    parts = _field(reader, "split.count", 0)
+    if parts > 1:
+        raise SourceError(f"{source.name} is one of {parts} parts: join them with `llama-gguf-split --merge`")
+    if architecture not in ARCHITECTURES:
+        raise SourceError(
+            f"{source.name} holds a {architecture} model; of GGUF files {', '.join(ARCHITECTURES)} (with "
+            f"Mistral) are read: {INSTEAD}"
+        )
+    return reader
 
 
 def _field(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:
@@ -79,37 +118,79 @@ def _field(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:
     return default if field is None else field.contents()
 
 
-def _config(reader: gguf.GGUFReader) -> dict[str, Any]:
+def _config(reader: gguf.GGUFReader, tensors: dict[str, gguf.ReaderTensor], file: str) -> dict[str, Any]:
+    architecture = _field(reader, "general.architecture")
+    required = ("attention.head_count", "embedding_length", "feed_forward_length", "block_count")
+    required = (*required, "context_length", "attention.layer_norm_rms_epsilon")
+    lacking = [key for key in required if _field(reader, f"{architecture}.{key}") is None]
+    lacking += [name for name in ("token_embd.weight",) if name not in tensors]
+    lacking += [key for key in ("tokenizer.ggml.tokens",) if reader.get_field(key) is None]
+    if lacking:
+        raise SourceError(f"{file} lacks {lacking[0]}: {INSTEAD}")
+
     def of(key: str, default: Any = None) -> Any:
-        return _field(reader, f"llama.{key}", default)
+        return _field(reader, f"{architecture}.{key}", default)
 
     heads, hidden = of("attention.head_count"), of("embedding_length")
+    head_dim = of("attention.key_length", of("rope.dimension_count", hidden // heads))
+    window = of("attention.sliding_window", 0)
+    if of("rope.dimension_count", head_dim) != head_dim or 0 < window < of("context_length"):
+        raise SourceError(f"{file} rotates a part of each head, or attends to a window: {INSTEAD}")
     names = ("bos", "eos", "padding", "unknown")
     token = {name: _field(reader, f"tokenizer.ggml.{name}_token_id") for name in names}
+    half = any(t.tensor_type.name == "BF16" for t in tensors.values())
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "float16",
+        "architectures": [ARCHITECTURES[architecture][0]],
+        "model_type": architecture,
+        "dtype": "bfloat16" if half else "float16",
         "hidden_size": hidden,
         "intermediate_size": of("feed_forward_length"),
         "num_hidden_layers": of("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": of("attention.head_count_kv", heads),
-        "head_dim": of("rope.dimension_count", hidden // heads),
+        "head_dim": head_dim,
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        "attention_bias": architecture != "qwen2" and "blk.0.attn_q.bias" in tensors,  # Qwen2 always has them
+        "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
         "max_position_embeddings": of("context_length"),
         # stored as float32: 1e-5 reads back as 9.999999747378752e-06
         "rms_norm_eps": float(str(np.float32(of("attention.layer_norm_rms_epsilon")))),
-        "rope_parameters": {"rope_theta": of("rope.freq_base", 10000.0), "rope_type": "default"},
-        "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in reader.tensors),
-        "vocab_size": len(reader.get_field("tokenizer.ggml.tokens").data),
+        "rope_parameters": _rope(of, tensors.get(ROPE_FREQS), head_dim, file),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
         "bos_token_id": token["bos"],
         "eos_token_id": token["eos"],
         "pad_token_id": token["eos"] if token["padding"] is None else token["padding"],
         "unk_token_id": token["unknown"],
     }
+
+
+def _rope(of: Any, freqs: gguf.ReaderTensor | None, head_dim: int, file: str) -> dict[str, Any]:
+    """The rotary embedding's parameters, as transformers calls them."""
+    base = {"rope_theta": of("rope.freq_base", 10000.0)}
+    kind, factor = of("rope.scaling.type", "none"), of("rope.scaling.factor", 1.0)
+    original = of("rope.scaling.original_context_length")
+    if freqs is not None:
+        divisors = gguf.quants.dequantize(freqs.data, freqs.tensor_type)
+        llama3 = {"rope_type": "llama3", "factor": float(divisors.max()), **LLAMA3}
+        if kind == "none" and np.allclose(divisors, _llama3_divisors(base["rope_theta"], head_dim, llama3)):
+            return base | llama3
+    elif kind == "none":
+        return base | {"rope_type": "default"}
+    elif kind == "linear":
+        return base | {"rope_type": "linear", "factor": factor}
+    elif kind == "yarn" and original:
+        return base | {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+    raise SourceError(f"{file} scales its rotary frequencies in a way that is not read ({kind}): {INSTEAD}")
+
+
+def _llama3_divisors(theta: float, head_dim: int, rope: dict[str, Any]) -> np.ndarray:
+    """(head_dim / 2,): what Llama 3.1 divides each rotary frequency by."""
+    wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    turns = rope["original_max_position_embeddings"] / wavelengths
+    smooth = ((turns - low) / (high - low)).clip(0, 1)
+    return 1 / ((1 - smooth) / rope["factor"] + smooth)
 
 
 def _name(name: str) -> str:
@@ -120,29 +201,43 @@ def _name(name: str) -> str:
     return ".".join([*(["model.layers", block[1]] if block else []), TENSORS[kind], leaf])
 
 
-def _dequantized(tensor: gguf.ReaderTensor, config: dict[str, Any]) -> np.ndarray:
+def _dequantized(tensor: gguf.ReaderTensor, config: dict[str, Any], interleaved: bool) -> torch.Tensor:
     values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     kind = tensor.name.split(".")[-2]
-    if kind in heads:
+    if interleaved and kind in heads:
         values = _unpermuted(values, heads[kind])
-    return np.ascontiguousarray(values, dtype=np.float16)
+    return torch.from_numpy(np.array(values, np.float32)).to(getattr(torch, config["dtype"]))
 
 
 def _unpermuted(values: np.ndarray, heads: int) -> np.ndarray:
-    """(heads * d, columns) with each head's rows interleaved -> halves."""
-    rows, columns = values.shape
-    return values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    """(heads * d, ...) with each head's rows interleaved -> halves."""
+    pairs = values.reshape(heads, len(values) // heads // 2, 2, *values.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
-def _write_tokenizer(reader: gguf.GGUFReader, folder: Path, config: dict[str, Any]) -> None:
-    """The byte-level BPE of the GGUF file as tokenizer.json, its configuration and the chat template."""
+def _write_tokenizer(reader: gguf.GGUFReader, source: Path, folder: Path, config: dict[str, Any]) -> None:
+    """The tokenizer of the GGUF file and its chat template, if it has one."""
+    kind = _field(reader, "tokenizer.ggml.model")
+    splitter = _field(reader, "tokenizer.ggml.pre", "default") if kind == "gpt2" else ""
+    if splitter in SPLITTERS:
+        return _write_byte_level(reader, folder, config, splitter)
+    if kind != "llama" and splitter not in KNOWN_SPLITTERS:
+        raise SourceError(f"{source.name} has a tokenizer that is not read ({kind} {splitter}): {INSTEAD}")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    except Exception as error:  # a key that is missing, or lists that do not fit
+        raise SourceError(f"{source.name} has a damaged tokenizer ({error!r:.80}): {INSTEAD}") from error
+    tokenizer.save_pretrained(folder)
+
+
+def _write_byte_level(reader: gguf.GGUFReader, folder: Path, config: dict[str, Any], splitter: str) -> None:
+    """A byte-level BPE as tokenizer.json, its configuration and the chat template."""
     pieces = _field(reader, "tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
+    merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges", [])]
     kinds = _field(reader, "tokenizer.ggml.token_type")
-    splitter = _field(reader, "tokenizer.ggml.pre")
-    if splitter not in SPLITTERS:
-        raise SourceError(f"pre-tokenizer {splitter!r} is not known; known are {', '.join(SPLITTERS)}")
     tokenizer = Tokenizer(models.BPE(vocab={piece: id for id, piece in enumerate(pieces)}, merges=merges))
     tokenizer.pre_tokenizer = SPLITTERS[splitter]()
     tokenizer.decoder = decoders.ByteLevel()
@@ -160,7 +255,8 @@ def _write_tokenizer(reader: gguf.GGUFReader, folder: Path, config: dict[str, An
             **{name: pieces[id] for name, id in names.items() if id is not None},
         },
     )
-    (folder / "chat_template.jinja").write_text(_field(reader, "tokenizer.chat_template"), "utf-8")
+    if template := _field(reader, "tokenizer.chat_template"):
+        (folder / "chat_template.jinja").write_text(template, "utf-8")
 
 
 def _smollm_splitter() -> pre_tokenizers.PreTokenizer:

@@ -55,7 +55,7 @@ def model_folder(name: str, progress: Progress | None = None, verify: bool = Fal
 def gguf_folder(file: Path, progress: Progress | None = None) -> tuple[str, str, str]:
     """(folder, title, provenance) of a GGUF file of a person's own, converted on first use and when the file
     has changed since. SourceError for one that is not read."""
-    from .gguf_llama import kinds_in
+    from .gguf_llama import PLAIN, kinds_in
 
     found, (version, conversion) = file.stat(), CONVERSIONS["gguf-llama"]
     name = f"{file.stem[:80]}-{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
@@ -65,9 +65,12 @@ def gguf_folder(file: Path, progress: Progress | None = None) -> tuple[str, str,
         build=lambda folder: conversion(file, folder, progress),
         progress=progress,
     )
-    stored = ", ".join(f"{count} as {kind}" for kind, count in kinds_in(file).items())
+    kinds = kinds_in(file)
+    stored = ", ".join(f"{count} as {kind}" for kind, count in kinds.items())
+    if set(kinds) <= set(PLAIN):
+        return str(folder), file.stem, f"loaded from {file.name}, whose tensors are stored {stored}."
     provenance = (
         f"loaded from {file.name}. The full-precision reference is what that GGUF file holds, dequantized "
-        f"and rounded to 16 bits, not the original weights; its tensors were stored {stored}."
+        f"and rounded to 16 bits, not the original weights; its tensors are stored {stored}."
     )
     return str(folder), f"{file.stem}, dequantized", provenance
