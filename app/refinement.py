@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from quept.allocate.search.refine import Trial, refine
 from quept.allocate.solve.solver import allocate
-from quept.evaluate import Reference, Windows
+from quept.evaluate import TextTask
 from quept.plan import PrecisionPlan
 
 from .budget import Tabled, budget_of, constraints_of, no_table, sentence
@@ -24,11 +24,9 @@ WINDOWS = 4  # to search on; as many again to check on
 
 
 class Measured(Tabled, Protocol):
-    """An opened model with a text to measure on."""
+    """An opened model; the first of the tasks of one that has a table is a text."""
 
-    def windows_from(self, first: int, count: int) -> Windows: ...
-
-    def reference_on(self, windows: Windows) -> Reference: ...
+    task: TextTask
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,8 @@ def _trials(
     chosen = sorted({*constraints.embeddings, plan.embeddings})  # what the plan has it may keep
     constraints = replace(constraints, embeddings=tuple(chosen))
     budget = max(budget_of(opened, request, constraints), elastic.sizes.deploy(plan))
-    search = opened.reference_on(opened.windows_from(0, WINDOWS))
-    fresh = opened.reference_on(opened.windows_from(WINDOWS, WINDOWS))
+    task = opened.task
+    search, fresh = (task.reference_on(task.windows_from(first, WINDOWS)) for first in (0, WINDOWS))
     predicted = allocate(table, elastic.sizes, budget, constraints).plan
     limits = {"table": table, "constraints": constraints, "others": [predicted]}
     return refine(elastic, plan, budget, search, fresh, seconds=seconds, gate=gate, **limits)

@@ -11,7 +11,6 @@ import gradio as gr
 
 from app.border import KEPT_S, guarded
 from app.fair_queue import share_out
-from app.measured_on import Sample
 from app.pages import PAGES
 from app.pages.context import LIGHT, Page, model_menu
 from app.service import Service
@@ -19,7 +18,7 @@ from app.splash import Splash
 from app.toast import shown
 from quept import load, zoo
 from quept.artifact import resolve_source
-from quept.evaluate import Results
+from quept.evaluate import Results, Sample
 from quept.runtime import ElasticModel
 
 STYLE = Path(__file__).parent / "style.css"

@@ -8,6 +8,7 @@ older one. What was measured once is kept in the results store.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,17 +21,7 @@ import torch
 
 from quept.allocate import SensitivityError, SensitivityTable
 from quept.allocate.front import fitting_front
-from quept.evaluate import (
-    AccuracyEstimate,
-    Estimate,
-    Reference,
-    ResultKey,
-    Results,
-    Stored,
-    VqaEstimate,
-    Windows,
-    cut,
-)
+from quept.evaluate import EvalTask, Metric, Results, Sample, Stored, TaskEstimate, tasks_of
 from quept.evaluate.shipped import load_shipped
 from quept.files import dtype_name
 from quept.models import ModelLayout
@@ -50,14 +41,11 @@ from .budget import AS_WEIGHTS, no_table, sentence, slider, solved
 from .conversation import Running
 from .gate import Admission, Gate
 from .link import encode
-from .measured_on import Answers, MeasuredOn, Passages, Pictures, Sample
 from .refinement import SECONDS, refinement
 from .side import EQUALIZER, PREFIX, baseline_choices
 
 CHATS_AT_ONCE = 4
 UPDATE_S = 0.25  # between two estimates that a page is told of
-NO_PICTURES = "no labelled pictures lie beside this model"
-NO_QUESTIONS = "no questions with answers lie beside this model"
 TRIED = "tried:"  # with a number: one of the plans that a visitor has measured
 NO_KL = 1e-5  # weights rounded to 16 bits once after a transform show 2e-6: full precision, for a reader
 
@@ -71,8 +59,8 @@ class OpenModel:
 
     def __init__(self, name: str, elastic: ElasticModel, sample: Sample, results: Results, cache: Path):
         self.name, self.elastic, self.sample, self.results = name, elastic, sample, results
-        # None for a model that sees and has no labelled pictures or questions: nothing can be measured.
-        self.measured_on: MeasuredOn | None = _data_of(elastic, sample, cache)
+        self.tasks = tasks_of(elastic, cache / "reference", {"text": sample})
+        self.task = next(iter(self.tasks.values()))  # where not asked for another one
         self.presets = elastic.presets
         beside = elastic.origin.beside
         table = beside("sensitivity.json")
@@ -84,27 +72,6 @@ class OpenModel:
             results.put_missing((key, payload) for _, key, payload in front.results(elastic.layers))
         for file in filter(None, (beside("results.json"), beside("baselines.json"))):
             load_shipped(results, file, elastic)
-
-    @property
-    def lacking(self) -> str:
-        """Why nothing of this model can be measured, if nothing can."""
-        return NO_PICTURES if self.elastic.vision else NO_QUESTIONS
-
-    @property
-    def windows(self) -> Windows:
-        """Of a language model."""
-        return self.measured_on.windows
-
-    def windows_from(self, first: int, count: int) -> Windows:
-        """Windows of the same text after those that figures are shown of; ValueError where it ends before."""
-        start, size = len(self.windows) + first, self.sample.context
-        every = cut(self.sample.text, self.elastic.tokenizer, size, size * (start + count))
-        if len(every) < start + count:
-            raise ValueError(f"{self.sample.title} is too short to measure on other text than is shown")
-        return Windows(every.ids[start : start + count])
-
-    def reference_on(self, windows: Windows) -> Reference:
-        return self.measured_on.reference_on(windows)
 
     @cached_property
     def description(self) -> dict:
@@ -167,54 +134,48 @@ class OpenModel:
             "conditions": table.conditions,
         }
 
-    def conditions(self, plan: PrecisionPlan | None = None) -> str:
+    def conditions(self, plan: PrecisionPlan | None = None, task: EvalTask | None = None) -> str:
         """What numbers are measured on, in words; of a plan measured before, in the dtype it was measured
         in."""
-        if self.measured_on is None:
-            return self.lacking
-        found = plan and self._found(plan)
+        task = task or self.task
+        if task.lacking:
+            return task.lacking
+        found = plan and self._found(plan, task)
         dtype = found.key.dtype if found else dtype_name(self.elastic.dtype)
-        return f"{self.measured_on.words}, {dtype}"
+        return f"{task.describe()}, {dtype}"
 
-    def stored(self, plan: PrecisionPlan) -> Estimate | AccuracyEstimate | VqaEstimate | None:
-        """What was measured of this plan before; None if nothing was."""
-        found = self._found(plan)
-        return found and self.measured_on.read(found.payload)
+    def stored(self, measured: PrecisionPlan | Baseline, task: EvalTask | None = None) -> TaskEstimate | None:
+        """What was measured of this plan or baseline before; None if nothing was."""
+        task = task or self.task
+        found = self._found(measured, task)
+        return found and task.read(found.payload)
 
-    def _found(self, plan: PrecisionPlan) -> Stored | None:
+    def _found(self, measured: PrecisionPlan | Baseline, task: EvalTask) -> Stored | None:
         """What was measured here comes before what was measured for the release, which is in float32."""
-        if self.measured_on is None:
+        if task.lacking:
             return None
-        here = self._measured(self.result_key(plan))
-        return here or self._measured(self.result_key(plan, torch.float32))
+        keys = (task.key(measured, dtype) for dtype in (self.elastic.dtype, torch.float32))
+        return next(filter(None, (self.results.get(key, task.read) for key in keys)), None)
 
-    def _measured(self, key: ResultKey) -> Stored | None:
-        return self.results.get(key, self.measured_on.read)
+    def floor(self, task: EvalTask) -> dict[str, float]:
+        """Metrics of the untouched model in the compute dtype, of those that are 0 for the float32 reference:
+        differences below them mean nothing. None in float32."""
+        if self.elastic.dtype == torch.float32 or task.lacking:
+            return {}
+        found = self.results.get(task.key(PrecisionPlan.full()), task.read)
+        metrics = task.metrics(found.payload) if found else ()
+        return {metric.name: metric.value for metric in metrics if metric.full == 0}
 
-    def result_key(self, plan: PrecisionPlan, dtype: torch.dtype | None = None) -> ResultKey:
-        """Where measurements of this plan in a compute dtype (the model's own unless given) are kept."""
-        elastic = self.elastic
-        name = dtype_name(dtype or elastic.dtype)
-        return ResultKey(plan.key(elastic.layers), elastic.identity, self.measured_on.id, name)
-
-    def baseline_stored(self, baseline: Baseline) -> Estimate | AccuracyEstimate | VqaEstimate | None:
-        """What was measured of a baseline before. It depends on the base weights, not on how ours are
-        quantized."""
-        if self.measured_on is None:
-            return None
-        identity, dtype = self.elastic.base_identity, dtype_name(self.elastic.dtype)
-        keys = (ResultKey(baseline.key, identity, self.measured_on.id, name) for name in (dtype, "float32"))
-        found = next(filter(None, map(self._measured, keys)), None)
-        return found and self.measured_on.read(found.payload)
-
-    @property
-    def floor(self) -> float | None:
-        """KL of the untouched model in the compute dtype from the float32 reference: differences below it
-        mean nothing. None in float32."""
-        if self.elastic.dtype == torch.float32 or self.measured_on is None:
-            return None
-        found = self._measured(self.result_key(PrecisionPlan.full()))
-        return found and found.payload["kl"]
+    def metrics(self, estimate: TaskEstimate | None = None, task: EvalTask | None = None) -> list[dict]:
+        """The metrics of an estimate as the pages draw them, each with its floor; without an estimate those
+        of the task, with what full precision's are if that was measured."""
+        task = task or self.task
+        known, floor = estimate or self.stored(PrecisionPlan.full(), task), self.floor(task)
+        full = {metric.name: metric.full for metric in known.metrics} if known else {}
+        return [
+            m.to_dict() | {"full": full.get(m.name, m.full), "floor": floor.get(m.name)}
+            for m in (estimate.metrics if estimate else task.metrics({}))
+        ]
 
     @cached_property
     def named_plans(self) -> dict[str, PrecisionPlan]:
@@ -236,39 +197,43 @@ class OpenModel:
         except SensitivityError:
             return None
 
-    def uniform_at(self, size: int) -> dict | None:
-        """Quality of uniform plans at the same bytes, embeddings at whatever width is best: interpolated
+    def uniform_at(self, size: int, task: EvalTask | None = None) -> dict | None:
+        """Metrics of uniform plans at the same bytes, embeddings at whatever width is best: interpolated
         between the two beside them that no smaller one beats; None outside their range."""
+        task = task or self.task
+        kinds = {metric.name: metric for metric in task.metrics({})}
+        worse = 1 if kinds[task.headline].better == "lower" else -1
         points: list[tuple[int, str, Mapping[str, float]]] = []
-        for name, plan, figures in sorted(self._uniform_plans(), key=lambda found: found[2]["kl"]):
+        for name, plan, values in sorted(
+            self._uniform_plans(task), key=lambda found: worse * found[2][task.headline]
+        ):
             taken = self.elastic.sizes.deploy(plan)
             if not points or taken < points[-1][0]:  # better ones came before: it has to be smaller
-                points.append((taken, name, figures))
+                points.append((taken, name, values))
         points.reverse()
         for (below, low, poor), (above, high, good) in zip(points, points[1:], strict=False):
             if below <= size <= above:
                 t = (size - below) / (above - below)
                 label = low if t == 0 else high if t == 1 else f"between {low} and {high}"
-                return {"label": f"uniform, equal bytes ({label})"} | self.measured_on.between(poor, good, t)
+                shared = [name for name in kinds if name in poor and name in good]
+                values = {name: _between(kinds[name], poor[name], good[name], t) for name in shared}
+                return {"label": f"uniform, equal bytes ({label})"} | values
         return None
 
-    def _uniform_plans(self) -> Iterator[tuple[str, PrecisionPlan, Mapping[str, float]]]:
-        """Uniform plans of weights and embeddings that were measured on the sample, here or for the table."""
+    def _uniform_plans(self, task: EvalTask) -> Iterator[tuple[str, PrecisionPlan, Mapping[str, float]]]:
+        """Uniform plans of weights and embeddings that were measured, here or for the table."""
         for bits in QUANTIZED_BITS:
             plan = self.elastic.layout.guarded(PrecisionPlan.uniform(bits))
-            if found := self.stored(plan):
-                yield plan.name, plan, found.to_dict()
-        table, sample = self.sensitivity, self.sample
-        if self.elastic.kind != "language":
+            if found := self.stored(plan, task):
+                yield plan.name, plan, {metric.name: metric.value for metric in found.metrics}
+        table = self.sensitivity
+        if table is None or task.lacking:
             return
-        if table and (table.reference["tokens"], table.reference["context"]) == (
-            sample.tokens,
-            sample.context,
-        ):
-            for name, figures in table.whole.items():
+        if all(table.reference[key] == task.conditions.get(key) for key in ("tokens", "context")):
+            for name, values in table.whole.items():
                 plan = PrecisionPlan.parse(name)
                 if plan.default.activations == FULL:
-                    yield name, plan, figures
+                    yield name, plan, values
 
 
 def _columns(layout: ModelLayout) -> dict:
@@ -379,6 +344,8 @@ class Service:
             "blocks": described["blocks"],
             "roles": described["roles"],
             "layers": [[layer["role"], layer["block"]] for layer in described["layers"]],
+            "metrics": self.opened[model].metrics(),
+            "headline": self.opened[model].task.headline,
         }
 
     def compared(self, model: str, plan: PrecisionPlan) -> dict:
@@ -391,7 +358,7 @@ class Service:
             "bytes": sizes.deploy(plan),
             "bits_per_param": sizes.bits_per_parameter(plan),
             "predicted": opened.predicted(plan),
-            "measured": measured and measured.to_dict(),
+            "metrics": measured and opened.metrics(measured),
         }
 
     def refine(
@@ -418,87 +385,89 @@ class Service:
         self.refining.stop(visitor)
 
     def points(
-        self, model: str, tried: Sequence[PrecisionPlan] = (), current: PrecisionPlan | None = None
+        self,
+        model: str,
+        tried: Sequence[PrecisionPlan] = (),
+        current: PrecisionPlan | None = None,
+        task: str | None = None,
     ) -> dict:
         """The chart: every named plan, every plan tried and every baseline that has been measured, and the
         plan on the faders."""
-        opened = self.opened[model]
+        opened, task = self._task(model, task)
         named = opened.named_plans
         best = {plan.name for plan in opened.best}
         points = [
-            _point(opened, plan, name, "best" if name in best else "preset") for name, plan in named.items()
+            _point(opened, task, plan, name, "best" if name in best else "preset")
+            for name, plan in named.items()
         ]
         history = [(f"{TRIED}{i}", plan) for i, plan in enumerate(tried)]
         points += [
-            _point(opened, plan, identity, "tried") for identity, plan in history if plan.name not in named
+            _point(opened, task, plan, identity, "tried")
+            for identity, plan in history
+            if plan.name not in named
         ]
-        points += [_baseline_point(opened, baseline) for baseline in BASELINES.values()]
-        points.append(current and _point(opened, current, "current", "current"))
-        full = opened.stored(PrecisionPlan.full())
-        sizes = opened.elastic.sizes
-        full_bytes = sizes.deploy(PrecisionPlan.full())
-        reference = {
-            "bytes": full_bytes,
-            "bits_per_param": 8 * full_bytes / sizes.parameters,
-        }
-        if full:
-            reference |= opened.measured_on.perfect(full)
-        kind = opened.elastic.kind
+        points += [_baseline_point(opened, task, baseline) for baseline in BASELINES.values()]
+        points.append(current and _point(opened, task, current, "current", "current"))
+        full, sizes = PrecisionPlan.full(), opened.elastic.sizes
         return {
-            "kind": kind,
+            "metrics": opened.metrics(task=task),
+            "headline": task.headline,
             "points": [p for p in points if p],
-            "reference": reference,
-            "floor": opened.floor,
+            "reference": {"bytes": sizes.deploy(full), "bits_per_param": sizes.bits_per_parameter(full)},
         }
 
-    def state(self, model: str, plan: PrecisionPlan, **changes) -> dict:
-        """The numbers strip for a plan: what is known of it without running anything."""
+    def _task(self, model: str, name: str | None) -> tuple[OpenModel, EvalTask]:
         opened = self.opened[model]
+        return opened, opened.tasks[name] if name else opened.task
+
+    def state(self, model: str, plan: PrecisionPlan, task: str | None = None, **changes) -> dict:
+        """The numbers strip for a plan: what is known of it, by one of the model's tasks (the first unless
+        given), without running anything."""
+        opened, task = self._task(model, task)
         elastic, size = opened.elastic, opened.elastic.sizes.deploy(plan)
-        stored = opened.stored(plan)
-        full = opened.stored(PrecisionPlan.full())
-        known = stored or full
+        stored = opened.stored(plan, task)
         return {
-            "kind": elastic.kind,
             "status": "stored" if stored else "idle",
             "position": 0,
-            "message": "" if opened.measured_on else opened.lacking,
-            "progress": 1.0 if stored else 0.0,
-            "estimate": stored and stored.to_dict(),
-            "reference": (opened.measured_on.perfect(known) if known else {}) | {"kl_floor": opened.floor},
-            "uniform": self._uniform(opened, plan, size),
+            "message": task.lacking,
+            **_so_far(opened, task, stored),
+            "unit": task.unit,
+            "headline": task.headline,
+            "uniform": self._uniform(opened, task, plan, size),
             "deploy_bytes": size,
             "full_bytes": elastic.sizes.deploy(PrecisionPlan.full()),
             "elastic_bytes": elastic.resident_bytes,
             "switch_ms": None,
             "switch_kind": None,
-            "conditions": opened.conditions(plan),
+            "conditions": opened.conditions(plan, task),
             "link": encode(self.plan_json_of(model, plan), model),
         } | changes
 
     @staticmethod
-    def _uniform(opened: OpenModel, plan: PrecisionPlan, size: int) -> dict | None:
+    def _uniform(opened: OpenModel, task: EvalTask, plan: PrecisionPlan, size: int) -> dict | None:
         """Uniform plans at the same bytes; None for a plan that rounds activations too, whose cost the bytes
         do not show."""
         bits = plan.resolve(opened.elastic.layers).values()
-        return opened.uniform_at(size) if all(b.activations == FULL for b in bits) else None
+        return opened.uniform_at(size, task) if all(b.activations == FULL for b in bits) else None
 
-    def measure(self, model: str, plan: PrecisionPlan, visitor: str) -> Iterator[dict]:
-        """Numbers for a plan, better with every window; ends early when the same visitor asks for another."""
+    def measure(
+        self, model: str, plan: PrecisionPlan, visitor: str, task: str | None = None
+    ) -> Iterator[dict]:
+        """Numbers for a plan, better with every step; ends early when the same visitor asks for another."""
         ticket = object()
         with self._lock:
             self._newest[visitor] = ticket
         try:
-            yield from self._measure(model, plan, lambda: self._newest.get(visitor) is ticket)
+            yield from self._measure(model, plan, task, lambda: self._newest.get(visitor) is ticket)
         finally:
             with self._lock:
                 if self._newest.get(visitor) is ticket:
                     del self._newest[visitor]
 
-    def _measure(self, model: str, plan: PrecisionPlan, wanted) -> Iterator[dict]:
-        opened = self.opened[model]
-        state = self.state(model, plan)
-        if state["estimate"] or opened.measured_on is None:
+    def _measure(self, model: str, plan: PrecisionPlan, name: str | None, wanted) -> Iterator[dict]:
+        opened, task = self._task(model, name)
+        state = self.state(model, plan, name)
+        if state["estimate"] or task.lacking:
             yield state
             return
         if self.gate.waiting:
@@ -516,70 +485,76 @@ class Service:
             "switch_kind": "cold" if opened.elastic.bank.made > made else "warm",
             "elastic_bytes": opened.elastic.resident_bytes,
         }
-        data = opened.measured_on
-        estimates = data.estimates(plan, view, lambda: self.gate)
-        estimate, told = None, 0.0
+        estimates = task.estimates(view, plan, lambda: self.gate)
+        estimate, shown = None, 0.0
         for estimate in estimates:
             if not wanted():
                 estimates.close()
                 return
-            if time.monotonic() - told < UPDATE_S:
+            if time.monotonic() - shown < UPDATE_S:
                 continue
-            told = time.monotonic()
-            measured = estimate.to_dict()
-            yield state | {
-                "status": "measuring",
-                "message": "",
-                "progress": measured["tokens"] / data.count,
-                "estimate": measured,
-                "reference": state["reference"] | data.perfect(estimate),
-                "uniform": _so_far(state["uniform"], state["reference"], data.perfect(estimate)),
-            }
-        opened.results.put(opened.result_key(plan), estimate.to_dict())
-        done = {"status": "done", "progress": 1.0, "estimate": estimate.to_dict()}
-        done["reference"] = state["reference"] | data.perfect(estimate)
-        yield state | done | {"uniform": self._uniform(opened, plan, state["deploy_bytes"])}
+            shown = time.monotonic()
+            so_far = _so_far(opened, task, estimate)
+            uniform = _scaled(state["uniform"], state["metrics"], so_far["metrics"])
+            yield state | {"status": "measuring", "message": "", "uniform": uniform} | so_far
+        opened.results.put(task.key(plan), estimate.to_dict())
+        uniform = self._uniform(opened, task, plan, state["deploy_bytes"])
+        yield state | {"status": "done", "uniform": uniform} | _so_far(opened, task, estimate)
 
 
-def _data_of(elastic: ElasticModel, sample: Sample, cache: Path) -> MeasuredOn | None:
-    if elastic.vision:
-        return Pictures(elastic, cache) if elastic.vision.images and elastic.vision.labels else None
-    if elastic.kind == "vision-language":
-        return Answers(elastic, cache) if elastic.questions else None
-    return Passages(elastic, sample, cache)
+def _so_far(opened: OpenModel, task: EvalTask, estimate: TaskEstimate | None) -> dict:
+    """The part of the numbers strip that an estimate says."""
+    return {
+        "progress": estimate.done / estimate.total if estimate else 0.0,
+        "done": estimate.payload["tokens"] if estimate else 0,
+        "total": estimate.total if estimate else 0,
+        "estimate": estimate and estimate.to_dict(),
+        "metrics": opened.metrics(estimate, task),
+    }
 
 
-def _so_far(uniform: Mapping | None, whole: Mapping, now: Mapping) -> Mapping | None:
-    """Uniform plans' perplexity on the text read so far, by what full precision's is there and on all of
-    it: passages differ more than plans do."""
-    if not uniform or not whole.get("ppl") or not now.get("ppl"):
-        return uniform
-    return {**uniform, "ppl": uniform["ppl"] * now["ppl"] / whole["ppl"]}
+def _scaled(uniform: dict | None, whole: list[dict], now: list[dict]) -> dict | None:
+    """Uniform plans' metrics on the data read so far, by what full precision's are there and on all of them:
+    passages differ more than plans do."""
+    scales = {
+        metric["name"]: seen["full"] / metric["full"]
+        for metric, seen in zip(whole, now, strict=True)
+        if metric["unit"] != "share" and metric["full"] and seen["full"]
+    }
+    return uniform and {k: v * scales[k] if k in scales else v for k, v in uniform.items()}
+
+
+def _between(metric: Metric, one: float, other: float, t: float) -> float:
+    """A metric at the share t of the way between two values: of shares straight, of others on a log scale,
+    where a measured zero stands at 1e-12."""
+    if metric.unit == "share":
+        return (1 - t) * one + t * other
+    return math.exp((1 - t) * math.log(max(one, 1e-12)) + t * math.log(max(other, 1e-12)))
 
 
 def _label(name: str) -> str:
     return name[0].upper() + name[1:]
 
 
-def _point(opened: OpenModel, plan: PrecisionPlan, identity: str, kind: str) -> dict | None:
-    size = opened.elastic.sizes.deploy(plan)
-    return _drawn(opened, opened.stored(plan), size, id=identity, label=_label(plan.name), kind=kind)
+def _point(opened: OpenModel, task: EvalTask, plan: PrecisionPlan, identity: str, kind: str) -> dict | None:
+    size, label = opened.elastic.sizes.deploy(plan), _label(plan.name)
+    return _drawn(opened, opened.stored(plan, task), size, id=identity, label=label, kind=kind)
 
 
-def _baseline_point(opened: OpenModel, baseline: Baseline) -> dict | None:
+def _baseline_point(opened: OpenModel, task: EvalTask, baseline: Baseline) -> dict | None:
     size, identity = opened.elastic.baseline_bytes(baseline.name), PREFIX + baseline.name
-    estimate = opened.baseline_stored(baseline)
+    estimate = opened.stored(baseline, task)
     return _drawn(opened, estimate, size, id=identity, label=baseline.title, kind="baseline")
 
 
-def _drawn(
-    opened: OpenModel, estimate: Estimate | AccuracyEstimate | VqaEstimate | None, size: int, **who: str
-) -> dict | None:
+def _drawn(opened: OpenModel, estimate: TaskEstimate | None, size: int, **who: str) -> dict | None:
     """A point of the chart; None for what has not been measured."""
     if estimate is None:
         return None
-    quality = opened.measured_on.figures(estimate)
-    if estimate.kl < NO_KL:
-        quality |= {"kl": 0.0, "kl_se": 0.0}
+    values = {}
+    for m in estimate.metrics:
+        none = m.full == 0 and m.value < NO_KL
+        ends = (0.0, 0.0, 0.0) if none else (m.value, m.low, m.high)
+        values |= zip((m.name, f"{m.name}_low", f"{m.name}_high"), ends, strict=True)
     bits = 8 * size / opened.elastic.sizes.parameters
-    return who | {"bytes": size, "bits_per_param": bits, "measured": True} | quality
+    return who | {"bytes": size, "bits_per_param": bits, "measured": True} | values

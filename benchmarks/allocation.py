@@ -45,9 +45,9 @@ from quept.allocate.sensitivity.measure import measure_sensitivity
 from quept.allocate.solve.constraints import FREE
 from quept.allocate.solve.solver import allocate
 from quept.allocate.solve.uniform import uniform_at_equal_bytes
-from quept.evaluate import Reference, Windows, cut, divergence
+from quept.evaluate import Reference, Windows, cut, divergence, open_reference
 from quept.plan import FULL
-from quept.zoo import TEXTS, cache_dir
+from quept.zoo import TEXTS
 from quept.zoo import text as built_in_text
 
 CONTEXT = 512
@@ -89,7 +89,7 @@ def main() -> None:
     shown = opened(elastic, Path(options.text).read_text("utf-8"), options.tokens)
     whole = opened(elastic, searched_text(options), options.search_tokens + options.verify_tokens).windows
     split = options.search_tokens // CONTEXT
-    search, fresh = (reference(elastic, Windows(ids)) for ids in (whole.ids[:split], whole.ids[split:]))
+    search, fresh = (open_reference(elastic, Windows(ids)) for ids in (whole.ids[:split], whole.ids[split:]))
     figures = Figures(options.resume, elastic)
 
     def kl(plan: PrecisionPlan, on: Reference = shown) -> float:
@@ -254,7 +254,7 @@ def ray_ratio(elastic: ElasticModel, options: argparse.Namespace) -> dict:
     import ray
 
     data = opened(elastic, searched_text(options), options.ray_windows * CONTEXT)
-    curve = reference(elastic, Windows(data.windows.ids[:1]))
+    curve = open_reference(elastic, Windows(data.windows.ids[:1]))
 
     def table(**how) -> tuple[float, SensitivityTable]:
         began = time.perf_counter()
@@ -304,11 +304,7 @@ def searched_text(options: argparse.Namespace) -> str:
 
 
 def opened(elastic: ElasticModel, text: str, tokens: int) -> Reference:
-    return reference(elastic, cut(text, elastic.tokenizer, CONTEXT, tokens))
-
-
-def reference(elastic: ElasticModel, windows: Windows) -> Reference:
-    return Reference.open(elastic.base_identity, windows, elastic.reference, cache_dir() / "reference")
+    return open_reference(elastic, cut(text, elastic.tokenizer, CONTEXT, tokens))
 
 
 def short(x: float) -> float:

@@ -44,7 +44,7 @@ from safetensors.torch import load_file, save_file
 
 from quept import ElasticModel, PrecisionPlan, zoo
 from quept.artifact import variants
-from quept.evaluate import Estimate, Reference, Windows, cut, divergence
+from quept.evaluate import Estimate, Reference, Windows, cut, divergence, open_reference
 
 TOOLS = Path(__file__).parent / "tools"
 CALIBRATION_CONTEXT = 512
@@ -102,7 +102,7 @@ def main() -> None:
 
     base = ElasticModel.open(options.model, dtype=torch.float32)
     windows = cut(options.text.read_text("utf-8"), base.tokenizer, options.context, options.tokens)
-    reference = Reference.open(base.base_identity, windows, base.reference, zoo.cache_dir() / "reference")
+    reference = open_reference(base, windows)
     bench = Bench(options, base, windows, reference)
     wanted = options.only or ["ours", *ENVIRONMENTS]
     plain = [f"{options.model}:rtn"] if variants(options.model) else []

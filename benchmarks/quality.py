@@ -21,8 +21,7 @@ from report import report
 
 from quept import ElasticModel, PrecisionPlan
 from quept.artifact import resolve_source
-from quept.evaluate import Estimate, Reference, Windows, cut, divergence
-from quept.zoo import cache_dir
+from quept.evaluate import Estimate, Reference, Windows, cut, divergence, open_reference
 
 WEIGHTS = ("W2", "W3", "W4", "W5", "W6", "W7", "W8")
 WITH_ACTIVATIONS = ("W4A4", "W5A5", "W6A6", "W7A7", "W8A8", "W4A8")
@@ -50,7 +49,7 @@ def main() -> None:
 
     rtn = open_float32(f"{options.model}:rtn")
     windows = cut(Path(options.text).read_text("utf-8"), rtn.tokenizer, context=512, tokens=options.tokens)
-    reference = Reference.open(rtn.base_identity, windows, rtn.reference, cache_dir() / "reference")
+    reference = open_reference(rtn, windows)
     uniform = {name: PrecisionPlan.parse(name) for name in (*WEIGHTS, *WITH_ACTIVATIONS)}
     rows, sizes, seconds = {}, {}, {}
     for kind, source, names in (

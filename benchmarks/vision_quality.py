@@ -35,7 +35,7 @@ from quept.calibrate import calibrate
 from quept.config import Recipe
 from quept.data.fashion_mnist import fashion_mnist
 from quept.data.images import Images, prepared
-from quept.evaluate import ImageReference, accuracy, save_images, stored_images
+from quept.evaluate import accuracy, image_reference, save_images, stored_images
 from quept.numerics.adapters import RankSchedule
 
 ARTIFACTS = ("fashion-vit:weight-act", "fashion-vit:weight-only")
@@ -90,7 +90,7 @@ class _Accuracy:
         self._images, self._cache = images, cache
 
     def __call__(self, elastic: ElasticModel, plan: PrecisionPlan) -> float:
-        reference = ImageReference.open(elastic.base_identity, self._images, elastic.reference, self._cache)
+        reference = image_reference(elastic, self._images, self._cache)
         *_, last = accuracy(elastic.view(plan), self._images, reference)
         return round(100 * last.top1, 3)
 

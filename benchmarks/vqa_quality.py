@@ -25,7 +25,7 @@ from report import report
 
 from quept import ElasticModel, PrecisionPlan
 from quept.data.easy_vqa import easy_vqa, save_questions
-from quept.evaluate import Questions, VqaEstimate, VqaReference, stored_questions, vqa
+from quept.evaluate import Questions, VqaEstimate, stored_questions, vqa, vqa_reference
 
 WIDTHS = (8, 4, 3, 2)
 EVERY, FEW = 9_673, 200
@@ -70,7 +70,7 @@ def _figures(elastic: ElasticModel, suffix: str, questions: Questions, cache: Pa
 
 
 def _measured(elastic: ElasticModel, plan: PrecisionPlan, questions: Questions, cache: Path) -> VqaEstimate:
-    reference = VqaReference.open(elastic.base_identity, questions, elastic.full_precision, cache)
+    reference = vqa_reference(elastic, questions, cache)
     *_, last = vqa(elastic.view(plan), questions, reference)
     return last
 

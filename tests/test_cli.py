@@ -112,7 +112,7 @@ def test_evaluate_prints_a_table_for_people(model, text, capsys):
     assert main(["evaluate", model, "--text", text, "--tokens", "32", "--context", "32"]) == 0
     out, err = capsys.readouterr()
     conditions, head, row = out.splitlines()
-    assert "32 tokens of words.txt, context 32" in conditions
+    assert "words.txt, 32 tokens, context 32" in conditions
     assert head.split()[:3] == ["plan", "bits/param", "MB"] and row.startswith("W4") and "±" in row
     assert os.path.dirname(model) not in out + err
 

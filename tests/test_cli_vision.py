@@ -51,7 +51,7 @@ def test_accuracy_is_measured_printed_and_stored(model, cache, capsys):
 def test_a_table_is_printed_for_people(model, capsys):
     assert main(["evaluate", model, "--images", "20", "--presets"]) == 0
     conditions, head, *rows = capsys.readouterr().out.splitlines()
-    assert "20 pictures of noise, input 1 x 16 x 16" in conditions and "top-1 (95 %)" in head
+    assert "on noise, 20 pictures, float32" in conditions and "accuracy (95 %)" in head
     names = [row.split("  ")[0] for row in rows]
     assert names[:2] == ["full precision", "W8"] and "w4a4" in names and "w4-kv4" not in names
     assert all(" to " in row and "%" in row for row in rows)
@@ -78,7 +78,7 @@ def test_options_of_the_other_kind_and_missing_data_are_refused(model, tmp_path,
     language = str(save_tiny("llama", tmp_path / "tiny-llama"))
     bare = str(save_tiny_vision("swin", tmp_path / "tiny-swin"))
     for option in (("--text", "x"), ("--tokens", "64"), ("--context", "32")):
-        assert f"{option[0]} is for language models, and tiny-vit classifies pictures" in fails(
+        assert f"{option[0]} is for language models, and tiny-vit is none" in fails(
             capsys, "evaluate", model, *option
         )
     for option in (("--data", "x"), ("--labels", "x"), ("--images", "3")):

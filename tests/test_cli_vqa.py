@@ -34,7 +34,9 @@ def test_accuracy_is_measured_printed_and_stored(model, capsys):
     assert run(capsys, *argv) == first, "the second time comes from the store, seconds and all"
     assert main(list(argv)) == 0
     conditions, head, row, *_ = capsys.readouterr().out.splitlines()
-    assert "24 questions of noise" in conditions and "accuracy (95 %)" in head and "shape 0.0" in row
+    assert (
+        "on noise, the first 24 questions" in conditions and "accuracy (95 %)" in head and "shape 0.0" in row
+    )
 
 
 def test_a_folder_with_pairs_can_be_given(model, tmp_path, capsys):
@@ -45,7 +47,7 @@ def test_a_folder_with_pairs_can_be_given(model, tmp_path, capsys):
     argv = ("evaluate", model, "--data", str(tmp_path))
     assert main(list(argv)) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "1 questions are about pictures that could not be read and were left out"
+    assert last == "1 questions could not be read and were left out"
     told = run(capsys, *argv)
     assert (told["questions"], told["results"][0]["questions"]) == (3, 2)
     assert set(told["results"][0]["types"]) == {"yes or no"}

@@ -2,7 +2,7 @@
 
    This file, after bus.js, is the body of a function that gr.HTML calls once, with
      element   where to draw;
-     props     props.value ({kind, points, reference, floor}, see chart.py), props.plotly_file (plotly.js);
+     props     props.value ({metrics, headline, points, reference}, see chart.py), props.plotly_file (plotly.js);
      trigger   trigger("point", {id}) when the visitor chooses a plan, in the chart or in the table;
      watch     watch("value", f) calls f when Python sent another value.
 
@@ -15,35 +15,6 @@
    plotly.js is loaded when the chart first comes into sight. Plotly reads a little HTML in its texts, so
    all of them pass through `plain`; everywhere else text is written with textContent. */
 
-const ALL_METRICS = {
-  kl: {
-    button: "KL", title: "Mean KL divergence from full precision", log: true,
-    better: "lower", names: "bottom left",
-    of: (p) => p.kl, error: (p) => p.kl_se,
-  },
-  ppl: {
-    button: "Perplexity", title: "Perplexity", log: true,
-    better: "lower", names: "top right",
-    of: (p) => p.ppl, error: (p) => p.ppl_se,
-  },
-  top1: {
-    button: "Accuracy", title: "Accuracy (top 1), %", log: false,
-    better: "higher", names: "bottom right",
-    of: (p) => percent(p.top1), error: (p) => percent((p.top1_high - p.top1_low) / 2),
-  },
-  same_top: {
-    button: "Same top", title: "Tokens with the same first choice as full precision, %", log: false,
-    better: "higher", names: "bottom right",
-    of: (p) => percent(p.same_top), error: (p) => percent(p.same_top_se),
-  },
-  same_answer: {
-    button: "Same answer", title: "Same answer as full precision, %", log: false,
-    better: "higher", names: "bottom right",
-    of: (p) => percent(p.same_top), error: (p) => percent((p.same_top_high - p.same_top_low) / 2),
-  },
-};
-const ACCURACY = ["top1", "kl", "same_answer"];
-const SHOWN = { language: ["kl", "ppl", "same_top"], vision: ACCURACY, "vision-language": ACCURACY };
 const MEMORIES = {
   bytes: { button: "MB", title: "Memory to deploy, MB", of: (p) => (known(p.bytes) ? p.bytes / 1e6 : null) },
   bits_per_param: {
@@ -56,7 +27,7 @@ const MARKERS = {
 };
 const STAR = "m0-9.6 2.6 6.2 6.7.6-5.1 4.4 1.6 6.6L0 4.7l-5.8 3.5 1.6-6.6-5.1-4.4 6.7-.6Z";
 const UNIFORM = /^(?:uniform )?W(\d+)$/i; // the label of a preset on the uniform line
-const CROP = 6; // perplexities beyond this many times the best start above the edge
+const CROP = 6; // of what has another value than 0 at full precision: beyond this many times the best is above the edge
 const NAME_PX = 40; // room beside the outermost points for their names
 const NEAR = 0.98; // plans with this share of the full model's bytes start beyond the right edge
 
@@ -68,12 +39,11 @@ const nameOf = (p) => (isUniform(p) ? "W" + UNIFORM.exec(p.label)[1] : p.label);
 
 const root = element.querySelector(".chart");
 const uid = "chart-" + Math.random().toString(36).slice(2, 9);
-let kind = ""; // of the model, a key of SHOWN: which qualities there are
-let METRICS = {};
+let METRICS = {}; // by name, see metricOf
 let value = readValue();
 let prediction = told.queptPrediction ?? null; // the latest quept:predict
 let met = null; // what was on the faders when the current plan's measurement arrived
-let metric = "kl", memory = "bytes";
+let metric = "", memory = "bytes";
 let zoom = {}; // by quantity: the range that the visitor chose
 let shown = {}; // by quantity: the range on the screen
 let Plotly = null; // the library, once loaded
@@ -82,9 +52,27 @@ let legend = ""; // what the legend shows
 let frame = 0;
 
 function readValue() {
-  const { kind = "language", points, reference, floor } = props.value || {};
-  return { kind, points: points ?? [], reference: reference ?? {}, floor: floor ?? null };
+  const { metrics, headline, points, reference } = props.value || {};
+  return { metrics: metrics ?? [], headline, points: points ?? [], reference: reference ?? {} };
 }
+
+/* How a metric is drawn: shares in percent on a straight axis, everything else on a log axis. of: a point's
+   value there; full, floor: full precision's value and the noise floor there; names: where names stand. */
+function metricOf({ name, label, title, unit, better, full, floor }) {
+  const share = unit === "share", scale = share ? percent : (x) => x;
+  return {
+    name, button: label, label, better, log: !share, share, full: scale(full), floor: scale(floor),
+    title: share ? `${title}, %` : title,
+    names: better === "higher" ? "bottom right" : full === 0 ? "bottom left" : "top right",
+    of: (p) => scale(p[name]),
+    error: (p) => (known(p[`${name}_low`]) ? scale((p[`${name}_high`] - p[`${name}_low`]) / 2) : null),
+    text: (p) => share ? interval(p[name], p[`${name}_low`], p[`${name}_high`])
+      : measurement(p[name], (p[`${name}_high`] - p[`${name}_low`]) / 2),
+  };
+}
+
+const readMetrics = () => Object.fromEntries(value.metrics.map((one) => [one.name, metricOf(one)]));
+const lowered = (label) => label[0].toLowerCase() + label.slice(1);
 
 function series() {
   const of = (test) => value.points.filter(test);
@@ -160,11 +148,9 @@ function hover(p) {
   const lines = [`<b>${plain(nameOf(p))}</b>` + (p.measured ? "" : " (predicted)")];
   if (known(p.bytes)) lines.push(`${megabytes(p)} MB`);
   if (known(p.bits_per_param)) lines.push(`${fixed(p.bits_per_param, 2)} bits per parameter`);
-  if (known(p.kl)) lines.push(`KL ${plain(measurement(p.kl, p.kl_se))}`);
-  if (known(p.ppl)) lines.push(`perplexity ${plain(measurement(p.ppl, p.ppl_se))}`);
-  if (known(p.top1)) lines.push(`accuracy ${plain(interval(p.top1, p.top1_low, p.top1_high))}`);
-  const same = kind === "language" ? "same top token" : "same answer";
-  if (known(p.same_top)) lines.push(`${same} ${share(p.same_top)} %`);
+  for (const { of, label, text } of Object.values(METRICS)) {
+    if (known(of(p))) lines.push(`${plain(lowered(label))} ${plain(text(p))}`);
+  }
   const loads = p.kind !== "baseline";
   lines.push(loads ? "<i>click to load this plan</i>" : "<i>another tool's: no plan to load</i>");
   return lines.map((line) => `\u00a0${line}\u00a0`).join("<br>");
@@ -222,9 +208,8 @@ const view = {
 };
 
 function build() {
-  kind = value.kind;
-  METRICS = Object.fromEntries(SHOWN[kind].map((name) => [name, ALL_METRICS[name]]));
-  metric = SHOWN[kind][0];
+  METRICS = readMetrics();
+  metric = Object.hasOwn(METRICS, value.headline ?? "") ? value.headline : Object.keys(METRICS)[0];
   zoom = {};
   shown = {};
   const title = make("h3", { text: "Quality against memory", id: `${uid}-title` });
@@ -238,7 +223,7 @@ function build() {
   view.overlay.innerHTML =
     `<svg><line class="guide"/><g class="star" style="display: none"><line class="error"/><path d="${STAR}"/><text/></g></svg>`;
 
-  const qualities = kind === "language" ? ["Perplexity", "KL", "Same top token"] : ["Accuracy", "KL", "Same answer"];
+  const qualities = Object.values(METRICS).map(({ label }) => label);
   const columns = ["Plan", "MB", "Bits per parameter", ...qualities, "Load"];
   const heading = (text) => make("th", { scope: "col", role: "columnheader" }, make("span", { text }));
   const heads = columns.map(heading);
@@ -275,11 +260,7 @@ function row(p) {
     ),
     cell("MB", known(p.bytes) ? megabytes(p) : "–"),
     cell("bits", known(p.bits_per_param) ? fixed(p.bits_per_param, 2) : "–"),
-    kind === "language"
-      ? cell("perplexity", measurement(p.ppl, p.ppl_se))
-      : cell("accuracy", interval(p.top1, p.top1_low, p.top1_high)),
-    cell("KL", measurement(p.kl, p.kl_se)),
-    cell(kind === "language" ? "same top" : "same answer", known(p.same_top) ? `${share(p.same_top)} %` : "–"),
+    ...Object.values(METRICS).map(({ label, text }) => cell(lowered(label), text(p))),
     make("td", { role: "cell" }, ...(p.kind === "baseline" ? [] : [make("button", load)])),
   );
 }
@@ -291,7 +272,7 @@ function writeTable() {
   const rows = [];
   const list = (text, points) => {
     if (!points.length) return;
-    const heading = make("th", { colspan: "7", role: "cell", text });
+    const heading = make("th", { colspan: 4 + value.metrics.length, role: "cell", text });
     rows.push(make("tr", { class: "group", role: "row" }, heading), ...points.map(row));
   };
   list("Tried by you, newest first", [...tried].reverse());
@@ -306,7 +287,7 @@ function writeTable() {
 
 function writeLegend(groups) {
   const own = live();
-  const floor = metric === "kl" && known(value.floor);
+  const { full, floor } = METRICS[metric];
   const state = own && (!rated(own) ? "guide" : own.measured ? "live" : "predicted");
   const entries = [
     own && [state, state === "predicted" ? "your plan, predicted" : "your plan"],
@@ -316,18 +297,13 @@ function writeLegend(groups) {
     groups.uniform.length && ["uniform", "same bits in every layer"],
     groups.baseline.length && ["baseline", "other tools"],
     value.points.length && ["front", "best for its size"],
-    metric !== "kl" && known(perfect()) && ["reference", "full precision"],
-    metric === "kl" && known(value.floor) && ["floor", "noise floor"],
+    full !== 0 && known(full) && ["reference", "full precision"],
+    known(floor) && ["floor", "noise floor"],
   ].filter(Boolean);
   if (legend === (legend = JSON.stringify(entries))) return;
   const items = entries.map(([kind, text]) => make("li", {}, glyph(kind), make("span", { text })));
   view.legend.replaceChildren(...items);
 }
-
-const perfect = () => {
-  const { ppl, top1 } = value.reference;
-  return { kl: 0, ppl, top1: percent(top1), same_top: 100, same_answer: 100 }[metric];
-};
 
 function colours() {
   const style = getComputedStyle(root);
@@ -337,7 +313,7 @@ function colours() {
 /* The ranges that show all that matters, or the visitor's own, on the axes' scales (log axes: of log10). */
 function ranges(groups) {
   const own = live(), points = Object.values(groups).flat().filter(drawable);
-  const x = MEMORIES[memory].of, y = METRICS[metric].of;
+  const x = MEMORIES[memory].of, { of: y, full: perfect, floor, log } = METRICS[metric];
   const full = x(value.reference);
   const kept = own && drawable(own) ? [...points, own] : points;
   let xs = kept.filter((p) => p.kind === "current" || !known(full) || x(p) < NEAR * full).map(x);
@@ -349,21 +325,20 @@ function ranges(groups) {
   const across = [low - pad, high + pad];
 
   let ys = kept.map(y), up;
-  if (metric === "kl") {
-    const floor = value.floor ?? 0; // a prediction below it does not stretch the axis
+  if (log && perfect === 0) {
+    // a prediction below the noise floor does not stretch the axis
     if (floor > 0) ys = [floor, ...points.map(y), ...kept.map((p) => Math.max(y(p), floor))];
     up = [Math.log10(Math.min(...ys)) - 0.4, Math.log10(Math.max(...ys)) + 0.3];
-  } else if (metric === "ppl") {
-    if (known(perfect())) ys.push(perfect());
+  } else if (log) {
+    if (known(perfect) && perfect > 0) ys.push(perfect);
     const best = Math.min(...ys), limit = Math.max(CROP * best, own && drawable(own) ? y(own) : 0);
     const worst = Math.max(...ys.filter((p) => p <= limit));
     const span = Math.max(Math.log10(worst / best), 0.1);
     up = [Math.log10(best) - 0.09 * span, Math.log10(worst) + 0.14 * span];
   } else {
-    if (metric === "top1" && known(perfect())) ys.push(perfect());
-    const least = Math.min(...ys), most = metric === "top1" ? Math.max(...ys) : 100;
-    const span = Math.max(most - least, 2);
-    up = [least - 0.06 * span, most + 0.07 * span];
+    if (known(perfect)) ys.push(perfect);
+    const least = Math.min(...ys), span = Math.max(Math.max(...ys) - least, 2);
+    up = [least - 0.06 * span, Math.max(...ys) + 0.07 * span];
   }
   const settle = (name, range) => {
     if (zoom[name]) return zoom[name];
@@ -412,7 +387,7 @@ function pointsTrace(kind, points, colour) {
 
 /* Lines and words in the figure: the reference, the noise floor, and which presets lie above the edge. */
 function marks(points, { across, up }, small, colour) {
-  const { log, better, of } = METRICS[metric];
+  const { log, better, of, full, floor, share: shares, label } = METRICS[metric];
   const shapes = [], annotations = [];
   const place = (y) => (log ? Math.log10(y) : y);
   const inside = (y) => known(y) && (y > 0 || !log) && place(y) > up[0] && place(y) < up[1];
@@ -428,19 +403,18 @@ function marks(points, { across, up }, small, colour) {
   if (!small && memory === "bytes" && known(bytes)) size = ` (${megabytes(value.reference)} MB)`;
   if (!small && memory !== "bytes" && known(bits_per_param)) size = ` (${fixed(bits_per_param, 1)} bits)`;
 
-  if (metric === "kl") {
-    if (inside(value.floor)) {
-      line(value.floor, "dot", colour("--floor"));
-      const text = `noise floor of 16-bit arithmetic, ${rounded(value.floor, 1)}`;
-      words(text, { y: place(value.floor), yanchor: "bottom" });
-    }
+  if (inside(floor)) {
+    line(floor, "dot", colour("--floor"));
+    const text = `noise floor of 16-bit arithmetic, ${rounded(floor, 1)}`;
+    words(text, { y: place(floor), yanchor: "bottom" });
+  }
+  if (log && full === 0) {
     const bottom = { yref: "paper", y: 0, yshift: 1, yanchor: "bottom" };
-    words(`↓ full precision, KL 0${size}`, bottom, colour("--ink"));
-  } else if (inside(perfect())) {
-    line(perfect(), "dash", colour("--reference"));
-    const figure = metric === "ppl" ? ` ${rounded(perfect(), 3)}` : metric === "top1" ? ` ${fixed(perfect(), 1)} %` : "";
-    const text = `full precision${figure}${size}`;
-    words(text, { y: place(perfect()), yanchor: better === "lower" ? "bottom" : "top" }, colour("--ink"));
+    words(`↓ full precision, ${plain(label)} 0${size}`, bottom, colour("--ink"));
+  } else if (inside(full)) {
+    line(full, "dash", colour("--reference"));
+    const text = `full precision ${shares ? `${fixed(full, 1)} %` : rounded(full, 3)}${size}`;
+    words(text, { y: place(full), yanchor: better === "lower" ? "bottom" : "top" }, colour("--ink"));
   }
   for (const p of points) {
     const x = MEMORIES[memory].of(p);
@@ -507,6 +481,8 @@ const CONFIG = {
 
 function draw() {
   const groups = series();
+  METRICS = readMetrics(); // what full precision and the noise floor are may have come
+  if (!METRICS[metric]) return;
   const { better, title, log } = METRICS[metric];
   view.hint.textContent = `Further left and ${better} is better. Choose a point to load its plan.`;
   view.yTitle.textContent = title + (log ? ", log scale" : "");
@@ -558,7 +534,7 @@ const moveSoon = () => {
 function placeLive() {
   const own = live();
   const { margin, across, up } = box;
-  const { of, error, log } = METRICS[metric];
+  const { of, error, log, full } = METRICS[metric];
   const width = view.canvas.clientWidth - margin.l - margin.r;
   const height = view.canvas.clientHeight - margin.t - margin.b;
   const place = (y) => margin.t + height * (1 - ((log ? Math.log10(y) : y) - up[0]) / (up[1] - up[0]));
@@ -571,7 +547,7 @@ function placeLive() {
   const x = known(at) ? margin.l + (width * (at - across[0])) / (across[1] - across[0]) : -1;
   const bottom = margin.t + height;
   let y = own && rated(own) ? (drawable(own) ? place(of(own)) : bottom) : null;
-  if (metric === "kl" && y !== null && !zoom.kl) y = Math.min(y, bottom); // better than the noise floor
+  if (log && full === 0 && y !== null && !zoom[metric]) y = Math.min(y, bottom); // better than the noise floor
   const guide = view.overlay.querySelector(".guide"), star = view.overlay.querySelector(".star");
   const seen = inside(x, margin.l, width);
   guide.style.display = seen && y === null ? "" : "none";
@@ -663,9 +639,9 @@ for (const node of [document.body, document.documentElement]) {
 }
 bus.addEventListener("quept:predict", onPredict);
 watch("value", () => {
-  const before = JSON.stringify(measuredCurrent());
+  const before = JSON.stringify(measuredCurrent()), names = String(Object.keys(METRICS));
   value = readValue();
-  if (value.kind !== kind) build();
+  if (String(value.metrics.map(({ name }) => name)) !== names) build();
   if (JSON.stringify(measuredCurrent()) !== before) met = null;
   meet();
   writeTable();

@@ -1,16 +1,14 @@
 """Chart: quality against memory of every plan measured, with the visitor's own plan moving among them.
 
-In: {"points": [{"id", "label", "kind": "preset" | "best" | "tried" | "baseline" | "current",
-     "bytes", "bits_per_param", "kl", "kl_se", "ppl", "ppl_se", "same_top", "same_top_se"?, "measured"}],
-     "reference": {"bytes", "ppl", "bits_per_param"}, "floor": KL of the reference in 16 bits}. `same_top` is
-     a share, 0 to 1; what is not known is None. Presets labelled W2 ... W16 are joined as the uniform line,
-     the best plans found for their sizes as another; tried plans come oldest first and are listed newest
-     first; a baseline is another tool's: it has no plan, and so no "Load" button; `current` is the plan on
-     the faders, once measured. Where it was not measured the browser shows what the DOM event
-     `quept:predict` predicts, without asking Python.
-     "kind": "vision" or "vision-language" in the value says that the points tell accuracy: "top1" and
-     "same_top" with the ends of their 95 % intervals, "top1_low" and so on, in the place of "ppl" and
-     standard errors; and "top1" in the reference.
+In: {"metrics": a list of `Metric.to_dict()`, with a "floor" where differences mean nothing below one (values
+     are not used), "headline": the name of the one that is shown first,
+     "points": [{"id", "label", "kind": "preset" | "best" | "tried" | "baseline" | "current", "bytes",
+     "bits_per_param", "measured", and of each metric its name, name_low and name_high}],
+     "reference": {"bytes", "bits_per_param"} of full precision}. What is not known is None. Presets labelled
+     W2 ... W16 are joined as the uniform line, the best plans found for their sizes as another; tried plans
+     come oldest first and are listed newest first; a baseline is another tool's: it has no plan, and so no
+     "Load" button; `current` is the plan on the faders, once measured. Where it was not measured the browser
+     shows what the DOM event `quept:predict` predicts, without asking Python.
 Out: nothing. What a browser sends as the value is dropped. Event: `point`, a click on a point or on its
      "Load" button in the table; its listener takes a gr.EventData and asks `point_id` which plan is meant.
      Give the listeners that return this component `show_progress="hidden"`, or it fades while they run.
@@ -22,7 +20,7 @@ into sight.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -31,15 +29,13 @@ import gradio as gr
 import plotly
 from gradio.events import EventListener
 
+from app.components.numbers import finite
 from app.components.widget import Widget, asset
 from app.toast import refusal
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 KINDS = ("preset", "best", "tried", "baseline", "current")
-NUMBERS = ("bytes", "bits_per_param", "kl", "kl_se", "ppl", "ppl_se", "same_top", "same_top_se")
-NUMBERS += ("top1", "top1_low", "top1_high", "same_top_low", "same_top_high")
-REFERENCE = ("bytes", "ppl", "top1", "bits_per_param")
-ACCURATE = ("vision", "vision-language")  # models whose quality is an accuracy
+MEMORY = ("bytes", "bits_per_param")
 LONGEST_ID = 120
 
 
@@ -73,7 +69,7 @@ class Chart(Widget):
     ):
         """
         Parameters:
-            value: points, reference and noise floor; None shows that nothing has been measured yet.
+            value: metrics, points and reference; None shows that nothing has been measured yet.
         """
         gr.set_static_paths(PLOTLY)
         super().__init__(
@@ -99,12 +95,13 @@ class Chart(Widget):
     def postprocess(self, value: Mapping[str, Any] | None) -> dict[str, Any]:
         """The value as JSON to draw; ValueError for a point without an id, a label or a known kind."""
         value = value or {}
-        reference = value.get("reference") or {}
+        metrics = [finite(metric) for metric in value.get("metrics") or ()]
+        names = [f"{m['name']}{end}" for m in metrics for end in ("", "_low", "_high")]
         return {
-            "kind": value["kind"] if value.get("kind") in ACCURATE else "language",
-            "points": [_point(point) for point in value.get("points") or ()],
-            "reference": {name: _number(reference.get(name)) for name in REFERENCE},
-            "floor": _number(value.get("floor")),
+            "metrics": metrics,
+            "headline": value.get("headline"),
+            "points": [_point(point, (*MEMORY, *names)) for point in value.get("points") or ()],
+            "reference": {name: _number((value.get("reference") or {}).get(name)) for name in MEMORY},
         }
 
     def api_info(self) -> dict[str, Any]:
@@ -117,7 +114,7 @@ class Chart(Widget):
         return {"points": []}
 
 
-def _point(point: Mapping[str, Any]) -> dict[str, Any]:
+def _point(point: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     identity, label, kind = point.get("id"), point.get("label"), point.get("kind")
     if not isinstance(identity, str) or not 0 < len(identity) <= LONGEST_ID:
         raise ValueError(f"a chart point needs an 'id' of 1 to {LONGEST_ID} characters, not {identity!r}")
@@ -127,7 +124,7 @@ def _point(point: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"the chart point {identity!r} has the kind {kind!r}; choose one of {', '.join(KINDS)}"
         )
-    numbers = {name: _number(point.get(name)) for name in NUMBERS}
+    numbers = {name: _number(point.get(name)) for name in names}
     return {
         "id": identity,
         "label": label[:80],

@@ -32,10 +32,9 @@ function build() {
   view.hover = make("p", { class: "hover", "data-compare-hover": "" });
   const swap = make("button", { type: "button", class: "swap", text: "⇄", "aria-label": "Swap the two plans" });
   swap.addEventListener("click", () => { chosen = [chosen[1], chosen[0]]; drawMenus(); ask(); });
-  const columns = ["Plan", "MB", "Bits per parameter", "KL", "Perplexity", "Predicted KL"];
+  view.columns = make("tr");
   const table = make("table", {}, caption("The two plans, and the second less the first"),
-    make("thead", {}, make("tr", {}, ...columns.map((text) => make("th", { scope: "col", text })))),
-    view.totals);
+    make("thead", {}, view.columns), view.totals);
   body.append(make("div", { class: "toolbar" }, view.menus[0].label, swap, view.menus[1].label),
     make("div", { class: "scroller" }, table), view.strip, view.hover, view.words);
   fold.addEventListener("toggle", () => { if (fold.open) ask(); });
@@ -112,27 +111,37 @@ function onAnswer() {
 const known = (x) => typeof x === "number" && Number.isFinite(x);
 const exact = (x, digits) => (known(x) ? x.toFixed(digits) : "–");
 
+/* Shares in percent, everything else as precise as it takes. */
+const qualityWords = ({ unit }, x) => (unit === "share" ? `${(100 * x).toFixed(1)} %` : smallWords(x));
+const spreadWords = ({ unit, value, low, high }) => !known(low) || !known(high) ? ""
+  : unit === "share" ? ` (${(100 * low).toFixed(1)}–${(100 * high).toFixed(1)})` : ` ± ${smallWords(high - value)}`;
+
 function drawTotals({ a, b }) {
-  const give = (error) => (known(error) ? ` ± ${smallWords(error)}` : "");
-  const quality = (x, error, words) => (known(x) ? words(x) + give(error) : "–");
-  const head = (letter, text = "") =>
+  const { metrics, headline } = plans;
+  const head = metrics.find(({ name }) => name === headline);
+  const columns = ["Plan", "MB", "Bits per parameter", ...metrics.map(({ label }) => label)];
+  if (head) columns.push(`Predicted ${head.label[0].toLowerCase()}${head.label.slice(1)}`);
+  view.columns.replaceChildren(...columns.map((text) => make("th", { scope: "col", text })));
+  const first = (letter, text = "") =>
     make("th", { scope: "row" }, make("span", { class: "letter", text: letter }), make("span", { text }));
-  const row = (letter, side, figures) =>
-    make("tr", {}, head(letter, side.label), ...figures.map((text) => make("td", { text })));
+  const row = (letter, side, cells) =>
+    make("tr", {}, first(letter, side.label), ...cells.map((text) => make("td", { text })));
+  const found = (side, i) => side.metrics?.[i].value;
+  const quality = (side, i) => (!side.metrics ? "not measured" : !known(found(side, i)) ? "–"
+    : qualityWords(metrics[i], found(side, i)) + spreadWords(side.metrics[i]));
+  const predicted = (side) => side.predicted?.[headline];
+  const guess = (side) => (known(predicted(side)) ? qualityWords(head, predicted(side)) : "–");
   const of = (name, side) => row(name, side, [
     exact(side.bytes / 1e6, 1), exact(side.bits_per_param, 2),
-    side.measured ? quality(side.measured.kl, side.measured.kl_se, smallWords) : "not measured",
-    side.measured ? quality(side.measured.ppl, side.measured.ppl_se, perplexityWords) : "not measured",
-    quality(side.predicted?.kl, null, smallWords),
+    ...metrics.map((_, i) => quality(side, i)), ...(head ? [guess(side)] : []),
   ]);
   const signed = (x, words) => (known(x) ? `${x > 0 ? "+" : x < 0 ? "−" : "±"}${words(Math.abs(x))}` : "–");
   const less = (one, other) => (known(one) && known(other) ? one - other : null);
   const change = row("B − A", {}, [
     signed(less(b.bytes, a.bytes) / 1e6, (x) => x.toFixed(1)),
     signed(less(b.bits_per_param, a.bits_per_param), (x) => x.toFixed(2)),
-    signed(less(b.measured?.kl, a.measured?.kl), smallWords),
-    signed(less(b.measured?.ppl, a.measured?.ppl), smallWords),
-    signed(less(b.predicted?.kl, a.predicted?.kl), smallWords),
+    ...metrics.map((one, i) => signed(less(found(b, i), found(a, i)), (x) => qualityWords(one, x))),
+    ...(head ? [signed(less(predicted(b), predicted(a)), (x) => qualityWords(head, x))] : []),
   ]);
   change.className = "change";
   view.totals.replaceChildren(of("A", a), of("B", b), change);

@@ -1,4 +1,4 @@
-/* The live numbers: memory, bits per parameter, perplexity or accuracy, divergence and share of equal answers.
+/* The live numbers: memory, bits per parameter, and whatever metrics the state brings (see numbers.py).
 
    This file, after bus.js, is the body of a function that gr.HTML calls once, with element, props, watch as in equalizer.js.
    In comes props.value, the state of the measurement (see numbers.py), and the DOM event quept:predict.
@@ -7,32 +7,14 @@
    numbers of the plan on screen arrive; every line is always there, so that nothing moves when one comes. */
 
 const root = element.querySelector(".numbers");
-const PPL = { key: "ppl", label: "Perplexity" }, SAME = { key: "same", label: "Same top", long: " token" };
-const TOP1 = { key: "top1", label: "Accuracy" }, AGREED = { key: "same", label: "Same answer" };
-const TILES = {
-  language: tilesWith(PPL, SAME),
-  vision: tilesWith(TOP1, AGREED),
-  "vision-language": tilesWith(TOP1, AGREED),
-};
-const UNITS = { language: "tokens", vision: "pictures", "vision-language": "questions" }; // what is measured on
 const tiles = new Map();
+let drawn = ""; // the names of the metrics that there are tiles for
 let prediction = told.queptPrediction ?? null;
 let state = {};
-let status, conditions, types, bar, live;
-let kind = ""; // of the model, a key of TILES: which tiles there are
+let status, conditions, detail, bar, live;
 
-function tilesWith(quality, same) {
-  return [
-    { key: "memory", label: "Deploy memory" },
-    { key: "bpp", label: "Bits / parameter" },
-    quality,
-    { key: "kl", label: "Mean KL" },
-    same,
-    { key: "versus", label: "Against uniform" },
-  ];
-}
-
-const kindOf = (state) => (Object.hasOwn(TILES, state.kind ?? "") ? state.kind : "language");
+let metrics = []; // the latest that a state brought
+const names = () => metrics.map(({ name }) => name).join();
 const known = (x) => typeof x === "number" && Number.isFinite(x);
 
 function size(bytes) {
@@ -53,15 +35,14 @@ function number(x, places) {
 const plain = (x) => number(x, known(x) ? decimals(x) : 0);
 const count = (x) => Math.round(x).toLocaleString("en");
 
-/* "▲ 3.6 worse than …": lower is better for these; a difference inside two standard errors is none. */
-function compare(value, other, error, name) {
+/* "▲ 3.6 worse than …"; a difference of at most `margin` is none. */
+function compare({ value, unit, better }, other, margin, name) {
   if (!known(value) || !known(other)) return { text: "" };
-  const difference = value - other;
-  const distance = number(Math.abs(difference), decimals(value));
-  const margin = Math.max(2 * (error ?? 0), 1e-9);
-  if (Math.abs(difference) <= margin) return { text: `≈ like ${name}`, short: "≈ alike", tone: "even" };
-  const [arrow, tone] = difference > 0 ? ["▲", "worse"] : ["▼", "better"];
-  const short = `${arrow} ${distance} ${tone}`;
+  const gap = value - other, size = Math.abs(gap);
+  if (size <= Math.max(margin ?? 0, 1e-9)) return { text: `≈ like ${name}`, short: "≈ alike", tone: "even" };
+  const tone = gap > 0 === (better === "higher") ? "better" : "worse";
+  const distance = unit === "share" ? `${number(100 * size, 1)} points` : number(size, decimals(value));
+  const short = `${gap > 0 ? "▲" : "▼"} ${distance} ${tone}`;
   return { text: `${short} than ${name}`, short, tone };
 }
 
@@ -73,71 +54,50 @@ function isCurrent() {
   return one(state.link) === one(prediction.link);
 }
 
-/* An accuracy against full precision's on the same pictures: higher is better. What counts is how many became
-   right and how many wrong: where the two differ by less than two standard errors there is no difference. */
-function compareShares(value, other, lost, gained) {
-  if (!known(value) || !known(other)) return { text: "" };
-  const points = 100 * (value - other), name = `full, ${percent(other)}`;
-  const sure = Math.abs(gained - lost) > 2 * Math.sqrt(gained + lost);
-  if (known(lost) && known(gained) && !sure) return { text: `≈ like ${name}`, tone: "even" };
-  const [arrow, tone] = points > 0 ? ["▲", "better"] : ["▼", "worse"];
-  return { text: `${arrow} ${number(Math.abs(points), 1)} points ${tone} than ${name}`, tone };
-}
-
-/* Value, error (or 95 % interval) and origin of the qualities. */
+/* The metrics with what is known of them: measured, else predicted by the equaliser. */
 function quality(measured) {
-  const from = measured ? state.estimate : prediction?.predicted;
-  const origin = measured ? "measured" : prediction?.predicted ? "predicted" : "";
-  const pick = (name) => ({
-    value: from?.[name], error: from?.[`${name}_se`],
-    low: from?.[`${name}_low`], high: from?.[`${name}_high`], origin,
-  });
-  return { ppl: pick("ppl"), kl: pick("kl"), same: pick("same_top"), top1: pick("top1") };
-}
-
-function drawAccuracy({ same, top1 }, measured) {
-  const { estimate, reference } = state;
-  const perfect = (measured && estimate.top1_ref) || reference?.top1;
-  const { lost, gained } = measured ? estimate : {};
-  put("top1", share(top1), compareShares(top1.value, perfect, lost, gained),
-    { text: measured ? `${count(lost)} became wrong, ${count(gained)} right` : "" });
-  const flips = measured ? Math.round((1 - same.value) * estimate.images) : null;
-  put("same", share(same), { text: known(same.value) ? "as full precision" : "" },
-    { text: known(flips) ? `${count(flips)} of ${count(estimate.tokens)} changed` : "" });
+  const predicted = prediction?.predicted;
+  return metrics.map((metric) => (measured ? { ...metric, origin: "measured" } : {
+    ...metric, value: predicted?.[metric.name], low: null, high: null, margin: null, note: "",
+    full: metric.full ?? prediction?.reference?.[metric.name], origin: predicted ? "predicted" : "",
+  }));
 }
 
 const percent = (x) => (known(x) ? `${number(100 * x, 1)}%` : "–");
+const written = ({ unit }, value) => (unit === "share" ? percent(value) : plain(value));
 
-/* A share with its interval: "91.3%" and "89.4–92.9". */
-function share({ value, low, high, origin }) {
-  const error = known(low) && known(high) ? `${number(100 * low, 1)}–${number(100 * high, 1)}` : "";
-  return { value: percent(value), error, origin };
+/* What stands in the tile of a metric: "91.3%" and "89.4–92.9" of a share, else "21.8" and "± 0.4". */
+function figure({ value, low, high, unit, origin }) {
+  const share = unit === "share", scale = share ? 100 : 1, places = share ? 1 : decimals(value);
+  const ends = share ? `${number(scale * low, 1)}–${number(scale * high, 1)}` : `± ${number(high - value, places)}`;
+  return { value: written({ unit }, value), error: known(low) && known(high) ? ends : "", origin };
+}
+
+function againstFull(metric) {
+  const { full, floor, value, unit } = metric;
+  if (full === 0) return { text: known(floor) ? `0 is full, noise floor ${plain(floor)}` : "0 is full precision" };
+  if (full === 1 && unit === "share") return { text: known(value) ? "100% is full precision" : "" };
+  return compare(metric, full, metric.margin, `full, ${written(metric, full)}`);
+}
+
+function againstUniform(metric, uniform) {
+  const margin = known(metric.low) && known(metric.high) ? metric.high - metric.low : 0; // two standard errors
+  return compare(metric, uniform?.[metric.name], margin, "uniform");
 }
 
 function drawTiles(measured) {
-  const found = quality(measured), { ppl, kl, same } = found;
-  const uniform = measured ? state.uniform : null;
-  const reference = state.reference?.ppl ?? prediction?.reference?.ppl;
-  const floor = state.reference?.kl_floor;
-  const p99 = measured ? state.estimate.kl_p99 : null;
-  const against = compare(kl.value, uniform?.kl, kl.error, "uniform");
-
+  const uniform = measured ? state.uniform : null, found = quality(measured);
   drawExact();
-  if (kind !== "language") drawAccuracy(found, measured);
-  else {
-    put("ppl", figure(ppl),
-      compare(ppl.value, reference, ppl.error, `full, ${plain(reference)}`),
-      compare(ppl.value, uniform?.ppl, ppl.error, "uniform"));
-    put("same", figure(same, 100, "%"),
-      { text: known(same.value) ? "of full precision's choices" : "" },
-      { text: known(p99) ? `99% of tokens: KL under ${plain(p99)}` : "" });
+  for (const metric of found) {
+    const last = metric.note ? { text: metric.note } : againstUniform(metric, uniform);
+    put(metric.name, figure(metric), againstFull(metric), last);
+    tiles.get(metric.name).tile.title = metric.title;
+    tiles.get(metric.name).lines[1].title = (!metric.note && uniform?.label) || "";
   }
-  put("kl", figure(kl),
-    { text: known(floor) ? `0 is full, noise floor ${plain(floor)}` : "0 is full precision" }, against);
-  put("versus", { value: against.short ?? "–", origin: against.text ? "KL" : "", tone: against.tone });
-  for (const key of ["ppl", "kl", "versus"]) {
-    if (tiles.has(key)) tiles.get(key).lines[1].title = uniform?.label ?? "";
-  }
+  const head = found.find(({ name }) => name === state.headline);
+  const against = head ? againstUniform(head, uniform) : { text: "" };
+  put("versus", { value: against.short ?? "–", origin: against.text ? head.label : "", tone: against.tone });
+  tiles.get("versus").tile.title = uniform?.label ?? "";
 }
 
 /* Memory and bits per parameter are known at once and exactly; what the server measured stands below them. */
@@ -151,16 +111,6 @@ function drawExact() {
   put("bpp", { value: number(prediction?.bits_per_param, 2), origin: prediction ? "exact" : "" },
     { text: prediction ? `layers' mean ${number(prediction.weight_bits, 2)} bits` : "" },
     { text: known(ms) ? `switched in ${plain(ms)} ms, ${kind}` : "" });
-}
-
-/* What a tile shows of {value, error, origin}; a percentage is scaled and has one decimal. */
-function figure({ value, error, origin }, scale = 1, unit = "") {
-  const places = unit ? 1 : decimals(value);
-  return {
-    value: known(value) ? number(scale * value, places) + unit : "–",
-    error: known(error) ? `± ${number(scale * error, places)}` : "",
-    origin,
-  };
 }
 
 function put(key, { value, error = "", origin = "", tone = "" }, ...lines) {
@@ -181,20 +131,19 @@ function write(node, text) {
 }
 
 function progressWords() {
-  const tokens = state.estimate?.tokens;
-  if (!tokens) return "Measuring…";
-  if (!(state.progress > 0)) return `Measured on ${count(tokens)} ${UNITS[kind]} so far`;
-  return `Measured on ${count(tokens)} of ${count(Math.max(tokens, tokens / state.progress))} ${UNITS[kind]}`;
+  const { done, total, unit } = state;
+  if (!done) return "Measuring…";
+  return total ? `Measured on ${count(done)} of ${count(total)} ${unit}` : `Measured on ${count(done)} ${unit} so far`;
 }
 
 function statusWords() {
-  const tokens = state.estimate?.tokens ? ` on ${count(state.estimate.tokens)} ${UNITS[kind]}` : "";
+  const data = state.done ? ` on ${count(state.done)} ${state.unit}` : "";
   const words = {
     idle: state.message ? "Not measured" : "Drag a fader; quality is measured when you let go",
     queued: "Waiting to be measured" + (state.position > 0 ? `, place ${state.position} in the queue` : ""),
     measuring: progressWords(),
-    done: `Measured${tokens}`,
-    stored: `Measured earlier${tokens}`,
+    done: `Measured${data}`,
+    stored: `Measured earlier${data}`,
     cancelled: "Measurement stopped",
     error: "Could not measure this plan",
   }[state.status] ?? "";
@@ -213,22 +162,18 @@ function drawStatus(measured) {
   bar.parentNode.setAttribute("aria-valuenow", Math.round(100 * done));
 }
 
-/* Accuracy by type of question, with full precision's where it is another. */
-function drawTypes(measured) {
-  const found = measured ? Object.entries(state.estimate.types ?? {}) : [];
-  const words = found.map(([name, { questions, right, right_ref: full }]) =>
-    `${name} ${percent(right / questions)}` + (full === right ? "" : ` (full ${percent(full / questions)})`));
-  write(types, words.length ? `By type: ${words.join(" · ")}` : "");
-  types.title = types.textContent;
+/* What the metrics say at length, on a line of its own where any of them has something. */
+function drawDetail(measured) {
+  write(detail, measured ? metrics.map((metric) => metric.detail).filter(Boolean).join(" · ") : "");
+  detail.title = detail.textContent;
 }
 
 /* Screen readers hear the end of a measurement and every change of its status, not each step of it. */
 function announce() {
   if (!["queued", "done", "stored", "error"].includes(state.status)) return;
-  const { ppl, kl, top1 } = quality(isCurrent());
-  const main = kind === "language" ? `perplexity ${plain(ppl.value)}` : `accuracy ${percent(top1.value)}`;
-  const result = isCurrent() ? `: ${main}, mean KL ${plain(kl.value)}` : "";
-  write(live, statusWords() + result);
+  const lowered = (label) => label[0].toLowerCase() + label.slice(1);
+  const result = quality(true).slice(0, 2).map((m) => `${lowered(m.label)} ${written(m, m.value)}`).join(", ");
+  write(live, statusWords() + (isCurrent() && result ? `: ${result}` : ""));
 }
 
 function make(tag, attributes = {}, ...children) {
@@ -238,15 +183,14 @@ function make(tag, attributes = {}, ...children) {
   return made;
 }
 
-function makeTile({ key, label, long = "" }) {
+function makeTile(key, label) {
   const parts = {
     value: make("span", { class: "value", "data-value": key }),
     error: make("span", { class: "error", "data-error": key }),
     origin: make("span", { class: "origin" }),
     lines: [make("div", { class: "line" }), make("div", { class: "line" })],
   };
-  const words = make("span", {}, label, make("span", { class: "long" }, long));
-  const name = make("div", { class: "name" }, words, parts.origin);
+  const name = make("div", { class: "name" }, make("span", {}, label), parts.origin);
   parts.tile = make("div", { class: `tile ${key}`, "data-tile": key },
     name, make("div", { class: "figure" }, parts.value, parts.error), ...parts.lines);
   tiles.set(key, parts);
@@ -254,25 +198,28 @@ function makeTile({ key, label, long = "" }) {
 }
 
 function build() {
-  kind = kindOf(state);
+  drawn = names();
   tiles.clear();
   status = make("span", { class: "status", "data-status-line": "" });
   conditions = make("span", { class: "conditions" });
-  types = make("div", { class: "types" });
-  types.hidden = kind !== "vision-language";
+  detail = make("div", { class: "detail" });
+  detail.hidden = metrics.every((metric) => metric.detail === null);
   live = make("span", { class: "unseen", role: "status", "aria-live": "polite" });
   bar = make("span", { class: "bar" });
   const range = { "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": "Measurement" };
   const track = make("div", { class: "track", role: "progressbar", ...range }, bar);
+  const all = [["memory", "Deploy memory"], ["bpp", "Bits / parameter"]];
+  all.push(...metrics.map(({ name, label }) => [name, label]), ["versus", "Against uniform"]);
+  const row = make("div", { class: "tiles" }, ...all.map(([key, label]) => makeTile(key, label)));
+  row.style.setProperty("--tiles", all.length - 1); // the last is for narrow pages
   root.replaceChildren(
-    make("div", { class: "tiles" }, ...TILES[kind].map(makeTile)),
-    types, make("div", { class: "words" }, status, conditions), track, live);
+    row, detail, make("div", { class: "words" }, status, conditions), track, live);
 }
 
 function draw() {
   const measured = isCurrent();
   drawTiles(measured);
-  drawTypes(measured);
+  drawDetail(measured);
   drawStatus(measured);
 }
 
@@ -285,7 +232,8 @@ function onPrediction(event) {
 function onState() {
   const before = state.status;
   state = props.value && typeof props.value === "object" ? props.value : { status: "idle" };
-  if (kind !== kindOf(state)) build();
+  metrics = state.metrics ?? metrics;
+  if (drawn !== names()) build();
   draw();
   if (state.status !== before) announce();
 }

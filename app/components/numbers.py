@@ -1,15 +1,13 @@
 """Numbers: the strip of live numbers that stays in sight above the equaliser.
 
 In:  the state of the measurement: {"status": "idle|queued|measuring|done|stored|cancelled|error", "position",
-     "message", "progress", "estimate": {"tokens", "ppl", "ppl_se", "kl", "kl_se", "same_top", "same_top_se",
-     "kl_p99", "rms_dp"} or None, "reference": {"ppl", "kl_floor"}, "uniform": {"label", "kl", "ppl"} or None,
-     "kind": "language|vision|vision-language",
-     "deploy_bytes", "full_bytes", "elastic_bytes", "switch_ms", "switch_kind": "cold|warm", "conditions",
-     "link"}. Every key but the status may be missing; NaN and infinity are shown as a dash; same_top is a
-     share, 0 to 1. "link", what `link.encode(plan, model)` returns, says which plan the numbers belong to:
-     those of a plan that the visitor has left meanwhile are then not shown. For "vision" the estimate is an
-     `AccuracyEstimate.to_dict()`, for "vision-language" a `VqaEstimate.to_dict()`, whose types have a line of
-     their own; the reference then has "top1" in the place of "ppl".
+     "message", "progress", "done", "total", "unit": how many of what were measured, "metrics": a list of
+     `Metric.to_dict()` with a "floor" each, without values where nothing was measured, "headline": the name
+     of the metric that is compared first, "estimate": the payload or None, "uniform": {"label", name: value}
+     or None, "deploy_bytes", "full_bytes", "elastic_bytes", "switch_ms", "switch_kind": "cold|warm",
+     "conditions", "link"}. Every key but the status may be missing; NaN and infinity are shown as a dash.
+     "link", what `link.encode(plan, model)` returns, says which plan the numbers belong to: those of a plan
+     that the visitor has left meanwhile are then not shown.
 Out: nothing; as an input of a handler it gives None. It has no events.
 
 Between Python's answers the strip shows what the equaliser predicts: it listens to the DOM event

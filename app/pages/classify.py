@@ -48,7 +48,7 @@ FETCH_S = 1.0  # in which a browser has fetched the picture that it has just sen
 
 
 def _classifier(opened: OpenModel) -> Classifier:
-    return Classifier(opened.elastic, opened.measured_on.images if opened.measured_on else None)
+    return Classifier(opened.elastic, None if opened.task.lacking else opened.task.images)
 
 
 # Handlers

@@ -28,10 +28,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from quept.evaluate.divergence import Estimate
 from quept.evaluate.forward import Gate
 from quept.evaluate.reference import Reference
 from quept.evaluate.results import ResultKey
+from quept.evaluate.token_scores import Estimate
 from quept.files import dtype_name, parse_json, read_bytes, write_atomic
 from quept.plan import PlanError, PrecisionPlan
 from quept.runtime.model import ElasticModel

@@ -1,4 +1,5 @@
-"""`quept evaluate`: perplexity or accuracy, divergence and size of plans and baselines."""
+"""`quept evaluate`: what the tasks of a model measure (perplexity or accuracy, divergence), and the size, of
+plans and baselines."""
 
 from __future__ import annotations
 
@@ -6,17 +7,17 @@ import argparse
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quept.files import dtype_name
-from quept.plan import FULL, PrecisionPlan
+from quept.plan import PrecisionPlan
 from quept.progress import Progress
 
-from .measures import Measure, data_options, measure_of
 from .shared import (
     DEFAULT_MODEL,
     PLAN_HELP,
     command,
+    count,
     json_option,
     model_options,
     name_of,
@@ -24,14 +25,17 @@ from .shared import (
     plan_of,
     print_json,
     print_table,
+    short,
+    text_options,
 )
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers.cache_utils import Cache
 
-    from quept.evaluate import ResultKey, Results
+    from quept.evaluate import EvalTask, Metric, ResultKey, Results, TaskEstimate
     from quept.runtime import ElasticModel
+
+DATA_OPTIONS = ("text", "tokens", "context", "data", "labels", "images", "questions")
 
 
 def evaluate_parser(commands) -> None:
@@ -56,7 +60,10 @@ def evaluate_parser(commands) -> None:
         default=[],
         help="another tool's quantization of the same model: nf4 or int8 of bitsandbytes; repeat for several",
     )
-    data_options(p)
+    p.add_argument(
+        "--task", metavar="NAME", help="what to measure, for a model with several tasks (default: its first)"
+    )
+    _data_options(p)
     p.add_argument("--again", action="store_true", help="measure even what the results store holds already")
     p.add_argument(
         "--export-results",
@@ -66,6 +73,26 @@ def evaluate_parser(commands) -> None:
     json_option(p)
 
 
+def _data_options(p: argparse.ArgumentParser) -> None:
+    text_options(p, 4096)
+    p.set_defaults(**dict.fromkeys(DATA_OPTIONS))  # so that a given one is known from a missing one
+    p.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="pictures to classify, in a folder for each class as ImageNet has them; for a vision-language "
+        "model a folder of pictures and pairs.json, a list of entries like "
+        '{"image": "cat.jpg", "question": "What is on the sofa?", "answer": "A cat."} '
+        "(default: what comes with the model)",
+    )
+    p.add_argument(
+        "--labels", metavar="FILE", help="a line for each picture or folder in --data: its path and its class"
+    )
+    p.add_argument("--images", type=count, metavar="N", help="how many pictures (default: all)")
+    p.add_argument(
+        "--questions", type=count, metavar="N", help="how many questions about pictures (default: all)"
+    )
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from quept import zoo
     from quept.evaluate import Results
@@ -73,59 +100,82 @@ def _evaluate(options: argparse.Namespace) -> None:
     with Progress() as progress:
         elastic = opened(options, progress)
         plans = _plans(options, elastic)
-        measure = measure_of(options, elastic, progress)
+        task = _task(options, elastic, progress)
         results = Results.open(zoo.cache_dir() / "results.sqlite")
-        subjects = [_plan_subject(elastic, plan, measure) for plan in plans]
-        subjects += [_baseline_subject(elastic, name, measure) for name in options.baseline]
+        subjects = [_plan_subject(elastic, plan, task) for plan in plans]
+        subjects += [_baseline_subject(elastic, name, task) for name in options.baseline]
         measured = [
-            _measured(elastic, subject, measure, results, options.again, progress) for subject in subjects
+            _measured(elastic, subject, task, results, options.again, progress) for subject in subjects
         ]
-    conditions = _conditions(options, elastic, measure)
+    conditions = _conditions(options, elastic, task)
     if not plans:
         conditions = {k: v for k, v in conditions.items() if k not in ("method", "group")}  # those of ours
     if options.baseline:
         conditions["bitsandbytes"] = importlib.metadata.version("bitsandbytes")
-    print(_sentence(conditions, measure))
-    print_table(
-        ("plan", "bits/param", "MB", *measure.head),
-        [(m.subject.name or "plan", *m.sizes, *measure.figures(m.estimate)) for m in measured],
+    ours = f"{conditions['method']}, group {conditions['group']}, " if plans else ""
+    print(
+        f"{elastic.title}, {ours}on {task.describe()}, {dtype_name(elastic.dtype)} on {elastic.device.type}"
     )
-    skipped = max(m.estimate.get("skipped", 0) for m in measured)
+    print_table(
+        ("plan", "bits/param", "MB", *map(_heading, measured[0].estimate.metrics), "notes"),
+        [(m.subject.name or "plan", *m.sizes, *m.cells) for m in measured],
+    )
+    skipped = max(m.estimate.payload.get("skipped", 0) for m in measured)
     if skipped:
-        left_out = "pictures" if elastic.vision else "questions are about pictures that"
-        print(f"{skipped:,} {left_out} could not be read and were left out")
+        print(f"{skipped:,} {task.unit} could not be read and were left out")
     if options.export_results:
         from quept.evaluate.shipped import write_shipped
 
-        rows = [(m.subject.name, m.subject.key, m.estimate) for m in measured]
-        write_shipped(options.export_results, rows, elastic, **conditions)
+        rows = [(m.subject.name, m.subject.key, m.estimate.to_dict()) for m in measured]
+        write_shipped(options.export_results, rows, **conditions)
     if options.json:
         print_json(conditions | {"results": [m.as_dict() for m in measured]})
 
 
+def _task(options: argparse.Namespace, elastic: ElasticModel, progress: Progress) -> EvalTask:
+    """The task that was asked for, on the data that were given; ValueError for options of another one."""
+    from quept.evaluate.tasks import TASKS, fitting
+
+    own = fitting(elastic)
+    name = options.task or next(iter(own))
+    if name not in own:
+        raise ValueError(f"{elastic.title} has no task {name!r}: give --task {' or '.join(own)}")
+    given: dict[str, Any] = {key: getattr(options, key) for key in DATA_OPTIONS if getattr(options, key)}
+    for key in given:
+        if key not in own[name].options:
+            models = next(task.models for task in TASKS.values() if key in task.options)
+            raise ValueError(f"--{key} is for {models}, and {elastic.title} is none: leave it out")
+    return own[name](elastic, given=given | {"progress": progress})
+
+
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a plan or a baseline, its size, and how to get its view and its KV cache."""
+    """What is measured: a plan or a baseline, its size, how to get its view, and the plan if it is one."""
 
     name: str
     key: ResultKey
     deploy_bytes: int
     view: Callable[[], nn.Module]
-    make_cache: Callable[[], Cache] | None = None
+    plan: PrecisionPlan | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a subject (an Estimate, AccuracyEstimate or VqaEstimate as a dict)."""
+    """What was measured of a subject."""
 
     subject: Subject
     bits_per_parameter: float
-    estimate: dict
+    estimate: TaskEstimate
 
     @property
     def sizes(self) -> tuple[str, str]:
         megabytes = self.subject.deploy_bytes / 1e6
         return f"{self.bits_per_parameter:.2f}", f"{megabytes:.{1 if megabytes >= 10 else 2}f}"
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        metrics = self.estimate.metrics
+        return *map(_cell, metrics), "; ".join(t for m in metrics for t in (m.note, m.detail) if t)
 
     def as_dict(self) -> dict:
         subject = self.subject
@@ -133,45 +183,51 @@ class Measured:
             "deploy_bytes": subject.deploy_bytes,
             "bits_per_parameter": round(self.bits_per_parameter, 4),
         }
-        return {"plan": subject.name, "key": subject.key.plan} | sizes | self.estimate
+        return {"plan": subject.name, "key": subject.key.plan} | sizes | self.estimate.to_dict()
 
 
-def _plan_subject(elastic: ElasticModel, plan: PrecisionPlan, measure: Measure) -> Subject:
-    from quept.evaluate import ResultKey
-
-    key = ResultKey(plan.key(elastic.layers), elastic.identity, measure.data, dtype_name(elastic.dtype))
-    cache = None if plan.kv == FULL else lambda: elastic.make_cache(plan)
-    return Subject(plan.name, key, elastic.sizes.deploy(plan), lambda: elastic.view(plan), cache)
+def _heading(metric: Metric) -> str:
+    return metric.label[0].lower() + metric.label[1:] + (" (95 %)" if metric.unit == "share" else "")
 
 
-def _baseline_subject(elastic: ElasticModel, name: str, measure: Measure) -> Subject:
-    """Its key names the base: how ours are quantized does not matter to it."""
-    from quept.evaluate import ResultKey
+def _cell(metric: Metric) -> str:
+    if metric.unit == "share":
+        value, low, high = (100 * x for x in (metric.value, metric.low, metric.high))
+        return f"{value:.1f} ({low:.1f} to {high:.1f}) %"
+    return short(metric.value) + ("" if metric.high is None else f" ± {short(metric.high - metric.value)}")
+
+
+def _plan_subject(elastic: ElasticModel, plan: PrecisionPlan, task: EvalTask) -> Subject:
+    return Subject(plan.name, task.key(plan), elastic.sizes.deploy(plan), lambda: elastic.view(plan), plan)
+
+
+def _baseline_subject(elastic: ElasticModel, name: str, task: EvalTask) -> Subject:
     from quept.runtime.baselines import baseline_named, check_available
 
     baseline = baseline_named(name)
     check_available(baseline)
-    key = ResultKey(baseline.key, elastic.base_identity, measure.data, dtype_name(elastic.dtype))
-    return Subject(baseline.title, key, elastic.baseline_bytes(name), lambda: elastic.baseline(name))
+    size = elastic.baseline_bytes(name)
+    return Subject(baseline.title, task.key(baseline), size, lambda: elastic.baseline(name))
 
 
 def _measured(
     elastic: ElasticModel,
     subject: Subject,
-    measure: Measure,
+    task: EvalTask,
     results: Results,
     again: bool,
     progress: Progress,
 ) -> Measured:
     """From the results store where it is there, else measured now and stored."""
-    stored = None if again else results.get(subject.key)
+    stored = None if again else results.get(subject.key, task.read)
     if stored:
-        estimate = stored.payload
+        estimate = task.read(stored.payload)
     else:
         progress(f"{subject.name}: preparing the weights", 0.0)
-        for words, share, estimate in measure.estimates(subject):  # noqa: B007  the last one counts
-            progress(f"{subject.name}: {words}", share)
-        results.put(subject.key, estimate)
+        for estimate in task.estimates(subject.view(), subject.plan):
+            found = ", ".join(f"{_heading(metric)} {_cell(metric)}" for metric in estimate.metrics[:2])
+            progress(f"{subject.name}: {found}", estimate.done / estimate.total)
+        results.put(subject.key, estimate.to_dict())
     return Measured(subject, 8 * subject.deploy_bytes / elastic.sizes.parameters, estimate)
 
 
@@ -187,18 +243,13 @@ def _plans(options: argparse.Namespace, elastic: ElasticModel) -> list[Precision
     return list({plan.key(elastic.layers): plan for plan in plans}.values())
 
 
-def _conditions(options: argparse.Namespace, elastic: ElasticModel, measure: Measure) -> dict:
+def _conditions(options: argparse.Namespace, elastic: ElasticModel, task: EvalTask) -> dict:
     return {
         "name": name_of(options.model),
         "title": elastic.title,
         "method": elastic.artifact.manifest.method,
         "group": elastic.artifact.group,
-        **measure.conditions,
+        **task.conditions,
         "device": elastic.device.type,
         "dtype": dtype_name(elastic.dtype),
     }
-
-
-def _sentence(c: dict, measure: Measure) -> str:
-    ours = f"{c['method']}, group {c['group']}, " if "method" in c else ""
-    return f"{c['title']}, {ours}on {measure.sentence()}, {c['dtype']} on {c['device']}"

@@ -68,21 +68,17 @@ def front_parser(commands) -> None:
 
 
 def _front(options: argparse.Namespace) -> None:
-    from quept import zoo
     from quept.allocate.front import BITS, measure_front
-    from quept.evaluate import Reference
+    from quept.evaluate import open_reference
 
     options.dtype = options.dtype or "float32"
     elsewhere = copy(options)
     elsewhere.text = options.search_text
-    cache = zoo.cache_dir() / "reference"
     with Progress() as progress:
         elastic = opened(options, progress)
         table = table_for(options, elastic)
         search, shown = (
-            Reference.open(
-                elastic.base_identity, windows_of(o, elastic, tokens, progress), elastic.reference, cache
-            )
+            open_reference(elastic, windows_of(o, elastic, tokens, progress))
             for o, tokens in ((elsewhere, options.search_tokens), (options, options.tokens))
         )
         front = measure_front(

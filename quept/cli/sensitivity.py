@@ -77,9 +77,8 @@ def sensitivity_parser(commands) -> None:
 
 
 def _sensitivity(options: argparse.Namespace) -> None:
-    from quept import zoo
     from quept.allocate.sensitivity.measure import measure_sensitivity
-    from quept.evaluate import Reference
+    from quept.evaluate import open_reference
 
     out, lines = Path(options.out), Path(f"{options.out}.progress.jsonl")
     options.dtype = options.dtype or "float32"
@@ -87,9 +86,7 @@ def _sensitivity(options: argparse.Namespace) -> None:
         elastic = opened(options, progress)
         windows = windows_of(options, elastic, options.tokens, progress)
         whole = windows_of(options, elastic, options.curve_tokens, progress)
-        reference = Reference.open(
-            elastic.base_identity, whole, elastic.reference, zoo.cache_dir() / "reference"
-        )
+        reference = open_reference(elastic, whole)
         table = measure_sensitivity(
             elastic,
             windows,

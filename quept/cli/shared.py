@@ -112,16 +112,9 @@ def _on_the_front(text: str, elastic: ElasticModel) -> PrecisionPlan | None:
 def windows_of(
     options: argparse.Namespace, elastic: ElasticModel, tokens: int, progress: Progress
 ) -> Windows:
-    from quept import zoo
-    from quept.evaluate import cut
+    from quept.evaluate import Sample
 
-    if options.text in zoo.TEXTS:
-        text = zoo.text(options.text, progress)
-    elif Path(options.text).is_file():
-        text = Path(options.text).read_text("utf-8", errors="replace")
-    else:
-        raise ValueError(f"no text {options.text!r}: give {', '.join(zoo.TEXTS)}, or the path of a text file")
-    return cut(text, elastic.tokenizer, options.context, tokens)
+    return Sample.read(options.text, tokens, options.context, progress).windows(elastic.tokenizer)
 
 
 def name_of(source: str) -> str:

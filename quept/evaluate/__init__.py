@@ -1,14 +1,13 @@
-"""Measuring a model or a view: perplexity, accuracy, divergence from full precision, speed; and the store of
-what was measured.
+"""Measuring a model or a view: tasks (perplexity, accuracy, divergence from full precision), speed; and the
+store of what was measured.
 
-windows   = cut(text, tokenizer, context=512, tokens=4096)
-reference = Reference.open(elastic.base_identity, windows, forward, cache_dir() / "reference")
-for estimate in divergence(elastic.view(plan), reference, windows):
-    ...                                                 # one Estimate per window, stop any time
-results.put(ResultKey(plan.key(layers), elastic.identity, windows.id), estimate.to_dict())
+task = tasks_of(elastic)["text"]                        # the first one is the default, see `tasks`
+for estimate in task.estimates(elastic.view(plan), plan):
+    ...                                                 # metrics as data after every step, stop any time
+results.put(task.key(plan), estimate.to_dict())
 
-For a classifier of pictures: image_folder or stored_images instead of cut, ImageReference and accuracy. For a
-vision-language model: question_folder or stored_questions, VqaReference and vqa.
+Below the tasks: cut and divergence for a text, image_folder or stored_images and accuracy for a classifier of
+pictures, question_folder or stored_questions and vqa for a vision-language model.
 """
 
 from quept.data.images import (
@@ -23,23 +22,28 @@ from quept.data.images import (
 from quept.data.questions import Questions, question_folder, stored_questions
 from quept.data.windows import Windows, cut
 
-from .accuracy import AccuracyEstimate, ClassChange, ImageReference, accuracy
-from .divergence import Estimate, divergence
 from .forward import NonFiniteLogits
 from .intervals import wilson
 from .perplexity import Perplexity, perplexity
-from .reference import Reference
+from .reference import BatchReference, Reference, open_reference
 from .results import ResultKey, Results, ResultsError, Stored
 from .speed import Speed, speed
-from .vqa import VqaEstimate, VqaReference, vqa
+from .tasks import TASKS, EvalTask, ImageTask, Metric, Sample, TaskEstimate, TextTask, VqaTask, tasks_of
+from .tasks.image import AccuracyEstimate, ClassChange, accuracy, image_reference
+from .tasks.vqa import VqaEstimate, vqa, vqa_reference
+from .token_scores import Estimate, divergence
 
 __all__ = [
+    "TASKS",
     "AccuracyEstimate",
+    "BatchReference",
     "ClassChange",
     "Estimate",
+    "EvalTask",
     "ImageError",
-    "ImageReference",
+    "ImageTask",
     "Images",
+    "Metric",
     "NonFiniteLogits",
     "Perplexity",
     "Questions",
@@ -47,15 +51,20 @@ __all__ = [
     "ResultKey",
     "Results",
     "ResultsError",
+    "Sample",
     "Speed",
     "Stored",
+    "TaskEstimate",
+    "TextTask",
     "VqaEstimate",
-    "VqaReference",
+    "VqaTask",
     "Windows",
     "accuracy",
     "cut",
     "divergence",
     "image_folder",
+    "image_reference",
+    "open_reference",
     "perplexity",
     "prepared",
     "question_folder",
@@ -64,6 +73,8 @@ __all__ = [
     "speed",
     "stored_images",
     "stored_questions",
+    "tasks_of",
     "vqa",
+    "vqa_reference",
     "wilson",
 ]

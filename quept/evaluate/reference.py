@@ -39,6 +39,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
@@ -48,8 +49,12 @@ from torch import LongTensor, Tensor
 
 from quept.data.windows import Windows
 from quept.files import write_tensors
+from quept.zoo import cache_dir
 
 from .forward import Gate, NonFiniteLogits, chunks
+
+if TYPE_CHECKING:
+    from quept.runtime import ElasticModel
 
 FORMAT, VERSION = "quept-reference", 1
 LIMIT = 4_000_000_000
@@ -223,6 +228,43 @@ class Reference:
             self._checked.add(i)
         except OSError as error:  # full or read-only disk: measuring goes on, only slower
             _log.warning("reference window %d could not be stored (%s); it will be computed again", i, error)
+
+
+@dataclass(frozen=True)
+class BatchReference:
+    """Full precision's answers to data that come in batches (pictures, questions), a small file each. data
+    has an `id`; compute(batch) gives what is kept of a batch, finite, on the CPU. Safe to share."""
+
+    data: Any
+    compute: Callable[[Any], dict[str, Tensor]]
+    folder: Path
+    limit: int = LIMIT
+
+    def batch(self, number: int, batch: Any, gate: Gate = nullcontext) -> dict[str, Tensor]:
+        """What is kept of batch `number`. Where it must be computed, `gate` is held."""
+        path = self.folder / f"batch-{number:05d}.safetensors"
+        if found := kept_batch(path, batch.rows):
+            return found
+        with gate():
+            answers = self.compute(batch)
+        keep(path, {"rows": batch.rows} | answers, self.limit)
+        return answers
+
+
+def open_reference(
+    elastic: ElasticModel,
+    data: Any,
+    cache: Path | None = None,
+    compute: Callable[[Any], dict[str, Tensor]] | None = None,
+    limit: int = LIMIT,
+) -> Reference | BatchReference:
+    """The full-precision answers of a model to some data, in the ordinary cache unless another is given.
+    data: `Windows`, or what comes in batches, of which `compute` says what is kept. Nothing is computed by
+    opening."""
+    cache = cache or cache_dir() / "reference"
+    if compute is None:
+        return Reference.open(elastic.base_identity, data, elastic.reference, cache, limit)
+    return BatchReference(data, compute, Path(cache) / f"{elastic.base_identity}-{data.id}", limit)
 
 
 def make_room(cache: Path, limit: int, keep: Path | None = None) -> None:

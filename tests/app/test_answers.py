@@ -8,7 +8,7 @@ import torch
 
 from app.components.chart import Chart
 from app.components.numbers import Numbers
-from app.service import NO_QUESTIONS, Sample, Service
+from app.service import Sample, Service
 from quept.data.easy_vqa import Question, Questions, save_questions
 from quept.evaluate import Results
 from quept.plan import PrecisionPlan
@@ -16,6 +16,7 @@ from quept.runtime import ElasticModel
 from tests.tiny_vlm import save_tiny_vlm
 
 MODEL = "tiny"
+NO_QUESTIONS = "no questions with answers lie beside this model"
 SHARES = {"top1", "top1_low", "top1_high", "same_top", "kl"}
 
 
@@ -39,19 +40,20 @@ def test_plans_are_measured_on_the_questions_and_drawn(folder, tmp_path):
     for plan in (PrecisionPlan.full(), PrecisionPlan.uniform(3), PrecisionPlan.uniform(4, 8, kv=4)):
         states = list(service.measure(MODEL, plan, "a"))
         done = states[-1]
-        assert done["status"] == "done" and done["kind"] == "vision-language"
+        assert done["status"] == "done" and done["unit"] == "questions"
         assert done["estimate"]["tokens"] == 24 and set(done["estimate"]) >= SHARES
         assert {kind: t["questions"] for kind, t in done["estimate"]["types"].items()} == {
             "shape": 12,
             "colour present": 12,
         }
         assert done["conditions"] == "easy-VQA, test, the first 24 questions, float32"
-        assert "top1" in done["reference"]
+        assert done["metrics"][0]["full"] == done["estimate"]["top1_ref"]
+        assert "shape " in done["metrics"][0]["detail"]
         assert json.dumps(Numbers(render=False).postprocess(done), allow_nan=False)
     assert list(service.measure(MODEL, plan, "b"))[0]["status"] == "stored"
     points = service.points(MODEL, [], plan)
     drawn = Chart(render=False).postprocess(points)
-    assert drawn["kind"] == "vision-language"
+    assert [m["name"] for m in drawn["metrics"]] == ["top1", "kl", "same_top"]
     assert {p["id"] for p in drawn["points"]} == {"full precision", "current"}
     assert all(p["top1_high"] >= p["top1"] >= p["top1_low"] for p in drawn["points"])
 

@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 
 from app import conversation
 from app.components.easel import picture_of
-from app.measured_on import Sample
 from app.pages import ask
 from app.pages.ask import (
     Setting,
@@ -35,7 +34,7 @@ from app.scenes import EASY_VQA, PAINTS, Gallery
 from app.service import Service
 from quept import ElasticModel, PrecisionPlan
 from quept.data.easy_vqa import Question, Questions
-from quept.evaluate import Results
+from quept.evaluate import Results, Sample
 from quept.runtime import visual
 from tests.tiny_vlm import save_tiny_vlm
 from tests.training import script

@@ -18,15 +18,14 @@ from PIL import Image
 
 from app import pictures as module
 from app.link import encode
-from app.measured_on import Sample
 from app.pages import classify
 from app.pages.classify import enter, given, handed_over, look, measure, row
 from app.pages.context import PageContext
 from app.pictures import Album, Picture, read_upload
-from app.service import NO_PICTURES, Service
+from app.service import Service
 from quept import ElasticModel, PrecisionPlan
 from quept.data.images import save_images
-from quept.evaluate import ImageError, Results
+from quept.evaluate import ImageError, Results, Sample
 from tests.tiny import save_tiny_vision
 
 MODEL, COUNT = "vit", 130
@@ -299,7 +298,7 @@ def test_accuracy_comes_in_with_its_interval_and_its_flips(desk: PageContext):
     states = list(measure(desk, MODEL, plan_json, "a"))
     state, flips, changed = states[-1]
     estimate = state["estimate"]
-    assert state["status"] == "done" and estimate["images"] == COUNT and state["kind"] == "vision"
+    assert state["status"] == "done" and estimate["images"] == COUNT and state["unit"] == "pictures"
     assert estimate["top1_low"] < estimate["top1"] < estimate["top1_high"]
     assert flips["total"][1] == COUNT and flips["total"][4] == sum(r[4] for r in flips["rows"]) > 0
     assert len(changed["items"]) == min(classify.CHANGED_SHOWN, flips["total"][4])
@@ -349,10 +348,13 @@ def test_a_classifier_without_pictures_takes_those_of_visitors(tmp_path, monkeyp
     monkeypatch.setattr(classify, "FETCH_S", 0.0)
     folder = save_tiny_vision("swin", tmp_path / "vit")
     desk = desk_of(ElasticModel.open(folder, device="cpu", dtype=torch.float32), tmp_path)
-    assert row(desk, MODEL)["items"] == [] and NO_PICTURES in desk.service.opened[MODEL].conditions()
+    assert (
+        row(desk, MODEL)["items"] == []
+        and "no labelled pictures lie beside this model" in desk.service.opened[MODEL].conditions()
+    )
     plan_json = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(3))
     ((state, flips, changed),) = measure(desk, MODEL, plan_json, "a")
-    assert state["status"] == "idle" and state["message"] == NO_PICTURES
+    assert state["status"] == "idle" and state["message"] == "no labelled pictures lie beside this model"
     assert not flips["rows"] and not changed["items"]
     shown = sent(desk, saved(tmp_path, "mine.png", half()))
     answer, _, right = ask(desk, PrecisionPlan.uniform(3), id=shown["selected"])

@@ -60,11 +60,11 @@ def test_limits_hold_in_what_it_finds(service, elastic):
 
 def test_the_search_sees_other_text_than_the_page_shows_figures_of(service):
     opened = service.opened[MODEL]
-    shown = set(map(tuple, opened.windows.ids.tolist()))
+    shown = set(map(tuple, opened.task.windows.ids.tolist()))
     for first in (0, 4):
-        assert not shown & set(map(tuple, opened.windows_from(first, 4).ids.tolist()))
+        assert not shown & set(map(tuple, opened.task.windows_from(first, 4).ids.tolist()))
     with pytest.raises(ValueError, match="too short"):
-        opened.windows_from(1000, 4)
+        opened.task.windows_from(1000, 4)
 
 
 def test_the_visitor_stops_it_and_keeps_the_best_so_far(service, elastic):

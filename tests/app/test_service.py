@@ -156,8 +156,9 @@ def test_while_measuring_perplexities_are_of_the_text_read_so_far(service: Servi
         measured(service, PrecisionPlan.uniform(bits))
     plan = PrecisionPlan.of({"*.down_proj": 4}, default=3)
     states = [state for state in service.measure(MODEL, plan, "a") if state["estimate"]]
-    assert len({state["reference"]["ppl"] for state in states}) > 2
-    ratios = [state["uniform"]["ppl"] / state["reference"]["ppl"] for state in states]
+    full = [state["metrics"][0]["full"] for state in states]
+    assert len(set(full)) > 2 and states[-1]["metrics"][0]["name"] == "ppl"
+    ratios = [state["uniform"]["ppl"] / perplexity for state, perplexity in zip(states, full, strict=True)]
     assert ratios == pytest.approx([ratios[-1]] * len(ratios))
 
 
@@ -193,7 +194,7 @@ def test_a_measured_baseline_is_a_point_that_loads_nothing_and_says_so(
     opened, nf4 = service.opened[MODEL], BASELINES["nf4"]
     assert not any(p["kind"] == "baseline" for p in service.points(MODEL)["points"])
     payload = measured(service, PrecisionPlan.uniform(4))["estimate"]
-    opened.results.put(ResultKey(nf4.key, elastic.base_identity, opened.windows.id), payload)
+    opened.results.put(ResultKey(nf4.key, elastic.base_identity, opened.task.id), payload)
     (point,) = [p for p in service.points(MODEL)["points"] if p["kind"] == "baseline"]
     assert point["label"] == "bitsandbytes NF4" and point["kl"] == payload["kl"]
     assert point["bytes"] == elastic.baseline_bytes("nf4")
@@ -252,7 +253,7 @@ def shipped_front(service: Service, elastic: ElasticModel, folder: Path, **chang
     ]
     artifact, opened = elastic.artifact, service.opened[MODEL]
     front = Front(
-        MODEL, artifact.weights_id, artifact.identity, artifact.group, opened.windows.id, {"dtype": "float32"}
+        MODEL, artifact.weights_id, artifact.identity, artifact.group, opened.task.id, {"dtype": "float32"}
     )
     for point in points:
         front = front.with_point(point)
@@ -286,7 +287,7 @@ def test_two_plans_are_given_beside_each_other(service: Service, elastic: Elasti
     request = {"turn": 3, "a": "W4", "b": "equaliser", "plan": own}
     answer = explore.pair(service, MODEL, tried, request)
     assert json.loads(json.dumps(answer))["turn"] == 3
-    assert answer["a"]["measured"]["kl"] > 0 and answer["b"]["measured"] is None
+    assert answer["a"]["metrics"][1]["value"] > 0 and answer["b"]["metrics"] is None
     assert answer["b"]["plan"] == own and answer["b"]["label"] == "W4E8"
     assert answer["b"]["bytes"] < answer["a"]["bytes"] and answer["a"]["predicted"] is None
     assert explore.pair(service, MODEL, tried, request | {"a": "tried:0"})["a"]["plan"] == tried[0]

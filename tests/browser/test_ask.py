@@ -15,13 +15,12 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from app.gate import Gate
-from app.measured_on import Sample
 from app.pages import ask
 from app.serve import build_app, look
 from app.service import Service
 from quept import ElasticModel
 from quept.data.easy_vqa import save_questions
-from quept.evaluate import Results
+from quept.evaluate import Results, Sample
 from tests.app.test_ask import stored
 from tests.app.tiny import tiny_elastic
 from tests.tiny_vlm import save_tiny_vlm

@@ -16,6 +16,7 @@ from fastapi import FastAPI, Response
 from playwright.sync_api import Browser, Page, expect
 
 from app.components.chart import LONGEST_ID, Chart, point_id
+from quept.evaluate import TextTask
 
 PARAMS, FIXED, FULL = 134_515_008, 56_000_000, 269_030_016
 EVIL = '<img src=x onerror="window.owned=1"><b>x</b>${window.owned=1}{{this}}%{x}'
@@ -29,12 +30,23 @@ UNIFORM = {
 }
 
 
+FULL_AT = {"ppl": 27.6, "kl": 0.0, "same_top": 1.0}
+METRICS = {
+    "metrics": [
+        m.to_dict() | {"full": FULL_AT[m.name], "floor": 0.0009 if m.name == "kl" else None}
+        for m in TextTask(None).metrics({})
+    ],
+    "headline": "kl",
+}
+
+
 def size(bits: float) -> int:
     return FIXED + int(106_168_320 * (bits + 0.5) / 8)
 
 
 def point(identity: str, label: str, kind: str, bits: float, kl: float, ppl: float, same_top: float) -> dict:
-    measured = {"kl": kl, "kl_se": 0.04 * kl, "ppl": ppl, "ppl_se": 0.02 * ppl, "same_top": same_top}
+    measured = {"kl": kl, "kl_low": 0.96 * kl, "kl_high": 1.04 * kl, "same_top": same_top}
+    measured |= {"ppl": ppl, "ppl_low": 0.98 * ppl, "ppl_high": 1.02 * ppl}
     where = {"bytes": size(bits), "bits_per_param": 8 * size(bits) / PARAMS}
     return {"id": identity, "label": label, "kind": kind, "measured": True} | where | measured
 
@@ -49,8 +61,8 @@ CURRENT = point("current", "mixed", "current", 4.7, 0.14, 31.2, 0.83)
 
 
 def value(*more: dict) -> dict:
-    reference = {"bytes": FULL, "ppl": 27.6, "bits_per_param": 16.0}
-    return {"points": [*PRESETS, *TRIED, *more], "reference": reference, "floor": 0.0009}
+    reference = {"bytes": FULL, "bits_per_param": 16.0}
+    return METRICS | {"points": [*PRESETS, *TRIED, *more], "reference": reference}
 
 
 def build(chosen: list[str]) -> gr.Blocks:
@@ -68,7 +80,7 @@ def build(chosen: list[str]) -> gr.Blocks:
                 point("best 4 bits", "Best 4 bits", "best", 4.1, 0.15, 31.0, 0.85),
                 point("best 3 bits", "Best 3 bits", "best", 3.1, 0.6, 42.0, 0.66),
             ),
-            "empty": {"points": []},
+            "empty": METRICS | {"points": []},
         }.items():
             button = gr.Button(name, elem_id=name)
             button.click(lambda new=new: new, None, chart, show_progress="hidden")
@@ -237,7 +249,13 @@ def test_the_best_plans_found_are_joined_and_load_like_presets(page: Page, site)
 def test_hover_speaks_in_words(page: Page):
     page.mouse.move(*spot(page, "gentle"))
     hover = page.locator("#chart .hoverlayer")
-    for words in ("Gentle", "bits per parameter", "perplexity 28.9 ± 0.6", "same top token 90.0 %"):
+    for words in (
+        "Gentle",
+        "bits per parameter",
+        "perplexity 28.9 ± 0.6",
+        "mean KL 0.035 ± 0.001",
+        "same top token 90.0 %",
+    ):
         expect(hover).to_contain_text(words)
 
 
@@ -409,7 +427,7 @@ def test_an_event_that_names_no_point_is_a_sentence(sent):
 def test_the_value_is_checked_where_it_enters_and_dropped_where_it_comes_back():
     chart = Chart()
     odd = {"id": "a", "label": "A", "kind": "tried", "kl": float("nan"), "ppl": None}
-    assert chart.postprocess({"points": [odd]})["points"][0]["kl"] is None
+    assert chart.postprocess(METRICS | {"points": [odd]})["points"][0]["kl"] is None
     assert chart.preprocess({"points": ["anything"]}) is None
     for wrong in ({"id": ""}, {"kind": "other"}, {"label": None}):
         with pytest.raises(ValueError, match="chart point"):

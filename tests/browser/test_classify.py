@@ -14,12 +14,11 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from app.measured_on import Sample
 from app.serve import build_app, look
 from app.service import Service
 from quept import ElasticModel
 from quept.data.images import save_images
-from quept.evaluate import Results
+from quept.evaluate import Results, Sample
 from tests.app.tiny import tiny_elastic
 from tests.tiny import save_tiny_vision
 

@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 from app import link
 from app.components.equalizer import Equalizer
 from app.components.numbers import Numbers
+from quept.evaluate import TextTask
 
 BITS = [2, 3, 4, 5, 6, 7, 8, 16]
 EMBEDDING_BITS = [4, 6, 8, 16]
@@ -76,19 +77,17 @@ def described(
 
 
 def measured(plan: dict, model: str, tokens: int, status: str) -> dict:
+    estimate = {"tokens": 4096, "ppl": 31.24, "ppl_se": 0.4, "ppl_ref": 27.6, "ppl_ratio_se": 0.01}
+    estimate |= {"kl": 0.212, "kl_se": 0.01, "same_top": 0.8}
     return {
         "status": status,
         "progress": tokens / 4096,
-        "estimate": {
-            "tokens": tokens,
-            "ppl": 31.24,
-            "ppl_se": 0.4,
-            "kl": 0.212,
-            "kl_se": 0.01,
-            "same_top": 0.8,
-            "same_top_se": 0.006,
-        },
-        "reference": {"ppl": 27.6, "kl_floor": 0.0009},
+        "done": tokens,
+        "total": 4096,
+        "unit": "tokens",
+        "estimate": estimate,
+        "metrics": [metric.to_dict() for metric in TextTask(None).metrics(estimate)],
+        "headline": "kl",
         "uniform": {"label": "uniform, equal bytes", "kl": 0.3, "ppl": 34.3},
         "full_bytes": 269_000_000,
         "elastic_bytes": 641_000_000,
@@ -125,7 +124,8 @@ def site():
             yield measured(plan, "big", 4096, "done")
 
     with gr.Blocks() as demo:
-        numbers = Numbers()
+        blank = [metric.to_dict() for metric in TextTask(None).metrics({})]
+        numbers = Numbers({"status": "idle", "metrics": blank, "headline": "kl"})
         equalizer = Equalizer(START, description=described())
         preset = gr.Button("preset", elem_id="preset")
         mixed = gr.Button("mixed", elem_id="mixed")
@@ -572,7 +572,7 @@ def test_numbers_go_from_predicted_to_measured_without_moving(page, site):
     expect(tile).to_contain_text("± 0.4")
     expect(tile).to_contain_text("▲ 3.6 worse than full, 27.6")
     expect(tile).to_contain_text("▼ 3.1 better than uniform")
-    expect(page.locator('[data-tile="same"]')).to_contain_text("80.0%± 0.6")
+    expect(page.locator('[data-tile="same_top"]')).to_contain_text("80.0%78.7–81.2")
     heights.add(strip.bounding_box()["height"])
     assert len(heights) == 1
 

@@ -1,8 +1,10 @@
 """Accuracy against the slow obvious count; the reference is made once; estimates come in as they should."""
 
+import json
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,29 +13,29 @@ from PIL import Image
 from quept import ElasticModel, PrecisionPlan
 from quept.data.images import image_folder, save_images
 from quept.evaluate import (
-    AccuracyEstimate,
     ImageError,
-    ImageReference,
     NonFiniteLogits,
     accuracy,
+    image_reference,
     prepared,
     stored_images,
+    tasks_of,
 )
-from quept.evaluate.accuracy import ClassChange
+from quept.evaluate.tasks.image import ClassChange
 from tests.tiny import save_tiny_vision
 
 COUNT, PER_BATCH = 23, 5
 
 
 class Counting:
-    """A reference forward that counts its calls."""
+    """A model whose full-precision passes are counted."""
 
-    def __init__(self, forward):
-        self.forward, self.calls = forward, 0
+    def __init__(self, elastic):
+        self.elastic, self.base_identity, self.calls = elastic, elastic.base_identity, 0
 
-    def __call__(self, pixels):
+    def reference(self, pixels):
         self.calls += 1
-        return self.forward(pixels)
+        return self.elastic.reference(pixels)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +56,13 @@ def images(elastic):
 
 
 @pytest.fixture
-def reference(elastic, images, tmp_path):
-    return ImageReference.open(
-        elastic.base_identity, images, Counting(elastic.reference), tmp_path / "reference"
-    )
+def counting(elastic):
+    return Counting(elastic)
+
+
+@pytest.fixture
+def reference(counting, images, tmp_path):
+    return image_reference(counting, images, tmp_path / "reference")
 
 
 def test_pictures_are_prepared_once_where_there_is_room(elastic, images):
@@ -125,23 +130,22 @@ def test_estimates_come_batch_by_batch(elastic, images, reference):
     assert next(accuracy(elastic.view(PrecisionPlan.uniform(3)), images, reference)).kl == estimates[0].kl
 
 
-def test_the_reference_is_computed_once_and_kept(elastic, images, reference, tmp_path):
+def test_the_reference_is_computed_once_and_kept(elastic, counting, images, reference, tmp_path):
     view = elastic.view(PrecisionPlan.uniform(4))
     first = list(accuracy(view, images, reference))[-1]
-    assert reference.forward.calls == 5
-    again = ImageReference.open(
-        elastic.base_identity, images, Counting(elastic.reference), tmp_path / "reference"
-    )
+    assert counting.calls == 5
+    anew = Counting(elastic)
+    again = image_reference(anew, images, tmp_path / "reference")
     second = list(accuracy(view, images, again))[-1]
-    assert again.forward.calls == 0 and (second.kl, second.classes) == (first.kl, first.classes)
+    assert anew.calls == 0 and (second.kl, second.classes) == (first.kl, first.classes)
     damaged = sorted(again.folder.glob("*.safetensors"))[2]
     damaged.write_bytes(damaged.read_bytes()[:-3])
-    assert list(accuracy(view, images, again))[-1].kl == first.kl and again.forward.calls == 1
+    assert list(accuracy(view, images, again))[-1].kl == first.kl and anew.calls == 1
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(elastic, images, tmp_path):
     (tmp_path / "file").touch()
-    reference = ImageReference.open(elastic.base_identity, images, elastic.reference, tmp_path / "file")
+    reference = image_reference(elastic, images, tmp_path / "file")
     assert list(accuracy(elastic.view(PrecisionPlan.uniform(4)), images, reference))[-1].images == COUNT
 
 
@@ -170,7 +174,7 @@ def test_a_broken_picture_is_counted_and_the_reference_fits_what_is_left(elastic
 
     def measured():
         images = image_folder(tmp_path / "data", elastic.vision)
-        reference = ImageReference.open(elastic.base_identity, images, elastic.reference, tmp_path / "cache")
+        reference = image_reference(elastic, images, tmp_path / "cache")
         return list(accuracy(view, images, reference))[-1]
 
     assert (measured().images, measured().skipped) == (6, 0)
@@ -183,12 +187,17 @@ def test_a_broken_picture_is_counted_and_the_reference_fits_what_is_left(elastic
         measured()
 
 
-def test_an_estimate_is_json_and_back(elastic, images, reference):
-    import json
-
-    estimate = list(accuracy(elastic.view(PrecisionPlan.uniform(3)), images, reference))[-1]
-    data = json.loads(json.dumps(estimate.to_dict(), allow_nan=False))
-    assert data["tokens"] == COUNT and AccuracyEstimate.from_dict(data) == estimate
+def test_an_estimate_is_json_and_its_metrics_say_what_it_says(elastic, tmp_path):
+    (task,) = tasks_of(elastic, tmp_path).values()
+    plan = PrecisionPlan.uniform(3)
+    *_, last = task.estimates(elastic.view(plan), plan)
+    data = json.loads(json.dumps(last.to_dict(), allow_nan=False))
+    assert task.read(data).metrics == last.metrics and (last.done, last.total) == (COUNT, COUNT)
+    top1 = last["top1"]
+    assert (top1.low, top1.value, top1.high) == (data["top1_low"], data["top1"], data["top1_high"])
+    assert top1.full == data["top1_ref"] and f"{data['lost']} became wrong" in top1.note
+    blank = task.metrics({})
+    assert [m.name for m in blank] == [m.name for m in last.metrics] and {m.value for m in blank} == {None}
 
 
 def test_answers_that_are_not_finite_are_refused_in_words(elastic, images, reference, tmp_path):
@@ -196,7 +205,8 @@ def test_answers_that_are_not_finite_are_refused_in_words(elastic, images, refer
     view.norm.bias = torch.nn.Parameter(torch.full((64,), torch.nan))
     with pytest.raises(NonFiniteLogits, match="not finite for picture 0 or one of the 5"):
         next(accuracy(view, images, reference))
-    other = ImageReference.open("damaged", images, lambda x: torch.full((len(x), 10), torch.nan), tmp_path)
+    damaged = SimpleNamespace(base_identity="d", reference=lambda x: torch.full((len(x), 10), torch.nan))
+    other = image_reference(damaged, images, tmp_path)
     with pytest.raises(NonFiniteLogits, match="full precision"):
         next(accuracy(elastic.view(PrecisionPlan.full()), images, other))
 

@@ -6,8 +6,8 @@ import torch
 from transformers import DynamicCache
 
 from quept.evaluate import Estimate, NonFiniteLogits, Reference, Windows, divergence, perplexity
-from quept.evaluate.divergence import compare
 from quept.evaluate.reference import ReferenceWindow
+from quept.evaluate.token_scores import compare
 
 
 def textbook(model, full, windows):

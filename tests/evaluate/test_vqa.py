@@ -13,7 +13,7 @@ from quept.data.easy_vqa import Question, save_questions
 from quept.data.easy_vqa import Questions as EasyQuestions
 from quept.data.images import ImageError
 from quept.data.questions import Asked, Questions, _encoder, question_folder, stored_questions
-from quept.evaluate.vqa import VqaEstimate, VqaReference, vqa
+from quept.evaluate.tasks.vqa import VqaTask, vqa, vqa_reference
 from quept.runtime.generate import Sampling, stream
 from tests import tiny_vlm
 from tests.training import script
@@ -108,7 +108,7 @@ def test_what_is_counted_is_what_greedy_generation_says(opened, folder, tmp_path
     for row in (0, 5):  # where full precision is wrong
         answers[row] = [*answers[row][:1], 0]
     questions = answered(questions, answers)
-    reference = VqaReference.open("f", questions, elastic.full_precision, tmp_path / "reference")
+    reference = vqa_reference(elastic, questions, tmp_path / "reference")
     theirs = {row: outcome(ids, answers[row], ends) for row, ids in said.items()}
     for plan in (full, PrecisionPlan.uniform(2), PrecisionPlan.uniform(4, 8, kv=4)):
         ours = said if plan is full else every(elastic, plan, questions)
@@ -130,12 +130,12 @@ def test_what_is_counted_is_what_greedy_generation_says(opened, folder, tmp_path
 
 
 class Counting:
-    """Full precision, and how often it was asked for."""
+    """A model whose full precision is counted."""
 
     def __init__(self, elastic: ElasticModel):
-        self.elastic, self.calls = elastic, 0
+        self.elastic, self.base_identity, self.calls = elastic, elastic.base_identity, 0
 
-    def __call__(self) -> torch.nn.Module:
+    def full_precision(self):
         self.calls += 1
         return self.elastic.full_precision()
 
@@ -159,7 +159,7 @@ def test_estimates_grow_and_the_reference_is_computed_once(opened, stored, tmp_p
     elastic = opened("llava")
     questions, full = stored_questions(stored, elastic.processor), Counting(elastic)
     assert len(questions) == 60 and questions.name == "noise, the first 60 questions"
-    reference = VqaReference.open("f", questions, full, tmp_path / "reference")
+    reference = vqa_reference(full, questions, tmp_path / "reference")
     view = elastic.view(PrecisionPlan.uniform(3))
     estimates = list(vqa(view, questions, reference))
     assert [e.questions for e in estimates] == [18, 36, 54, 60] and full.calls == 4
@@ -167,7 +167,9 @@ def test_estimates_grow_and_the_reference_is_computed_once(opened, stored, tmp_p
     assert set(last.types) == {"shape", "colour", "colour present"}
     assert sum(t.questions for t in last.types.values()) == 60
     assert last.top1_low <= last.top1 <= last.top1_high
-    assert VqaEstimate.from_dict(json.loads(json.dumps(last.to_dict()))) == last
+    task = VqaTask(elastic, tmp_path / "reference")
+    read = task.read(json.loads(json.dumps(last.to_dict())))
+    assert read["top1"].value == last.top1 and "shape " in read["top1"].detail
     again = list(vqa(view, stored_questions(stored, elastic.processor), reference))[-1]
     assert full.calls == 4 and dataclasses.replace(again, seconds=last.seconds) == last
     some = stored_questions(stored, elastic.processor, 20)
@@ -180,14 +182,14 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(opened, folder, t
     elastic = opened("llava")
     (folder / "1.png").write_bytes(b"broken")
     questions = question_folder(folder, elastic.processor)
-    reference = VqaReference.open("f", questions, elastic.full_precision, tmp_path / "reference")
+    reference = vqa_reference(elastic, questions, tmp_path / "reference")
     *_, found = vqa(elastic.view(PrecisionPlan.full()), questions, reference)
     assert (found.questions, found.skipped) == (6, 3)
     for name in ("0.png", "2.png"):
         (folder / name).write_bytes(b"broken")
     questions = question_folder(folder, elastic.processor)
-    reference = VqaReference.open("f", questions, elastic.full_precision, tmp_path / "reference")
-    with pytest.raises(ImageError, match="none of the pictures"):
+    reference = vqa_reference(elastic, questions, tmp_path / "reference")
+    with pytest.raises(ImageError, match="none of the 9 questions of"):
         next(vqa(elastic.view(PrecisionPlan.full()), questions, reference))
 
 

@@ -5,7 +5,7 @@ import torch
 
 from quept import ElasticModel, PrecisionPlan, zoo
 from quept.data.fashion_mnist import CLASSES
-from quept.evaluate import ImageReference, accuracy, stored_images
+from quept.evaluate import accuracy, image_reference, stored_images
 
 HERE = zoo.MODELS["fashion-vit"].source.is_dir()
 
@@ -20,7 +20,7 @@ def test_it_opens_by_name_and_classifies_its_own_pictures(tmp_path):
         CLASSES,
     )
     images = stored_images(elastic.vision.images, elastic.vision)
-    reference = ImageReference.open(elastic.base_identity, images, elastic.reference, tmp_path)
+    reference = image_reference(elastic, images, tmp_path)
     last = list(accuracy(elastic.view(PrecisionPlan.uniform(8)), images, reference))[-1]
     assert len(images) == last.images == 1000 and last.top1_ref > 0.9 and last.same_top > 0.98
 

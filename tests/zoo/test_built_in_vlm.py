@@ -6,7 +6,7 @@ from PIL import Image
 
 from quept import ElasticModel, PrecisionPlan, zoo
 from quept.data.easy_vqa import read_questions
-from quept.evaluate import VqaReference, stored_questions, vqa
+from quept.evaluate import stored_questions, vqa, vqa_reference
 from quept.runtime.generate import Sampling, stream
 
 HERE = zoo.MODELS["easy-vqa"].source.is_dir()
@@ -24,7 +24,7 @@ def test_it_answers_its_own_questions_at_three_bits(elastic, tmp_path):
         "Easy-VQA LLaVA, 3.7 M parameters · weight-only",
     )
     questions = stored_questions(elastic.questions, elastic.processor, 300)
-    reference = VqaReference.open(elastic.base_identity, questions, elastic.full_precision, tmp_path)
+    reference = vqa_reference(elastic, questions, tmp_path)
     plan = elastic.layout.guarded(PrecisionPlan.uniform(3))
     *_, last = vqa(elastic.view(plan), questions, reference)
     assert last.questions == len(questions) >= 300

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quept.evaluate.divergence import compare, divergence
 from quept.evaluate.forward import Gate, NonFiniteLogits, window_logits
 from quept.evaluate.reference import Reference
+from quept.evaluate.token_scores import compare, divergence
 from quept.files import append_line, dtype_name, resume_lines
 from quept.plan import FULL
 from quept.runtime.model import ElasticModel, clone

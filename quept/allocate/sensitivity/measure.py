@@ -29,8 +29,8 @@ from typing import Any
 import torch
 
 from quept.data.windows import Windows
-from quept.evaluate.divergence import divergence
-from quept.evaluate.reference import Reference
+from quept.evaluate.reference import Reference, open_reference
+from quept.evaluate.token_scores import divergence
 from quept.files import append_line, dtype_name, resume_lines
 from quept.models import Block
 from quept.plan import ACTIVATION_BITS, FULL, QUANTIZED_BITS, Bits, PrecisionPlan
@@ -120,7 +120,6 @@ def measure_sensitivity(
         windows=windows,
         per=per,
         base=base,
-        reference=reference.identity,
         curve=reference.windows,
         cache=reference.folder.parent,
         limit=reference.limit,
@@ -215,7 +214,6 @@ class Measurement:
     windows: Windows
     per: str
     base: PrecisionPlan
-    reference: str
     curve: Windows
     cache: Path
     limit: int
@@ -227,8 +225,7 @@ class Measurement:
                 f"a worker opened {self.source!r} and got another model than is being measured; "
                 "give what the model was opened from as source"
             )
-        reference = Reference.open(self.reference, self.curve, elastic.reference, self.cache, self.limit)
-        return State(elastic, reference)
+        return State(elastic, open_reference(elastic, self.curve, self.cache, limit=self.limit))
 
     def do(self, state: State, task: Task) -> dict[str, float]:
         """`{bits: S}`, or the figures of a whole plan."""

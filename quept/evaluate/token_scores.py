@@ -2,7 +2,7 @@
 reference.
 
 With p the reference's distribution over the vocabulary, q the model's, at each scored position t of each
-window (METHOD section 8):
+window:
 
     kl(t)   = sum_v p_v (log p_v - log q_v)             in nats, softmax over the vocabulary
     nll(t)  = -log q(next token),  nll_ref(t) = -log p(next token)

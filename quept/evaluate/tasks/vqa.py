@@ -1,10 +1,5 @@
-"""How well a vision-language model at some precision still answers: questions about pictures through it,
-batch by batch, next to what full precision answers.
-
-    full, cache = elastic.full_precision, cache_dir() / "reference"
-    reference = VqaReference.open(elastic.base_identity, questions, full, cache)
-    for estimate in vqa(elastic.view(plan), questions, reference):
-        ...                                        # one VqaEstimate per batch, stop any time
+"""Questions about pictures: how well a vision-language model at some precision still answers, batch by batch,
+next to what full precision answers.
 
 A model reads the question and then the answer of the data, token by token. At every token of the answer, and
 where it ends, its most likely token shows what greedy generation would say there, as long as all before was
@@ -15,10 +10,6 @@ the answer's. So, per question, exactly as if each answer were generated:
             token, in the same place, that is not the answer's
     kl    = sum_t p_t (log p_t - log q_t), mean over the answer's tokens and its end; p: full precision
 
-What quantization did to the accuracy is far better known than the accuracy itself, since both models see the
-same questions: `lost` ones became wrong and `gained` ones right, and nothing else changed. Names are those
-of AccuracyEstimate where they mean the same.
-
 A picture is read into the KV cache once for all questions about it; each row of the cache then reads one
 question. Causal attention makes that the same as asking one by one. Full precision's answers are kept in one
 file a batch: log-probabilities (tokens, vocabulary) float16, most likely tokens (tokens,) and the numbers of
@@ -28,27 +19,30 @@ the questions; in the folder, and within its limit, of the other references.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import LongTensor, Tensor, nn
+from torch import Tensor, nn
 
-from quept.data.images import ImageError
-from quept.data.questions import Batch, Prepared, Questions
+from quept.data.questions import Batch, Prepared, Questions, question_folder, stored_questions
+from quept.evaluate.forward import Gate, MakeCache
+from quept.evaluate.reference import BatchReference, open_reference
 from quept.models import FAMILIES
 from quept.models.layout import family_of
 from quept.models.multimodal import language_inputs
 from quept.runtime.generate import end_tokens
 from quept.runtime.kvcache import make_cache as full_cache
 
-from .accuracy import compared
-from .forward import Gate, MakeCache, NonFiniteLogits
-from .reference import LIMIT, keep, kept_batch
-from .results import read_as
+from .agreement import Agreement, accuracy_metrics, batches, compared, finite
+from .base import EvalTask, Metric
+
+if TYPE_CHECKING:
+    from quept.runtime import ElasticModel
 
 
 @dataclass(frozen=True)
@@ -62,122 +56,109 @@ class TypeChange:
     changed: int
 
 
-@dataclass(frozen=True)
-class VqaEstimate:
-    """What `questions` of them say, in finite numbers; the pictures of `skipped` ones could not be read.
-    types: by the type of the question, those that occurred. `seconds` is wall time, waiting and reading
-    included."""
+@dataclass(frozen=True, kw_only=True)
+class VqaEstimate(Agreement):
+    """What `questions` of them say, in finite numbers. types: by the type of the question, those that
+    occurred."""
 
     questions: int
-    skipped: int
-    top1: float
-    top1_low: float
-    top1_high: float
-    top1_ref: float
-    lost: int
-    gained: int
-    same_top: float
-    same_top_low: float
-    same_top_high: float
-    kl: float
-    kl_se: float
-    seconds: float
     types: Mapping[str, TypeChange] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """As JSON; `tokens`, by which the results store compares two measurements, is the questions'
-        number."""
+        """Returns it as JSON; `tokens`, by which the results store compares two measurements, is the
+        questions' number."""
         return asdict(self) | {"tokens": self.questions}
 
-    @classmethod
-    def from_dict(cls, data: Mapping) -> VqaEstimate:
-        """Inverse of `to_dict`, see `read_as`."""
-        return read_as(cls, data)
 
+def vqa_reference(elastic: ElasticModel, questions: Questions, cache: Path | None = None) -> BatchReference:
+    """Returns full precision's answer log-probs for a set of questions; cache: see `open_reference`."""
 
-@dataclass(frozen=True)
-class Told:
-    """What a model says where the tokens of a batch's answers, and their ends, belong. log_probs (tokens,
-    vocabulary), top (tokens,): the most likely of each."""
+    def compute(batch: Batch) -> dict[str, Tensor]:
+        found = finite(_answer_log_probs(elastic.full_precision(), batch, None))
+        lowest = torch.finfo(torch.float16).min
+        return found | {"log_probs": found["log_probs"].clamp(min=lowest).half()}
 
-    log_probs: Tensor
-    top: LongTensor
-
-
-@dataclass(frozen=True)
-class VqaReference:
-    """What full precision says to a set of questions. Use `VqaReference.open`. Safe to share."""
-
-    questions: Questions
-    model: Callable[[], nn.Module]
-    folder: Path
-    limit: int = LIMIT
-
-    @classmethod
-    def open(
-        cls,
-        identity: str,
-        questions: Questions,
-        model: Callable[[], nn.Module],
-        cache: Path,
-        limit: int = LIMIT,
-    ) -> VqaReference:
-        """The reference of the model of this identity, kept under `cache` (normally `cache_dir() /
-        "reference"`).
-        `model` gives full precision (`elastic.full_precision`); it is called only for batches that are not
-        on disk."""
-        return cls(questions, model, Path(cache) / f"{identity}-{questions.id}", limit)
-
-    def told(self, number: int, batch: Batch, gate: Gate = nullcontext) -> Told:
-        """For batch `number`, on the CPU. Where it must be computed, `gate` is held."""
-        path = self.folder / f"batch-{number:05d}.safetensors"
-        if kept := kept_batch(path, batch.rows):
-            return Told(kept["log_probs"].float(), kept["top"])
-        with gate():
-            told = _told(self.model(), batch, None)
-        if not told.log_probs.isfinite().all():
-            raise NonFiniteLogits("full precision's logits are not finite: the model's weights are damaged")
-        log_probs = told.log_probs.clamp(min=torch.finfo(torch.float16).min).half()
-        keep(path, {"rows": batch.rows, "log_probs": log_probs, "top": told.top}, self.limit)
-        return Told(log_probs.float(), told.top)
+    return open_reference(elastic, questions, cache, compute)
 
 
 def vqa(
     model: nn.Module,
     questions: Questions,
-    reference: VqaReference,
+    reference: BatchReference,
     make_cache: MakeCache | None = None,
     gate: Gate = nullcontext,
 ) -> Iterator[VqaEstimate]:
-    """One estimate after every batch, over all questions so far; the last one covers them all.
+    """Yields an estimate after every batch, over all questions so far; the last one covers them all.
 
     make_cache gives an empty KV cache, for plans that quantize it (`lambda: elastic.make_cache(plan)`). Each
     batch is prepared, then goes through the model with `gate()` held (a fair lock of the caller's; do not
     hold it around this generator yourself), after one more turn where the reference does not have it yet.
-    Raises NonFiniteLogits when the model answers NaN or infinity, ImageError when no picture can be read."""
-    if questions.id != reference.questions.id:
-        raise ValueError("these questions are not the reference's: open it with those you measure on")
+    Errors are those of `batches`."""
     start = time.perf_counter()
     ends = end_tokens(model, questions.processor.tokenizer)
     scores: list[Tensor] = []
-    skipped = 0
-    for number in range(questions.batches):
-        batch = questions.batch(number)
-        skipped += batch.skipped
-        if not batch.groups:
-            continue
-        expected = reference.told(number, batch, gate)
-        with gate():
-            told = _told(model, batch, make_cache)
-        if not told.log_probs.isfinite().all():
-            raise NonFiniteLogits(
-                f"the model's logits are not finite for question {batch.rows[0].item()} or one of the "
-                f"{len(batch.rows)} from there: try more bits, or float32 instead of a half precision"
-            )
-        scores.append(_scores(told, expected, batch, ends))
+    answers = partial(_answer_log_probs, model, make_cache=make_cache)
+    for batch, expected, found, skipped in batches("question", questions, reference, answers, gate):
+        scores.append(_scores(found, expected, batch, ends))
         yield _summary(torch.cat(scores, 1), questions.kinds, skipped, time.perf_counter() - start)
-    if not scores:
-        raise ImageError(f"none of the pictures of {questions.name} can be read")
+
+
+class VqaTask(EvalTask):
+    """data: a folder with pictures and pairs.json; questions: how many. Without data those that lie beside
+    the model's weights, all of them."""
+
+    name, kind, models, unit = "vqa", "vision-language", "vision-language models", "questions"
+    result = VqaEstimate
+    options = ("data", "questions")
+
+    @property
+    def lacking(self) -> str:
+        ready = self.elastic.questions or self.given.get("data")
+        return "" if ready else "no questions with answers lie beside this model"
+
+    @cached_property
+    def questions(self) -> Questions:
+        elastic, (data, count) = self.elastic, map(self.given.get, self.options)
+        if data:
+            return question_folder(Path(data), elastic.processor, count)
+        if elastic.questions:
+            return stored_questions(elastic.questions, elastic.processor, count)
+        raise ValueError(
+            f"{elastic.title} comes without questions: give --data FOLDER, which holds pictures and "
+            "pairs.json"
+        )
+
+    @cached_property
+    def reference(self) -> BatchReference:
+        return vqa_reference(self.elastic, self.questions, self.cache)
+
+    @property
+    def id(self) -> str:
+        return self.questions.id
+
+    @property
+    def total(self) -> int:
+        return len(self.questions)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        return {"data": self.questions.name, "questions": self.total}
+
+    def payloads(self, view: nn.Module, make_cache: MakeCache | None, gate: Gate) -> Iterator[Mapping]:
+        for estimate in vqa(view, self.questions, self.reference, make_cache, gate):
+            yield estimate.to_dict()
+
+    def metrics(self, payload: Mapping) -> tuple[Metric, ...]:
+        found = [
+            f"{name} {_percent(t['right'], t)}"
+            + ("" if t["right"] == t["right_ref"] else f" (full {_percent(t['right_ref'], t)})")
+            for name, t in payload.get("types", {}).items()
+        ]
+        return accuracy_metrics(payload, "By type: " + " · ".join(found) if found else "")
+
+
+def _percent(right: int, of: Mapping[str, int]) -> str:
+    return f"{100 * right / of['questions']:.1f}%"
 
 
 @torch.inference_mode()
@@ -211,20 +192,24 @@ def answer_logits(model: nn.Module, group: Prepared, make_cache: MakeCache | Non
     return model.get_submodule(family.head)(spoken).float()
 
 
-def _told(model: nn.Module, batch: Batch, make_cache: MakeCache | None) -> Told:
+def _answer_log_probs(model: nn.Module, batch: Batch, make_cache: MakeCache | None) -> dict[str, Tensor]:
+    """What a model says where the tokens of a batch's answers, and their ends, belong: log_probs (tokens,
+    vocabulary), top (tokens,), the most likely of each."""
     logits = torch.cat([answer_logits(model, group, make_cache) for group in batch.groups])
-    return Told(logits.log_softmax(-1).cpu(), logits.argmax(-1).cpu())
+    return {"log_probs": logits.log_softmax(-1).cpu(), "top": logits.argmax(-1).cpu()}
 
 
-def _scores(told: Told, expected: Told, batch: Batch, ends: set[int]) -> Tensor:
+def _scores(found: Mapping, expected: Mapping, batch: Batch, ends: set[int]) -> Tensor:
     """(5, questions) float64: number, whether full precision is right, whether the model is, whether they say
     the same, kl."""
-    p = expected.log_probs.double()
-    kl = (p.softmax(-1) * (p.log_softmax(-1) - told.log_probs.double())).sum(-1)
+    p = expected["log_probs"].double()
+    kl = (p.softmax(-1) * (p.log_softmax(-1) - found["log_probs"].double())).sum(-1)
     columns, start = [], 0
     for asked in (asked for group in batch.groups for asked in group.asked):
         places = slice(start, start + len(asked.answer) + 1)
-        theirs, ours = (_wrong(top[places].tolist(), asked.answer, ends) for top in (expected.top, told.top))
+        theirs, ours = (
+            _wrong(top[places].tolist(), asked.answer, ends) for top in (expected["top"], found["top"])
+        )
         columns.append((asked.row, theirs is None, ours is None, theirs == ours, kl[places].mean().item()))
         start = places.stop
     return torch.tensor(columns, dtype=torch.float64).T

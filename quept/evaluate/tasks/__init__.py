@@ -1,0 +1,48 @@
+"""The tasks that plans are measured by: one file each, and this table.
+
+tasks = tasks_of(elastic)          # {"text": TextTask}: the first one is the default
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .base import EvalTask, Metric, TaskEstimate
+from .image import ImageTask
+from .text import Sample, TextTask
+from .vqa import VqaTask
+
+if TYPE_CHECKING:
+    from quept.runtime import ElasticModel
+
+TASKS: dict[str, type[EvalTask]] = {task.name: task for task in (TextTask, ImageTask, VqaTask)}
+
+
+def fitting(elastic: ElasticModel) -> dict[str, type[EvalTask]]:
+    """Returns the tasks for models of this kind, by name."""
+    return {name: task for name, task in TASKS.items() if task.kind == elastic.kind}
+
+
+def tasks_of(
+    elastic: ElasticModel, cache: Path | None = None, given: Mapping[str, Any] | None = None
+) -> dict[str, EvalTask]:
+    """Returns the tasks of a model by name, those that lack nothing first; see `EvalTask` for the
+    arguments."""
+    tasks = [task(elastic, cache, given) for task in fitting(elastic).values()]
+    return {task.name: task for task in sorted(tasks, key=lambda task: bool(task.lacking))}
+
+
+__all__ = [
+    "TASKS",
+    "EvalTask",
+    "ImageTask",
+    "Metric",
+    "Sample",
+    "TaskEstimate",
+    "TextTask",
+    "VqaTask",
+    "fitting",
+    "tasks_of",
+]

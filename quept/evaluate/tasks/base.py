@@ -1,0 +1,162 @@
+"""What a task is: it owns the data that a plan is measured on, full precision's answers to them and the KV
+cache that the plan needs, and it yields estimates whose metrics are data.
+
+    task = tasks_of(elastic)["text"]
+    for estimate in task.estimates(elastic.view(plan), plan):      # better with every step, stop any time
+        print(estimate.done, estimate.total, task.unit, [(m.label, m.value) for m in estimate.metrics])
+    results.put(task.key(plan), estimate.to_dict())
+    task.read(results.get(task.key(plan)).payload)                 # the same estimate again
+
+A new task is one file with a subclass of `EvalTask` and one entry in the table in `tasks/__init__.py`: the
+app, `quept evaluate` and the results store take whatever metrics it gives.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from quept.evaluate.forward import Gate, MakeCache
+from quept.evaluate.results import ResultKey
+from quept.files import dtype_name
+from quept.plan import FULL, PrecisionPlan
+
+if TYPE_CHECKING:
+    from quept.runtime import Baseline, ElasticModel
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that a task measures. value: None where it is not known.
+
+    name: its key, also in what a sensitivity table predicts; label, title: for people, short and in full.
+    low, high: of a share its 95 % interval, of anything else the value less and plus one standard error.
+    unit: "share" for 0 to 1, shown in percent; else what stands behind the number, or "".
+    full: the value at full precision on the same data; a difference from it up to `margin` means nothing.
+    note: what else there is to say, in few words; detail: at length, None for a metric that never has any.
+    """
+
+    name: str
+    label: str
+    title: str
+    value: float | None
+    better: Literal["lower", "higher"]
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    full: float | None = None
+    margin: float | None = None
+    note: str = ""
+    detail: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TaskEstimate:
+    """What a task found so far: `done` of `total` things are measured. payload: JSON, as it is stored."""
+
+    metrics: tuple[Metric, ...]
+    done: int
+    total: int
+    payload: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Metric:
+        """The metric of this name; KeyError where the task has none."""
+        return {metric.name: metric for metric in self.metrics}[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.payload)
+
+
+class EvalTask(ABC):
+    """See the module's docstring. Nothing is read or computed before it is asked for.
+
+    name: its key in the table. kind: of the models that have it, `models` in words. unit: what is counted.
+    options: what a person may give to say on which data, under the names of `quept evaluate`'s options; the
+    values come in `given`. result: what a payload spells, whose `from_dict` raises for one that is no result.
+    headline: the name of the metric that plans are compared by first.
+    cache: the folder of references, the ordinary one unless given.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    models: ClassVar[str]
+    unit: ClassVar[str]
+    result: ClassVar[type]
+    options: ClassVar[tuple[str, ...]] = ()
+    headline: ClassVar[str] = "kl"
+
+    def __init__(
+        self, elastic: ElasticModel, cache: Path | None = None, given: Mapping[str, Any] | None = None
+    ):
+        self.elastic, self.cache, self.given = elastic, cache, given or {}
+
+    @property
+    def lacking(self) -> str:
+        """What there would have to be to measure anything, in words; "" where nothing lacks."""
+        return ""
+
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """Identity of the data and of what is measured on them, for the results store."""
+
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """How many of `unit` the data hold."""
+
+    @property
+    @abstractmethod
+    def conditions(self) -> dict[str, Any]:
+        """What belongs beside the numbers, as JSON."""
+
+    def describe(self) -> str:
+        """Returns the same for people."""
+        name, count = self.conditions["data"], f"{self.total:,}"
+        return name if count in name else f"{name}, {count} {self.unit}"
+
+    @abstractmethod
+    def payloads(self, view: nn.Module, make_cache: MakeCache | None, gate: Gate) -> Iterator[Mapping]:
+        """Yields what is known after each step as JSON with `tokens`, how many things were measured; `gate`
+        is held around every forward pass."""
+
+    @abstractmethod
+    def metrics(self, payload: Mapping) -> tuple[Metric, ...]:
+        """Returns the metrics that a payload says; of an empty one the same without values."""
+
+    def estimates(
+        self, view: nn.Module, plan: PrecisionPlan | None = None, gate: Gate = nullcontext
+    ) -> Iterator[TaskEstimate]:
+        """Yields an estimate after every step, all that is known so far; the last one covers the data.
+
+        plan: the view's, whose KV cache is used; without one (a baseline) the cache is in full precision.
+        gate: a fair lock of the caller's, held for one forward pass at a time; do not hold it around this."""
+        quantized = plan is not None and plan.kv != FULL
+        make_cache = (lambda: self.elastic.make_cache(plan)) if quantized else None
+        for payload in self.payloads(view, make_cache, gate):
+            yield self.read(payload)
+
+    def read(self, payload: Mapping[str, Any]) -> TaskEstimate:
+        """Returns the estimate that was stored as `payload`; ValueError for what is none."""
+        self.result.from_dict(payload)
+        done = payload["tokens"] + payload.get("skipped", 0)
+        return TaskEstimate(self.metrics(payload), done, self.total, payload)
+
+    def key(self, measured: PrecisionPlan | Baseline, dtype: torch.dtype | None = None) -> ResultKey:
+        """Returns where measurements of a plan or a baseline in a compute dtype (the model's own unless
+        given) are kept. A baseline depends on the base weights, not on how ours are quantized."""
+        elastic = self.elastic
+        ours = isinstance(measured, PrecisionPlan)
+        plan = measured.key(elastic.layers) if ours else measured.key
+        model = elastic.identity if ours else elastic.base_identity
+        return ResultKey(plan, model, self.id, dtype_name(dtype or elastic.dtype))

@@ -1,0 +1,137 @@
+"""Text: perplexity, and divergence from full precision, of a language model on the first tokens of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from quept import zoo
+from quept.data.windows import Windows, cut
+from quept.evaluate.forward import Gate, MakeCache
+from quept.evaluate.intervals import wilson
+from quept.evaluate.reference import Reference, open_reference
+from quept.evaluate.token_scores import Estimate, divergence
+
+from .base import EvalTask, Metric
+
+if TYPE_CHECKING:
+    pass
+
+DEFAULT_TEXT, TOKENS, CONTEXT = "boolq-passages", 4096, 512
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The first `tokens` tokens of a text, in windows of `context`. title: for people; name: for files."""
+
+    text: str
+    title: str
+    tokens: int = TOKENS
+    context: int = CONTEXT
+    name: str = ""
+
+    @classmethod
+    def read(
+        cls,
+        text: str = DEFAULT_TEXT,
+        tokens: int = TOKENS,
+        context: int = CONTEXT,
+        progress: Progress | None = None,
+    ) -> Sample:
+        """Returns the sample of a built-in text or of a text file; ValueError where there is none."""
+        if text in zoo.TEXTS:
+            return cls(zoo.text(text, progress), zoo.TEXTS[text].title, tokens, context, text)
+        if not Path(text).is_file():
+            raise ValueError(f"no text {text!r}: give {', '.join(zoo.TEXTS)}, or the path of a text file")
+        name = Path(text).name
+        return cls(Path(text).read_text("utf-8", errors="replace"), name, tokens, context, name)
+
+    def windows(self, tokenizer: PreTrainedTokenizerBase) -> Windows:
+        return cut(self.text, tokenizer, self.context, self.tokens)
+
+
+class TextTask(EvalTask):
+    """text: a `Sample`, or what `Sample.read` takes."""
+
+    name, kind, models, unit = "text", "language", "language models", "tokens"
+    result = Estimate
+    options = ("text", "tokens", "context")
+
+    @cached_property
+    def sample(self) -> Sample:
+        text = self.given.get("text")
+        asked = {key: self.given[key] for key in (*self.options, "progress") if self.given.get(key)}
+        return text if isinstance(text, Sample) else Sample.read(**asked)
+
+    @cached_property
+    def windows(self) -> Windows:
+        return self.sample.windows(self.elastic.tokenizer)
+
+    @cached_property
+    def reference(self) -> Reference:
+        return self.reference_on(self.windows)
+
+    def reference_on(self, windows: Windows) -> Reference:
+        """Returns full precision's answers to other windows."""
+        return open_reference(self.elastic, windows, self.cache)
+
+    def windows_from(self, first: int, count: int) -> Windows:
+        """Returns windows of the same text after those that are measured; ValueError where it ends before."""
+        start, size = len(self.windows) + first, self.sample.context
+        every = cut(self.sample.text, self.elastic.tokenizer, size, size * (start + count))
+        if len(every) < start + count:
+            raise ValueError(f"{self.sample.title} is too short to measure on other text than is shown")
+        return Windows(every.ids[start : start + count])
+
+    @property
+    def id(self) -> str:
+        return self.windows.id
+
+    @property
+    def total(self) -> int:
+        return self.windows.scored
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        windows, name = self.windows, self.sample.name or self.sample.title
+        return {"text": name, "tokens": windows.ids.numel(), "context": windows.context}
+
+    def describe(self) -> str:
+        return f"{self.sample.title}, {self.sample.tokens:,} tokens, context {self.sample.context}"
+
+    def payloads(self, view: nn.Module, make_cache: MakeCache | None, gate: Gate) -> Iterator[Mapping]:
+        for estimate in divergence(view, self.reference, self.windows, make_cache, gate):
+            yield estimate.to_dict()
+
+    def metrics(self, payload: Mapping) -> tuple[Metric, ...]:
+        ppl, kl, same, full, tail, paired = map(
+            payload.get, ("ppl", "kl", "same_top", "ppl_ref", "kl_p99", "ppl_ratio_se")
+        )
+        tokens = payload.get("tokens")
+        return (
+            Metric(
+                "ppl", "Perplexity", "Perplexity", ppl, "lower", *_around(payload, "ppl"), full=full,
+                margin=None if paired is None else 2 * full * paired,
+            ),
+            Metric(
+                "kl", "Mean KL", "Mean KL divergence from full precision", kl, "lower",
+                *_around(payload, "kl"), unit="nats", full=0.0,
+            ),
+            Metric(
+                "same_top", "Same top token", "Tokens with the same first choice as full precision", same,
+                "higher", *((None, None) if same is None else wilson(round(same * tokens), tokens)),
+                unit="share", full=1.0, note="" if tail is None else f"99% of tokens: KL under {tail:.3g}",
+            ),
+        )  # fmt: skip
+
+
+def _around(payload: Mapping, name: str) -> tuple[float | None, float | None]:
+    value, error = payload.get(name), payload.get(f"{name}_se")
+    return (None, None) if value is None or error is None else (value - error, value + error)
