@@ -127,7 +127,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         from quept.evaluate.shipped import write_shipped
 
         rows = [(m.subject.name, m.subject.key, m.estimate.to_dict()) for m in measured]
-        write_shipped(options.export_results, rows, **conditions)
+        write_shipped(options.export_results, rows, elastic, **conditions)
     if options.json:
         print_json(conditions | {"results": [m.as_dict() for m in measured]})
 

@@ -70,9 +70,9 @@ def test_a_stored_row_that_is_no_estimate_is_measured_again(service: Service):
     plan, opened = PrecisionPlan.uniform(3), service.opened[MODEL]
     whole = measured(service, plan)["estimate"]
     for payload in ({"tokens": whole["tokens"]}, whole | {"kl": "low"}, whole | {"ppl": [1.0]}):
-        opened.results.put(opened.result_key(plan), payload)
+        opened.results.put(opened.task.key(plan), payload)
         assert opened.stored(plan) is None
-        assert measured(service, plan)["status"] == "done" and opened.stored(plan).kl == whole["kl"]
+        assert measured(service, plan)["status"] == "done" and opened.stored(plan)["kl"].value == whole["kl"]
 
 
 def test_a_newer_edit_ends_the_older_measurement_of_the_same_visitor_only(service: Service):
