@@ -572,7 +572,7 @@ def test_numbers_go_from_predicted_to_measured_without_moving(page, site):
     expect(tile).to_contain_text("± 0.4")
     expect(tile).to_contain_text("▲ 3.6 worse than full, 27.6")
     expect(tile).to_contain_text("▼ 3.1 better than uniform")
-    expect(page.locator('[data-tile="same_top"]')).to_contain_text("80.0%78.7–81.2")
+    expect(page.locator('[data-tile="same_top"]')).to_contain_text("80.0%78.8–81.2")
     heights.add(strip.bounding_box()["height"])
     assert len(heights) == 1
 
