@@ -351,7 +351,7 @@ def test_the_buttons_choose_what_is_shown(page: Page):
     page.locator("#chart label", has_text="Perplexity").click()
     expect(title).to_have_text("Perplexity, log scale")
     expect(page.locator("#chart .infolayer")).to_contain_text("full precision 27.6")
-    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
     expect(title).to_contain_text("same first choice")
     page.locator("#chart label", has_text="Bits").click()
     expect(page.locator("#chart .xtitle")).to_have_text(re.compile("Bits per parameter"))
