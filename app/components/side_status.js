@@ -3,10 +3,12 @@
    This file is the body of a function that gr.HTML calls once, with element, props and watch (see equalizer.js).
    In: props.value (see side_status.py) and the rendered answer in the Chatbot named by root.dataset.chat.
    The first token that differs is marked with a CSS highlight over the rendered text. Markdown drops characters, so text and
-   rendering are walked side by side, white space left out. Browsers without CSS highlights show the sentence alone. */
+   rendering are walked side by side, white space left out. Browsers without CSS highlights show the sentence alone.
+   The joiners that app/markdown.py puts into the Markdown go as soon as it is drawn, and never reach the clipboard. */
 
 const root = element.querySelector(".side-status");
 const LOOK_AHEAD = 80; /* characters of the text that the rendering may leave out in one place: a link's address, a table's rule */
+const JOINER = "\u2060";
 const NAME = `quept-parting-${root.dataset.chat}`;
 const highlights = window.CSS?.highlights;
 let value = {};
@@ -78,12 +80,26 @@ function locate(answer, text, start, length) {
 
 function mark() {
   asked = 0;
+  if (chat) clean();
   if (!highlights) return;
   const answers = chat?.querySelectorAll('[data-testid="bot"]') ?? [];
   const answer = answers[answers.length - 1];
   const range = value.mark && answer ? locate(answer, value.text ?? "", value.mark[0], value.mark[1]) : null;
   if (range) highlights.set(NAME, new Highlight(range));
   else highlights.delete(NAME);
+}
+
+function clean() {
+  const walker = document.createTreeWalker(chat, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    if (node.data.includes(JOINER)) node.data = node.data.replaceAll(JOINER, "");
+  }
+}
+
+function copyClean() {
+  const clipboard = navigator.clipboard;
+  if (!clipboard || Object.hasOwn(clipboard, "writeText")) return;
+  clipboard.writeText = (text) => Clipboard.prototype.writeText.call(clipboard, text.replaceAll(JOINER, ""));
 }
 
 /* Gradio draws an answer a moment after it arrives, and may put the whole chat anew: look again whenever it changed. */
@@ -98,6 +114,7 @@ function follow() {
   if (found === chat && chat) return;
   chat = found;
   if (chat) {
+    copyClean();
     new MutationObserver(soon).observe(chat, { childList: true, subtree: true, characterData: true });
     soon();
   } else if (element.isConnected) {

@@ -21,7 +21,7 @@ import gradio as gr
 
 from app.components.side_status import SideStatus
 from app.conversation import Frame, chat
-from app.harmless import TAGS_SHOWN_AS_TEXT, harmless, plain
+from app.markdown import TAGS_SHOWN_AS_TEXT, as_markdown, as_typed
 from app.pages.chat_status import SIDES, ready, refused, reported
 from app.pages.context import LIGHT, Page, PageContext
 from app.side import EQUALIZER, Precision, side_of
@@ -142,7 +142,7 @@ def edit(
         warn("An empty message cannot be sent; the old one was kept.", title="Not edited")
         yield _drawn(history)
         return
-    yield from _answer(desk, ask, history[:turn], plain(text), visitor, old=history)
+    yield from _answer(desk, ask, history[:turn], as_typed(text), visitor, old=history)
 
 
 def stop(desk: PageContext, visitor: str) -> None:
@@ -287,7 +287,7 @@ def _drawn(history: list[dict], frame: Frame | None = None, editable: str | None
         if shown and not shown[-1]["content"]:
             under_way = frame and frame.answers[i].state not in ("done", "stopped", "error")
             shown[-1:] = [] if under_way else [{"role": "assistant", "content": "*(no answer)*"}]
-        safe = [{"role": m["role"], "content": harmless(m["content"])} for m in shown]
+        safe = [{"role": m["role"], "content": as_markdown(m["content"])} for m in shown]
         change[f"chat_{side}"] = gr.Chatbot(safe, editable=editable)
     return change
 

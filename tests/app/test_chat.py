@@ -10,7 +10,7 @@ from dataclasses import replace
 import gradio as gr
 import pytest
 
-from app.harmless import harmless, plain
+from app.markdown import as_markdown, as_typed
 from app.pages import chat
 from app.pages.chat import Ask
 from app.pages.context import PageContext
@@ -139,7 +139,7 @@ def test_regenerate_at_temperature_0_says_why_nothing_changes(desk, said):
 
 def test_editing_a_message_answers_from_there(desk, said):
     history = asked(desk, history=asked(desk)["history"], prompt="And?")["history"]
-    edited = settled(chat.edit(desk, ASK, history, 0, harmless("Is <b> bold?"), "a"))["history"]
+    edited = settled(chat.edit(desk, ASK, history, 0, as_markdown("Is <b> bold?"), "a"))["history"]
     assert [turn["user"] for turn in edited] == ["Is <b> bold?"]
     for index, text in [(1, "an answer"), (0, " "), (99, "x"), (None, "x")]:
         kept = settled(chat.edit(desk, ASK, history, index, text, "a"))
@@ -277,7 +277,7 @@ def test_choosing_another_model_empties_the_chat_and_keeps_what_choices_it_can(d
 )
 def test_no_tag_survives_outside_fenced_code(text):
     outside, fenced = [], False
-    for line in harmless(text).split("\n"):
+    for line in as_markdown(text).split("\n"):
         if line.startswith("```"):
             fenced = not fenced
             assert "mermaid" not in line
@@ -289,8 +289,18 @@ def test_no_tag_survives_outside_fenced_code(text):
 
 def test_fenced_code_and_ordinary_text_stay_as_they_are():
     text = "Use **bold**, 1 < 2:\n\n```python\nif a <b>c: print('<b>')\n```\nDone."
-    assert harmless(text) == text
-    assert plain(harmless("a <b> c")) == "a <b> c"
+    assert as_markdown(text) == text
+    assert as_typed(as_markdown("a <b> c")) == "a <b> c"
+
+
+def test_tags_entities_and_formulas_reach_the_page_as_they_were_written():
+    """What Markdown would read as markup has a joiner in it, which the page takes out again."""
+    text = "`#include <stdio.h>` and \\(a^2\\), \\[x\\] \\\\ &lt; $5"
+    markdown = as_markdown(text)
+    assert as_typed(markdown) == text
+    for markup in ("<s", "\\(", "\\)", "\\[", "\\]", "\\\\", "&l"):
+        assert markup in text and markup not in markdown
+    assert as_markdown("snake\\_case \\*not bold\\*") == "snake\\_case \\*not bold\\*", "escapes of Markdown"
 
 
 def test_the_page_is_drawn_with_names_and_labels(service):

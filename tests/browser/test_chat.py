@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from app.components.side_status import SideStatus
 from app.gate import Gate
-from app.harmless import TAGS_SHOWN_AS_TEXT, harmless
+from app.markdown import TAGS_SHOWN_AS_TEXT, as_markdown
 from app.pages import chat
 from app.pages.context import PageContext
 from tests.app.tiny import FakeService, tiny_elastic
@@ -67,13 +67,13 @@ def still_address():
     """A chat with text of every kind in it, and a status that marks a token of the last answer."""
     with gr.Blocks(title="still") as blocks:
         gr.Chatbot(
-            [{"role": "assistant", "content": harmless(EVIL)}],
+            [{"role": "assistant", "content": as_markdown(EVIL)}],
             elem_id="evil",
             allow_tags=TAGS_SHOWN_AS_TEXT,
             latex_delimiters=[],
         )
         gr.Chatbot(
-            [{"role": "assistant", "content": harmless(MARKED)}], elem_id="chat-left", latex_delimiters=[]
+            [{"role": "assistant", "content": as_markdown(MARKED)}], elem_id="chat-left", latex_delimiters=[]
         )
         at = MARKED.index("Paris")
         SideStatus(
@@ -159,6 +159,20 @@ def test_one_prompt_two_answers_streaming_then_stopped(page: Page):
     expect(page.locator("#chat-status-left")).to_contain_text(re.compile("Parts at token|Identical"))
     width = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert width <= 0, "the page must not scroll sideways"
+
+
+def test_what_is_copied_is_what_was_written(desktop: Page, address: str):
+    desktop.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address.rstrip("/"))
+    limit(desktop, 16)
+    said = r"Why does `#include <stdio.h>` fail? It is \(a^2\) &amp; <b>, and $5"
+    ask(desktop, said)
+    settle(desktop)
+    user = desktop.locator('#chat-left [data-testid="user"]')
+    expect(user.locator("code")).to_have_text("#include <stdio.h>")
+    expect(user).to_have_text(said.replace("`", ""))
+    desktop.locator("#chat-left").get_by_role("button", name="Copy message").first.click()
+    desktop.wait_for_function("navigator.clipboard.readText().then((text) => text.length > 0)")
+    assert desktop.evaluate("navigator.clipboard.readText()") == said
 
 
 def test_shift_enter_starts_a_line_and_enter_sends(desktop: Page):
