@@ -35,9 +35,7 @@ def window_logits(model: nn.Module, ids: LongTensor, make_cache: MakeCache | Non
     cache is used.
     """
     ids = ids[None].to(device_of(model))
-    cache = (
-        {"use_cache": False} if make_cache is None else {"past_key_values": make_cache(), "use_cache": True}
-    )
+    cache = {"use_cache": False} if make_cache is None else {"cache": make_cache(), "use_cache": True}
     return model(input_ids=ids, **cache).logits[0]
 
 

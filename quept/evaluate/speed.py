@@ -87,7 +87,7 @@ def _run(
         with gate():
             _wait_for(ids.device)
             start = time.perf_counter()
-            logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            logits = model(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1).logits
             ids = logits[:, -1:].argmax(-1)
             _wait_for(ids.device)
             seconds.append(time.perf_counter() - start)

@@ -374,7 +374,7 @@ def _steps(
 def _forward(view: PreTrainedModel, cache: Cache, chunk: list[int], start: int) -> Tensor:
     """Read a few tokens into the cache -> logits (vocabulary,) after the last of them, float32 on the CPU."""
     ids = torch.tensor([chunk], device=view.get_input_embeddings().weight.device)
-    logits = view(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    logits = view(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1).logits
     return logits[0, -1].float().cpu()
 
 

@@ -1,6 +1,6 @@
 """Key-value caches: one that grows without copying, and one that holds its keys and values at 2..8 bits.
 
-`make_cache(config, bits)` gives an empty cache that a Hugging Face causal LM takes as `past_key_values`, for
+`make_cache(config, bits)` gives an empty cache that a Hugging Face causal LM takes as `cache`, for
 prefill in pieces, decoding, or a whole window at once. At 16 bits keys and values are kept as they come.
 Below, every token and head is quantized by itself when it arrives and is read as quantized from then on, by
 itself too, so the result does not depend on how the text was cut into pieces:

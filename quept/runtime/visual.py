@@ -111,7 +111,7 @@ class VisualReader:
                 positions = (last + 1 + steps.to(last.device)).expand(len(positions), 1, -1)
         language = view.get_submodule(self._family.language)
         hidden = language(
-            inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True
+            inputs_embeds=embeds, position_ids=positions, cache=cache, use_cache=True
         ).last_hidden_state
         return view.get_submodule(self._family.head)(hidden[0, -1]).float().cpu()
 

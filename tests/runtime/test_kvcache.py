@@ -37,9 +37,7 @@ def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
 def logits(model, ids: torch.Tensor, cache, pieces: list[int]) -> torch.Tensor:
     """Logits of the whole window, read in pieces of these sizes."""
     with torch.inference_mode():
-        parts = [
-            model(part, past_key_values=cache, use_cache=True).logits for part in ids.split(pieces, dim=1)
-        ]
+        parts = [model(part, cache=cache, use_cache=True).logits for part in ids.split(pieces, dim=1)]
     return torch.cat(parts, dim=1)
 
 
@@ -186,7 +184,7 @@ def test_full_precision_changes_nothing_and_every_bit_helps(family):
 def test_the_librarys_own_generate_runs_on_four_bits(family):
     model, ids = tiny_model(family, dtype=torch.float32), token_ids(1, 10)
     cache = make_cache(model.config, 4)
-    out = model.generate(ids, past_key_values=cache, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    out = model.generate(ids, cache=cache, max_new_tokens=12, do_sample=False, eos_token_id=None)
     assert out.shape == (1, 22) and cache.get_seq_length() == 21
 
 

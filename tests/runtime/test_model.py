@@ -244,8 +244,8 @@ def test_a_view_continues_from_a_cache(elastic):
     view, cache = elastic.view(PrecisionPlan.uniform(4)), DynamicCache(config=elastic.config)
     ids = token_ids(1, 12)
     with torch.no_grad():
-        view(ids[:, :8], past_key_values=cache, use_cache=True)
-        rest = view(ids[:, 8:], past_key_values=cache, use_cache=True).logits
+        view(ids[:, :8], cache=cache, use_cache=True)
+        rest = view(ids[:, 8:], cache=cache, use_cache=True).logits
     torch.testing.assert_close(rest, logits(view, ids)[:, 8:])
 
 

@@ -176,7 +176,7 @@ def answer_logits(model: nn.Module, group: Prepared, make_cache: MakeCache | Non
     found = language_inputs(model, family.language, given)
     embeds, positions = found["inputs_embeds"][:, :seen], found.get("position_ids")
     cache = make_cache() if make_cache else full_cache(model.config)
-    read = partial(language, past_key_values=cache, use_cache=True)
+    read = partial(language, cache=cache, use_cache=True)
     positions = None if positions is None else positions[..., :seen]
     read(inputs_embeds=embeds, position_ids=positions)
     cache.batch_repeat_interleave(len(group.asked))
