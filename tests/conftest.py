@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Read when torch, gradio and the hub client are imported, so set before anything else is.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(min(2, os.cpu_count() or 1))
+)
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -26,6 +28,7 @@ import pytest
 hypothesis.settings.register_profile("quept", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("quept")
 
+TESTS, PARALLEL = Path(__file__).parent, "PYTEST_XDIST_WORKER" in os.environ
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -39,13 +42,18 @@ CHROMIUM_ARGUMENTS = [
 BROWSER_FIXTURES = {"browser", "chromium_path"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a browser, and run it last: playwright leaves an event loop running in the main
-    thread."""
+    """Mark what needs a browser. Alone it runs last; in parallel (`--dist loadgroup`) first and in one
+    process, since two browsers would wait for each other, while the others take file by file, so that
+    fixtures of a file are made once."""
     for item in items:
         if BROWSER_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("browser")
-    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+        browser = item.get_closest_marker("browser") is not None
+        group = "browser" if browser else ".".join(item.path.relative_to(TESTS).with_suffix("").parts)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: (item.get_closest_marker("browser") is not None) != PARALLEL)
 
 
 @pytest.fixture(scope="session")
@@ -76,9 +84,10 @@ def _of_playwright() -> str | None:
     return path if Path(path).exists() else None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium_path: str) -> Iterator:
-    """A headless Chromium for the whole session; make a context or a page of your own in it."""
+    """A headless Chromium for one file of tests; make a context or a page of your own in it. Not for longer:
+    playwright keeps an event loop running in the main thread."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
