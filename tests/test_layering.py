@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LEVELS = (
-    {"numerics", "files"},
+    {"numerics", "files", "checked"},
     {"engines"},
     {"plan", "presets", "config"},
     {"models", "zoo", "progress"},

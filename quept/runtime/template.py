@@ -49,7 +49,9 @@ def rendered(
     except TimeoutError:
         raise TemplateFailure(f"This model's chat template takes more than {SECONDS:.0f} s.") from None
     except (MemoryError, OverflowError, RecursionError):
-        raise TemplateFailure("This model's chat template wants too much: a loop or text without end.") from None
+        raise TemplateFailure(
+            "This model's chat template wants too much: a loop or text without end."
+        ) from None
     except jinja2.TemplateError as error:
         raise TemplateFailure(
             f"This model's chat template refuses the conversation: {str(error)[:300]}"
