@@ -47,7 +47,7 @@ def checked(data: Mapping[str, Any], kind: Any, what: str, error: Callable[[str]
         found = refused.errors(include_url=False) if isinstance(refused, ValidationError) else []
         parts = [str(part)[:80] for part in found[0]["loc"]] if found else []
         where = ".".join(part for part in parts if not part.startswith(("[key]", "constrained-", "literal[")))
-        told = found[0]["msg"].removeprefix("Value error, ") if found else "it nests without end"
+        told = found[0]["msg"].removeprefix("Value error, ") if found else "it is no JSON"
         told = told.replace("Input should", "it should").replace("Field required", "it is missing")
         told = told.replace("Extra inputs are not permitted", "nothing of that name is known here")
         raise error(f"{what} is damaged: {where or 'all of it'}: {told[:1].lower()}{told[1:]}") from None

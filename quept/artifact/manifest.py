@@ -57,12 +57,10 @@ class Manifest:
         data = read_json(path, "an artifact", FORMAT, FORMAT_VERSION, ArtifactError, "format_version")
         if data["format_version"] < 3:
             data |= {"config": {}}
-        if data.get("method") not in list(ENGINES):
-            known = ", ".join(ENGINES)
-            raise ArtifactError(
-                f"{path}: method {data.get('method')!r:.80} is not known here (known: {known})"
-            )
         data = checked(data, _FORM, str(path), ArtifactError)
+        if data["method"] not in list(ENGINES):
+            known = ", ".join(ENGINES)
+            raise ArtifactError(f"{path}: method {data['method']!r:.80} is not known here (known: {known})")
         return cls(**data | {"layers": tuple(data["layers"]), "transforms": tuple(data["transforms"])})
 
 

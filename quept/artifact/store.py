@@ -103,8 +103,8 @@ class Artifact:
             record = Record(manifest.transforms, theirs) if manifest.transforms else None
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, TransformError) as error:
             raise ArtifactError(
-                f"{folder} is damaged: its tensors are not those of its recipe ({in_words(error)}); calibrate "
-                "again or copy it afresh"
+                f"{folder} is damaged: its tensors are not those of its recipe ({in_words(error)}); "
+                "calibrate again or copy it afresh"
             ) from None
         return cls(manifest, engine, record)
 
