@@ -49,8 +49,8 @@ INTERPRETER = re.compile(
     r"argument of type|maximum recursion|aten::|mat1 and mat2|size of tensor|Traceback|pydantic"
 )
 ODD = [
-    None, True, False, -1, 0, 1, 2.5, 7, 9, 16, 10**9, 10**30, 1e308, float("nan"), float("inf"), "", "x", "4",
-    "<img src=x>", "../../x", "\x1b[2J", "\u202e", "row", "auto", [], [[]], {}, {"4": 1}, [1, 2], [None],
+    None, True, False, -1, 0, 1, 2.5, 7, 9, 16, 10**9, 10**30, 1e308, float("nan"), float("inf"), "", "x",
+    "4", "<img src=x>", "../../x", "\x1b[2J", "\u202e", "row", "auto", [], [[]], {}, {"4": 1}, [1, 2], [None],
 ]  # fmt: skip
 TEMPLATES = [
     "{{ 'a' * N }}", "{% for i in range(N) %}x{% endfor %}", "{{ messages[N].content }}", "{{ N / 0 }}",
@@ -315,7 +315,8 @@ def result(draw: random.Random, root: Path) -> None:
 KINDS: dict[str, Callable[[random.Random, Path], None]] = {
     f.__name__: f
     for f in (
-        plan, link, equalizer, recipe, table, front, budget, template, picture, images, model, artifact, result,
+        plan, link, equalizer, recipe, table, front, budget, template, picture, images, model, artifact,
+        result,
     )
 }  # fmt: skip
 IN_THE_SUITE = dict.fromkeys(KINDS, 20) | {"model": 6, "artifact": 6, "template": 12}
