@@ -218,7 +218,7 @@ def picture(draw: random.Random, root: Path) -> None:
 
 
 def images(draw: random.Random, root: Path) -> None:
-    from quept.evaluate.images import stored_images
+    from quept.data.images import stored_images
     from quept.models.vision import Vision
 
     pixels = torch.zeros(draw.choice(((6, 8, 8), (6, 8, 8, 3), (6, 8, 0), (6, 8, 8, 7), (0, 8, 8), (6,))))
