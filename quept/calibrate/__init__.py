@@ -19,6 +19,6 @@ checkpoint  the state of a run on disk
 """
 
 from .errors import CalibrationError
-from .job import calibrate, calibrate_rtn
+from .job import calibrate, calibrate_rtn, worse
 
-__all__ = ["CalibrationError", "calibrate", "calibrate_rtn"]
+__all__ = ["CalibrationError", "calibrate", "calibrate_rtn", "worse"]

@@ -5,7 +5,8 @@
 
 Results go to stdout, as a small table or, with --json, with one JSON object as the last line; progress and
 errors go to stderr. Exit code 0: done; 1: it could not be done; 2: what was typed makes no sense; 130:
-stopped; 70: a bug of ours, with a file to report. Every error is one sentence.
+stopped; 70: a bug of ours, with a file to report; of `calibrate` also 3: done, and worse than plain rounding
+at some width. Every error is one sentence.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     _quiet_libraries()
     try:
-        options.run(options)
+        return options.run(options) or 0
     except KeyboardInterrupt:
         return _failed(options.command, "stopped", 130)
     except BrokenPipeError:  # the reader of our output went away, as `head` does

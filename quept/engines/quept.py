@@ -107,10 +107,10 @@ class LayerParameters:
         return cls(schedule, b.half().cpu(), a.half().cpu(), codes, widths, grids)
 
     def without(self, bits: int, grid: Tensor | None = None) -> LayerParameters:
-        """The same layer with this width rounded to nearest, and activations of it on `grid` if there is
-        one."""
+        """The same layer with this width rounded to nearest, and activations of it on `grid` or, where there
+        is none, by the range of each token."""
         clips = {b: c for b, c in self.clips.items() if b != bits}
-        static = self.static if grid is None else {**self.static, bits: grid}
+        static = {b: g for b, g in self.static.items() if b != bits} | ({} if grid is None else {bits: grid})
         return replace(self, clips=clips, widths=tuple(b for b in self.widths if b != bits), static=static)
 
     def quantize(self, weight: Tensor, bits: int, group: int) -> tuple[Quantized, Tensor]:
