@@ -7,17 +7,17 @@ import torch
 
 from quept import ElasticModel, PrecisionPlan, load, zoo
 from quept.artifact import variants
-from quept.evaluate import Reference, cut, divergence, perplexity
+from quept.evaluate import TextTask, cut, divergence, open_reference
 
 BAND = {16: (19.6, 21.2), 4: (25.0, 27.6)}  # 4,096 tokens give 20.37 and 26.27 in float32
 
 
 def test_perplexity_at_full_precision_and_w4_lies_in_its_band(smollm2):
     elastic = ElasticModel.open("smollm2-135m:rtn", dtype=torch.float32)
-    windows = cut(zoo.text("boolq-passages"), elastic.tokenizer, context=512, tokens=4096)
+    task = TextTask(elastic)
     for bits, (low, high) in BAND.items():
-        *_, last = perplexity(elastic.view(PrecisionPlan.uniform(bits)), windows)
-        assert low < last.ppl < high, f"perplexity {last.ppl:.2f} at {bits} bits"
+        *_, last = task.estimates(elastic.view(PrecisionPlan.uniform(bits)))
+        assert low < last["ppl"].value < high, f"perplexity {last['ppl'].value:.2f} at {bits} bits"
 
 
 # what 1,024 tokens may show at most, as a share of plain rounding's divergence; see benchmarks/quality.py
@@ -35,7 +35,7 @@ def test_the_bundled_artifacts_beat_plain_rounding_at_every_width(smollm2, tmp_p
         ElasticModel.open(f"smollm2-135m:{name}", dtype=torch.float32, base=base) for name in (variant, "rtn")
     )
     windows = cut(zoo.text("boolq-passages"), base.tokenizer, context=512, tokens=1024)
-    reference = Reference.open(base.fingerprint, windows, plain.reference, tmp_path)
+    reference = open_reference(plain, windows, tmp_path)
     for name, share in AT_MOST[variant].items():
         plan = PrecisionPlan.parse(name)
         (*_, left), (*_, right) = (divergence(e.view(plan), reference, windows) for e in (ours, plain))

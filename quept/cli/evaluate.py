@@ -143,8 +143,10 @@ def _task(options: argparse.Namespace, elastic: ElasticModel, progress: Progress
     given: dict[str, Any] = {key: getattr(options, key) for key in DATA_OPTIONS if getattr(options, key)}
     for key in given:
         if key not in own[name].options:
-            models = next(task.models for task in TASKS.values() if key in task.options)
-            raise ValueError(f"--{key} is for {models}, and {elastic.title} is none: leave it out")
+            owner = next(task for task in TASKS.values() if key in task.options)
+            if owner.name in own:
+                raise ValueError(f"the task {name!r} takes no --{key}: leave it out")
+            raise ValueError(f"--{key} is for {owner.models}, and {elastic.title} is none: leave it out")
     return own[name](elastic, given=given | {"progress": progress})
 
 

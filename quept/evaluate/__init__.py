@@ -24,10 +24,9 @@ from quept.data.windows import Windows, cut
 
 from .forward import NonFiniteLogits
 from .intervals import wilson
-from .perplexity import Perplexity, perplexity
 from .reference import BatchReference, Reference, open_reference
 from .results import ResultKey, Results, ResultsError, Stored
-from .speed import Speed, speed
+from .speed import Speed, measure_speed
 from .tasks import TASKS, EvalTask, ImageTask, Metric, Sample, TaskEstimate, TextTask, VqaTask, tasks_of
 from .tasks.image import AccuracyEstimate, ClassChange, accuracy, image_reference
 from .tasks.vqa import VqaEstimate, vqa, vqa_reference
@@ -45,7 +44,6 @@ __all__ = [
     "Images",
     "Metric",
     "NonFiniteLogits",
-    "Perplexity",
     "Questions",
     "Reference",
     "ResultKey",
@@ -65,12 +63,11 @@ __all__ = [
     "image_folder",
     "image_reference",
     "open_reference",
-    "perplexity",
     "prepared",
     "question_folder",
     "read_picture",
     "save_images",
-    "speed",
+    "measure_speed",
     "stored_images",
     "stored_questions",
     "tasks_of",

@@ -41,7 +41,7 @@ class Speed:
         return asdict(self)
 
 
-def speed(
+def measure_speed(
     model: nn.Module,
     context: int = 512,
     decode_tokens: int = 32,

@@ -36,7 +36,6 @@ from quept.data.windows import Windows
 
 from .forward import Gate, MakeCache, NonFiniteLogits, chunks, window_logits
 from .intervals import mean_and_error
-from .perplexity import exp_capped
 from .reference import Reference, ReferenceWindow
 from .results import read_as
 
@@ -111,6 +110,11 @@ def compare(logits: Tensor, reference: ReferenceWindow, targets: Tensor) -> Toke
         kl[rows] = log_p.sub_(log_q).mul_(p).sum(-1)
     kl, nll, same = kl.cpu(), nll.cpu(), same.cpu()
     return TokenScores(kl, nll, reference.nll, same, (-nll).exp() - (-reference.nll).exp())
+
+
+def exp_capped(nll: float) -> float:
+    """exp that stays finite (and so valid JSON) for models so broken that it or its error would overflow."""
+    return math.exp(min(nll, 600.0))
 
 
 def summarise(scores: TokenScores, seconds: float = 0.0) -> Estimate:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from quept.evaluate import Estimate, NonFiniteLogits, Reference, Windows, divergence, perplexity
+from quept.evaluate import Estimate, NonFiniteLogits, Reference, Windows, divergence
 from quept.evaluate.reference import ReferenceWindow
 from quept.evaluate.token_scores import compare
 
@@ -151,9 +151,8 @@ def test_a_cache_is_handed_to_every_forward(other, reference, windows):
     assert cached.kl == pytest.approx(plain.kl, rel=1e-4)
 
 
-@pytest.mark.parametrize("measure", ["divergence", "perplexity"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_logits_that_are_not_finite_are_an_error_in_words(other, reference, windows, measure, value):
+def test_logits_that_are_not_finite_are_an_error_in_words(other, reference, windows, value):
     def poison(_, __, output):
         output.logits[0, 5] = value
         return output
@@ -161,11 +160,7 @@ def test_logits_that_are_not_finite_are_an_error_in_words(other, reference, wind
     hook = other.register_forward_hook(poison)
     try:
         with pytest.raises(NonFiniteLogits, match="window 0, position 5"):
-            next(
-                divergence(other, reference, windows)
-                if measure == "divergence"
-                else perplexity(other, windows)
-            )
+            next(divergence(other, reference, windows))
     finally:
         hook.remove()
 
@@ -192,12 +187,3 @@ def test_a_hopeless_model_still_gives_finite_numbers(reference, windows, other):
     *_, last = divergence(other, reference, windows)
     hook.remove()
     json.dumps(last.to_dict(), allow_nan=False)
-
-
-def test_perplexity_is_the_divergences_without_a_reference(other, reference, windows):
-    *_, alone = perplexity(other, windows)
-    *_, full = divergence(other, reference, windows)
-    assert (alone.tokens, alone.ppl, alone.ppl_se) == pytest.approx(
-        (full.tokens, full.ppl, full.ppl_se), rel=1e-6
-    )
-    assert [e.tokens for e in perplexity(other, windows)] == [23, 46, 69]

@@ -3,14 +3,14 @@ import json
 import pytest
 from transformers import DynamicCache
 
-from quept.evaluate import speed
+from quept.evaluate import measure_speed
 
 
 def test_speed_says_its_numbers_and_their_conditions(model):
     calls = []
     hook = model.register_forward_hook(lambda _, __, out: calls.append(tuple(out.logits.shape)))
     made = []
-    result = speed(
+    result = measure_speed(
         model,
         context=16,
         decode_tokens=4,
@@ -31,4 +31,4 @@ def test_speed_says_its_numbers_and_their_conditions(model):
 
 def test_settings_that_measure_nothing_are_refused(model):
     with pytest.raises(ValueError, match="at least 1"):
-        speed(model, repeats=0)
+        measure_speed(model, repeats=0)
