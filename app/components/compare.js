@@ -113,7 +113,7 @@ const exact = (x, digits) => (known(x) ? x.toFixed(digits) : "–");
 
 /* Shares in percent, everything else as precise as it takes. */
 const qualityWords = ({ unit }, x) => (unit === "share" ? `${(100 * x).toFixed(1)} %` : smallWords(x));
-const spreadWords = ({ unit, value, low, high }) => !known(low) || !known(high) ? ""
+const intervalWords = ({ unit, value, low, high }) => !known(low) || !known(high) ? ""
   : unit === "share" ? ` (${(100 * low).toFixed(1)}–${(100 * high).toFixed(1)})` : ` ± ${smallWords(high - value)}`;
 
 function drawTotals({ a, b }) {
@@ -128,7 +128,7 @@ function drawTotals({ a, b }) {
     make("tr", {}, first(letter, side.label), ...cells.map((text) => make("td", { text })));
   const found = (side, i) => side.metrics?.[i].value;
   const quality = (side, i) => (!side.metrics ? "not measured" : !known(found(side, i)) ? "–"
-    : qualityWords(metrics[i], found(side, i)) + spreadWords(side.metrics[i]));
+    : qualityWords(metrics[i], found(side, i)) + intervalWords(side.metrics[i]));
   const predicted = (side) => side.predicted?.[headline];
   const guess = (side) => (known(predicted(side)) ? qualityWords(head, predicted(side)) : "–");
   const of = (name, side) => row(name, side, [
