@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LEVELS = (
-    {"numerics", "files", "checked"},
+    {"numerics", "files", "stage"},
     {"engines"},
     {"plan", "presets", "config"},
     {"models", "zoo", "progress"},
@@ -16,6 +16,7 @@ LEVELS = (
     {"data"},
     {"calibrate", "evaluate", "export"},
     {"allocate", "report"},
+    {"flow"},
     {"cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

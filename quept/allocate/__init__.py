@@ -6,6 +6,10 @@ search/       better plans by measuring whole ones
 front         the measured front of a model, from its smallest plan to its largest, as a file
 """
 
+from quept.stage import make_callable
+
 from .sensitivity import SensitivityError, SensitivityTable
 
 __all__ = ["SensitivityError", "SensitivityTable"]
+
+make_callable(__name__)

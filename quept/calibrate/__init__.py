@@ -18,7 +18,11 @@ loss        that divergence, with its gradient
 checkpoint  the state of a run on disk
 """
 
-from .errors import CalibrationError
-from .job import calibrate, calibrate_rtn, worse
+from quept.stage import make_callable
 
-__all__ = ["CalibrationError", "calibrate", "calibrate_rtn", "worse"]
+from .errors import CalibrationError
+from .job import calibrate, calibrate_rtn
+
+__all__ = ["CalibrationError", "calibrate", "calibrate_rtn"]
+
+make_callable(__name__)

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from quept.flow import front_of, table_of
 from quept.progress import Progress
 
 from .shared import (
@@ -21,8 +22,6 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
-    from quept.allocate import SensitivityTable
-    from quept.allocate.front import Front
     from quept.allocate.solve.solver import Constraints
     from quept.runtime import ElasticModel
 
@@ -97,10 +96,10 @@ def _allocate(options: argparse.Namespace) -> None:
 
     with Progress() as progress:
         elastic = opened(options, progress)
-    table, sizes = table_for(options, elastic), elastic.sizes
+    table, sizes = table_of(elastic, options.table), elastic.sizes
     constraints = _constraints(options, elastic)
     budget = parse_budget(options.budget, table, sizes, constraints)
-    known = best(table, sizes, budget, constraints, front_for(options, elastic))
+    known = best(table, sizes, budget, constraints, front_of(elastic, options.front))
     found, figures = known.allocation, known.measured or known.allocation.predicted
     if options.out:
         found.plan.save(options.out, elastic.origin.models[0])
@@ -147,39 +146,6 @@ def _allocate(options: argparse.Namespace) -> None:
                 "embeddings": found.plan.embeddings,
             }
         )
-
-
-def table_for(options: argparse.Namespace, elastic: ElasticModel) -> SensitivityTable:
-    """The table that was given, or lies beside the artifact; ValueError where there is none, or only one of
-    other weights."""
-    from quept.allocate import SensitivityTable
-
-    path = options.table
-    if path is None:
-        path = elastic.origin.beside("sensitivity.json")
-        if path is None:
-            measure = f"quept sensitivity {options.model} --out table.json"
-            raise ValueError(f"this model has no sensitivity table: `{measure}` measures one for --table")
-    table = SensitivityTable.load(path).of(elastic)
-    if table is None:
-        raise ValueError(
-            f"{path} was measured on other weights, another config or another group size than "
-            f"{options.model} has"
-        )
-    return table
-
-
-def front_for(options: argparse.Namespace, elastic: ElasticModel) -> Front | None:
-    """The front that was given, or lies beside the artifact, None where there is none; ValueError where the
-    given one is of another artifact."""
-    from quept.allocate.front import fitting_front, load_front
-
-    if options.front is None:
-        return fitting_front(elastic.origin.beside("front.json"), elastic)
-    front = load_front(options.front).of(elastic)
-    if front is None:
-        raise ValueError(f"{options.front} is the front of another model or artifact than {options.model}")
-    return front
 
 
 def _constraints(options: argparse.Namespace, elastic: ElasticModel) -> Constraints:

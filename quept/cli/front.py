@@ -6,9 +6,9 @@ import argparse
 from copy import copy
 from pathlib import Path
 
+from quept.flow import SEARCH_TEXT, table_of
 from quept.progress import Progress
 
-from .allocate import table_for
 from .shared import (
     DEFAULT_MODEL,
     command,
@@ -23,8 +23,6 @@ from .shared import (
     text_options,
     windows_of,
 )
-
-SEARCH_TEXT = "squad-passages"
 
 
 def front_parser(commands) -> None:
@@ -76,7 +74,7 @@ def _front(options: argparse.Namespace) -> None:
     elsewhere.text = options.search_text
     with Progress() as progress:
         elastic = opened(options, progress)
-        table = table_for(options, elastic)
+        table = table_of(elastic, options.table)
         search, shown = (
             open_reference(elastic, windows_of(o, elastic, tokens, progress))
             for o, tokens in ((elsewhere, options.search_tokens), (options, options.tokens))

@@ -17,7 +17,6 @@ from .shared import (
     opened,
     plan_of,
     print_json,
-    visible,
 )
 
 
@@ -56,7 +55,7 @@ def generate_parser(commands) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     from quept.data.images import read_picture
-    from quept.runtime import Sampling, stream
+    from quept.runtime import Sampling
 
     sampling = Sampling(options.temperature, options.top_p, options.max_tokens, options.seed)
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
@@ -67,23 +66,13 @@ def _generate(options: argparse.Namespace) -> None:
             raise ValueError(f"{elastic.title} reads no pictures: leave --image out")
         plan = plan_of(options.plan, elastic)
         progress("preparing the weights", None)
-        view = elastic.view(plan)
-    content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": prompt}]
-    messages = [{"role": "user", "content": content if pictures else prompt}]
-    answer = stream(
-        view,
-        elastic.tokenizer,
-        messages,
-        sampling,
-        lambda: elastic.make_cache(plan),
-        system=options.system,
-        processor=elastic.processor,
-        pictures=pictures,
-    )
+        content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": prompt}]
+        messages = [{"role": "user", "content": content if pictures else prompt}]
+        answer = elastic.stream(plan, messages, sampling, system=options.system, pictures=pictures)
     pieces = []
     for event in answer:
         pieces.append(event.text)
-        print(visible(event.text), end="", flush=True)
+        print(event.text, end="", flush=True)
     print()
     stats = answer.stats
     rate = stats.tokens_per_second

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from quept.flow import WHOLE, sensitivity
 from quept.plan import PrecisionPlan
 from quept.progress import Progress
 
@@ -14,17 +15,13 @@ from .shared import (
     count,
     json_option,
     model_options,
-    name_of,
     opened,
     plan_of,
     print_json,
     print_table,
     short,
     text_options,
-    windows_of,
 )
-
-WHOLE = ("W8E8", "W6E8", "W5E6", "W4E8", "W4E6", "W4E4", "W3E6", "W3E4", "W2E4")
 
 
 def sensitivity_parser(commands) -> None:
@@ -77,27 +74,20 @@ def sensitivity_parser(commands) -> None:
 
 
 def _sensitivity(options: argparse.Namespace) -> None:
-    from quept.allocate.sensitivity.measure import measure_sensitivity
-    from quept.evaluate import open_reference
-
     out, lines = Path(options.out), Path(f"{options.out}.progress.jsonl")
     options.dtype = options.dtype or "float32"
     with Progress() as progress:
         elastic = opened(options, progress)
-        windows = windows_of(options, elastic, options.tokens, progress)
-        whole = windows_of(options, elastic, options.curve_tokens, progress)
-        reference = open_reference(elastic, whole)
-        table = measure_sensitivity(
+        table = sensitivity(
             elastic,
-            windows,
-            reference,
+            options.text,
+            options.tokens,
+            options.curve_tokens,
+            options.context,
             per=options.per,
             activations=options.activations,
             base=plan_of(options.around, elastic) if options.around else None,
             whole=options.whole or (() if options.around else WHOLE),
-            model=name_of(options.model),
-            text=name_of(options.text),
-            source=options.model,
             workers=options.workers,
             threads=options.threads,
             executor="processes" if options.ray is None else "ray",

@@ -30,7 +30,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from quept.runtime.prompt import PromptError, prompt_ids
-from quept.runtime.template import rendered
 from quept.runtime.visual import VisualPrompt, visual_prompt
 
 from .easy_vqa import question_type, read_questions
@@ -278,4 +277,5 @@ def _rendered(processor: ProcessorMixin, *turns: str) -> str:
         {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": text}]}
         for i, text in enumerate(turns)
     ]
-    return rendered(processor, messages, asking=len(turns) % 2 == 1)
+    prompting = len(turns) % 2 == 1
+    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompting)

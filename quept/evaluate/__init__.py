@@ -21,6 +21,7 @@ from quept.data.images import (
 )
 from quept.data.questions import Questions, question_folder, stored_questions
 from quept.data.windows import Windows, cut
+from quept.stage import make_callable
 
 from .forward import NonFiniteLogits
 from .intervals import wilson
@@ -75,3 +76,5 @@ __all__ = [
     "vqa_reference",
     "wilson",
 ]
+
+make_callable(__name__)

@@ -3,6 +3,10 @@
 packed  the packed tensors of one plan in a safetensors file
 """
 
+from quept.stage import make_callable
+
 from .packed import ExportError, PackedModel, export, open_packed
 
 __all__ = ["ExportError", "PackedModel", "export", "open_packed"]
+
+make_callable(__name__)

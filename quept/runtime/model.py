@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from quept.presets import presets
 
 from .bank import WeightBank
 from .baselines import BaselineLayers, baseline_named
+from .generate import Sampling, Stream, stream
 from .kvcache import make_cache
 from .linear import BoundLinear
 from .memory import release_freed
@@ -119,7 +121,6 @@ class ElasticModel:
         origin = resolve_source(source)
         artifact = Artifact.open(origin.artifact) if origin.artifact else None
         loaded = base or load(origin.base, progress)
-        origin.check_cached(loaded.fingerprint)
         opened = cls(loaded, artifact or Artifact.rtn(loaded, loaded.group), **options)
         opened.origin = origin
         return opened
@@ -244,6 +245,25 @@ class ElasticModel:
         pictures."""
         self._check_language("keeps no keys and values")
         return make_cache(self.config, plan.kv)
+
+    def stream(
+        self,
+        plan: PrecisionPlan,
+        messages: str | Sequence[Mapping[str, Any]],
+        sampling: Sampling | None = None,
+        **options,
+    ) -> Stream:
+        """Answers a prompt, or a conversation `[{"role", "content"}, ...]`, at a plan, a bounded step at a
+        time. options: system, pictures, conversation, top; see `generate.stream`."""
+        asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        tokenizer, cache = self.tokenizer, lambda: self.make_cache(plan)
+        return stream(self.view(plan), tokenizer, asked, sampling, cache, processor=self.processor, **options)
+
+    def generate(
+        self, plan: PrecisionPlan, messages: str | Sequence[Mapping[str, Any]], *args, **options
+    ) -> str:
+        """Returns the whole answer that `stream` gives."""
+        return "".join(event.text for event in self.stream(plan, messages, *args, **options))
 
     def packed(self, layer: str, bits: int) -> Quantized:
         """One layer, or one of `embeddings`, as it is deployed at this width (2..8)."""

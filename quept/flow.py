@@ -1,0 +1,177 @@
+"""The flow, a function for each step, with the defaults of the command line.
+
+    calibrate("smollm2-135m", "weight-only", "runs/mine")   # all widths in one pass -> an artifact
+    elastic = ElasticModel.open("runs/mine")
+    evaluate(elastic, PrecisionPlan.uniform(4))["kl"].value
+    table = sensitivity(elastic)                            # which layer suffers at which width: takes long
+    found = allocate(elastic, "60 MB", table=table)         # the best bits for a budget
+    better = refine(elastic, found.allocation.plan)         # searched on, by measuring whole plans
+    export(elastic, better.plan, "mine.safetensors")
+
+All of them are in `quept` itself, and each imports its stage when it is called. What a step does in full,
+with every option, is in the module that it names.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quept.plan import PrecisionPlan
+
+if TYPE_CHECKING:
+    from quept.allocate import SensitivityTable
+    from quept.allocate.front import Front
+    from quept.allocate.search.refine import Trial
+    from quept.allocate.solve.best import Best
+    from quept.allocate.solve.constraints import Constraints
+    from quept.artifact import Artifact
+    from quept.config import Recipe
+    from quept.evaluate import Reference, TaskEstimate
+    from quept.export import PackedModel
+    from quept.runtime import ElasticModel
+
+Progress = Callable[[str, float | None], None]
+TEXT = "boolq-passages"  # what plans are measured on
+SEARCH_TEXT = "squad-passages"  # what they are searched on: another text
+# Plans measured whole beside W2 to W8, so that predictions know what embeddings cost in company.
+WHOLE = ("W8E8", "W6E8", "W5E6", "W4E8", "W4E6", "W4E4", "W3E6", "W3E4", "W2E4")
+
+
+def calibrate(model: str | Path, recipe: str | Recipe, out: str | Path, **options) -> Artifact:
+    """Calibrates a model (built-in name, folder or hub id) for all widths of a recipe, into the folder `out`;
+    goes on where an earlier run was cut. recipe: a `Recipe`, a name from presets/recipes ("weight-only" means
+    the one made for the model) or a TOML file. In full: `quept.calibrate.job`."""
+    from quept.calibrate.job import calibrate
+    from quept.config import Recipe
+
+    chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, str(model))
+    return calibrate(model, chosen, out, **options)
+
+
+def evaluate(elastic: ElasticModel, plan: PrecisionPlan, task: str = "", **given) -> TaskEstimate:
+    """Measures a plan on a task, the model's first one unless named: `estimate["kl"].value`, and the other
+    `metrics`. given: on which data, as `quept evaluate` takes it (text, tokens, context; data, images; ...).
+    ValueError for a task that the model does not have. In full: `quept.evaluate.tasks`."""
+    from quept.evaluate.tasks import tasks_of
+
+    tasks = tasks_of(elastic, given=given)
+    chosen = tasks.get(task) if task else next(iter(tasks.values()))
+    if chosen is None or chosen.lacking:
+        lacking = chosen.lacking if chosen else f"there is no task {task!r}; there is {', '.join(tasks)}"
+        raise ValueError(lacking)
+    return deque(chosen.estimates(elastic.view(plan), plan), maxlen=1).pop()
+
+
+def text_reference(
+    elastic: ElasticModel, text: str, tokens: int, context: int = 512, progress: Progress | None = None
+) -> Reference:
+    """Returns full precision's answers to the first tokens of a built-in text or a text file."""
+    from quept.evaluate import Sample, open_reference
+
+    return open_reference(elastic, Sample.read(text, tokens, context, progress).windows(elastic.tokenizer))
+
+
+def sensitivity(
+    elastic: ElasticModel,
+    text: str = TEXT,
+    tokens: int = 2048,
+    curve_tokens: int = 4096,
+    context: int = 512,
+    whole: Sequence[str] = WHOLE,
+    progress: Progress | None = None,
+    **options,
+) -> SensitivityTable:
+    """Measures what each layer costs by itself at each width, on `tokens` of a text, and uniform plans and
+    those named in `whole` on `curve_tokens`. It takes some 7 passes a layer; `resume=FILE` goes on where it
+    was cut. In full: `quept.allocate.sensitivity.measure`."""
+    from quept.allocate.sensitivity.measure import measure_sensitivity
+
+    changed = text_reference(elastic, text, tokens, context, progress).windows
+    curve = text_reference(elastic, text, curve_tokens, context, progress)
+    names = {"model": elastic.origin.name, "text": Path(text).name, "source": elastic.origin.asked}
+    return measure_sensitivity(elastic, changed, curve, whole=whole, progress=progress, **names | options)
+
+
+def table_of(elastic: ElasticModel, path: str | Path | None = None) -> SensitivityTable:
+    """Returns the sensitivity table in a file, or the one that lies beside the artifact; ValueError where
+    there is none, or only one of another model."""
+    from quept.allocate import SensitivityTable
+
+    found = path or elastic.origin.beside("sensitivity.json")
+    if found is None:
+        measure = f"quept sensitivity {elastic.origin.asked} --out table.json"
+        raise ValueError(f"this model has no sensitivity table: `{measure}` measures one")
+    table = SensitivityTable.load(found).of(elastic)
+    if table is None:
+        raise ValueError(
+            f"{found} was measured on other weights, another config or another group size than "
+            f"{elastic.origin.asked} has"
+        )
+    return table
+
+
+def front_of(elastic: ElasticModel, path: str | Path | None = None) -> Front | None:
+    """Returns the measured front in a file, or the one that lies beside the artifact, None where there is
+    none; ValueError where the given one is of another model."""
+    from quept.allocate.front import fitting_front, load_front
+
+    if path is None:
+        return fitting_front(elastic.origin.beside("front.json"), elastic)
+    front = load_front(path).of(elastic)
+    if front is None:
+        asked = elastic.origin.asked
+        raise ValueError(f"{path} is the front of another model or artifact than {asked}")
+    return front
+
+
+def allocate(
+    elastic: ElasticModel,
+    budget: int | str,
+    constraints: Constraints | None = None,
+    table: SensitivityTable | None = None,
+    front: Front | None = None,
+) -> Best:
+    """Returns the best plan known within a budget, in bytes or as people say it ("60 MB", "3.2 bits", "40 %",
+    "2 % worse"): `found.allocation.plan`. table, front: those beside the artifact unless given. ValueError
+    where no plan fits. In full: `quept.allocate.solve.best`."""
+    from quept.allocate.solve.best import best
+    from quept.allocate.solve.budget import parse_budget
+    from quept.allocate.solve.constraints import FREE
+
+    table, within = table or table_of(elastic), constraints or FREE
+    if isinstance(budget, str):
+        budget = parse_budget(budget, table, elastic.sizes, within)
+    return best(table, elastic.sizes, budget, within, front or front_of(elastic))
+
+
+def refine(
+    elastic: ElasticModel,
+    start: PrecisionPlan,
+    budget: int | None = None,
+    *,
+    text: str = TEXT,
+    search_text: str = SEARCH_TEXT,
+    tokens: int = 2048,
+    context: int = 512,
+    **options,
+) -> Trial:
+    """Searches from `start` for a better plan within a budget in bytes, those of `start` unless given, by
+    measuring whole plans on one text, and checks the find on another: `found.plan`, `found.verified`.
+    options: seconds (60 unless given), trials, table, constraints, ... In full:
+    `quept.allocate.search.refine`."""
+    from quept.allocate.search.refine import refine
+
+    search, fresh = (text_reference(elastic, name, tokens, context) for name in (search_text, text))
+    budget = elastic.sizes.deploy(start) if budget is None else budget
+    return deque(refine(elastic, start, budget, search, fresh, **options), maxlen=1).pop()
+
+
+def export(elastic: ElasticModel, plan: PrecisionPlan, out: str | Path) -> PackedModel:
+    """Writes the packed tensors of one plan, reads them back, compares and returns them. In full:
+    `quept.export`."""
+    from quept.export.packed import export
+
+    return export(elastic, plan, out)
