@@ -20,18 +20,24 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from quept.checked import Share, checked, form
 from quept.numerics.adapters import RankSchedule
 from quept.plan import ACTIVATION_BITS, FULL
 from quept.presets import RECIPES, recipes
 
-TRANSFORMS = {
-    "norms": set(),
-    "rotation": {"seed", "heads", "online"},
-    "scaling": {"bits", "grid"},
-    "reparameterisation": {"strength", "percentile"},
+_SEED = Annotated[int, Field(ge=0, lt=2**63)]
+_BITS = Annotated[list[Annotated[int, Field(ge=2, le=8)]], Field(min_length=1)]
+TRANSFORMS = {  # {kind: the form of its settings}
+    "norms": form(kind=str),
+    "rotation": form(kind=str, seed=_SEED, heads=bool, online=bool),
+    "scaling": form(kind=str, bits=_BITS, grid=Annotated[int, Field(ge=2, le=1000)]),
+    "reparameterisation": form(kind=str, strength=Share, percentile=Share),
 }
+MOST_TOKENS, MOST_ITEMS = 2 * 10**9, 10**7  # that a recipe may ask for: more is a slip of the pen
 
 
 class RecipeError(ValueError):
@@ -198,27 +204,25 @@ class Recipe:
         _need(given == 1, "text, images, pairs", "exactly one of them is needed")
         _need(self.images is not None or self.static is None, "static", "is for recipes on images")
         _need(set(self.clip.start) <= set(widths) - {8}, "clip", "clips widths of the bit groups below 8")
-        _need(self.held_out >= 1, "held_out", "must be 1 or more")
+        _need(1 <= self.held_out <= MOST_ITEMS, "held_out", f"must be 1 to {MOST_ITEMS:,}")
         _need(
             not (self.pairs and self.transforms),
             "transforms",
             "are for language models and classifiers, not for pairs",
         )
         for step in self.transforms:
-            known = TRANSFORMS.get(step.get("kind"))
-            _need(known is not None, "transforms", f"have the kinds {', '.join(TRANSFORMS)}; got {step}")
-            fits = set(step) - {"kind"} == known
-            _need(
-                fits,
-                "transforms",
-                f"of the kind {step['kind']} have the settings {sorted(known)}; got {step}",
-            )
+            kind = str(step.get("kind"))
+            _need(kind in TRANSFORMS, "transforms", f"have the kinds {', '.join(TRANSFORMS)}; got {step}")
+            checked(step, TRANSFORMS[kind], f"the {kind} entry of transforms", RecipeError)
         if self.end_to_end:
             drawn = {bits for draw in self.end_to_end.draws for bits in draw}
             _need(drawn <= set(widths), "draws", f"draws {sorted(drawn - set(widths))}, in no bit group")
         for stage in stages:
             sized = (stage.context >= 1) == (self.text is not None)
             _need(sized, "context", "is needed for a text, and for a text alone")
+            count = getattr(stage, "sequences", 0) or getattr(stage, "steps", 1) * stage.batch
+            few = (self.held_out + count) * max(1, stage.context) <= MOST_TOKENS
+            _need(few, "sequences, steps, batch, context", f"ask for more than {MOST_TOKENS:,} tokens")
             learned = self.static is not None or stage.activation_rate == stage.drop == 0
             _need(learned, "activation_rate, drop", "are for static grids")
             fits = len(stage.adapter_rates) == len(self.adapters.groups)

@@ -75,7 +75,7 @@ def test_a_built_in_model_may_leave_its_name_out():
         (
             "[end_to_end]",
             '[[transforms]]\nkind = "scaling"\n[end_to_end]',
-            "have the settings .'bits', 'grid'.",
+            "scaling entry of transforms is damaged: bits: it is missing",
         ),
         ("squad-passages = 1", "", "at least one text"),
         ("[end_to_end]", "[end_to_end", "is not a recipe"),

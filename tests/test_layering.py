@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LEVELS = (
-    {"numerics", "files", "stage"},
+    {"numerics", "files", "checked", "stage"},
     {"engines"},
     {"plan", "presets", "config"},
     {"models", "zoo", "progress"},

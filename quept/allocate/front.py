@@ -26,8 +26,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from quept.checked import Count, Group, Number, Positive, checked, form
 from quept.evaluate.forward import Gate
 from quept.evaluate.reference import Reference
 from quept.evaluate.results import ResultKey
@@ -46,6 +47,32 @@ BITS = (2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0, 8.0)  # per parameter
 CHOSEN = ("refined", "start", "uniform")
 
 Progress = Callable[[str, float | None], None]
+
+
+_ESTIMATE = form(**dict.fromkeys(Estimate.__dataclass_fields__, Number) | {"tokens": Count})
+_POINT = form(
+    name=str,
+    budget=Count,
+    bytes=Count,
+    bits_per_parameter=Positive,
+    chosen=Literal[CHOSEN],
+    predicted=dict[str, Number],
+    measured=_ESTIMATE,
+    uniform=_ESTIMATE | None,
+    plan=dict[str, Any],
+)
+_FORM = form(
+    format=str,
+    version=int,
+    model=str,
+    weights=str,
+    artifact=str,
+    group=Group,
+    data=str,
+    conditions=dict[str, Any],
+    plans=list[_POINT],
+    dominated=list[_POINT],
+)
 
 
 class FrontError(ValueError):
@@ -84,26 +111,16 @@ class Point:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Point:
-        """KeyError, TypeError, ValueError or PlanError for what `to_dict` does not write."""
-        if set(data) != {*cls.__dataclass_fields__}:
-            raise ValueError("missing or unknown entries")
-        if not isinstance(data["name"], str) or data["chosen"] not in CHOSEN:
-            raise ValueError("a name is a text, and what was chosen one of " + ", ".join(CHOSEN))
-        measured = [data["measured"], *([data["uniform"]] if data["uniform"] is not None else [])]
-        numbers = [data["bits_per_parameter"], *data["predicted"].values()]
-        numbers += [row[name] for row in measured for name in Estimate.__dataclass_fields__]
-        if not all(_number(x) for x in numbers) or not all(_count(data[x]) for x in ("budget", "bytes")):
-            raise ValueError("its figures are not numbers")
-        estimates = [Estimate.from_dict(row) for row in measured]
+        """What `to_dict` writes, in the form `_POINT`; PlanError for a plan that is none."""
         return cls(
             data["name"],
             data["budget"],
             data["bytes"],
-            float(data["bits_per_parameter"]),
+            data["bits_per_parameter"],
             data["chosen"],
-            dict(data["predicted"]),
-            estimates[0],
-            estimates[1] if len(estimates) > 1 else None,
+            data["predicted"],
+            Estimate.from_dict(data["measured"]),
+            data["uniform"] and Estimate.from_dict(data["uniform"]),
             PrecisionPlan.from_json(json.dumps(data["plan"])),
         )
 
@@ -161,19 +178,17 @@ class Front:
     def from_json(cls, text: str | bytes) -> Front:
         """Read what `to_json` writes; FrontError in words for anything else."""
         data = parse_json(text, "a front", FORMAT, VERSION, FrontError)
-        names = ("model", "weights", "artifact", "group", "data", "conditions")
-        wrong = {*names, "plans", "dominated"}.symmetric_difference(set(data) - {"format", "version"})
-        if wrong:
-            raise FrontError(f"this front is damaged: missing or unknown {', '.join(sorted(wrong))}")
-        texts = [data[name] for name in ("model", "weights", "artifact", "data")]
-        if not all(isinstance(x, str) for x in texts) or not isinstance(data["conditions"], dict):
-            raise FrontError("this front is damaged: it does not say what was measured")
-        points = [_points(data, key) for key in ("plans", "dominated")]
+        data = checked(data, _FORM, "this front", FrontError)
+        try:
+            points = [tuple(map(Point.from_dict, data[key])) for key in ("plans", "dominated")]
+        except PlanError as error:
+            raise FrontError(f"this front is damaged: {error}") from None
         for a, b in zip(points[0], points[0][1:], strict=False):
             if not (a.bytes < b.bytes and a.measured.kl > b.measured.kl):
                 raise FrontError(
                     f"this front is damaged: {b.name!r} is not better and larger than {a.name!r}"
                 )
+        names = ("model", "weights", "artifact", "group", "data", "conditions")
         return cls(*(data[name] for name in names), *points)
 
     def save(self, path: str | Path) -> None:
@@ -305,23 +320,3 @@ def _continued(found: Front | None, wanted: Front, path: str | Path) -> Front:
             "another file"
         )
     return found
-
-
-def _points(data: Mapping[str, Any], key: str) -> tuple[Point, ...]:
-    found = []
-    if not isinstance(data[key], list):
-        raise FrontError(f'this front is damaged: "{key}" is not a list')
-    for number, row in enumerate(data[key], 1):
-        try:
-            found.append(Point.from_dict(row))
-        except (KeyError, TypeError, AttributeError, PlanError, ValueError) as error:
-            raise FrontError(f'this front is damaged in number {number} of "{key}": {error}') from None
-    return tuple(found)
-
-
-def _number(x: object) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-
-
-def _count(x: object) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool) and x > 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quept.checked import Group, Number, Whole, Width, checked, form
 from quept.engines import ENGINES
 from quept.files import read_json
 
@@ -56,45 +57,26 @@ class Manifest:
         data = read_json(path, "an artifact", FORMAT, FORMAT_VERSION, ArtifactError, "format_version")
         if data["format_version"] < 3:
             data |= {"config": {}}
-        missing = {f.name for f in fields(cls)} - set(data)
-        unknown = set(data) - {f.name for f in fields(cls)}
-        if missing or unknown:
-            what = [f"without {name}" for name in sorted(missing)] + [
-                f"unknown {name}" for name in sorted(unknown)
-            ]
-            raise ArtifactError(f"{path} is damaged: {', '.join(what)}")
+        data = checked(data, _FORM, str(path), ArtifactError)
         if data["method"] not in list(ENGINES):
-            raise ArtifactError(
-                f"{path}: method {data['method']!r} is not known here (known: {', '.join(ENGINES)})"
-            )
-        wrong = [name for name, sound in _SOUND.items() if not sound(data[name])]
-        if wrong:
-            raise ArtifactError(f"{path} is damaged: {', '.join(wrong)} cannot be read")
+            known = ", ".join(ENGINES)
+            raise ArtifactError(f"{path}: method {data['method']!r:.80} is not known here (known: {known})")
         return cls(**data | {"layers": tuple(data["layers"]), "transforms": tuple(data["transforms"])})
 
 
-def _text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _file(value: object) -> bool:
-    return isinstance(value, dict) and _text(value.get("sha256")) and _number(value.get("bytes"))
-
-
-_SOUND = {
-    "base": _text,
-    "fingerprint": _text,
-    "group": lambda value: value in ("auto", "row") or (_number(value) and value > 0),
-    "layers": lambda value: isinstance(value, list) and all(map(_text, value)),
-    "files": lambda value: isinstance(value, dict) and all(map(_file, value.values())),
-    "provenance": lambda value: isinstance(value, dict) and all(map(_text, value.values())),
-    "recipe": lambda value: isinstance(value, dict),
-    "config": lambda value: isinstance(value, dict),
-    "widths": lambda value: isinstance(value, dict) and all(isinstance(v, list) for v in value.values()),
-    "transforms": lambda value: isinstance(value, list) and all(isinstance(step, dict) for step in value),
-    "quality": lambda value: isinstance(value, dict) and all(isinstance(row, dict) for row in value.values()),
-}
+_FORM = form(
+    method=str,
+    base=str,
+    fingerprint=str,
+    group=Group,
+    layers=list[str],
+    files=dict[str, form(sha256=str, bytes=Whole)],
+    provenance=dict[str, str],
+    recipe=dict[str, Any],
+    widths=dict[str, list[Width]],
+    transforms=list[dict[str, Any]],
+    quality=dict[str, dict[str, Number]],
+    config=dict[str, Any],
+    format=str,
+    format_version=int,
+)

@@ -55,6 +55,16 @@ class Source:
             folders.insert(0, self.artifact)
         return next((path for folder in folders if (path := folder / name).is_file()), None)
 
+    def check_cached(self, fingerprint: str) -> None:
+        """ArtifactError where a built-in model as it was loaded is not the one that its bundled artifacts
+        were made for: what lies in the cache has rotted."""
+        for variant in variants(self.base):
+            if Manifest.read(ASSETS / self.base / variant).fingerprint != fingerprint:
+                raise ArtifactError(
+                    f"the weights of {self.base} in {zoo.cache_dir()} have changed since they were fetched: "
+                    f"`quept pull {self.base} --verify` fetches them again"
+                )
+
 
 def resolve_source(asked: str | Path) -> Source:
     """Returns what is meant. ArtifactError for a variant that does not exist and for a damaged manifest."""

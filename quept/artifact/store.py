@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from quept.checked import in_words
 from quept.engines import ENGINES, engine_class
 from quept.engines.base import Engine
 from quept.files import write_atomic, write_tensors
@@ -102,8 +103,8 @@ class Artifact:
             record = Record(manifest.transforms, theirs) if manifest.transforms else None
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, TransformError) as error:
             raise ArtifactError(
-                f"{folder} is damaged: its tensors are not those of its recipe ({error}); calibrate again or "
-                "copy it afresh"
+                f"{folder} is damaged: its tensors are not those of its recipe ({in_words(error)}); "
+                "calibrate again or copy it afresh"
             ) from None
         return cls(manifest, engine, record)
 
@@ -156,6 +157,9 @@ class Artifact:
             raise ArtifactError(
                 f"this artifact names other layers than {self.base!r} has: calibrate again or copy it afresh"
             )
+        for name in self.manifest.layers if self._learned else ():
+            if why := self.engine.misfit(name, *loaded.model.get_submodule(name).weight.shape):
+                raise ArtifactError(f"this artifact is damaged at {name}: {why}; copy it afresh")
 
     def prepared(self, loaded: LoadedModel) -> LoadedModel:
         """The base as it is rounded: transformed, if the artifact was calibrated so. ArtifactError for

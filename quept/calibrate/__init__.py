@@ -21,8 +21,8 @@ checkpoint  the state of a run on disk
 from quept.stage import make_callable
 
 from .errors import CalibrationError
-from .job import calibrate, calibrate_rtn
+from .job import calibrate, calibrate_rtn, worse
 
-__all__ = ["CalibrationError", "calibrate", "calibrate_rtn"]
+__all__ = ["CalibrationError", "calibrate", "calibrate_rtn", "worse"]
 
 make_callable(__name__)

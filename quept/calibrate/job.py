@@ -207,14 +207,16 @@ def _compared(
     log: _Log,
     report: Progress,
 ) -> Artifact:
-    """The artifact with every width it won, each measured on held-out data as it will be stored. A width that
-    lost against plain rounding of the same (transformed) weights, activations on the grids where learning
-    began, goes back to that, and that is said. plain: the artifact without anything learned."""
+    """The artifact with each width at the best that is known of it, measured on held-out data as it will be
+    stored: as it was learned, or the same (transformed) weights rounded to nearest with activations on the
+    grids where learning began or rounded by the range of each token. Where plain rounding of the base itself
+    is better at every width, nothing of it is left. plain: the artifact without anything learned."""
     options = {"device": device, "dtype": torch.float32, "budget": 1}  # nothing is wanted twice
     rtn = ElasticModel(loaded, Artifact.rtn(loaded, artifact.group), **options)
-    unlearned = rtn
-    if transformed is not loaded or recipe.static:
-        unlearned = ElasticModel(transformed, plain, **options)
+    by_token = rtn
+    if transformed is not loaded:
+        by_token = ElasticModel(transformed, Artifact.rtn(transformed, artifact.group), **options)
+    on_grids = ElasticModel(transformed, plain, **options) if recipe.static else by_token
     calibrated = ElasticModel(transformed, artifact, **options)
     shown = list(batches(held_out, samples(held_out), device, BATCH if recipe.images else 1))
     full = [_reference(rtn, inputs).log_softmax(-1) for inputs in shown]
@@ -233,15 +235,19 @@ def _compared(
     for i, (bits, plan, decided) in enumerate(comparisons):
         report(f"comparing {plan.name} with plain rounding", i / len(comparisons))
         found = {"kl_rtn": divergence(rtn, plan)}
-        found["kl_plain"] = divergence(unlearned, plan) if unlearned is not rtn else found["kl_rtn"]
+        token = divergence(by_token, plan) if by_token is not rtn else found["kl_rtn"]
+        found["kl_plain"] = divergence(on_grids, plan) if on_grids is not by_token else token
         learned = any(bits in artifact.manifest.widths[name] for name in decided)
         kl = divergence(calibrated, plan) if learned else math.inf
-        kept = learned and kl < found["kl_plain"]
-        log("compared", plan=plan.name, kl=kl if learned else None, kept=kept, **found)
-        quality[plan.name] = {"kl": kl if kept else found["kl_plain"], **found}
-        if learned and not kept:
+        best = min(kl, found["kl_plain"], token)
+        kept, grids = learned and kl == best, found["kl_plain"] == best
+        log("compared", plan=plan.name, kl=kl if learned else None, kept=kept, kl_token=token, **found)
+        quality[plan.name] = {"kl": best, **found}
+        if not kept:
             layers = {
-                name: layer.without(bits, plain.engine.static(name).get(bits)) if name in decided else layer
+                name: layer.without(bits, plain.engine.static(name).get(bits) if grids else None)
+                if name in decided
+                else layer
                 for name, layer in artifact.engine.learned.items()
             }
             listed = {name: layer.widths for name, layer in layers.items()}
@@ -249,7 +255,18 @@ def _compared(
             artifact = replace(artifact, engine=Quept(artifact.group, layers), manifest=manifest)
             if loaded.kind == "vision-language":  # 8 bits are a part of the plans that follow
                 calibrated = ElasticModel(transformed, artifact, **options)
+    if artifact.record and all(row["kl_rtn"] < row["kl"] for row in quality.values()):
+        quality = {plan: row | {"kl": row["kl_rtn"]} for plan, row in quality.items()}
+        bare = {name: () for name in artifact.manifest.layers}
+        manifest = replace(artifact.manifest, widths=bare, transforms=(), quality=quality)
+        return Artifact(manifest, Quept(artifact.group))
     return replace(artifact, manifest=replace(artifact.manifest, quality=quality))
+
+
+def worse(quality: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The plans of `Manifest.quality` at which plain rounding of the base, which transforms and grids shared
+    by all widths cannot go back to, is better than what was stored, beyond what noise would show."""
+    return [plan for plan, row in quality.items() if row["kl"] > 1.05 * row["kl_rtn"] + 1e-5]
 
 
 def _comparisons(

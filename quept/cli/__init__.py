@@ -5,7 +5,8 @@
 
 Results go to stdout, as a small table or, with --json, with one JSON object as the last line; progress and
 errors go to stderr. Exit code 0: done; 1: it could not be done; 2: what was typed makes no sense; 130:
-stopped. Every error is one sentence.
+stopped; 70: a bug of ours, with a file to report; of `calibrate` also 3: done, and worse than plain rounding
+at some width. Every error is one sentence.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 
 from .allocate import allocate_parser
@@ -23,9 +26,11 @@ from .front import front_parser
 from .generate import generate_parser
 from .report import report_parser
 from .sensitivity import sensitivity_parser
-from .shared import DEFAULT_MODEL
+from .shared import DEFAULT_MODEL, visible
 from .terminal import forgiving
 from .zoo import models_parser, pull_parser
+
+BUG = 70  # as sysexits.h has it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     _quiet_libraries()
     try:
-        options.run(options)
+        return options.run(options) or 0
     except KeyboardInterrupt:
         return _failed(options.command, "stopped", 130)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
@@ -46,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(options.command, error, 2)
     except (RuntimeError, OSError) as error:
         return _failed(options.command, error, 1)
+    except Exception as error:
+        return _bug(options.command, error)
     return 0
 
 
@@ -89,8 +96,21 @@ def _app(argv: Sequence[str]) -> int:
 
 def _failed(command: str, error: object, code: int) -> int:
     text = " ".join(str(error).split()) or type(error).__name__
-    print(f"quept {command}: {text}", file=sys.stderr)
+    print(f"quept {command}: {visible(text)}", file=sys.stderr)
     return code
+
+
+def _bug(command: str, error: Exception) -> int:
+    """What nobody thought of: said as such, with what a report needs in a file."""
+    told = "".join(traceback.format_exception(error))
+    try:
+        handle, report = tempfile.mkstemp(prefix="quept-bug-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.write(f"quept {' '.join(sys.argv[1:])}\nPython {sys.version}\n\n{told}")
+        where = f"with {report}, which says what happened and names files of yours"
+    except OSError:
+        where = f"and say: {type(error).__name__} at {told.splitlines()[-3].strip()}"
+    return _failed(command, f"this is a bug of quept: report it where you got quept from, {where}", BUG)
 
 
 def _quiet_libraries() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from .shared import DEFAULT_MODEL, command, group, json_option, print_json, prin
 
 if TYPE_CHECKING:
     from quept.config import Recipe
+
+WORSE = 3  # exit code: the artifact is there, and at some width plain rounding is better
 
 
 def calibrate_parser(commands) -> None:
@@ -62,8 +65,8 @@ def calibrate_parser(commands) -> None:
     json_option(p)
 
 
-def _calibrate(options: argparse.Namespace) -> None:
-    from quept.calibrate import calibrate, calibrate_rtn
+def _calibrate(options: argparse.Namespace) -> int:
+    from quept.calibrate import calibrate, calibrate_rtn, worse
 
     name = Path(options.recipe).stem
     out = options.out or Path("runs") / f"{Path(options.model).name}-{name}"
@@ -95,6 +98,13 @@ def _calibrate(options: argparse.Namespace) -> None:
                 "bytes": artifact.nbytes,
             }
         )
+    if lost := worse(m.quality):
+        print(
+            f"quept calibrate: WARNING: {', '.join(lost)} came out worse than plain rounding, and its "
+            "transforms are shared by all widths: use `--recipe rtn` there, or a recipe without transforms",
+            file=sys.stderr,
+        )
+    return WORSE if lost else 0
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:

@@ -17,6 +17,7 @@ from .shared import (
     opened,
     plan_of,
     print_json,
+    visible,
 )
 
 
@@ -72,7 +73,7 @@ def _generate(options: argparse.Namespace) -> None:
     pieces = []
     for event in answer:
         pieces.append(event.text)
-        print(event.text, end="", flush=True)
+        print(visible(event.text), end="", flush=True)
     print()
     stats = answer.stats
     rate = stats.tokens_per_second

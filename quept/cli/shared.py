@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL, DEFAULT_TEXT = "smollm2-135m", "boolq-passages"
 MODEL_HELP = "built-in name (see `quept models`), artifact folder, model folder, or hub id like org/name"
+_SHOWN = (
+    {chr(code): chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"}
+    | {chr(code): f"\\x{code:02x}" for code in range(128, 160)}
+    | {chr(code): f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+    | {"\x7f": "␡"}
+)
 PLAN_HELP = "W4, W4A8, W4A8KV4E8, full, the name of a preset, or a plan file"
 
 
@@ -37,7 +44,7 @@ def model_options(p: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="to compute in (default: what the device does fastest)",
     )
-    p.add_argument("--threads", type=count, metavar="N", help="processor threads to use (default: all)")
+    p.add_argument("--threads", type=threads, metavar="N", help="processor threads to use (default: all)")
 
 
 def text_options(p: argparse.ArgumentParser, tokens: int) -> None:
@@ -61,6 +68,20 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def threads(text: str) -> int:
+    """More than a few a processor gain nothing, and very many end the process without a word."""
+    number, most = count(text), 4 * (os.cpu_count() or 1)
+    if number > most:
+        raise argparse.ArgumentTypeError(f"{number} threads are too many: at most {most} run here")
+    return number
+
+
+def visible(text: str) -> str:
+    """A model's text for a terminal: control characters, which could move its cursor, retitle it or write on
+    a clipboard, stand as ␛ and the like; so do marks that turn the direction of reading."""
+    return "".join(_SHOWN.get(letter, letter) for letter in text)
 
 
 def group(text: str) -> int | str:
@@ -127,7 +148,7 @@ def short(x: float) -> str:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    lines = [tuple(head), *map(tuple, rows)]
+    lines = [tuple(head), *(tuple(map(visible, row)) for row in rows)]
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -252,12 +252,14 @@ def stored_images(path: str | Path, vision: Vision, count: int | None = None) ->
                 raise ImageError(
                     f"{path} has version {metadata.get('version')}; this program reads {VERSION}"
                 )
-            pixels, labels = file.get_tensor("pixels")[:count], file.get_tensor("labels")[:count]
+            pixels, labels = file.get_tensor("pixels"), file.get_tensor("labels")
     except (SafetensorError, OSError) as error:
         raise ImageError(f"{path} cannot be read: {error}") from None
-    sound = pixels.dtype == torch.uint8 and pixels.ndim in (3, 4) and len(labels) == len(pixels) > 0
-    if not sound:
+    sound = pixels.dtype == torch.uint8 and pixels.ndim in (3, 4) and 0 not in pixels.shape
+    sound = sound and (pixels.ndim == 3 or pixels.shape[3] == 3)
+    if not sound or labels.dtype != torch.int64 or labels.shape != (len(pixels),):
         raise ImageError(f"{path} is damaged: its pictures and labels do not fit")
+    pixels, labels = pixels[:count], labels[:count]
     if labels.min() < 0 or labels.max() >= len(vision.labels):
         raise ImageError(f"{path} has labels that are no class of this model")
     content = hashlib.sha256(pixels.numpy()).digest() + labels.numpy().tobytes()

@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from quept.runtime.prompt import PromptError, prompt_ids
+from quept.runtime.template import rendered
 from quept.runtime.visual import VisualPrompt, visual_prompt
 
 from .easy_vqa import question_type, read_questions
@@ -277,5 +278,4 @@ def _rendered(processor: ProcessorMixin, *turns: str) -> str:
         {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": text}]}
         for i, text in enumerate(turns)
     ]
-    prompting = len(turns) % 2 == 1
-    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompting)
+    return rendered(processor, messages, asking=len(turns) % 2 == 1)

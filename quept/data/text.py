@@ -16,6 +16,7 @@ from torch import LongTensor
 from transformers import PreTrainedTokenizerBase
 
 from quept import zoo
+from quept.runtime.template import rendered
 
 Progress = Callable[[str, float | None], None]
 
@@ -79,5 +80,5 @@ def _text(source: str, tokenizer: PreTrainedTokenizerBase, progress: Progress | 
         return zoo.text(source, progress)
     chats = zoo.chats(source, progress)
     if tokenizer.chat_template:
-        return "".join(tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats)
+        return "".join(rendered(tokenizer, chat, asking=False) for chat in chats)
     return "\n\n".join("\n".join(turn["content"] for turn in chat) for chat in chats)

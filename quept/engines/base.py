@@ -55,6 +55,10 @@ class Engine:
         """Returns the engine over what an artifact stores; ValueError or KeyError where that does not fit."""
         raise NotImplementedError
 
+    def misfit(self, layer: str, rows: int, columns: int) -> str:
+        """Returns why what is stored of a layer does not fit a weight of this shape, "" if it does."""
+        return ""
+
     def tensors(self) -> dict[str, Tensor]:
         """Returns what an artifact stores beside its manifest, by name: what `read` takes."""
         return {}

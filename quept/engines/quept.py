@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from quept.checked import Whole, Width, checked, form
 from quept.numerics.adapters import RankSchedule, adapted
 from quept.numerics.grid import Quantized, group_size, quantize
 
@@ -27,6 +28,7 @@ from .base import Listing
 from .rtn import Rtn
 
 CLIP_STEPS = 256
+_ADAPTERS = form(groups=list[list[Width]], steps=list[Whole])
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Quept(Rtn):
 
     @classmethod
     def read(cls, listing: Listing, tensors: Mapping[str, Tensor]) -> Quept:
-        adapters = listing.recipe[cls.recipe_part]
+        adapters = checked(listing.recipe[cls.recipe_part], _ADAPTERS, "its recipe", ValueError)
         schedule = RankSchedule(tuple(map(tuple, adapters["groups"])), tuple(adapters["steps"]))
         parts: dict[str, dict[str, Tensor]] = {layer: {} for layer in listing.layers}
         for key, tensor in tensors.items():
@@ -52,6 +54,15 @@ class Quept(Rtn):
             listing.group,
             {layer: _parameters(schedule, found, widths[layer]) for layer, found in parts.items()},
         )
+
+    def misfit(self, layer: str, rows: int, columns: int) -> str:
+        learned, groups = self.learned[layer], -(-columns // group_size(columns, self.group))
+        rank = learned.schedule.total
+        if learned.widths and rank and (learned.b.shape, learned.a.shape) != ((rows, rank), (rank, columns)):
+            return f"its adapter is not ({rows}, {rank}) and ({rank}, {columns})"
+        if any(clip.shape[1:] != (rows, groups) for clip in learned.clips.values()):
+            return f"its clip factors are not ({rows}, {groups}): groups of {self.group!r} are others"
+        return ""
 
     def tensors(self) -> dict[str, Tensor]:
         return {k: t for name, layer in self.learned.items() for k, t in layer.tensors(name).items()}
@@ -96,10 +107,10 @@ class LayerParameters:
         return cls(schedule, b.half().cpu(), a.half().cpu(), codes, widths, grids)
 
     def without(self, bits: int, grid: Tensor | None = None) -> LayerParameters:
-        """The same layer with this width rounded to nearest, and activations of it on `grid` if there is
-        one."""
+        """The same layer with this width rounded to nearest, and activations of it on `grid` or, where there
+        is none, by the range of each token."""
         clips = {b: c for b, c in self.clips.items() if b != bits}
-        static = self.static if grid is None else {**self.static, bits: grid}
+        static = {b: g for b, g in self.static.items() if b != bits} | ({} if grid is None else {bits: grid})
         return replace(self, clips=clips, widths=tuple(b for b in self.widths if b != bits), static=static)
 
     def quantize(self, weight: Tensor, bits: int, group: int) -> tuple[Quantized, Tensor]:
@@ -148,6 +159,8 @@ def _parameters(
         {int(key.partition(".")[2]): t for key, t in parts.items() if key.startswith(kind)}
         for kind in ("clip.", "static.")
     )
+    if b.ndim != 2 or a.ndim != 2 or not (b.is_floating_point() and a.is_floating_point()):
+        raise ValueError("adapters of another form")
     if schedule.total and widths and not b.shape[1] == a.shape[0] == schedule.total:
         raise ValueError(f"adapters of rank {b.shape[1]} and {a.shape[0]}, {schedule.total} expected")
     if any(t.dtype != torch.uint8 or t.ndim != 3 or len(t) != 2 for t in clips.values()):

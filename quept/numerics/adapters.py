@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MOST_RANKS = 16_384
+
 
 @dataclass(frozen=True)
 class RankSchedule:
@@ -39,8 +41,8 @@ class RankSchedule:
             raise ValueError(f"each width belongs to one bit group; got {self.groups}")
         if any(min(a) <= max(b) for a, b in zip(self.groups, self.groups[1:], strict=False)):
             raise ValueError(f"bit groups go from high widths to low ones; got {self.groups}")
-        if any(step < 0 for step in self.steps):
-            raise ValueError(f"rank steps are 0 or more; got {self.steps}")
+        if any(step < 0 for step in self.steps) or sum(self.steps) > MOST_RANKS:
+            raise ValueError(f"rank steps are 0 or more, {MOST_RANKS:,} together; got {self.steps}")
 
     @property
     def total(self) -> int:

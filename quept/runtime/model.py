@@ -121,6 +121,7 @@ class ElasticModel:
         origin = resolve_source(source)
         artifact = Artifact.open(origin.artifact) if origin.artifact else None
         loaded = base or load(origin.base, progress)
+        origin.check_cached(loaded.fingerprint)
         opened = cls(loaded, artifact or Artifact.rtn(loaded, loaded.group), **options)
         opened.origin = origin
         return opened

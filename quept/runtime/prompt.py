@@ -30,8 +30,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from .template import TemplateFailure, rendered
 
 ROLES = ("system", "user", "assistant")
 MAX_CHARACTERS = 1_000_000  # more is refused unread: no context is that long, and counting takes a second
@@ -151,14 +152,14 @@ def _rendered(
     """The conversation as text, and the ids that go before it."""
     owner = processor or tokenizer
     if owner.chat_template:
+        told = [
+            {"role": turn["role"], "content": _parts(turn) if processor else turn["content"]}
+            for turn in turns
+        ]
         try:
-            told = [
-                {"role": turn["role"], "content": _parts(turn) if processor else turn["content"]}
-                for turn in turns
-            ]
-            return owner.apply_chat_template(told, tokenize=False, add_generation_prompt=not answered), []
-        except TemplateError as error:
-            raise PromptError(f"This model's chat template refuses the conversation: {error}") from error
+            return rendered(owner, told, not answered), []
+        except TemplateFailure as error:
+            raise PromptError(str(error)) from error
     around_nothing = tokenizer.encode("")
     start = around_nothing[:1] if around_nothing[:1] == [tokenizer.bos_token_id] else []
     shown = [f"{processor.image_token}\n" * turn["pictures"] if processor else "" for turn in turns]

@@ -215,7 +215,10 @@ def test_a_plan_of_another_model_is_refused():
         ("[]", "not a sensitivity table"),
         ('{"format": "quept-plan"}', "not a sensitivity table"),
         ('{"format": "quept-sensitivity", "version": 3}', "version 3; this program reads up to 2"),
-        ('{"format": "quept-sensitivity", "version": 1, "model": "m"}', "damaged: missing or unknown data"),
+        (
+            '{"format": "quept-sensitivity", "version": 1, "model": "m"}',
+            "damaged: fingerprint: it is missing",
+        ),
     ],
 )
 def test_what_is_no_table_is_refused_in_words(text, words, tmp_path):

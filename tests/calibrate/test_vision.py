@@ -2,6 +2,7 @@
 as they were learned, the same bytes when a run was cut, every family."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -13,11 +14,12 @@ from torch.nn.functional import linear
 
 from quept.artifact import Artifact, ArtifactError
 from quept.artifact.store import TRANSFORM
-from quept.calibrate import calibrate
+from quept.calibrate import calibrate, worse
 from quept.calibrate.trainable import Trainable
+from quept.cli import main
 from quept.config import Recipe, RecipeError
 from quept.engines.quept import Quept
-from quept.models import layout_of
+from quept.models import layout_of, load
 from quept.numerics.adapters import RankSchedule
 from quept.numerics.static import fake_quantize_static
 from quept.plan import Bits, PrecisionPlan
@@ -86,6 +88,46 @@ def test_no_width_ends_worse_than_where_it_started(run):
     assert all(row["kl"] <= row["kl_plain"] for row in quality.values())
 
 
+def test_a_width_on_grids_that_lost_goes_back_to_plain_rounding_grids_and_all(data, tmp_path):
+    """The grids cut off half of all values: worse at 6 bits than the range of each token."""
+    one = one_epoch(data, transforms=[], static={"widths": [4, 6], "percentiles": [0.51], "images": 16})
+    made = calibrate(save_tiny_vision("vit", tmp_path / "model"), one, tmp_path / "out", device="cpu")
+    row = made.manifest.quality["W6A6"]
+    assert row["kl"] == row["kl_rtn"] < row["kl_plain"] and not worse(made.manifest.quality)
+    assert not any(6 in made.engine.static(name) for name in made.manifest.layers)
+
+
+def test_transforms_go_where_every_width_is_better_without(data, tmp_path, monkeypatch):
+    judged(monkeypatch, 0.25, 1.0, 1.0, 1.0)
+    model = save_tiny_vision("vit", tmp_path / "model")
+    made = calibrate(model, one_epoch(data), tmp_path / "out", device="cpu")
+    assert made.record is None and {row["kl"] for row in made.manifest.quality.values()} == {0.25}
+    plan, x = PrecisionPlan.uniform(4, 4), pictures("vit")
+    with torch.no_grad():
+        views = (ElasticModel.open(f, dtype=torch.float32).view(plan)(x) for f in (tmp_path / "out", model))
+        assert torch.equal(*views)
+
+
+def test_a_width_worse_than_plain_rounding_is_said_with_an_exit_code(data, tmp_path, monkeypatch, capsys):
+    model = str(save_tiny_vision("vit", tmp_path / "model"))
+    quality = {"W8A8": {"kl": 0.042, "kl_plain": 0.05, "kl_rtn": 0.0022}, "W4A4": {"kl": 1.0, "kl_rtn": 2.0}}
+    plain = Artifact.rtn(load(model))
+    made = Artifact(dataclasses.replace(plain.manifest, quality=quality))
+    monkeypatch.setattr("quept.calibrate.calibrate", lambda *_: made)
+    argv = [
+        "calibrate",
+        model,
+        "--recipe",
+        "vit-weight-act",
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main(argv) == 3
+    assert "W8A8 came out worse than plain rounding" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("family", ["vit", "swin"])
 def test_learning_helps_on_pictures_it_never_saw(family, data, tmp_path):
     """The mean divergence falls to between 0.35 and 0.6 of the start over seeds and kinds of products."""
@@ -112,8 +154,23 @@ def test_every_block_was_tuned_and_patch_merging_too(run):
     assert any("downsample" in name for name in tuned) == (run[0] == "swin")
 
 
-def test_static_grids_run_as_they_were_learned(run):
-    name, _, out = run
+def judged(monkeypatch, *losses: float) -> None:
+    """The comparison finds these: the base, its transform by token and on grids, as learned."""
+    turns = itertools.cycle(losses)
+    monkeypatch.setattr("quept.calibrate.job.divergence_loss", lambda *_: torch.tensor(next(turns)))
+
+
+def one_epoch(data, **changes):
+    """Block-wise only, and short."""
+    stage = recipe(data).to_dict()["block_wise"] | {"epochs": 1}
+    return recipe(data, block_wise=stage, end_to_end=None, **changes)
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_static_grids_run_as_they_were_learned(name, data, tmp_path, monkeypatch):
+    judged(monkeypatch, 1.0, 1.0, 1.0, 0.5)
+    out = tmp_path / "out"
+    calibrate(save_tiny_vision(name, tmp_path / "model"), one_epoch(data), out, device="cpu")
     elastic = ElasticModel.open(out, device="cpu", dtype=torch.float32)
     view = elastic.view(PrecisionPlan.uniform(4, 4))
     for layer in elastic.layers:

@@ -31,8 +31,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from quept.checked import Count, Group, Number, Positive, Share, Width, checked, form
 from quept.files import parse_json, read_bytes, write_atomic
 from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, WEIGHT_BITS, PrecisionPlan
 
@@ -48,6 +49,26 @@ FULL_PRECISION, BASE = (
 
 
 SHORT = re.compile(r"w\d+(a\d+)?(kv\d+)?(e\d+)?", re.IGNORECASE)  # what PrecisionPlan.parse takes for no file
+
+
+_ROW = dict[Width, Number]
+_FIGURES = form(kl=Number, ppl=Positive, same_top=Share, more=True)
+_FORM = form(
+    format=str,
+    version=int,
+    model=str,
+    fingerprint=str,
+    group=Group,
+    per=Literal["layer", "block"],
+    data=form(text=str, tokens=Count, context=Count, dtype=str),
+    reference=form(ppl=Positive, tokens=Count, context=Count, more=True),
+    layers=dict[str, _ROW],
+    uniform=dict[Width, _FIGURES],
+    whole=dict[str, _FIGURES],
+    embeddings=_ROW,
+    activations=dict[str, _ROW],
+    base=str,
+)
 
 
 class SensitivityError(ValueError):
@@ -214,32 +235,15 @@ class SensitivityTable:
     def from_json(cls, text: str | bytes) -> SensitivityTable:
         """Read what `to_json` writes; SensitivityError in words for anything else."""
         data = parse_json(text, "a sensitivity table", FORMAT, VERSION, SensitivityError)
-        names = {f.name for f in fields(cls)}
         if data["version"] == 1:
             data |= {"whole": {}, "embeddings": {}, "activations": {}, "base": FULL_PRECISION}
-        wrong = names.symmetric_difference(set(data) - {"format", "version"})
-        if wrong:
-            raise SensitivityError(
-                f"this sensitivity table is damaged: missing or unknown {', '.join(sorted(wrong))}"
-            )
-        try:
-            tables = {
-                "layers": {name: _figures(row) for name, row in data["layers"].items()},
-                "activations": {name: _figures(row) for name, row in data["activations"].items()},
-                "embeddings": _figures(data["embeddings"]),
-                "uniform": {int(b): dict(row) for b, row in data["uniform"].items()},
-                "whole": {str(name): dict(row) for name, row in data["whole"].items()},
-            }
-        except (AttributeError, TypeError, ValueError):
-            raise SensitivityError(
-                "this sensitivity table is damaged: its figures are not numbers by width"
-            ) from None
-        if not tables["layers"]:
+        data = checked(data, _FORM, "this sensitivity table", SensitivityError)
+        if not data["layers"]:
             raise SensitivityError("this sensitivity table is empty; measure it again")
-        odd = [name for name in tables["whole"] if name != BASE and not SHORT.fullmatch(name)]
+        odd = [name for name in data["whole"] if name != BASE and not SHORT.fullmatch(name)]
         if odd:
             raise SensitivityError(f"this sensitivity table is damaged: {odd[0]!r:.40} is no plan like W4E8")
-        return cls(**{name: data[name] for name in names} | tables)
+        return cls(**{f.name: data[f.name] for f in fields(cls)})
 
     def save(self, path: str | Path) -> None:
         """Write the file; it appears whole or not at all."""
@@ -262,10 +266,6 @@ def _text_keys(table: Mapping) -> dict:
         else dict(row)
         for key, row in table.items()
     }
-
-
-def _figures(row: Mapping[str, float]) -> dict[int, float]:
-    return {int(bits): float(kl) for bits, kl in row.items()}
 
 
 def _row(row: Mapping[int, float], widths: tuple[int, ...]) -> list[float] | None:

@@ -1,0 +1,60 @@
+"""Data from outside held against the form it must have, once for all files: pydantic says what is wrong, and
+the sentence names the entry.
+
+    FIGURES = form(kl=Number, ppl=Positive, more=True)            entries by name; `more`: others are numbers
+    data = checked(data, form(model=str, uniform=dict[Width, FIGURES]), "this table", SensitivityError)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=2**53)]
+Whole = Annotated[int, Field(ge=0, le=2**53)]
+Width = Annotated[int, Field(ge=2, le=16)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Group = Count | Literal["auto", "row"]
+
+
+def form(more: bool = False, **entries: Any) -> Any:
+    """A mapping with exactly these entries; with `more`, further ones that are numbers."""
+    kind = TypedDict("Form", entries)
+    kind.__pydantic_config__ = ConfigDict(extra="allow" if more else "forbid")
+    return Annotated[kind, AfterValidator(_numbers)] if more else kind
+
+
+def _numbers(row: dict) -> dict:
+    odd = [key for key, value in row.items() if type(value) not in (int, float) or not math.isfinite(value)]
+    if odd:
+        raise ValueError(f"{odd[0]!r:.80} should be a finite number")
+    return row
+
+
+def checked(data: Mapping[str, Any], kind: Any, what: str, error: Callable[[str], Exception]) -> Any:
+    """`data`, as JSON gave it, in the form `kind`, keys that must be numbers as numbers; `error` with a
+    sentence that begins with `what` where it is not."""
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+    except (ValidationError, ValueError, TypeError, RecursionError) as refused:
+        found = refused.errors(include_url=False) if isinstance(refused, ValidationError) else []
+        parts = [str(part)[:80] for part in found[0]["loc"]] if found else []
+        where = ".".join(part for part in parts if not part.startswith(("[key]", "constrained-", "literal[")))
+        told = found[0]["msg"].removeprefix("Value error, ") if found else "it is no JSON"
+        told = told.replace("Input should", "it should").replace("Field required", "it is missing")
+        told = told.replace("Extra inputs are not permitted", "nothing of that name is known here")
+        raise error(f"{what} is damaged: {where or 'all of it'}: {told[:1].lower()}{told[1:]}") from None
+
+
+def in_words(error: Exception) -> str:
+    """What to quote of an error in a sentence: our own words, and of the interpreter's only what is named."""
+    if isinstance(error, KeyError):
+        return f"{str(error)[:80]} is missing"
+    return str(error) if isinstance(error, ValueError | OSError) else "a value of the wrong kind"
