@@ -29,6 +29,10 @@ class Measured(Tabled, Protocol):
     task: TextTask
 
 
+class _Stopped(Exception):
+    """The search was ended between two turns at the gate."""
+
+
 @dataclass(frozen=True)
 class Refined:
     """How far a refinement is: what the browser shows (see components/budget.py), and at its end the plan."""
@@ -45,19 +49,25 @@ def refinement(
     stopped: Callable[[], bool],
     seconds: float = SECONDS,
 ) -> Iterator[Refined]:
-    """Search from `plan` within the request's budget and limits, until `seconds` are over or `stopped()`.
-    What cannot be refined ends with a sentence. A search that was stopped gives the best plan so far."""
+    """Search from `plan` within the request's budget and limits, until `seconds` are over or `stopped()`,
+    which is asked before every turn at the gate. What cannot be refined ends with a sentence. A search that
+    was stopped gives the best plan so far."""
+
+    def turn() -> AbstractContextManager:
+        if stopped():
+            raise _Stopped
+        return gate()
+
+    trial = None
     state: dict[str, Any] = {"status": "running", "message": "Preparing", "limit": seconds, "fraction": 0.0}
     yield Refined(state)
     try:
-        trials = _trials(opened, plan, request, gate, seconds)
-        with closing(trials):
-            trial = None
+        with closing(_trials(opened, plan, request, turn, seconds)) as trials:
             for trial in trials:
-                if stopped():
-                    break
                 if not trial.final:
                     yield Refined(state | _told(trial))
+    except _Stopped:
+        pass
     except ValueError as error:
         yield Refined(state | {"status": "error", "message": sentence(error)})
         return

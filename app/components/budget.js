@@ -303,7 +303,7 @@ function onPath() {
 /* Refinement: a job of Python's; the faders stay free meanwhile. */
 
 function refine() {
-  if (refining) return trigger("cancel");
+  if (refining) return cancel();
   refining = { link: linkNow() };
   view.told.textContent = "Waiting to begin";
   view.load.hidden = true;
@@ -313,13 +313,21 @@ function refine() {
   trigger("refine", { budget, ...limits() });
 }
 
+/* The pass under way is the last: that this was heard is said at once. */
+function cancel() {
+  refining.stopping = true;
+  view.told.textContent = view.live.textContent = "Stopping";
+  drawRefine();
+  trigger("cancel");
+}
+
 const RESTING = ["done", "cancelled", "error"];
 
 function onRefined() {
   const state = props.refined;
   if (!state || !refining) return;
   const over = RESTING.includes(state.status);
-  view.told.textContent = refinedWords(state);
+  if (over || !refining.stopping) view.told.textContent = refinedWords(state);
   view.bar.style.transform = `scaleX(${over ? 1 : state.fraction || 0})`;
   view.track.setAttribute("aria-valuenow", Math.round(100 * (state.fraction || 0)));
   if (!over) return;
@@ -346,7 +354,8 @@ function refinedWords(state) {
   const figures = [`KL ${smallWords(kl)}`, `at the start ${smallWords(start)}`];
   if (typeof uniform === "number") figures.push(`uniform at these bytes ${smallWords(uniform)}`);
   const plans = `${tried} ${tried === 1 ? "plan" : "plans"} tried`;
-  const time = RESTING.includes(status) ? `${Math.round(seconds)} s` : `${Math.round(seconds)} of ${limit} s`;
+  const ending = RESTING.includes(status) || seconds > limit; // what was found is checked then
+  const time = `${Math.round(seconds)}${ending ? "" : ` of ${limit}`} s`;
   const found = state.better ? `refined to ${state.name}` : "nothing better found";
   const ended = { done: found, cancelled: "stopped" };
   const words = ended[status] ?? state.stage;
@@ -357,7 +366,7 @@ function refinedWords(state) {
 function drawRefine(keep = false) {
   view.refine.textContent = refining ? "Cancel" : "Refine";
   view.refine.classList.toggle("stop", Boolean(refining));
-  view.refine.disabled = !path?.path && !refining;
+  view.refine.disabled = refining ? Boolean(refining.stopping) : !path?.path;
   view.refine.title = refining
     ? "Stop; the best plan so far is kept"
     : "Measure neighbours of this plan for a minute and keep the best one of the same bytes";

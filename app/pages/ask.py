@@ -393,7 +393,7 @@ def _compared(sides: Sequence[Precision], frame: Frame) -> str:
         if parting:
             return f"The answers differ: {_said(left)} at {one}, {_said(right)} at {other}."
         sure = f": {_percent(left)} sure at {one}, {_percent(right)} at {other}" if _is_word(left) else ""
-        return f"Both say “{left.text.strip()}”{sure}."
+        return f"Both say {_quoted(left)}{sure}."
     if parting:
         here, there = map(piece, parting.pieces)
         return f"The answers part at token {parting.index + 1}: {here} at {one}, {there} at {other}."
@@ -403,8 +403,11 @@ def _compared(sides: Sequence[Precision], frame: Frame) -> str:
 
 
 def _said(answer: Answer) -> str:
-    words = f"“{answer.text.strip()}”" if answer.text.strip() else "nothing"
-    return f"{words} ({_percent(answer)} sure)" if _is_word(answer) else words
+    return _quoted(answer) + (f" ({_percent(answer)} sure)" if _is_word(answer) else "")
+
+
+def _quoted(answer: Answer) -> str:
+    return f"“{answer.text.strip()}”" if answer.text.strip() else "nothing"
 
 
 def _percent(answer: Answer) -> str:

@@ -9,6 +9,7 @@ import json
 import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from app import conversation
 from app.components.easel import picture_of
+from app.conversation import Answer, Frame
 from app.pages import ask
 from app.pages.ask import (
     Setting,
@@ -131,6 +133,12 @@ def test_short_answers_tell_how_sure_each_side_is(desk: PageContext, monkeypatch
     for side in turn["shown"]["sides"]:
         shares = [share for _, share in side["bars"]]
         assert len(shares) == 4 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
+
+
+def test_two_answers_without_a_word_are_said_to_say_nothing():
+    silent = Answer(state="done", tokens=1, candidates=(("", 0.75),))
+    sides = [SimpleNamespace(label=label) for label in ("full precision", "W4")]
+    assert ask._compared(sides, Frame((silent, silent), same=1)) == "Both say nothing."
 
 
 def test_the_picture_and_equal_prompts_are_prepared_once(desk: PageContext, monkeypatch):

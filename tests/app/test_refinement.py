@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import re
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from app.pages import explore
+from app.refinement import refinement
 from app.service import Sample, Service
 from quept.evaluate import Results
 from quept.plan import PrecisionPlan
@@ -65,6 +67,21 @@ def test_the_search_sees_other_text_than_the_page_shows_figures_of(service):
         assert not shown & set(map(tuple, opened.task.windows_from(first, 4).ids.tolist()))
     with pytest.raises(ValueError, match="too short"):
         opened.task.windows_from(1000, 4)
+
+
+def test_a_stop_is_heard_before_the_next_turn_at_the_gate(service, elastic):
+    opened, turns, asked = service.opened[MODEL], [], []
+
+    def gate():
+        turns.append(len(asked))
+        return nullcontext()
+
+    def stopped() -> bool:
+        asked.append(1)
+        return len(turns) >= 5
+
+    *_, last = refinement(opened, PLAN, request(elastic), gate, stopped, 60)
+    assert last.state["status"] == "cancelled" and len(turns) == 5
 
 
 def test_the_visitor_stops_it_and_keeps_the_best_so_far(service, elastic):

@@ -391,7 +391,12 @@ def test_a_refinement_can_be_cancelled_and_does_not_overrule_an_edit(page, site,
     page.keyboard.press("8")
     expect(status(page)).to_contain_text("Measured", timeout=30_000)
     edited = shown(page)
-    page.locator("[data-refine]").click()
+    heard = page.evaluate("""() => {
+      const [button, told] = ["refine", "told"].map((name) => document.querySelector(`[data-${name}]`));
+      button.click();
+      return [told.textContent, button.disabled];
+    }""")
+    assert heard == ["Stopping", True], "at once, however long the pass under way takes"
     expect(said).to_contain_text("Stopped", timeout=30_000)
     expect(page.locator("[data-refine]")).to_have_text("Refine")
     assert shown(page) == edited
