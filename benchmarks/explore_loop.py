@@ -1,6 +1,6 @@
-"""How long a person waits: drives the running app in Chromium, caches warm.
+"""How long a person waits: drives the running app in Chromium, caches warm but no result known yet.
 
-    python benchmarks/explore_loop.py [--repeats 3]
+    python benchmarks/explore_loop.py [--model smollm2-135m] [--repeats 3]
 
 page_usable_s        process start until the equaliser can be dragged
 loading_state_s      process start until the loading screen answers
@@ -18,7 +18,7 @@ import time
 
 from playwright.sync_api import Page, expect
 from report import report
-from running_app import app, chromium, wait_for
+from running_app import app, chromium, wait_for, without_results
 
 USABLE = '#equalizer [role="slider"]'
 
@@ -27,11 +27,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    with app() as (url, _, _):
+    with app(options.model) as (url, _, _):
         wait_for(url, 300, text="gradio")  # fetches and converts what is not in the cache yet
-    with app() as (url, start, _), chromium() as browser:
+    with (
+        without_results() as cache,
+        app(options.model, cache=cache) as (url, start, _),
+        chromium() as browser,
+    ):
         loading = wait_for(url, 30) - start
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(url)
@@ -49,7 +54,7 @@ def main() -> None:
     report(
         "Exploring in the browser",
         figures,
-        model="smollm2-135m",
+        model=options.model,
         tokens=4096,
         context=512,
         repeats=options.repeats,

@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()
 
-    rtn = open_float32(f"{options.model}:rtn")
+    rtn = open_float32(options.model if Path(options.model).is_dir() else f"{options.model}:rtn")
     windows = cut(Path(options.text).read_text("utf-8"), rtn.tokenizer, context=512, tokens=options.tokens)
     reference = open_reference(rtn, windows)
     uniform = {name: PrecisionPlan.parse(name) for name in (*WEIGHTS, *WITH_ACTIVATIONS)}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
+
+from quept.zoo import cache_dir
 
 ROOT = Path(__file__).parent.parent
 ARGUMENTS = [
@@ -25,13 +29,26 @@ ARGUMENTS = [
 
 
 @contextmanager
-def app(*options: str) -> Iterator[tuple[str, float, subprocess.Popen]]:
-    """Start `app.py` on a free port: (its URL, when it was started, the process). Killed at the end."""
+def without_results() -> Iterator[Path]:
+    """A cache folder with links to what is in the ordinary one, except for what was measured: a plan that
+    an earlier run measured would be looked up, not measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path in cache_dir().iterdir():
+            if not path.name.startswith("results."):
+                (Path(folder) / path.name).symlink_to(path)
+        yield Path(folder)
+
+
+@contextmanager
+def app(*options: str, cache: Path | None = None) -> Iterator[tuple[str, float, subprocess.Popen]]:
+    """Start `app.py` on a free port, with another cache folder if one is given: (its URL, when it was
+    started, the process). Killed at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "app.py", "--port", str(port), *options], cwd=ROOT)
+    command = [sys.executable, "app.py", "--port", str(port), *options]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"QUEPT_CACHE": str(cache or cache_dir())})
     try:
         yield f"http://127.0.0.1:{port}/", start, process
     finally:

@@ -1,6 +1,6 @@
 """Eight visitors at eight precisions, editing, measuring and chatting at once on one service.
 
-    python benchmarks/visitors.py [--minutes 5] [--visitors 8]
+    python benchmarks/visitors.py [--model smollm2-135m] [--minutes 5] [--visitors 8]
 
 Each visitor is a thread that calls the service as the pages' handlers do, all in this process, so that memory
 growth is the service's own. Texts are greedy; they are compared with each other and with the same
@@ -22,9 +22,10 @@ import time
 import psutil
 from report import report
 
-from app.conversation import Side, chat
+from app.conversation import chat
 from app.serve import open_service
 from app.service import Service
+from app.side import Side
 from quept.plan import PrecisionPlan
 from quept.runtime import Sampling
 
@@ -34,15 +35,15 @@ PROMPTS = (
     "Name three colours of the rainbow.",
     "Write one sentence about the sea.",
 )
-MODEL = "smollm2-135m"
 
 
 class Visitor(threading.Thread):
     """Edits a plan, watches it being measured for a while, chats, again and again until the time is up."""
 
-    def __init__(self, service: Service, index: int, until: float, started: threading.Barrier):
+    def __init__(self, service: Service, model: str, index: int, until: float, started: threading.Barrier):
         super().__init__(daemon=True)
-        self.service, self.index, self.until, self.started = service, index, until, started
+        self.service, self.model, self.index = service, model, index
+        self.until, self.started = until, started
         self.plan = PLANS[index % len(PLANS)]
         self.answers: dict[str, str] = {}
         self.errors: list[str] = []
@@ -55,7 +56,7 @@ class Visitor(threading.Thread):
             try:
                 self._edit(turn)
                 prompt = PROMPTS[turn % len(PROMPTS)]
-                text = answer(self.service, self.plan, prompt)
+                text = answer(self.service, self.model, self.plan, prompt)
                 self.differ += self.answers.setdefault(prompt, text) != text
             except Exception as error:
                 self.errors.append(repr(error))
@@ -64,22 +65,22 @@ class Visitor(threading.Thread):
                 self.started.wait()
 
     def _edit(self, turn: int) -> None:
-        layers = self.service.models[MODEL].layers
+        layers = self.service.models[self.model].layers
         layer = layers[(37 * self.index + 11 * turn) % len(layers)]
         plan = PrecisionPlan.of({"*": self.plan.default, layer: 2 + (turn + self.index) % 7})
         start = time.perf_counter()
-        for state in self.service.measure(MODEL, plan, f"visitor {self.index}"):
+        for state in self.service.measure(self.model, plan, f"visitor {self.index}"):
             if state["estimate"]:
                 self.waits.append(time.perf_counter() - start)
                 break
 
 
-def answer(service: Service, plan: PrecisionPlan, prompt: str) -> str:
+def answer(service: Service, model: str, plan: PrecisionPlan, prompt: str) -> str:
     """One greedy answer at a plan."""
     history = [[{"role": "user", "content": prompt}]]
     sampling = Sampling(temperature=0.0, max_tokens=24)
     side = Side(plan, plan.name)
-    *_, last = chat(service.models[MODEL], [side], history, sampling, "", service.gate, service.admission)
+    *_, last = chat(service.models[model], [side], history, sampling, "", service.gate, service.admission)
     return last.answers[0].text
 
 
@@ -87,15 +88,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--visitors", type=int, default=8)
     options = parser.parse_args()
-    service = open_service([MODEL], 1_000_000_000, lambda stage, fraction=None: None)
-    for _ in service.measure(MODEL, PrecisionPlan.full(), "first"):
+    service = open_service([options.model], 1_000_000_000, lambda stage, fraction=None: None)
+    (model,) = service.models
+    for _ in service.measure(model, PrecisionPlan.full(), "first"):
         pass
     started = threading.Barrier(options.visitors + 1)
     until = time.perf_counter() + 60 * options.minutes
-    visitors = [Visitor(service, i, until, started) for i in range(options.visitors)]
+    visitors = [Visitor(service, model, i, until, started) for i in range(options.visitors)]
     for visitor in visitors:
         visitor.start()
     started.wait()
@@ -105,18 +108,18 @@ def main() -> None:
         visitor.join()
     gc.collect()
     growth = psutil.Process().memory_info().rss - before
-    alone = {(v.index, p): answer(service, v.plan, p) for v in visitors for p in v.answers}
+    alone = {(v.index, p): answer(service, model, v.plan, p) for v in visitors for p in v.answers}
     figures = {
         "errors": sum(len(v.errors) for v in visitors),
         "texts_differ": sum(v.differ for v in visitors)
         + sum(v.answers[p] != alone[v.index, p] for v in visitors for p in v.answers),
         "rss_growth_mb": growth / 1e6,
-        "longest_edit_s": max(w for v in visitors for w in v.waits),
+        "longest_edit_s": max((w for v in visitors for w in v.waits), default=float("nan")),
         "edits": sum(len(v.waits) for v in visitors),
     }
     for error in {e for v in visitors for e in v.errors}:
         print("error:", error)
-    report("Visitors at once", figures, visitors=options.visitors, minutes=options.minutes, model=MODEL)
+    report("Visitors at once", figures, visitors=options.visitors, minutes=options.minutes, model=model)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,167 @@
+"""Every benchmark runs on a tiny model, and runs again where it has been before."""
+
+import gc
+import gzip
+import hashlib
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from quept.allocate import SensitivityTable
+from quept.calibrate import calibrate, calibrate_rtn
+from quept.config import Recipe
+from quept.data import fashion_mnist
+from quept.plan import QUANTIZED_BITS
+from quept.runtime import ElasticModel
+from tests.tiny import save_tiny
+from tests.zoo.conftest import easy_vqa_folder  # noqa: F401
+from tests.zoo.test_fashion_vit import idx, pictures
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TEXT = " ".join(f"{i} quick brown foxes jump over {i * i % 97} lazy dogs." for i in range(400))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(save_tiny("llama", tmp_path_factory.mktemp("tiny"), max_position_embeddings=2048))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def table(model, tmp_path_factory) -> str:
+    """Made-up sensitivities."""
+    elastic = ElasticModel.open(model, device="cpu")
+    ends = {"ppl": 20.0, "same_top": 0.5}
+    made = SensitivityTable(
+        model="tiny",
+        fingerprint=elastic.artifact.weights_id,
+        group=elastic.artifact.group,
+        per="layer",
+        data={"text": "words", "tokens": 64, "context": 32, "dtype": "float32"},
+        reference={"ppl": 20.0, "tokens": 64, "context": 32},
+        layers={name: {b: 3.0**-b for b in QUANTIZED_BITS} for name in elastic.layers},
+        uniform={b: ends | {"kl": 3.0**-b} for b in QUANTIZED_BITS},
+        embeddings={b: 3.0**-b for b in (4, 5, 6, 7, 8)},
+    )
+    path = tmp_path_factory.mktemp("table") / "table.json"
+    made.save(path)
+    return str(path)
+
+
+@pytest.fixture
+def benchmark(tmp_path, monkeypatch, capsys):
+    """Runs a script with arguments, in a cache of its own; the figures of its last line."""
+    monkeypatch.setenv("QUEPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *options: str) -> dict:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
+        try:
+            runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
+        finally:
+            gc.unfreeze()
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run
+
+
+def test_switching(benchmark, model):
+    for _ in range(2):
+        figures = benchmark("switching", "--model", model, "--repeats", 1)
+        assert figures["layer_warm_ms"] > 0 and figures["forward_ratio"] > 0
+
+
+def test_visitors(benchmark, model, monkeypatch):
+    monkeypatch.setattr("app.serve.zoo.text", lambda name, progress=None: TEXT)
+    for _ in range(2):
+        figures = benchmark("visitors", "--model", model, "--minutes", 0, "--visitors", 2)
+        assert figures["errors"] == figures["texts_differ"] == 0
+
+
+def test_quality(benchmark, model, text, tmp_path):
+    learned = {"sources": {text: 1}}
+    stage = {"steps": 1, "batch": 1, "context": 32, "adapter_rates": [1e-3], "draws": [[4]]}
+    recipe = Recipe.from_dict(
+        {
+            "name": "tiny",
+            "note": "for tests",
+            "group": 32,
+            "text": learned,
+            "adapters": {"groups": [[4]], "steps": [1]},
+            "clip": {"start": {4: 4.0}},
+            "end_to_end": stage | {"clip_rate": 1e-2},
+        }
+    )
+    calibrate(model, recipe, tmp_path / "run", device="cpu")
+    options = ("--model", model, "--text", text, "--tokens", 1024, "--only", "weight-only")
+    for _ in range(2):
+        assert "w2" in benchmark("quality", *options, "--weight-only", tmp_path / "run")
+
+
+def test_baselines_of_ours(benchmark, model, text, tmp_path):
+    calibrate_rtn(model, tmp_path / "run")
+    options = ["--model", model, "--text", text, "--calibration", text, "--only", "ours", "--bits", 3]
+    for _ in range(2):
+        figures = benchmark("baselines", *options, "--ours", tmp_path / "run", "--tokens", 512)
+        assert figures["rtn--ours_w3_kl"] > figures["full-precision_w16_kl"]
+
+
+def test_allocation(benchmark, model, text, table, tmp_path):
+    small = (
+        "--tokens",
+        1024,
+        "--bits",
+        3,
+        "--search-text",
+        text,
+        "--search-tokens",
+        512,
+        "--verify-tokens",
+        512,
+    )
+    for _ in range(2):
+        found = benchmark(
+            "allocation", "--model", model, "--text", text, "--table", table, *small, "--seconds", 1,
+            "--trials", 3, "--random-plans", 6, "--random-tokens", 512, "--resume", tmp_path / "lines.jsonl",
+        )  # fmt: skip
+        assert found["b3"]["bytes"] <= found["b3"]["budget"] and found["solver_ms"] > 0
+
+
+@pytest.mark.slow
+def test_accuracy_of_the_classifier(benchmark, tmp_path, monkeypatch):
+    files = {}
+    for split, count in (("train", 140), ("test", 20)):
+        pairs = []
+        for (name, _), values in zip(fashion_mnist.FILES[split], pictures(count), strict=True):
+            packed = gzip.compress(idx(values))
+            (tmp_path / name).write_bytes(packed)
+            pairs.append((name, hashlib.sha256(packed).hexdigest()))
+        files[split] = tuple(pairs)
+    monkeypatch.setattr(fashion_mnist, "FILES", files)
+    monkeypatch.setattr(fashion_mnist, "INSTALLED", tmp_path)
+    figures = benchmark("vision_quality", "--images", 20)
+    assert {"fp", "w4a4", "w4a4_rtn", "w2", "seconds_per_1000"} <= set(figures)
+
+
+@pytest.mark.slow
+def test_accuracy_of_answers(benchmark, easy_vqa_folder):  # noqa: F811
+    figures = benchmark("vqa_quality", "--data", easy_vqa_folder, "--questions", 4)
+    assert {"fp", "w4", "w4_all", "w4_rtn", "seconds_per_200"} <= set(figures)
+
+
+@pytest.mark.slow
+def test_exploring_in_the_browser(benchmark, chromium_path, model, monkeypatch):
+    monkeypatch.delenv("QUEPT_CACHE")  # the evaluation text is fetched once
+    for _ in range(2):
+        figures = benchmark("explore_loop", "--model", model, "--repeats", 1)
+        assert figures["requests_while_dragging"] == 0 < figures["first_estimate_s"]
