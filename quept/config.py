@@ -25,6 +25,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from quept.checked import Share, checked, form
+from quept.files import read_text
 from quept.numerics.adapters import RankSchedule
 from quept.plan import ACTIVATION_BITS, FULL
 from quept.presets import RECIPES, recipes
@@ -250,8 +251,8 @@ class Recipe:
                 f"no recipe {str(name)!r}: give {', '.join(recipes())}, or a path ending in .toml"
             )
         try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+            data = tomllib.loads(read_text(path, "a recipe"))
+        except ValueError as error:
             raise RecipeError(f"{path} is not a recipe: {error}") from None
         try:
             return cls.from_dict({"name": path.stem} | data)

@@ -2,6 +2,7 @@
 
 write_atomic, write_tensors, replacing   a temporary name in the same folder, mode 0644, then a rename
 read_json, parse_json                    one JSON object with "format" and a version, refused in words
+read_text                                a text in the encoding that it says, and nothing that is none
 read_lines, append_line, resume_lines    JSON lines; the line that a killed run was writing is left out
 
 What cannot be written raises FileError, one sentence that names the file and says what to do. A reader sees
@@ -10,6 +11,7 @@ the old file or the new one, and nothing else is left in the folder unless the p
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
@@ -33,6 +35,15 @@ _WAY_OUT = {
     errno.ENOTDIR: "a part of that path is a file: choose another place",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
 }
+
+_MARKS = (  # the longer ones first: that of UTF-32 begins like that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # none that marks lines, pages or colours
 
 
 class FileError(OSError):
@@ -146,6 +157,25 @@ def read_bytes(path: str | Path, what: str, error: Callable[[str], Exception] = 
     except (OSError, ValueError) as cause:  # ValueError: a name with a null byte
         reason = getattr(cause, "strerror", None) or "that is not the name of a file"
         raise error(f"cannot read {what} from {path}: {reason}") from None
+
+
+def read_text(path: str | Path, what: str = "a text", error: Callable[[str], Exception] = ValueError) -> str:
+    """Returns the text of a file, in UTF-8 or what its byte order mark says, without that mark and with line
+    ends as one character; `error` with a sentence for a file that is no text."""
+    content = read_bytes(path, what, error)
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as cause:
+        named = encoding.removesuffix("-sig").upper()
+        at = f"from byte {cause.start:,} on"
+        raise error(f"{path} is not text in {named} {at}: save it as UTF-8, if it is a text") from None
+    odd = len(_CONTROLS.findall(text))
+    if "\0" in text or odd > len(text) / 1000:
+        raise error(
+            f"{path} is not a text, it holds {odd:,} control characters: save it as UTF-8, if it is one"
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:

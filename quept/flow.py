@@ -71,7 +71,7 @@ def text_reference(
     """Returns full precision's answers to the first tokens of a built-in text or a text file."""
     from quept.evaluate import Sample, open_reference
 
-    return open_reference(elastic, Sample.read(text, tokens, context, progress).windows(elastic.tokenizer))
+    return open_reference(elastic, Sample.read(text, tokens, context, progress).windows(elastic))
 
 
 def sensitivity(

@@ -10,7 +10,7 @@ SPOKEN, (1, tokens) bool, after which tokens the model speaks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import LongTensor, Tensor, nn
@@ -21,6 +21,7 @@ from quept.data.pictures import pictures
 from quept.data.ragged import Ragged
 from quept.data.text import sequences, without
 from quept.models import LoadedModel
+from quept.models.context import check_context, context_length
 
 from .errors import CalibrationError
 
@@ -48,6 +49,7 @@ def calibration_data(recipe: Recipe, loaded: LoadedModel, report: Progress) -> D
         return _pairs(recipe, loaded, report)
     report("reading the calibration text", None)
     stage = end_to_end or block_wise
+    check_context(stage.context, loaded.model)
     first = block_wise.sequences if block_wise else 0
     count = first + (end_to_end.steps * end_to_end.batch if end_to_end else 0)
     ids = sequences(
@@ -81,7 +83,9 @@ def _pictures(recipe: Recipe, loaded: LoadedModel, report: Progress) -> Data:
 def _pairs(recipe: Recipe, loaded: LoadedModel, report: Progress) -> Data:
     """Both stages read the same conversations."""
     report("reading the calibration pairs", None)
-    held_out, training = conversations(recipe.pairs, loaded.processor, recipe.held_out, recipe.seed, report)
+    longest = context_length(loaded.model) or recipe.pairs.context
+    pairs = replace(recipe.pairs, context=min(recipe.pairs.context, longest))
+    held_out, training = conversations(pairs, loaded.processor, recipe.held_out, recipe.seed, report)
     return Data(training.of_one_length(), training, held_out)
 
 

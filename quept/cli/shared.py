@@ -135,7 +135,7 @@ def windows_of(
 ) -> Windows:
     from quept.evaluate import Sample
 
-    return Sample.read(options.text, tokens, options.context, progress).windows(elastic.tokenizer)
+    return Sample.read(options.text, tokens, options.context, progress).windows(elastic)
 
 
 def name_of(source: str) -> str:

@@ -33,7 +33,7 @@ from PIL.ExifTags import Base
 from safetensors import SafetensorError, safe_open
 from torch import LongTensor, Tensor
 
-from quept.files import write_tensors
+from quept.files import read_text, write_tensors
 from quept.models import Vision
 from quept.models.strips import check_shape
 
@@ -314,10 +314,7 @@ def _by_folder(folder: Path, classes: _Classes) -> list[tuple[Path, int]]:
 
 
 def _listed(folder: Path, file: Path, classes: _Classes) -> list[tuple[Path, int]]:
-    try:
-        lines = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ImageError(f"the labels {file} cannot be read: {error}") from None
+    lines = read_text(file, "the labels", ImageError).splitlines()
     found: dict[Path, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):

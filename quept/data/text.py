@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import LongTensor
 from transformers import PreTrainedTokenizerBase
 
 from quept import zoo
+from quept.files import read_text
 from quept.runtime.template import rendered
 
 Progress = Callable[[str, float | None], None]
@@ -71,7 +71,7 @@ def _windows(
 def _text(source: str, tokenizer: PreTrainedTokenizerBase, progress: Progress | None) -> str:
     entry = zoo.TEXTS.get(source)
     if entry is None and os.path.isfile(source):
-        return Path(source).read_text(encoding="utf-8", errors="replace")
+        return read_text(source)
     if entry is None or entry.use != "calibrate":
         known = ", ".join(name for name, e in zoo.TEXTS.items() if e.use == "calibrate")
         why = "is what plans are measured on" if entry else "is neither built in nor a file"

@@ -4,6 +4,7 @@ families  one table entry per architecture: which module paths play which role
 layout   the table applied to one model: its blocks, their linear layers by role, what stays as it is
 clone     copies of a module tree that share every tensor: what views and transformed models are made of
 load      a zoo name, a hub id or a folder -> model, tokenizer, layout
+context   how many tokens a model reads at once
 identity  what artifacts are bound to (fingerprint) and what numbers belong to (identity)
 folder    what lies at a path that is no model, and what to give instead
 complete  every tensor of a checkpoint used, every parameter found, nothing quantized already

@@ -30,6 +30,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.cache_utils import Cache
 
+from quept.models.context import context_length
+
 from .kvcache import make_cache as full_cache
 from .prompt import PromptError, check_fits, prompt_ids
 from .visual import VisualPrompt, VisualReader, shown, visual_prompt
@@ -318,14 +320,6 @@ def interleave(streams: Sequence[Iterator]) -> Iterator[tuple[int, Progress | To
     finally:
         for one in streams:
             one.close()
-
-
-def context_length(view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
-    """Tokens the model sees at once, as its config (or else its tokenizer) says; None where neither does."""
-    length = getattr(view.config.get_text_config(), "max_position_embeddings", None)
-    if length is None and tokenizer is not None and tokenizer.model_max_length < 1_000_000_000:
-        length = tokenizer.model_max_length
-    return length
 
 
 def _steps(

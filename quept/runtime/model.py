@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache
 from quept.artifact import Artifact, Source, resolve_source
 from quept.models import LoadedModel, ModelLayout, load
 from quept.models.clone import clone, shallow_copy
+from quept.models.context import check_context
 from quept.numerics.grid import Quantized
 from quept.plan import FULL, Bits, PlanError, PrecisionPlan
 from quept.presets import presets
@@ -228,6 +229,7 @@ class ElasticModel:
                 return model(inputs.to(self.device, torch.float32))
             if isinstance(inputs, Tensor):
                 inputs = {"input_ids": inputs}
+            check_context(inputs["input_ids"].shape[-1], model)
             inputs = {name: t.to(self.device) for name, t in inputs.items()}
             return model(**inputs, use_cache=False).logits
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from quept import zoo
 from quept.data.windows import Windows, cut
@@ -17,11 +16,13 @@ from quept.evaluate.forward import Gate, MakeCache
 from quept.evaluate.intervals import wilson
 from quept.evaluate.reference import Reference, open_reference
 from quept.evaluate.token_scores import Estimate, divergence
+from quept.files import read_text
+from quept.models.context import check_context, context_length
 
 from .base import EvalTask, Metric
 
 if TYPE_CHECKING:
-    pass
+    from quept.runtime import ElasticModel
 
 DEFAULT_TEXT, TOKENS, CONTEXT = "boolq-passages", 4096, 512
 Progress = Callable[[str, float | None], None]
@@ -51,10 +52,12 @@ class Sample:
         if not Path(text).is_file():
             raise ValueError(f"no text {text!r}: give {', '.join(zoo.TEXTS)}, or the path of a text file")
         name = Path(text).name
-        return cls(Path(text).read_text("utf-8", errors="replace"), name, tokens, context, name)
+        return cls(read_text(text), name, tokens, context, name)
 
-    def windows(self, tokenizer: PreTrainedTokenizerBase) -> Windows:
-        return cut(self.text, tokenizer, self.context, self.tokens)
+    def windows(self, elastic: ElasticModel) -> Windows:
+        """Returns them for a language model; ValueError where they pass its context."""
+        check_context(self.context, elastic)
+        return cut(self.text, elastic.tokenizer, self.context, self.tokens)
 
 
 class TextTask(EvalTask):
@@ -68,11 +71,14 @@ class TextTask(EvalTask):
     def sample(self) -> Sample:
         text = self.given.get("text")
         asked = {key: self.given[key] for key in (*self.options, "progress") if self.given.get(key)}
-        return text if isinstance(text, Sample) else Sample.read(**asked)
+        sample = text if isinstance(text, Sample) else Sample.read(**asked)
+        if "context" in asked:
+            return sample
+        return replace(sample, context=min(sample.context, context_length(self.elastic) or sample.context))
 
     @cached_property
     def windows(self) -> Windows:
-        return self.sample.windows(self.elastic.tokenizer)
+        return self.sample.windows(self.elastic)
 
     @cached_property
     def reference(self) -> Reference:

@@ -33,6 +33,7 @@ from quept.data.questions import Batch, Prepared, Questions, question_folder, st
 from quept.evaluate.forward import Gate, MakeCache
 from quept.evaluate.reference import BatchReference, open_reference
 from quept.models import FAMILIES
+from quept.models.context import check_context
 from quept.models.layout import family_of
 from quept.models.multimodal import language_inputs
 from quept.runtime.generate import end_tokens
@@ -195,6 +196,9 @@ def answer_logits(model: nn.Module, group: Prepared, make_cache: MakeCache | Non
 def _answer_log_probs(model: nn.Module, batch: Batch, make_cache: MakeCache | None) -> dict[str, Tensor]:
     """What a model says where the tokens of a batch's answers, and their ends, belong: log_probs (tokens,
     vocabulary), top (tokens,), the most likely of each."""
+    for group in batch.groups:
+        answer = max(len(asked.answer) for asked in group.asked)
+        check_context(group.prompt.inputs["input_ids"].shape[-1] + answer, model)
     logits = torch.cat([answer_logits(model, group, make_cache) for group in batch.groups])
     return {"log_probs": logits.log_softmax(-1).cpu(), "top": logits.argmax(-1).cpu()}
 
