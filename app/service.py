@@ -119,7 +119,7 @@ class OpenModel:
         if table is None:
             return {"empty": no_table(self.elastic)}
 
-        def figures(row: Mapping[int, float]) -> list[float | None]:
+        def costs(row: Mapping[int, float]) -> list[float | None]:
             return [float(f"{row[b]:.3g}") if b in row else None for b in table.widths]
 
         return {
@@ -129,8 +129,8 @@ class OpenModel:
                 {key: layer[key] for key in ("name", "block", "role")} for layer in described["layers"]
             ],
             "bits": list(table.widths),
-            "sensitivity": [figures(table.layers[layer["name"]]) for layer in described["layers"]],
-            "embeddings": figures(table.embeddings) if table.embeddings else None,
+            "sensitivity": [costs(table.layers[layer["name"]]) for layer in described["layers"]],
+            "embeddings": costs(table.embeddings) if table.embeddings else None,
             "conditions": table.conditions,
         }
 

@@ -39,7 +39,7 @@ from report import report
 
 from quept import ElasticModel, PrecisionPlan
 from quept.allocate import SensitivityTable
-from quept.allocate.search.race import Figures
+from quept.allocate.search.race import MeasurementLog
 from quept.allocate.search.refine import refine
 from quept.allocate.sensitivity.measure import measure_sensitivity
 from quept.allocate.solve.constraints import FREE
@@ -90,10 +90,10 @@ def main() -> None:
     whole = opened(elastic, searched_text(options), options.search_tokens + options.verify_tokens).windows
     split = options.search_tokens // CONTEXT
     search, fresh = (open_reference(elastic, Windows(ids)) for ids in (whole.ids[:split], whole.ids[split:]))
-    figures = Figures(options.resume, elastic)
+    log = MeasurementLog(options.resume, elastic)
 
     def kl(plan: PrecisionPlan, on: Reference = shown) -> float:
-        return measured(elastic, plan, on, figures)
+        return measured(elastic, plan, on, log)
 
     rows = {}
     for bits in options.bits:
@@ -290,12 +290,12 @@ def ray_ratio(elastic: ElasticModel, options: argparse.Namespace) -> dict:
     }
 
 
-def measured(elastic: ElasticModel, plan: PrecisionPlan, on: Reference, figures: Figures) -> float:
+def measured(elastic: ElasticModel, plan: PrecisionPlan, on: Reference, log: MeasurementLog) -> float:
     key = plan.key(elastic.layers), on.windows.id
-    if key not in figures.estimates:
+    if key not in log.estimates:
         *_, last = divergence(elastic.view(plan), on, on.windows)
-        figures.add({"plan": key[0], "windows": key[1], "estimate": last.to_dict()})
-    return figures.estimates[key]["kl"]
+        log.add({"plan": key[0], "windows": key[1], "estimate": last.to_dict()})
+    return log.estimates[key]["kl"]
 
 
 def searched_text(options: argparse.Namespace) -> str:

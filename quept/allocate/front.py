@@ -233,7 +233,7 @@ def measure_front(
 
     seconds, trials, seed: of the search for each budget, see `refine`. model, text, searched: names for the
     file. out: written after every plan; what it holds of the same measurement is not measured again.
-    resume: the figures of single plans, see `refine`. FrontError when `out` holds another measurement, or
+    resume: the metrics of single plans, see `refine`. FrontError when `out` holds another measurement, or
     when no budget is large enough."""
     budgets = sorted({float(b) for b in bits})
     conditions = {

@@ -100,7 +100,7 @@ def _allocate(options: argparse.Namespace) -> None:
     constraints = _constraints(options, elastic)
     budget = parse_budget(options.budget, table, sizes, constraints)
     known = best(table, sizes, budget, constraints, front_of(elastic, options.front))
-    found, figures = known.allocation, known.measured or known.allocation.predicted
+    found, metrics = known.allocation, known.measured or known.allocation.predicted
     if options.out:
         found.plan.save(options.out, elastic.origin.models[0])
     bits = sizes.bits_per_parameter(found.plan)
@@ -113,7 +113,7 @@ def _allocate(options: argparse.Namespace) -> None:
                 found.plan.name,
                 f"{found.bytes / 1e6:.1f}",
                 f"{bits:.2f}",
-                *(short(figures[key]) if figures else "" for key in SHOWN),
+                *(short(metrics[key]) if metrics else "" for key in SHOWN),
             )
         ],
     )
@@ -121,7 +121,7 @@ def _allocate(options: argparse.Namespace) -> None:
     print(f"bits of layers: {counts}; of embeddings: {found.plan.embeddings}")
     if known.words():
         print(known.words())
-    elif known.kl is not None and not math.isclose(known.kl, figures["kl"], rel_tol=NEAR):
+    elif known.kl is not None and not math.isclose(known.kl, metrics["kl"], rel_tol=NEAR):
         print(f"the measured front lets expect a mean KL of {short(known.kl)}")
     elif found.gap:
         print(

@@ -11,7 +11,7 @@ import torch
 
 from quept.allocate import SensitivityTable
 from quept.allocate.search.correction import design, fit
-from quept.allocate.search.race import Figures, Meter, Race
+from quept.allocate.search.race import MeasurementLog, Meter, Race
 from quept.allocate.search.refine import RefineError, refine
 from quept.allocate.search.space import Space, stand_in
 from quept.allocate.sensitivity.measure import measure_sensitivity
@@ -257,7 +257,7 @@ def test_a_pass_that_starts_where_plans_differ_is_the_whole_pass(name, tmp_path)
     elastic = ElasticModel.open(save_tiny(name, tmp_path / "m", num_hidden_layers=4), dtype=torch.float32)
     reference = Reference.open(elastic.base_identity, windows(2, 1), elastic.reference, tmp_path)
     space = Space.of(elastic, stand_in(elastic.sizes), CONSTRAINTS, 10**9)
-    meter = Meter(elastic, reference, space, Figures(None, elastic), FULL, _Gate)
+    meter = Meter(elastic, reference, space, MeasurementLog(None, elastic), FULL, _Gate)
     rng = np.random.default_rng(0)
     kept = space.uniform(3, 16)
     lengths = np.array([len(unit.bits) for unit in space.units])
@@ -410,12 +410,12 @@ def test_a_budget_below_every_uniform_plan_is_refused():
 
 def test_a_plan_with_no_finite_answer_loses(elastic, references, table):
     space = Space.of(elastic, table, CONSTRAINTS, 10**9)
-    meter = Meter(elastic, references[0], space, Figures(None, elastic), FULL, _Gate)
+    meter = Meter(elastic, references[0], space, MeasurementLog(None, elastic), FULL, _Gate)
     good, bad = space.uniform(4, 16), space.uniform(8, 16)
     key = space.plan(bad).key(elastic.layers)
     for window in range(3):
         row = {"plan": key, "windows": references[0].windows.id, "window": window, "kl": None}
-        meter.figures.add(row)
+        meter.log.add(row)
     race = Race(meter)
     assert list(race.run(good, None))[-1]
     assert not any(race.run(bad, race.best)) and (race.best == good).all()

@@ -37,10 +37,10 @@ KEPT_STATES = 2_000_000_000  # bytes of hidden states; where all windows' would 
 
 
 class RefineError(ValueError):
-    """The figures to go on from are of another measurement; the message says what to do."""
+    """What was kept to go on from is of another measurement; the message says what to do."""
 
 
-class Figures:
+class MeasurementLog:
     """Mean KL by (plan key, windows id, window), and whole estimates by (plan key, windows id); each is one
     JSON line of a file that searches on the same weights share. A broken last line is what a killed run
     leaves."""
@@ -82,7 +82,7 @@ class Meter:
     elastic: ElasticModel
     search: Reference
     space: Space
-    figures: Figures
+    log: MeasurementLog
     kv: int
     gate: Gate
     pass_seconds: float = 0.0  # of a pass over one window lately
@@ -95,7 +95,7 @@ class Meter:
         """Mean KL from full precision on one window; infinite where the plan's answer is not finite."""
         plan = self.space.plan(picks, self.kv)
         key = plan.key(self.elastic.layers), self.search.windows.id, window
-        if key not in self.figures.windows:
+        if key not in self.log.windows:
             kl = self._measured(plan, picks, window)
             row = {
                 "plan": key[0],
@@ -103,8 +103,8 @@ class Meter:
                 "window": window,
                 "kl": kl if math.isfinite(kl) else None,
             }
-            self.figures.add(row)
-        return self.figures.windows[key]
+            self.log.add(row)
+        return self.log.windows[key]
 
     def keep(self, picks: np.ndarray) -> None:
         """Later passes start from this plan's hidden states, where they were seen."""
@@ -116,8 +116,8 @@ class Meter:
         """The running Estimate on the fresh windows, as a dict; the last one is of all of them."""
         plan = self.space.plan(picks, self.kv)
         key = plan.key(self.elastic.layers), fresh.windows.id
-        if key in self.figures.estimates:
-            yield self.figures.estimates[key]
+        if key in self.log.estimates:
+            yield self.log.estimates[key]
             return
         estimate, view = {}, self.elastic.view(plan)
         try:
@@ -127,7 +127,7 @@ class Meter:
         except NonFiniteLogits:
             estimate = {"tokens": 0, "kl": HIGHEST}
             yield estimate
-        self.figures.add({"plan": key[0], "windows": key[1], "estimate": estimate})
+        self.log.add({"plan": key[0], "windows": key[1], "estimate": estimate})
 
     def _make_cache(self, plan):
         return None if self.kv == FULL else lambda: self.elastic.make_cache(plan)

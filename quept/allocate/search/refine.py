@@ -17,7 +17,7 @@ in the end the given plan, the best uniform one and the best found are measured 
 final trial's plan is the one that wins there.
 
 Every figure is appended to `resume`, a JSON-lines file that any number of searches on the same model may
-share, and read from there before anything is measured. The path depends on the figures and the seed alone:
+share, and read from there before anything is measured. The path depends on the metrics and the seed alone:
 the same search gives the same plans again, and the clock only decides where it ends. Closing the generator
 stops it after the current pass. No candidate passes the budget or breaks a constraint.
 """
@@ -39,7 +39,7 @@ from quept.runtime.model import ElasticModel
 
 from ..sensitivity.table import FULL_PRECISION, SensitivityTable
 from ..solve.constraints import FREE, AllocationError, Constraints
-from .race import Figures, Meter, Race, RefineError
+from .race import MeasurementLog, Meter, Race, RefineError
 from .space import Space, stand_in
 
 __all__ = ["RefineError", "Trial", "refine"]
@@ -58,7 +58,7 @@ class Trial:
     given plan (start_kl) and of the best uniform plan (uniform_kl; None where none fits). tried: plans
     measured, wholly or in part. fraction: of the time or the trials. stage: in words.
 
-    final: the last one; `verified` then holds an Estimate's figures on the fresh windows for "refined" (the
+    final: the last one; `verified` then holds an Estimate's metrics on the fresh windows for "refined" (the
     best found), "start" (the given plan) and "uniform" (where one fits), and `chosen` says which of them
     `plan` is."""
 
@@ -100,7 +100,7 @@ def refine(
     measured at most. gate: held during each pass with its comparison.
 
     AllocationError when a plan is over the budget or breaks a constraint; RefineError when `resume` holds
-    figures of another model; ValueError when a window is in both references, or nothing bounds the
+    metrics of another model; ValueError when a window is in both references, or nothing bounds the
     search."""
     began = time.perf_counter()
     if seconds is None and trials is None:
@@ -111,7 +111,7 @@ def refine(
         raise AllocationError(f"refining needs sensitivities around full precision, not around {table.base}")
     space = Space.of(elastic, table or stand_in(elastic.sizes), constraints, budget)
     given, others = space.picks_of(start), [space.picks_of(plan) for plan in others]
-    race = Race(Meter(elastic, search, space, Figures(resume, elastic), start.kv, gate))
+    race = Race(Meter(elastic, search, space, MeasurementLog(resume, elastic), start.kv, gate))
     uniform: np.ndarray | None = None
 
     def trial(stage: str, **final) -> Trial:

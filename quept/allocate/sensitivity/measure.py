@@ -13,8 +13,8 @@ changed block, see `passes`.
 
 The work is a list of small tasks (one unit at all its widths on one window, or one whole plan), which
 several processes or machines share, see `workers`: the table is the same for any number of them, given
-the threads per pass. With `resume` the figures of every task are appended to a JSON-lines file at once; a
-run that finds figures of the same measurement there goes on after them and gives the same table as an
+the threads per pass. With `resume` the metrics of every task are appended to a JSON-lines file at once; a
+run that finds metrics of the same measurement there goes on after them and gives the same table as an
 uninterrupted one.
 """
 
@@ -131,8 +131,8 @@ def measure_sensitivity(
     state = State(elastic, reference)
     shared = {"executor": executor, "threads": threads, "address": address, "options": options}
     with closing(run(job, left, workers, state=state, **shared)) as answers:
-        for task, figures in answers:
-            done[task.key] = figures
+        for task, metrics in answers:
+            done[task.key] = metrics
             spent += costs[task.key]
             if progress:
                 progress(task.key, spent / sum(costs.values()))
@@ -147,10 +147,10 @@ def measure_sensitivity(
         weights = elastic.sizes.weights
         return {n: row for unit in units for n, row in _shares(unit, mean(what, unit.name), weights)}
 
-    figures = {name: dict(done[Task("whole", name).key]) for name in names}
-    ppl = [row.pop("ppl_ref") for row in figures.values()]
+    metrics = {name: dict(done[Task("whole", name).key]) for name in names}
+    ppl = [row.pop("ppl_ref") for row in metrics.values()]
     size = {"tokens": reference.windows.ids.numel(), "context": reference.windows.context}
-    uniform = {bits: figures.pop(f"W{bits}") for bits in widths} if around_full else {}
+    uniform = {bits: metrics.pop(f"W{bits}") for bits in widths} if around_full else {}
     return SensitivityTable(
         model=model or elastic.source,
         fingerprint=elastic.identity,
@@ -160,7 +160,7 @@ def measure_sensitivity(
         reference={"ppl": ppl[0], **size},
         layers=shared_out("weights"),
         uniform=uniform,
-        whole=figures,
+        whole=metrics,
         embeddings=_rounded(mean("embeddings", "")) if embeddings else {},
         activations=shared_out("activations") if activations else {},
         base=FULL_PRECISION if around_full else base.name or "a mixed plan",
@@ -228,7 +228,7 @@ class Measurement:
         return State(elastic, open_reference(elastic, self.curve, self.cache, limit=self.limit))
 
     def do(self, state: State, task: Task) -> dict[str, float]:
-        """`{bits: S}`, or the figures of a whole plan."""
+        """`{bits: S}`, or the metrics of a whole plan."""
         if task.what == "whole":
             plan = self.base if task.name == BASE else PrecisionPlan.parse(task.name)
             *_, estimate = divergence(state.elastic.view(plan), state.reference, state.reference.windows)
@@ -293,7 +293,7 @@ def _rounded(row: Mapping[int, float]) -> dict[int, float]:
 
 
 class _Lines(dict):
-    """Figures by key, each appended to a file as one JSON line when it is set. A broken last line is what a
+    """Metrics by key, each appended to a file as one JSON line when it is set. A broken last line is what a
     killed run leaves."""
 
     def __init__(self, path: str | Path | None, head: Mapping[str, object]):
@@ -302,7 +302,7 @@ class _Lines(dict):
         if path:
             self.update((row["key"], row["figures"]) for row in resume_lines(path, head, SensitivityError))
 
-    def __setitem__(self, key: str, figures: Mapping[str, float]) -> None:
-        super().__setitem__(key, figures)
+    def __setitem__(self, key: str, metrics: Mapping[str, float]) -> None:
+        super().__setitem__(key, metrics)
         if self._path:
-            append_line(self._path, {"key": key, "figures": figures})
+            append_line(self._path, {"key": key, "figures": metrics})

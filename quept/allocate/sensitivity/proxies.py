@@ -5,7 +5,7 @@
 
 x is the layer's input at full precision, g the gradient of the log-probability of the window's words,
 drawn from the model itself, by the layer's output. Half of E[(g . dy)^2] is what a change dy of that
-output alone costs in KL to second order: the Fisher-weighted figures are in nats, and miss only what
+output alone costs in KL to second order: the Fisher-weighted metrics are in nats, and miss only what
 changes at several positions do together and what is beyond second order (few bits). The
 activation-weighted ones say nothing of how much the rest of the model cares. One forward pass, or one
 forward and backward, over each window: seconds, not minutes.

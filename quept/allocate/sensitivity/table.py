@@ -77,7 +77,7 @@ class SensitivityError(ValueError):
 
 @dataclass(frozen=True)
 class SensitivityTable:
-    """model: its name. fingerprint, group: whose figures these are (`ElasticModel.identity`) and the grid.
+    """model: its name. fingerprint, group: whose metrics these are (`ElasticModel.identity`) and the grid.
     per: "layer", or "block" where a block was changed as a whole and its cost is shared out over its layers
     by their number of weights. data: what S was measured on. layers: `{name: {bits: S}}`. uniform: `{bits:
     {"kl", "kl_se", "ppl", "ppl_se", "same_top", "tokens"}}` of whole uniform plans; reference: full precision
@@ -105,7 +105,7 @@ class SensitivityTable:
 
     @property
     def conditions(self) -> str:
-        """What the figures were measured on, in words."""
+        """What the metrics were measured on, in words."""
         d, r = self.data, self.reference
         what = "each layer" if self.per == "layer" else "each block"
         around = "" if self.base == FULL_PRECISION else f" around {self.base}"
@@ -144,7 +144,7 @@ class SensitivityTable:
         """{"kl", "ppl", "same_top"} that this plan should show; raises as `total` does."""
         s, reference = self.total(plan), math.log(self.reference["ppl"])
         if self.base != FULL_PRECISION:
-            base = self._base_figures()
+            base = self._base_metrics()
             kl, ppl, same_top = max(0.0, base["kl"] + s), math.log(base["ppl"]), base["same_top"]
             share = min(kl / max(base["kl"], SMALLEST), 1 / max(1 - same_top, SMALLEST))
         else:
@@ -214,7 +214,7 @@ class SensitivityTable:
         measured = ", ".join(map(str, sorted(row)))
         raise SensitivityError(f"{what} was not measured at {bits} bits; measured: {measured}")
 
-    def _base_figures(self) -> Mapping[str, float]:
+    def _base_metrics(self) -> Mapping[str, float]:
         if BASE not in self.whole:
             raise SensitivityError("this table does not say how its base plan measured; measure it again")
         return self.whole[BASE]

@@ -5,7 +5,7 @@ A Job says how: `state = job.open()` makes what every task needs (a loaded model
 `job.do(state, task)` answers one task with something JSON can hold. Jobs and tasks travel to other
 processes, so both are plain picklable values, and whatever `open` reads must be there on every machine.
 
-    for task, figures in run(job, tasks, workers=2): ...    # in the order in which they are done
+    for task, metrics in run(job, tasks, workers=2): ...    # in the order in which they are done
 
 workers=1 works here, in this process. executor="processes" starts fresh Python processes on this machine
 (a script that does so needs `if __name__ == "__main__":`); on a machine with several GPUs they take turns
@@ -63,7 +63,7 @@ def run(
     address: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield (task, figures) as tasks are done, each task once.
+    """Yield (task, metrics) as tasks are done, each task once.
 
     state: an open state, for a run in this process. address, options: the Ray cluster, and what an actor
     asks of it ({"num_gpus": 1}). ValueError for an unknown executor or no workers; WorkersError see above."""
@@ -106,7 +106,7 @@ def _shared_out(team, tasks: Sequence[Any], workers: int) -> Iterator[tuple[Any,
         for worker in team.answering(list(busy)):
             number = busy.pop(worker)
             try:
-                figures = worker.answer()
+                metrics = worker.answer()
             except Lost as reason:
                 lost[number] += 1
                 if lost[number] == LOSSES:
@@ -119,7 +119,7 @@ def _shared_out(team, tasks: Sequence[Any], workers: int) -> Iterator[tuple[Any,
                 idle.append(team.worker(worker.number))
                 continue
             idle.append(worker)
-            yield tasks[number], figures
+            yield tasks[number], metrics
 
 
 class _Processes:
@@ -163,7 +163,7 @@ class _Process:
             self.process.join(5)
             code = self.process.exitcode
             raise Lost(f"by signal {-code}" if code and code < 0 else f"with exit code {code}") from None
-        return _figures(answer)
+        return _metrics(answer)
 
     def stop(self) -> None:
         self.pipe.close()
@@ -187,7 +187,7 @@ def _serve(pipe: Connection, job: Job, threads: int, number: int) -> None:
 
 
 class _Worker:
-    """A worker at work. It answers with (figures, None) or (None, exception), and opens the job with its
+    """A worker at work. It answers with (metrics, None) or (None, exception), and opens the job with its
     first task, so that what goes wrong with that is told as well."""
 
     def __init__(self, job: Job, threads: int):
@@ -203,11 +203,11 @@ class _Worker:
             return None, _portable(error)
 
 
-def _figures(answer: tuple[Any, Exception | None]) -> Any:
-    figures, error = answer
+def _metrics(answer: tuple[Any, Exception | None]) -> Any:
+    metrics, error = answer
     if error is not None:
         raise error
-    return figures
+    return metrics
 
 
 def _portable(error: Exception) -> Exception:
@@ -261,7 +261,7 @@ class _RayWorker:
             answer = self.ray.get(self.future)
         except self.ray.exceptions.RayActorError as error:
             raise Lost(f"({str(error).splitlines()[0]})") from None
-        return _figures(answer)
+        return _metrics(answer)
 
     def stop(self) -> None:
         self.ray.kill(self.actor)

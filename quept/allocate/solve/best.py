@@ -81,14 +81,14 @@ def best(
     expected = measured["kl"] if same else _expected(table, solved.plan, front)
     if expected is not None:
         choices = units(table, sizes, constraints)
-        for origin, plan, figures in sorted(fitting, key=lambda row: row[2]["kl"]):
-            if figures["kl"] >= expected:
+        for origin, plan, metrics in sorted(fitting, key=lambda row: row[2]["kl"]):
+            if metrics["kl"] >= expected:
                 break
             if keeps(plan, choices, constraints) and table.covers(plan):
                 cost = table.total(plan)
                 gap = max(0.0, cost - solved.cost) + solved.gap
                 found = Allocation(plan, sizes.deploy(plan), cost, table.predicted(plan), gap)
-                return Best(found, origin, figures["kl"], figures, expected)
+                return Best(found, origin, metrics["kl"], metrics, expected)
     return Best(solved, "allocated", expected, measured)
 
 

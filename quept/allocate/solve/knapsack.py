@@ -32,7 +32,7 @@ def knapsack(
     of Computational and Applied Mathematics 58, 1995). A sweep keeps at most so many states, those of the
     lowest bounds, and the lowest that it let go is what the gap is measured from; `states` are the limits of
     one sweep after another, until one lets nothing go that matters. The work is thus at most units x limit x
-    options (and the sorting of them), whatever the figures; random and real ones end in the first sweep."""
+    options (and the sorting of them), whatever the metrics; random and real ones end in the first sweep."""
     cheapest = [min(cost for _, cost in unit) for unit in options]
     excess = [[(b, c - low) for b, c in unit] for unit, low in zip(options, cheapest, strict=True)]
     alive = [undominated(unit) for unit in excess]
