@@ -91,7 +91,6 @@ class OpenModel:
         return {
             "model": self.name,
             "title": elastic.title,
-            "kind": elastic.kind,
             **_columns(layout),
             "roles": list(layout.roles),
             "layers": layers,
