@@ -27,8 +27,9 @@ import torch
 from PIL import Image
 from transformers.cache_utils import Cache
 
-from quept.plan import PlanError
-from quept.runtime import BaselineError, ElasticModel
+from quept.engines.base import EngineError
+from quept.plan import PlanError, PrecisionPlan
+from quept.runtime import ElasticModel
 from quept.runtime.generate import (
     Conversation,
     GenerationError,
@@ -45,7 +46,6 @@ from quept.runtime.prompt import check_fits
 from quept.runtime.visual import VisualPrompt
 
 from .gate import CLIENT, Admission
-from .side import Precision
 
 FRAMES_PER_SECOND = 12
 PREPARE_SECONDS = 0.1  # of slow preparation in one step, so that others get the gate in between
@@ -193,7 +193,7 @@ class CachePool:
 
 def chat(
     elastic: ElasticModel,
-    sides: Sequence[Precision],
+    sides: Sequence[PrecisionPlan],
     histories: Sequence[Sequence[Mapping[str, str]]],
     sampling: Sampling,
     system: str,
@@ -217,7 +217,7 @@ def chat(
         prompts = prepare(elastic.tokenizer, histories, system or None, elastic.processor, pictures)
     for prompt in prompts:
         check_fits(prompt.keys if isinstance(prompt, VisualPrompt) else prompt, context, sampling.max_tokens)
-    sizes = [side.deploy_bytes(elastic) for side in sides]
+    sizes = [elastic.sizes.deploy(plan) for plan in sides]
     writers = [
         _Writer(elastic, side, prompt, sampling, size, pool, visitor, i, candidates)
         for i, (side, prompt, size) in enumerate(zip(sides, prompts, sizes, strict=True))
@@ -267,7 +267,7 @@ class _Writer:
     def __init__(
         self,
         elastic: ElasticModel,
-        side: Precision,
+        plan: PrecisionPlan,
         prompt: list[int] | VisualPrompt,
         sampling: Sampling,
         size: int,
@@ -276,11 +276,11 @@ class _Writer:
         place: int,
         candidates: int,
     ):
-        self._elastic, self._side, self._prompt, self._sampling = elastic, side, prompt, sampling
-        # In 16 bits, and at some baselines, text read at once and text read in two parts differ enough to
+        self._elastic, self._plan, self._prompt, self._sampling = elastic, plan, prompt, sampling
+        # In 16 bits, and at some settings, text read at once and text read in two parts differ enough to
         # change a word now and then: there nothing is kept.
-        self._pool = pool if side.steady and elastic.dtype == torch.float32 else None
-        self._preparing = side.prepare(elastic)
+        self._pool = pool if elastic.steady(plan) and elastic.dtype == torch.float32 else None
+        self._preparing = elastic.prepare(plan)
         self._prepared_s = 0.0
         self._visitor, self._place = visitor, place
         self._candidates = candidates
@@ -315,10 +315,10 @@ class _Writer:
             self._take(event)
         except StopIteration:
             self.show(state="done")
-        except (GenerationError, PlanError, BaselineError) as error:
+        except (GenerationError, PlanError, EngineError) as error:
             self._fail(str(error))
         except Exception:
-            logger.exception("an answer at %s failed", self._side.label)
+            logger.exception("an answer at %s failed", self._plan.name)
             self._fail(UNEXPECTED)
 
     def close(self) -> None:
@@ -330,22 +330,27 @@ class _Writer:
         self._stream = self._conversation = self._cache = None
 
     def _prepare(self) -> None:
-        elastic, side = self._elastic, self._side
+        elastic, plan = self._elastic, self._plan
         start = time.perf_counter()
-        for share in self._preparing:
-            if time.perf_counter() - start >= PREPARE_SECONDS:
-                self._prepared_s += time.perf_counter() - start
-                self.show(progress=share)
-                return
-        view = side.view(elastic)
+        view = None
+        while view is None:
+            try:
+                share = next(self._preparing)
+            except StopIteration as made:
+                view = made.value
+            else:
+                if time.perf_counter() - start >= PREPARE_SECONDS:
+                    self._prepared_s += time.perf_counter() - start
+                    self.show(progress=share)
+                    return
         switch = 1000 * (self._prepared_s + time.perf_counter() - start)
         if self._pool is not None:
-            key = f"{elastic.identity} {side.key(elastic)}"
+            key = " ".join(elastic.filed_under(plan))
             self._conversation = self._pool.take(self._visitor, self._place, key)
             self._cache = self._conversation.cache
 
         def make_cache() -> Cache:
-            self._cache = side.make_cache(elastic)
+            self._cache = elastic.make_cache(plan)
             return self._cache
 
         self._stream = stream(

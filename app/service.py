@@ -21,6 +21,7 @@ import torch
 
 from quept.allocate import SensitivityError, SensitivityTable
 from quept.allocate.front import fitting_front
+from quept.engines import words
 from quept.evaluate import EvalTask, Metric, Results, Sample, Stored, TaskEstimate, tasks_of
 from quept.evaluate.shipped import load_shipped
 from quept.files import dtype_name
@@ -33,16 +34,17 @@ from quept.plan import (
     QUANTIZED_BITS,
     WEIGHT_BITS,
     Bits,
+    PlanError,
     PrecisionPlan,
 )
-from quept.runtime import BASELINES, Baseline, ElasticModel
+from quept.runtime import ElasticModel
 
 from .budget import AS_WEIGHTS, no_table, sentence, slider, solved
 from .conversation import Running
 from .gate import Admission, Gate
 from .link import encode
 from .refinement import SECONDS, refinement
-from .side import EQUALIZER, PREFIX, baseline_choices
+from .side import EQUALIZER, setting_choices
 
 CHATS_AT_ONCE = 4
 UPDATE_S = 0.25  # between two estimates that a page is told of
@@ -143,17 +145,17 @@ class OpenModel:
         dtype = found.key.dtype if found else dtype_name(self.elastic.dtype)
         return f"{task.describe()}, {dtype}"
 
-    def stored(self, measured: PrecisionPlan | Baseline, task: EvalTask | None = None) -> TaskEstimate | None:
-        """What was measured of this plan or baseline before; None if nothing was."""
+    def stored(self, plan: PrecisionPlan, task: EvalTask | None = None) -> TaskEstimate | None:
+        """What was measured of this plan before; None if nothing was."""
         task = task or self.task
-        found = self._found(measured, task)
+        found = self._found(plan, task)
         return found and task.read(found.payload)
 
-    def _found(self, measured: PrecisionPlan | Baseline, task: EvalTask) -> Stored | None:
+    def _found(self, plan: PrecisionPlan, task: EvalTask) -> Stored | None:
         """What was measured here comes before what was measured for the release, which is in float32."""
         if task.lacking:
             return None
-        keys = (task.key(measured, dtype) for dtype in (self.elastic.dtype, torch.float32))
+        keys = (task.key(plan, dtype) for dtype in (self.elastic.dtype, torch.float32))
         return next(filter(None, (self.results.get(key, task.read) for key in keys)), None)
 
     def floor(self, task: EvalTask) -> dict[str, float]:
@@ -180,7 +182,7 @@ class OpenModel:
     def named_plans(self) -> dict[str, PrecisionPlan]:
         """Every plan that has a name here, by the value that the pages' menus send."""
         uniform = map(PrecisionPlan.uniform, reversed(WEIGHT_BITS))
-        named = {plan.name: self.elastic.layout.guarded(plan) for plan in uniform}
+        named = {plan.name: plan.keeping(self.elastic.layout.vision_layers) for plan in uniform}
         return named | {plan.name: plan for plan in [*self.best, *self.presets]}
 
     @cached_property
@@ -222,7 +224,7 @@ class OpenModel:
     def _uniform_plans(self, task: EvalTask) -> Iterator[tuple[str, PrecisionPlan, Mapping[str, float]]]:
         """Uniform plans of weights and embeddings that were measured, here or for the table."""
         for bits in QUANTIZED_BITS:
-            plan = self.elastic.layout.guarded(PrecisionPlan.uniform(bits))
+            plan = PrecisionPlan.uniform(bits).keeping(self.elastic.layout.vision_layers)
             if found := self.stored(plan, task):
                 yield plan.name, plan, {metric.name: metric.value for metric in found.metrics}
         table = self.sensitivity
@@ -269,13 +271,14 @@ class Service:
     def choices(self, model: str) -> list[tuple[str, str]]:
         """Menu of precisions: (label, value)."""
         named = [(_label(name), name) for name in self.opened[model].named_plans]
-        return [("Equaliser (Explore page)", EQUALIZER), *named, *baseline_choices(self.models[model])]
+        return [("Equaliser (Explore page)", EQUALIZER), *named, *setting_choices()]
 
     def start(self, model: str) -> PrecisionPlan:
         """The plan that a page opens with: 4 bits, of activations too where the model was calibrated so."""
         elastic = self.models[model]
         quality = elastic.artifact.manifest.quality
-        return elastic.layout.guarded(PrecisionPlan.parse("W4A4" if "W4A4" in quality else "W4"))
+        plan = PrecisionPlan.parse("W4A4" if "W4A4" in quality else "W4")
+        return plan.keeping(elastic.layout.vision_layers)
 
     def plan(self, model: str, choice: str, plan_json: PlanJson | None = None) -> PrecisionPlan:
         """The plan behind a menu value; "equaliser" is the visitor's own, in `plan_json`."""
@@ -309,8 +312,12 @@ class Service:
         return f"mixed, {mean:.2f} bits" + (f", E{plan.embeddings}" if plan.embeddings != FULL else "")
 
     def plan_json_of(self, model: str, plan: PrecisionPlan) -> dict:
-        """A plan as the browser holds it."""
+        """A plan as the browser holds it; PlanError for a setting of another tool, which it cannot hold."""
         bits = plan.resolve(self.models[model].layers).values()
+        if any(isinstance(b.weights, str) for b in bits):
+            raise PlanError(
+                f"{plan.name or 'this plan'} has no bits per layer to load: choose it in the Chat"
+            )
         widths = {"w": [b.weights for b in bits], "a": [b.activations for b in bits]}
         return widths | {"kv": plan.kv, "e": plan.embeddings}
 
@@ -390,8 +397,8 @@ class Service:
         current: PrecisionPlan | None = None,
         task: str | None = None,
     ) -> dict:
-        """The chart: every named plan, every plan tried and every baseline that has been measured, and the
-        plan on the faders."""
+        """The chart: every named plan, every plan tried and every setting of other tools that has been
+        measured, and the plan on the faders."""
         opened, task = self._task(model, task)
         named = opened.named_plans
         best = {plan.name for plan in opened.best}
@@ -405,7 +412,8 @@ class Service:
             for identity, plan in history
             if plan.name not in named
         ]
-        points += [_baseline_point(opened, task, baseline) for baseline in BASELINES.values()]
+        others = [(word, PrecisionPlan.uniform(word)) for word in words()]
+        points += [_point(opened, task, plan, word, "baseline") for word, plan in others]
         points.append(current and _point(opened, task, current, "current", "current"))
         full, sizes = PrecisionPlan.full(), opened.elastic.sizes
         return {
@@ -536,18 +544,8 @@ def _label(name: str) -> str:
 
 
 def _point(opened: OpenModel, task: EvalTask, plan: PrecisionPlan, identity: str, kind: str) -> dict | None:
-    size, label = opened.elastic.sizes.deploy(plan), _label(plan.name)
-    return _drawn(opened, opened.stored(plan, task), size, id=identity, label=label, kind=kind)
-
-
-def _baseline_point(opened: OpenModel, task: EvalTask, baseline: Baseline) -> dict | None:
-    size, identity = opened.elastic.baseline_bytes(baseline.name), PREFIX + baseline.name
-    estimate = opened.stored(baseline, task)
-    return _drawn(opened, estimate, size, id=identity, label=baseline.title, kind="baseline")
-
-
-def _drawn(opened: OpenModel, estimate: TaskEstimate | None, size: int, **who: str) -> dict | None:
     """A point of the chart; None for what has not been measured."""
+    estimate, sizes = opened.stored(plan, task), opened.elastic.sizes
     if estimate is None:
         return None
     values = {}
@@ -555,5 +553,6 @@ def _drawn(opened: OpenModel, estimate: TaskEstimate | None, size: int, **who: s
         none = m.full == 0 and m.value < NO_KL
         ends = (0.0, 0.0, 0.0) if none else (m.value, m.low, m.high)
         values |= zip((m.name, f"{m.name}_low", f"{m.name}_high"), ends, strict=True)
-    bits = 8 * size / opened.elastic.sizes.parameters
-    return who | {"bytes": size, "bits_per_param": bits, "measured": True} | values
+    label = plan.name if kind == "baseline" else _label(plan.name)
+    who = {"id": identity, "label": label, "kind": kind, "measured": True}
+    return who | {"bytes": sizes.deploy(plan), "bits_per_param": sizes.bits_per_parameter(plan)} | values

@@ -56,7 +56,7 @@ def _figures(elastic: ElasticModel, suffix: str, questions: Questions, cache: Pa
     plans = {} if suffix else {"fp": PrecisionPlan.full()}
     for bits in WIDTHS:
         plan = PrecisionPlan.uniform(bits)
-        plans |= {f"w{bits}{suffix}": elastic.layout.guarded(plan)}
+        plans |= {f"w{bits}{suffix}": plan.keeping(elastic.layout.vision_layers)}
         plans |= {f"w{bits}_all{suffix}": plan} if bits < 8 else {}
     found = {name: _measured(elastic, plan, questions, cache) for name, plan in plans.items()}
     figures = {name: round(100 * estimate.top1, 3) for name, estimate in found.items()}
@@ -77,7 +77,7 @@ def _measured(elastic: ElasticModel, plan: PrecisionPlan, questions: Questions, 
 
 def _speed(elastic: ElasticModel, path: Path, cache: Path) -> dict[str, float]:
     """Medians of three, in wall seconds."""
-    plan = elastic.layout.guarded(PrecisionPlan.uniform(4))
+    plan = PrecisionPlan.uniform(4).keeping(elastic.layout.vision_layers)
     kept = stored_questions(path, elastic.processor, FEW)
     _measured(elastic, plan, kept, cache)
     times = {"seconds_per_200": [], "seconds_per_200_prepared": []}

@@ -9,7 +9,8 @@ names::
     PrecisionPlan.of({"*.down_proj": 8}, default=4)
     PrecisionPlan.load("presets/protect-edges.json").resolve(elastic.layers)
 
-Widths: 2..8 bits, or 16 for "untouched". Weights, activations and the KV cache have separate widths.
+Widths: 2..8 bits, or 16 for "untouched". Weights, activations and the KV cache have separate widths. In place
+of a width, weights may have a setting that an engine (see quept.engines) calls by a word: "nf4".
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import translate
 from pathlib import Path
 
+from quept.engines import WIDTHS, Setting, words
 from quept.files import parse_json, write_atomic
 
 FULL = 16
-QUANTIZED_BITS = (2, 3, 4, 5, 6, 7, 8)
+QUANTIZED_BITS = tuple(WIDTHS)
 WEIGHT_BITS = (*QUANTIZED_BITS, FULL)
 ACTIVATION_BITS = (4, 5, 6, 7, 8, FULL)
 KV_BITS = (2, 3, 4, 5, 6, 7, 8, FULL)
 EMBEDDING_BITS = (2, 3, 4, 5, 6, 7, 8, FULL)
+KEPT_BITS = 8  # of the layers that `keeping` spares
 
 FORMAT, VERSION = "quept-plan", 1
 MAX_BYTES = 1_000_000  # a plan for a 100-billion-parameter model with every layer named is a tenth of this
@@ -45,21 +48,24 @@ class PlanError(ValueError):
     """A plan that cannot be read or does not fit the model; the message says what to change."""
 
 
-def _check(what: str, bits: object, allowed: tuple[int, ...]) -> int:
-    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in allowed:
-        raise PlanError(f"{what} bits must be one of {', '.join(map(str, allowed))}; got {bits!r}")
-    return bits
+def _check(what: str, bits: object, allowed: tuple[int, ...], hint: str = "") -> None:
+    if type(bits) is not int or bits not in allowed:
+        raise PlanError(f"{what} bits must be one of {', '.join(map(str, allowed))}; got {bits!r}{hint}")
 
 
 @dataclass(frozen=True, slots=True)
 class Bits:
-    """Widths of one linear layer: its stored weights and its input activations (16 = untouched)."""
+    """What one linear layer is at: the setting of its stored weights and the width of its input activations
+    (16 = untouched)."""
 
-    weights: int = FULL
+    weights: Setting = FULL
     activations: int = FULL
 
     def __post_init__(self) -> None:
-        _check("weight", self.weights, WEIGHT_BITS)
+        if not isinstance(self.weights, str) or self.weights not in words():
+            _check(
+                "weight", self.weights, WEIGHT_BITS, f"; a whole model can also be at {', '.join(words())}"
+            )
         _check("activation", self.activations, ACTIVATION_BITS)
 
 
@@ -99,14 +105,15 @@ class PrecisionPlan:
 
     @classmethod
     def uniform(
-        cls, weights: int, activations: int = FULL, kv: int = FULL, embeddings: int = FULL
+        cls, weights: Setting, activations: int = FULL, kv: int = FULL, embeddings: int = FULL
     ) -> PrecisionPlan:
-        """The same widths for every layer."""
+        """The same setting and widths for every layer."""
         widths = {"A": activations, "KV": kv, "E": embeddings}
         said = [f"{letter}{bits}" for letter, bits in widths.items() if bits != FULL]
         if weights == FULL and not said:
             return cls.full()
-        return cls(Bits(weights, activations), (), kv, f"W{weights}" + "".join(said), embeddings)
+        name = words().get(weights, f"W{weights}") + "".join(said)
+        return cls(Bits(weights, activations), (), kv, name, embeddings)
 
     @classmethod
     def of(
@@ -121,6 +128,19 @@ class PrecisionPlan:
         as_bits = {pattern: b if isinstance(b, Bits) else Bits(b) for pattern, b in rules.items()}
         default = default if isinstance(default, Bits) else Bits(default)
         return cls(default, tuple(as_bits.items()), kv, name, embeddings)
+
+    def keeping(self, patterns: Iterable[str], bits: int = KEPT_BITS) -> PrecisionPlan:
+        """The plan with the layers of these patterns at 8 bits at least: what "all at 4 bits" means for a
+        model whose every answer hangs on a few small layers (`ModelLayout.vision_layers`). A plan that has
+        rules, or that is a setting of the whole model, says itself what it means and stays as it is."""
+        weights, activations = self.default.weights, self.default.activations
+        if self.rules or isinstance(weights, str):
+            return self
+        kept = Bits(max(weights, bits), max(activations, bits))
+        rules = tuple((pattern, kept) for pattern in patterns)
+        if not rules or kept == self.default:
+            return self
+        return replace(self, rules=rules, name=f"{self.name}, vision {bits}" if self.name else "")
 
     def resolve(self, layers: Iterable[str]) -> dict[str, Bits]:
         """Bits of every layer, in the order given. A rule that fits no layer is an error: it is a typo or
@@ -224,15 +244,18 @@ class PrecisionPlan:
 
     @classmethod
     def parse(cls, text: str) -> PrecisionPlan:
-        """From what a person types: `full`, `W4`, `W4A8`, `W4A8KV4E8`, or the path of a plan file."""
+        """From what a person types: `full`, `W4`, `W4A8`, `W4A8KV4E8`, a setting like `nf4`, or the path of a
+        plan file."""
         if text.lower() in ("full", "fp", "16"):
             return cls.full()
+        if text.lower() in words():
+            return cls.uniform(text.lower())
         number = r"(\d{1,3})"
         short = re.fullmatch(rf"w?{number}(?:a{number})?(?:kv{number})?(?:e{number})?", text, re.IGNORECASE)
         if short:
             return cls.uniform(*(int(bits) if bits else FULL for bits in short.groups()))
         if not Path(text).suffix and not os.path.isfile(text):
-            choices = "full, W4, W4A8, W4A8KV4E8 or the path of a plan file (.json)"
+            choices = f"full, W4, W4A8, W4A8KV4E8, {', '.join(words())} or the path of a plan file (.json)"
             raise PlanError(f"{text!r:.100} is not a plan: give {choices}")
         return cls.load(text)
 

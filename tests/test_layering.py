@@ -6,10 +6,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LEVELS = (
-    {"numerics", "files", "checked", "stage"},
+    {"numerics", "files", "checked", "stage", "progress"},
+    {"models", "zoo"},
     {"engines"},
     {"plan", "presets", "config"},
-    {"models", "zoo", "progress"},
     {"transforms"},
     {"artifact"},
     {"runtime"},

@@ -31,7 +31,7 @@ from app.pages.context import EVERY, LIGHT, WARNING, Page, PageContext, model_me
 from app.pictures import read_sent, read_upload, remove_upload
 from app.scenes import PAINTS, Gallery, Scene
 from app.service import PlanJson, Service
-from app.side import Precision, side_of
+from app.side import side_of
 from app.toast import shown, warn
 from quept.evaluate import ImageError
 from quept.plan import PrecisionPlan
@@ -77,7 +77,7 @@ class Setting:
     choices: tuple[str, str]
     plan_jsons: Mapping[str, PlanJson]
 
-    def side(self, service: Service, choice: str) -> Precision:
+    def side(self, service: Service, choice: str) -> PrecisionPlan:
         plan_json = self.plan_jsons.get(self.model)
         plan_json = plan_json or service.plan_json_of(self.model, service.start(self.model))
         return side_of(service.plan, self.model, choice, plan_json)
@@ -350,11 +350,11 @@ def _talk(thread: list[dict]) -> dict:
     return {"turns": [turn["shown"] for turn in thread], "empty": EMPTY}
 
 
-def _turn(sides: Sequence[Precision], frame: Frame, question: str, known: str | None) -> dict:
+def _turn(sides: Sequence[PrecisionPlan], frame: Frame, question: str, known: str | None) -> dict:
     """One question as Talk shows it."""
     shown = []
     for i, (side, answer) in enumerate(zip(sides, frame.answers, strict=True)):
-        one = {"label": side.label, "state": answer.state, "text": _marked(frame, i), "right": None}
+        one = {"label": side.name, "state": answer.state, "text": _marked(frame, i), "right": None}
         if answer.state == "done" and known:
             one["right"] = answer.text.strip().lower() == known
         if _is_short(answer):
@@ -384,10 +384,10 @@ def _is_word(answer: Answer) -> bool:
     return _is_short(answer) and answer.tokens == 2
 
 
-def _compared(sides: Sequence[Precision], frame: Frame) -> str:
+def _compared(sides: Sequence[PrecisionPlan], frame: Frame) -> str:
     """How the answers compare, once both are whole; before that only where they part."""
     left, right = frame.answers
-    one, other = (side.label for side in sides)
+    one, other = (side.name for side in sides)
     parting = frame.parting
     if _is_short(left) and _is_short(right):
         if parting:
@@ -415,7 +415,7 @@ def _percent(answer: Answer) -> str:
     return f"{share:.0f} %" if share < 99 else f"{min(share, 99.99):.2f} %"
 
 
-def _reported(sides: Sequence[Precision], frame: Frame, elastic: ElasticModel) -> dict:
+def _reported(sides: Sequence[PrecisionPlan], frame: Frame, elastic: ElasticModel) -> dict:
     """The statuses while the sides answer; how they compare stands below the answers."""
     statuses = reported(sides, frame)
     for name, side in zip(SIDES, sides, strict=True):
@@ -424,8 +424,8 @@ def _reported(sides: Sequence[Precision], frame: Frame, elastic: ElasticModel) -
     return statuses
 
 
-def _memory(side: Precision, elastic: ElasticModel) -> str:
-    share = side.deploy_bytes(elastic) / elastic.sizes.deploy(PrecisionPlan.full())
+def _memory(side: PrecisionPlan, elastic: ElasticModel) -> str:
+    share = elastic.sizes.deploy(side) / elastic.sizes.deploy(PrecisionPlan.full())
     return "The full size" if share == 1 else f"{100 * share:.0f} % of the full size"
 
 

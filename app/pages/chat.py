@@ -24,9 +24,9 @@ from app.conversation import Frame, chat
 from app.markdown import TAGS_SHOWN_AS_TEXT, as_markdown, as_typed
 from app.pages.chat_status import SIDES, ready, refused, reported
 from app.pages.context import LIGHT, Page, PageContext
-from app.side import EQUALIZER, Precision, side_of
+from app.side import EQUALIZER, side_of
 from app.toast import inform, warn
-from quept.plan import PlanError
+from quept.plan import PlanError, PrecisionPlan
 from quept.runtime.generate import PromptError, Sampling
 
 logger = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ def _answer(
     yield _drawn(old) | shown | _resting() | back | {"examples": gr.Dataset(visible=not old)}
 
 
-def _side(desk: PageContext, ask: Ask, choice: str) -> Precision:
+def _side(desk: PageContext, ask: Ask, choice: str) -> PrecisionPlan:
     return side_of(desk.service.plan, ask.model, choice, ask.plan_json)
 
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.conversation import Answer, Frame
-from app.side import Precision
+from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
 
 SIDES = ("left", "right")
 
 
-def ready(side: Precision, elastic: ElasticModel) -> dict:
+def ready(side: PrecisionPlan, elastic: ElasticModel) -> dict:
     """What the next answer will be at."""
     return {
         "state": "idle",
-        "words": f"Next answer: {side.label}",
-        "facts": _facts(Answer(deploy_bytes=side.deploy_bytes(elastic))),
+        "words": f"Next answer: {side.name}",
+        "facts": _facts(Answer(deploy_bytes=elastic.sizes.deploy(side))),
     }
 
 
@@ -30,7 +30,7 @@ def refused(error: object) -> dict:
     return {"state": "error", "words": str(error), "facts": _facts(Answer())}
 
 
-def reported(sides: Sequence[Precision], frame: Frame) -> dict[str, dict]:
+def reported(sides: Sequence[PrecisionPlan], frame: Frame) -> dict[str, dict]:
     """Of both sides while they answer and after: a status by the name of its place, `status_left` and
     `status_right`."""
     change = {}
@@ -54,23 +54,23 @@ def reported(sides: Sequence[Precision], frame: Frame) -> dict[str, dict]:
     return change
 
 
-def _words(side: Precision, answer: Answer) -> str:
+def _words(side: PrecisionPlan, answer: Answer) -> str:
     match answer.state:
         case "queued":
             return f"Waiting: place {answer.position} in line"
         case "preparing":
-            return f"Preparing {side.label}"
+            return f"Preparing {side.name}"
         case "reading":
-            return f"Reading the conversation, {side.label}"
+            return f"Reading the conversation, {side.name}"
         case "writing":
-            return f"Writing, {side.label}"
+            return f"Writing, {side.name}"
         case "stopped":
-            return f"Stopped, {side.label}"
+            return f"Stopped, {side.name}"
         case "error":
             return answer.error[:1].upper() + answer.error[1:]
     if answer.cut:
-        return f"Cut at {answer.tokens:,} tokens, {side.label}"
-    return f"Done, {side.label}"
+        return f"Cut at {answer.tokens:,} tokens, {side.name}"
+    return f"Done, {side.name}"
 
 
 def _same(frame: Frame) -> str:

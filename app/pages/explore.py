@@ -23,10 +23,9 @@ from app.link import CLASSIFY, LinkError, decode
 from app.pages.context import EVERY, LIGHT, RUNNING, WARNING, Page, PageContext
 from app.pages.presets import Presets, build_presets, named_choices
 from app.service import TRIED, PlanJson, Service
-from app.side import EQUALIZER, baseline_of
+from app.side import EQUALIZER, setting_named
 from app.toast import inform, warn
 from quept.plan import PlanError, PrecisionPlan
-from quept.runtime.baselines import available
 
 TRIED_KEPT = 60
 DOWNLOAD_JS = """(text) => {
@@ -198,16 +197,15 @@ def named_plan(service: Service, model: str, name: str):
 
 def chosen_point(service: Service, model: str, tried: list[PlanJson], identity: str):
     """The plan behind a point of the chart: a named plan's id is its name, a tried one's is `tried:INDEX`. A
-    baseline has none, which is said."""
+    setting of another tool has none, which is said."""
     kind, _, index = identity.partition(":")
     if kind == "tried" and index.isdigit() and int(index) < len(tried):
         return tried[int(index)], tried[int(index)]
     try:
-        baseline = baseline_of(identity)
-        if baseline:
+        if other := setting_named(identity):
             inform(
-                f"{baseline.title} has no bits per layer to load, so the equaliser stays as it is. "
-                + ("Choose it on the Chat page to read its answers." if available() else ""),
+                f"{other.name} has no bits per layer to load, so the equaliser stays as it is. Choose it on "
+                "the Chat page to read its answers.",
                 title="Not a plan",
             )
             return gr.skip(), gr.skip()

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quept.checked import in_words
-from quept.engines import ENGINES, engine_class
+from quept.engines import ENGINES, Setting, engine_class
 from quept.engines.base import Engine
 from quept.files import write_atomic, write_tensors
 from quept.models import LoadedModel
@@ -63,6 +63,17 @@ class Artifact:
         """What a layer's widths are made from: the base's fingerprint where nothing is learned, else the
         identity."""
         return self.identity if self._learned else self.manifest.fingerprint
+
+    @property
+    def engines(self) -> dict[Setting, Engine]:
+        """The engine of every setting: this artifact's own, then those that learn nothing and serve any
+        model."""
+        found = dict.fromkeys(ENGINES[self.manifest.method].settings, self.engine)
+        for name, entry in ENGINES.items():
+            if not engine_class(name).recipe_part:
+                engine = engine_class(name).read(self.manifest, {})
+                found |= {setting: engine for setting in entry.settings if setting not in found}
+        return found
 
     @property
     def _learned(self) -> bool:

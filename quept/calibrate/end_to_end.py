@@ -6,7 +6,7 @@ that the recipe draws from does a forward and a backward pass at one of its widt
 Groups own separate tensors and hold the ranks they borrow constant, so what one group learns never pulls
 another; a parameter that took no part in a step is left alone by it. Every few steps one more pass runs a
 plan that draws a width for every layer, so that mixtures are trained and not only uniform plans. In a uniform
-plan of a vision-language model vision tower and projector keep 8 bits (`ModelLayout.guarded`).
+plan of a vision-language model vision tower and projector keep 8 bits (`PrecisionPlan.keeping`).
 
 Divergence counts every position of a text; of a conversation about pictures, those at which the model speaks:
 what it expects in the middle of a picture or of a question was never trained and says nothing.
@@ -112,7 +112,7 @@ class EndToEndTuning:
         for widths in settings.draws:
             bits = draw.choice(widths)
             plan = PrecisionPlan.uniform(bits, self._activations(bits, draw))
-            plans.append(self.trainable.layout.guarded(plan))
+            plans.append(plan.keeping(self.trainable.layout.vision_layers))
         if settings.mixed_every and (number + 1) % settings.mixed_every == 0:
             rules = {}
             for layer in self.trainable.layers:

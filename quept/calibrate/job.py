@@ -32,8 +32,7 @@ from quept.data import pictures
 from quept.engines.quept import Quept
 from quept.files import append_line, read_lines, resume_lines
 from quept.models import LoadedModel, ModelLayout, load
-from quept.models.layout import GUARD
-from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
+from quept.plan import ACTIVATION_BITS, FULL, KEPT_BITS, PrecisionPlan
 from quept.runtime import ElasticModel
 
 from .block_wise import tune_blocks
@@ -191,7 +190,7 @@ def _reached(recipe: Recipe, layout: ModelLayout, widths: list[int]) -> dict[str
     vision-language model take no part in the block-wise stage, and in the other one at all widths only where
     it draws a width for every layer."""
     stage = recipe.end_to_end
-    seen = widths if stage and stage.mixed_every else [b for b in widths if stage and b == GUARD]
+    seen = widths if stage and stage.mixed_every else [b for b in widths if stage and b == KEPT_BITS]
     sees = _sees(layout)
     return {name: tuple(seen if name in sees else widths) for name in layout.layers}
 
@@ -277,10 +276,10 @@ def _comparisons(
     found, sees = [], _sees(layout)
     for bits in sorted(recipe.adapters.widths, reverse=bool(sees)):
         plan = PrecisionPlan.uniform(bits, bits if activations and bits in ACTIVATION_BITS else FULL)
-        decided = set(layout.layers) - (set() if bits == GUARD else sees)
-        found.append((bits, layout.guarded(plan), decided))
+        decided = set(layout.layers) - (set() if bits == KEPT_BITS else sees)
+        found.append((bits, plan.keeping(layout.vision_layers), decided))
     if sees and recipe.end_to_end and recipe.end_to_end.mixed_every:
-        for bits, *_ in [entry for entry in found if entry[0] < GUARD]:
+        for bits, *_ in [entry for entry in found if entry[0] < KEPT_BITS]:
             plan = PrecisionPlan.of(dict.fromkeys(sorted(sees), bits), default=FULL, name=f"vision {bits}")
             found.append((bits, plan, sees))
     return found

@@ -1,11 +1,9 @@
 """`quept evaluate`: what the tasks of a model measure (perplexity or accuracy, divergence), and the size, of
-plans and baselines."""
+plans."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +28,6 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from quept.evaluate import EvalTask, Metric, ResultKey, Results, TaskEstimate
     from quept.runtime import ElasticModel
 
@@ -58,7 +54,7 @@ def evaluate_parser(commands) -> None:
         action="append",
         metavar="NAME",
         default=[],
-        help="another tool's quantization of the same model: nf4 or int8 of bitsandbytes; repeat for several",
+        help="nf4 or int8, beside which no W4 is measured unless --plan asks for it; repeat for several",
     )
     p.add_argument(
         "--task", metavar="NAME", help="what to measure, for a model with several tasks (default: its first)"
@@ -102,23 +98,17 @@ def _evaluate(options: argparse.Namespace) -> None:
         plans = _plans(options, elastic)
         task = _task(options, elastic, progress)
         results = Results.open(zoo.cache_dir() / "results.sqlite")
-        subjects = [_plan_subject(elastic, plan, task) for plan in plans]
-        subjects += [_baseline_subject(elastic, name, task) for name in options.baseline]
-        measured = [
-            _measured(elastic, subject, task, results, options.again, progress) for subject in subjects
-        ]
+        measured = [_measured(elastic, plan, task, results, options.again, progress) for plan in plans]
     conditions = _conditions(options, elastic, task)
-    if not plans:
-        conditions = {k: v for k, v in conditions.items() if k not in ("method", "group")}  # those of ours
-    if options.baseline:
-        conditions["bitsandbytes"] = importlib.metadata.version("bitsandbytes")
-    ours = f"{conditions['method']}, group {conditions['group']}, " if plans else ""
+    for plan in plans:
+        conditions |= elastic.conditions(plan)
+    ours = f"{conditions['method']}, group {conditions['group']}, " if "method" in conditions else ""
     print(
         f"{elastic.title}, {ours}on {task.describe()}, {dtype_name(elastic.dtype)} on {elastic.device.type}"
     )
     print_table(
         ("plan", "bits/param", "MB", *map(_heading, measured[0].estimate.metrics), "notes"),
-        [(m.subject.name or "plan", *m.sizes, *m.cells) for m in measured],
+        [(m.plan.name or "plan", *m.sizes, *m.cells) for m in measured],
     )
     skipped = max(m.estimate.payload.get("skipped", 0) for m in measured)
     if skipped:
@@ -126,7 +116,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.export_results:
         from quept.evaluate.shipped import write_shipped
 
-        rows = [(m.subject.name, m.subject.key, m.estimate.to_dict()) for m in measured]
+        rows = [(m.plan.name, m.key, m.estimate.to_dict()) for m in measured]
         write_shipped(options.export_results, rows, elastic, **conditions)
     if options.json:
         print_json(conditions | {"results": [m.as_dict() for m in measured]})
@@ -151,27 +141,18 @@ def _task(options: argparse.Namespace, elastic: ElasticModel, progress: Progress
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is measured: a plan or a baseline, its size, how to get its view, and the plan if it is one."""
+class Measured:
+    """What was measured of a plan, and its size."""
 
-    name: str
+    plan: PrecisionPlan
     key: ResultKey
     deploy_bytes: int
-    view: Callable[[], nn.Module]
-    plan: PrecisionPlan | None = None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was measured of a subject."""
-
-    subject: Subject
     bits_per_parameter: float
     estimate: TaskEstimate
 
     @property
     def sizes(self) -> tuple[str, str]:
-        megabytes = self.subject.deploy_bytes / 1e6
+        megabytes = self.deploy_bytes / 1e6
         return f"{self.bits_per_parameter:.2f}", f"{megabytes:.{1 if megabytes >= 10 else 2}f}"
 
     @property
@@ -180,12 +161,11 @@ class Measured:
         return *map(_cell, metrics), "; ".join(t for m in metrics for t in (m.note, m.detail) if t)
 
     def as_dict(self) -> dict:
-        subject = self.subject
         sizes = {
-            "deploy_bytes": subject.deploy_bytes,
+            "deploy_bytes": self.deploy_bytes,
             "bits_per_parameter": round(self.bits_per_parameter, 4),
         }
-        return {"plan": subject.name, "key": subject.key.plan} | sizes | self.estimate.to_dict()
+        return {"plan": self.plan.name, "key": self.key.plan} | sizes | self.estimate.to_dict()
 
 
 def _heading(metric: Metric) -> str:
@@ -199,48 +179,40 @@ def _cell(metric: Metric) -> str:
     return short(metric.value) + ("" if metric.high is None else f" ± {short(metric.high - metric.value)}")
 
 
-def _plan_subject(elastic: ElasticModel, plan: PrecisionPlan, task: EvalTask) -> Subject:
-    return Subject(plan.name, task.key(plan), elastic.sizes.deploy(plan), lambda: elastic.view(plan), plan)
-
-
-def _baseline_subject(elastic: ElasticModel, name: str, task: EvalTask) -> Subject:
-    from quept.runtime.baselines import baseline_named, check_available
-
-    baseline = baseline_named(name)
-    check_available(baseline)
-    size = elastic.baseline_bytes(name)
-    return Subject(baseline.title, task.key(baseline), size, lambda: elastic.baseline(name))
-
-
 def _measured(
     elastic: ElasticModel,
-    subject: Subject,
+    plan: PrecisionPlan,
     task: EvalTask,
     results: Results,
     again: bool,
     progress: Progress,
 ) -> Measured:
     """From the results store where it is there, else measured now and stored."""
-    stored = None if again else results.get(subject.key, task.read)
+    key, sizes = task.key(plan), elastic.sizes
+    stored = None if again else results.get(key, task.read)
     if stored:
         estimate = task.read(stored.payload)
     else:
-        progress(f"{subject.name}: preparing the weights", 0.0)
-        for estimate in task.estimates(subject.view(), subject.plan):
+        progress(f"{plan.name}: preparing the weights", 0.0)
+        for estimate in task.estimates(elastic.view(plan), plan):
             found = ", ".join(f"{_heading(metric)} {_cell(metric)}" for metric in estimate.metrics[:2])
-            progress(f"{subject.name}: {found}", estimate.done / estimate.total)
-        results.put(subject.key, estimate.to_dict())
-    return Measured(subject, 8 * subject.deploy_bytes / elastic.sizes.parameters, estimate)
+            progress(f"{plan.name}: {found}", estimate.done / estimate.total)
+        results.put(key, estimate.to_dict())
+    return Measured(plan, key, sizes.deploy(plan), sizes.bits_per_parameter(plan), estimate)
 
 
 def _plans(options: argparse.Namespace, elastic: ElasticModel) -> list[PrecisionPlan]:
     from quept.plan import QUANTIZED_BITS
 
     others = options.presets or options.baseline
-    plans = [plan_of(text, elastic) for text in options.plan or ([] if others else ["W4"])]
+    asked = [*(options.plan or ([] if others else ["W4"])), *options.baseline]
+    plans = [plan_of(text, elastic) for text in asked]
     if options.presets:
         plans.append(PrecisionPlan.full())
-        plans += [elastic.layout.guarded(PrecisionPlan.uniform(bits)) for bits in reversed(QUANTIZED_BITS)]
+        plans += [
+            PrecisionPlan.uniform(bits).keeping(elastic.layout.vision_layers)
+            for bits in reversed(QUANTIZED_BITS)
+        ]
         plans += elastic.presets
     return list({plan.key(elastic.layers): plan for plan in plans}.values())
 
@@ -249,8 +221,6 @@ def _conditions(options: argparse.Namespace, elastic: ElasticModel, task: EvalTa
     return {
         "name": name_of(options.model),
         "title": elastic.title,
-        "method": elastic.artifact.manifest.method,
-        "group": elastic.artifact.group,
         **task.conditions,
         "device": elastic.device.type,
         "dtype": dtype_name(elastic.dtype),

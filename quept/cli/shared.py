@@ -26,7 +26,7 @@ _SHOWN = (
     | {chr(code): f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
     | {"\x7f": "␡"}
 )
-PLAN_HELP = "W4, W4A8, W4A8KV4E8, full, the name of a preset, or a plan file"
+PLAN_HELP = "W4, W4A8, W4A8KV4E8, full, nf4 or int8 (bitsandbytes), the name of a preset, or a plan file"
 
 
 def command(commands, name: str, run, help: str, example: str, more: str = "") -> argparse.ArgumentParser:
@@ -100,19 +100,19 @@ def opened(options: argparse.Namespace, progress: Progress) -> ElasticModel:
 
 
 def plan_of(text: str, elastic: ElasticModel) -> PrecisionPlan:
-    """What a person types for a plan: W4 and the like or the name of a preset (`ModelLayout.guarded` says
+    """What a person types for a plan: W4 and the like or the name of a preset (`PrecisionPlan.keeping` says
     what they mean for a model that sees), the name of a plan on the model's front, or a file; PlanError if it
     does not fit the model."""
     from quept.presets import named, notes
 
     models = elastic.origin.models
     preset = named(text, models)
-    plan = elastic.layout.guarded(preset) if preset else _on_the_front(text, elastic)
+    plan = preset.keeping(elastic.layout.vision_layers) if preset else _on_the_front(text, elastic)
     if plan is None and Path(text).is_file():
         plan = PrecisionPlan.load(text, models)
     if plan is None:
         try:
-            plan = elastic.layout.guarded(PrecisionPlan.parse(text))
+            plan = PrecisionPlan.parse(text).keeping(elastic.layout.vision_layers)
         except PlanError as error:
             close = difflib.get_close_matches(text, notes(), n=1)
             raise PlanError(f"{error}; did you mean {close[0]!r}?" if close else str(error)) from None

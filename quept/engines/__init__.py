@@ -34,6 +34,10 @@ class Entry:
 ENGINES: dict[str, Entry] = {
     "rtn": Entry("quept.engines.rtn:Rtn", WIDTHS),
     "quept": Entry("quept.engines.quept:Quept", WIDTHS),
+    "bitsandbytes": Entry(
+        "quept.engines.bitsandbytes:BitsAndBytes",
+        {"nf4": "bitsandbytes NF4", "int8": "bitsandbytes LLM.int8"},
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
-from torch import Tensor, device, dtype, nn
+from torch import Tensor, dtype, nn
 
 from . import Setting
 
@@ -40,14 +40,12 @@ class Engine:
     """An engine; `read`, `quantize`, `values` and `nbytes` are what a new one has to give.
 
     title: what it does, for headings. recipe_part: the entry of the recipe that says how its tensors are
-    read, "" for an engine that learns nothing. learned: `{layer: what was learned of it}`.
-    rounds_activations: whether a layer's input may have a width of its own. outputs: names of what its
-    modules tell of a forward pass besides the activations, which lie in attributes of that name."""
+    read, "" for an engine that learns nothing. learned: `{layer: what was learned of it}`. runs_itself:
+    whether `module` runs its layers, in its own way, and no backend."""
 
     title: ClassVar[str]
     recipe_part: ClassVar[str] = ""
-    rounds_activations: ClassVar[bool] = True
-    outputs: ClassVar[tuple[str, ...]] = ()
+    runs_itself: ClassVar[bool] = False
     learned: Mapping[str, Any] = {}
 
     @classmethod
@@ -84,10 +82,10 @@ class Engine:
         per token."""
         return {}
 
-    def module(self, stored: Stored, bias: Tensor | None, dtype: dtype, device: device) -> nn.Module | None:
-        """Returns the module that runs a stored layer, safe to share between threads; None where a backend
-        multiplies by its `values`."""
-        return None
+    def module(self, stored: Stored, bias: Tensor | None, dtype: dtype) -> nn.Module:
+        """Returns the module that runs a stored layer in one view, in this dtype and over the same tensors;
+        of an engine that `runs_itself`."""
+        raise NotImplementedError
 
     def steady(self, setting: Setting) -> bool:
         """Returns whether text read in parts gives the very logits of text read at once."""
@@ -101,3 +99,7 @@ class Engine:
     def missing(cls) -> str:
         """Returns what has to be installed before it runs here, in words; "" if nothing has."""
         return ""
+
+    def conditions(self) -> dict[str, str]:
+        """Returns what numbers depend on besides the settings, by name: versions of other people's code."""
+        return {}

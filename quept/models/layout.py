@@ -4,16 +4,13 @@ name."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from quept.plan import FULL, Bits, PrecisionPlan
-
 from .families import FAMILIES, Family
-
-GUARD = 8  # bits
+from .slots import Slot
 
 
 @dataclass(frozen=True)
@@ -45,9 +42,7 @@ class ModelLayout:
     def trunk(self) -> tuple[Block, ...]:
         """The blocks that a plan is about first: of a vision-language model those of its language model, of
         any other model all."""
-        if self.kind == "vision-language":
-            return tuple(block for block in self.blocks if block.section == "language")
-        return self.blocks
+        return tuple(block for block in self.blocks if block.section == "language") or self.blocks
 
     @property
     def sections(self) -> dict[str, tuple[str, ...]]:
@@ -58,20 +53,18 @@ class ModelLayout:
             found[block.section] = (*found.get(block.section, ()), *block.layers.values())
         return found
 
-    def guarded(self, plan: PrecisionPlan) -> PrecisionPlan:
-        """What "all at 4 bits" means for this model: of a vision-language model vision tower and projector
-        keep 8 bits, since they are small and every answer hangs on what they see. A plan with rules of its
-        own, or of 8 bits and more, stays as it is."""
-        bits = plan.default
-        seen = Bits(
-            max(bits.weights, GUARD), FULL if bits.activations == FULL else max(bits.activations, GUARD)
-        )
-        if self.kind != "vision-language" or plan.rules or seen == bits:
-            return plan
+    @property
+    def vision_layers(self) -> tuple[str, ...]:
+        """Patterns of the layers before the decoder of a vision-language model, its vision tower and
+        projector; () for any other model. See `PrecisionPlan.keeping`."""
         family = FAMILIES[self.family]
-        places = [*family.vision, *family.projector]
-        rules = tuple((place if place.endswith("*") else f"{place}.*", seen) for place in places)
-        return replace(plan, rules=rules, name=f"{plan.name}, vision {GUARD}" if plan.name else "")
+        places = (*family.vision, *family.projector)
+        return tuple(place if place.endswith("*") else f"{place}.*" for place in places)
+
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """The weights that a plan speaks of, by the names of their layers."""
+        return {name: Slot(name, name) for name in self.layers}
 
     @property
     def language(self) -> str:

@@ -110,4 +110,4 @@ def _hash(script: str) -> str:
 def _sizes(artifact: Artifact, progress: Callable[[str, float | None], None] | None) -> Sizes:
     from quept.models import load
 
-    return Sizes.of(artifact.prepared(load(artifact.base, progress)), artifact.group)
+    return Sizes.of(artifact.prepared(load(artifact.base, progress)), artifact)

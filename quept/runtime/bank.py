@@ -1,13 +1,12 @@
-"""(layer, width) -> weight: made once when first wanted, shared by all views, bounded in bytes, safe between
-threads.
+"""(layer, setting) -> weight: made once when first wanted, shared by all views, bounded in bytes, safe
+between threads.
 
-Two things are kept of each pair: the packed form (what a deployed model stores, 2..8 bits a weight) and the
-dense values in the dtype that the processor multiplies in. When the budget is full the least recently used
-dense values go first, since they can be unpacked again, until they fill no more than DENSE_SHARE of it, so
-that going back and forth between two widths stays a look-up; then packed forms, since they can be made again.
-A view holds its weights strongly: what somebody still uses is never taken from under them, and a second
-request finds it again through a weak reference instead of making a copy. What is kept and what is in use are
-both counted.
+Two things are kept of each pair: the stored form (what a deployed model stores, 2..8 bits a weight) and the
+weight that the backend multiplies by. When the budget is full the least recently used weights go first, since
+they can be unpacked again, until they fill no more than DENSE_SHARE of it, so that going back and forth
+between two widths stays a look-up; then stored forms, since they can be made again. A view keeps the weights
+it was made of: what somebody still uses is never taken from under them, and a second request finds it again
+instead of making a copy. What is kept and what is in use are both counted.
 """
 
 from __future__ import annotations
@@ -17,45 +16,47 @@ from collections import OrderedDict
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
-import torch
 from torch import Tensor
 
-from quept.numerics.grid import Quantized, dequantize
+from quept.engines import Setting
+from quept.engines.base import Stored
 
-Key = tuple[str, int]  # layer name, bits
+Key = tuple[str, Setting]  # layer, setting
+Weight = Tensor | Stored  # the latter where an engine runs its layers as they are stored
 DENSE_SHARE = 0.7
 
 
 class WeightBank:
-    """make(layer, bits) -> (packed, values) builds one pair; packed is None for the untouched layer (16
-    bits).
+    """make(layer, setting) -> (stored, values) quantizes one layer; stored is None for the untouched one
+    (16), values where they do not come with it. ready(stored, values, setting) -> weight is the backend's
+    part. storage(setting): the setting under which a layer is stored, one for nested widths.
 
-    Called once per pair for as long as the pair stays within the budget (bytes)."""
+    Each is called once per pair for as long as the pair stays within the budget (bytes)."""
 
     def __init__(
-        self, make: Callable[[str, int], tuple[Quantized | None, Tensor]], dtype: torch.dtype, budget: int
+        self,
+        make: Callable[[str, Setting], tuple[Stored | None, Tensor | None]],
+        ready: Callable[[Stored | None, Tensor | None, Setting], Weight],
+        budget: int,
+        storage: Callable[[Setting], Setting] = lambda setting: setting,
     ):
         if budget <= 0:
             raise ValueError(f"the weight bank needs a positive budget in bytes; got {budget}")
-        self._make, self._dtype, self.budget = make, dtype, budget
-        self._packed: OrderedDict[Key, Quantized] = OrderedDict()
-        self._dense: OrderedDict[Key, Tensor] = OrderedDict()
-        self._alive: WeakValueDictionary[Key, Tensor] = WeakValueDictionary()
-        self._kept = self._kept_dense = 0
+        self._make, self._ready, self._storage, self.budget = make, ready, storage, budget
+        self._stored: OrderedDict[Key, Stored] = OrderedDict()
+        self._weights: OrderedDict[Key, Weight] = OrderedDict()
+        self._alive: WeakValueDictionary[Key, Weight] = WeakValueDictionary()
+        self._kept = self._kept_weights = 0
         self._lock = threading.Lock()
         self._making: dict[Key, threading.Lock] = {}
-        self.filled = 0  # dense values made or unpacked so far
-        self.made = 0  # pairs built from the source so far: tells a cold switch from a warm one
+        self.filled = 0  # weights made or unpacked so far
+        self.made = 0  # layers quantized so far: tells a cold switch from a warm one
 
-    def dense(self, layer: str, bits: int) -> Tensor:
-        """The layer's values at this width (out, in), in the compute dtype. Shared: never write to it."""
-        key = (layer, bits)
+    def weight(self, layer: str, setting: Setting) -> Weight:
+        """What a layer at this setting is multiplied by. Shared: never write to it."""
+        key = (layer, setting)
         with self._lock:
-            found = self._dense.get(key)
-            if found is not None:
-                self._dense.move_to_end(key)
-                return found
-            found = self._alive.get(key)
+            found, _ = self._found(key)
             if found is not None:
                 return found
             turn = self._making.setdefault(
@@ -63,47 +64,48 @@ class WeightBank:
             )  # kept for good: a second lock would let two in
         with turn:
             with self._lock:
-                found = self._alive.get(key)
-                packed = self._find_packed(key)
+                found, stored = self._found(key)
             if found is not None:
                 return found
-            if packed is None:
-                packed, values = self._make(layer, bits)
-            else:
-                values = dequantize(packed)
-            dense = values.to(self._dtype)
+            values = None
+            if stored is None:
+                stored, values = self._make(layer, setting)
+            weight = self._ready(stored, values, setting)
             with self._lock:
-                self._keep(key, packed, dense)
-            return dense
+                self._keep(key, stored, weight)
+            return weight
 
-    def packed(self, layer: str, bits: int) -> Quantized:
-        """The layer at this width as it is deployed."""
+    def stored(self, layer: str, setting: Setting) -> Stored:
+        """The layer at this setting as it is deployed."""
         with self._lock:
-            found = self._find_packed((layer, bits))
-        return found if found is not None else self._make(layer, bits)[0]
+            _, found = self._found((layer, setting))
+        return found if found is not None else self._make(layer, setting)[0]
 
-    def _find_packed(self, key: Key) -> Quantized | None:
-        found = self._packed.get(key)
-        if found is not None:
-            self._packed.move_to_end(key)
-        return found
+    def _found(self, key: Key) -> tuple[Weight | None, Stored | None]:
+        at = (key[0], self._storage(key[1]))
+        for kept, place in ((self._weights, key), (self._stored, at)):
+            if place in kept:
+                kept.move_to_end(place)
+        return self._alive.get(key), self._stored.get(at)
 
-    def _keep(self, key: Key, packed: Quantized | None, dense: Tensor) -> None:
-        if packed is not None and key not in self._packed:
-            self._packed[key] = packed
-            self._kept += packed.nbytes
+    def _keep(self, key: Key, stored: Stored | None, weight: Weight) -> None:
+        at = (key[0], self._storage(key[1]))
+        if stored is not None and at not in self._stored:
+            self._stored[at] = stored
+            self._kept += stored.nbytes
             self.made += 1
         self.filled += 1
-        self._dense[key] = dense
-        self._alive[key] = dense
-        self._kept += dense.nbytes
-        self._kept_dense += dense.nbytes
-        while self._kept > self.budget and (self._dense or self._packed):
-            if self._dense and (self._kept_dense > DENSE_SHARE * self.budget or not self._packed):
-                freed = self._dense.popitem(last=False)[1].nbytes
-                self._kept_dense -= freed
+        self._alive[key] = weight
+        if weight is not stored:
+            self._weights[key] = weight
+            self._kept += weight.nbytes
+            self._kept_weights += weight.nbytes
+        while self._kept > self.budget and (self._weights or self._stored):
+            if self._weights and (self._kept_weights > DENSE_SHARE * self.budget or not self._stored):
+                freed = self._weights.popitem(last=False)[1].nbytes
+                self._kept_weights -= freed
             else:
-                freed = self._packed.popitem(last=False)[1].nbytes
+                freed = self._stored.popitem(last=False)[1].nbytes
             self._kept -= freed
 
     @property
@@ -115,5 +117,5 @@ class WeightBank:
     def resident_bytes(self) -> int:
         """Bytes in memory now because of the bank: what it holds and what views still use."""
         with self._lock:
-            in_use = sum(t.nbytes for key, t in self._alive.items() if key not in self._dense)
-            return self._kept + in_use
+            held = {id(one) for kept in (self._weights, self._stored) for one in kept.values()}
+            return self._kept + sum(one.nbytes for one in self._alive.values() if id(one) not in held)

@@ -9,9 +9,8 @@ A -> B -> A gives bit-identical results.
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,20 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from quept.artifact import Artifact, Source, resolve_source
+from quept.engines import Setting
+from quept.engines.base import EngineError, Stored
+from quept.engines.rtn import Rtn
 from quept.models import LoadedModel, ModelLayout, load
-from quept.models.clone import clone, shallow_copy
 from quept.models.context import check_context
-from quept.numerics.grid import Quantized
+from quept.models.slots import Slot
 from quept.plan import FULL, Bits, PlanError, PrecisionPlan
 from quept.presets import presets
 
-from .bank import WeightBank
-from .baselines import BaselineLayers, baseline_named
+from .assembly import Template, placed
+from .backends import BoundLinear, Dense, backend_for
+from .bank import Weight, WeightBank
 from .generate import Sampling, Stream, stream
 from .kvcache import make_cache
-from .linear import BoundLinear
 from .memory import release_freed
 from .sizes import Sizes
 
@@ -81,28 +82,15 @@ class ElasticModel:
         self.layout: ModelLayout = loaded.layout
         self.layers: tuple[str, ...] = loaded.layout.layers
         self.embeddings: tuple[str, ...] = loaded.embeddings
-        untouched = Sizes.of(base, artifact.group)
-        self.sizes = Sizes.of(loaded, artifact.group, untouched.parameters)
-        self._tokenizer = loaded.tokenizer
-        self._weights = {name: loaded.model.get_submodule(name).weight.data for name in self.layers}
+        self.sizes = Sizes.of(loaded, artifact, base)
+        self._engines = artifact.engines
+        self._grid = Rtn(artifact.group)  # of the embeddings, whatever the engine of the layers
+        self._backend = backend_for(self.device, self.dtype)
+        self._tokenizer, self._prepared = loaded.tokenizer, loaded
         self._moved: dict[int, nn.Parameter] = {}
-        self._skeleton = _skeleton(loaded.model, self.layers, self.device, self.dtype, self._moved)
-        self._unbound = {
-            name: _unbound(
-                self._skeleton.get_submodule(name), name in loaded.online, artifact.engine.static(name)
-            )
-            for name in self.layers
-        }
-        self._full_bytes = sum(p.nbytes for p in self._skeleton.parameters() if not p.is_meta)
-        self._prepared = loaded
-        self._base_fixed = untouched.fixed + untouched.embeddings[FULL]
-        self.bank = WeightBank(self._make, self.dtype, budget)
-        self._baselines = BaselineLayers(
-            {name: tuple(weight.shape) for name, weight in self._weights.items()},
-            lambda layer: self._base.model.get_submodule(layer),
-            self.dtype,
-            self.device,
-        )
+        self._template = Template(loaded, artifact.engine, self._backend, self.device, self._moved)
+        self._full_bytes = sum(p.nbytes for p in self._template.model.parameters() if not p.is_meta)
+        self.bank = WeightBank(self._make, self._ready, budget, self._storage)
 
     @classmethod
     def open(
@@ -149,72 +137,105 @@ class ElasticModel:
     def config(self):
         """Of a model of transformers its config; of a classifier of pictures the content of its
         config.json."""
-        return self._skeleton.config if self.vision is None else self.vision.config
+        return self.vision.config if self.vision else self._template.model.config
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Of a language model or vision-language model; ValueError for a classifier of pictures."""
-        self._check_language("has no tokenizer")
+        self._check_language("has no tokenizer: this is for language models")
         return self._tokenizer
 
     @property
     def presets(self) -> list[PrecisionPlan]:
         """The named plans that fit. A vision-language model takes those without rules, which say nothing of
-        what sees (see `ModelLayout.guarded`)."""
-        plans = [p for p in presets(Path(self.source).name, self.layers) if p.kv == FULL or not self.vision]
-        if self.kind == "vision-language":
-            return [self.layout.guarded(plan) for plan in plans if not plan.rules]
-        return plans
+        what sees (see `PrecisionPlan.keeping`)."""
+        plans = presets(Path(self.source).name, self.layers)
+        vision = self.layout.vision_layers
+        cached = [p for p in plans if p.kv == FULL or self.has_cache]
+        return [plan.keeping(vision) for plan in cached if not (vision and plan.rules)]
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether the model keeps keys and values of what it has read: all but classifiers of pictures do."""
+        return self._tokenizer is not None
 
     def view(self, plan: PrecisionPlan) -> nn.Module:
-        """The model at this plan; raises PlanError if the plan does not fit it. Weights not yet in the bank
-        are made now."""
-        if plan.kv != FULL and self.vision:
-            raise PlanError(f"{self.title} classifies pictures and has no KV cache: leave KV out of the plan")
-        filled = self.bank.filled
-        bound = {
-            name: self._unbound[name].bound(self._values(name, bits.weights), bits)
-            for name, bits in plan.resolve(self.layers).items()
-        }
-        if plan.embeddings != FULL:
-            bound |= self._embeddings_at(plan.embeddings)
+        """The model at this plan; raises PlanError if the plan does not fit it, EngineError where a setting
+        cannot be made here. Weights not yet in the bank are made now."""
+        steps = self.prepare(plan)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                return done.value
+
+    def prepare(self, plan: PrecisionPlan) -> Generator[float, None, nn.Module]:
+        """Puts a view together one layer at a time, so that whoever holds a gate can let others in between:
+        yields the share done after each layer that had to be made, and returns the view.
+
+        Settings of this model's artifact start from its transformed weights, those of another engine (NF4)
+        from the weights as they were loaded."""
+        if plan.kv != FULL:
+            self._check_language("has no KV cache: leave KV out of the plan", PlanError)
+        other = self.sizes.other_setting(plan)
+        if missing := other and self._engines[other].missing():
+            raise EngineError(missing)
+        template = self._as_loaded if other else self._template
+        filled, layers, made_of = self.bank.filled, {}, []
+        for name, bits in plan.resolve(self.layers).items():
+            before = self.bank.filled
+            made_of.append(self._weight(name, bits.weights))
+            layers[name] = self._bound(template.layers[name], made_of[-1], bits)
+            if self.bank.filled > before:
+                yield len(layers) / len(self.layers)
+        ends = {} if plan.embeddings == FULL else self._embeddings_at(plan.embeddings, made_of)
         if self.bank.filled - filled >= MANY:
             release_freed()
-        return self._dressed(bound)
+        return template.assemble(layers, ends, made_of)
 
-    def baseline(self, name: str) -> nn.Module:
-        """The model as another tool quantizes it: "nf4" or "int8", see `baselines`; made from the weights as
-        they were loaded, whatever transforms our widths start from. Layers not made yet are made now, which
-        takes seconds; `prepare_baseline` does it in steps. BaselineError in words."""
-        return self._dressed(self._baselines.bound(name), self._untransformed)
+    def steady(self, plan: PrecisionPlan) -> bool:
+        """Whether text read in parts gives the very logits of text read at once, so that keys and values may
+        be kept between turns."""
+        settings = {bits.weights for bits in plan.resolve(self.layers).values()} - {FULL}
+        return all(self._engines[setting].steady(setting) for setting in settings)
 
-    def prepare_baseline(self, name: str) -> Iterator[float]:
-        """Make a baseline's layers one at a time; yields the share done after each, nothing if all
-        are there."""
-        return self._baselines.make(name)
+    def filed_under(self, plan: PrecisionPlan) -> tuple[str, str]:
+        """What numbers measured at this plan belong to: (plan, model) of a ResultKey. Those of another
+        engine's setting name the base: how ours is quantized does not matter to them."""
+        other = self.sizes.other_setting(plan)
+        if other is None:
+            return plan.key(self.layers), self.identity
+        key = self._engines[other].key(other)
+        return key if plan.kv == FULL else f"{key} kv {plan.kv}", self.base_identity
 
-    def baseline_bytes(self, name: str) -> int:
-        """The deploy bytes of a baseline: its codes and scales, and the rest in 16 bits as in every plan."""
-        return self._base_fixed + self._baselines.nbytes(baseline_named(name).name)
+    def conditions(self, plan: PrecisionPlan) -> dict[str, str | int]:
+        """How this plan's weights are made, for people and files that read numbers: method and group, or what
+        another engine says of itself."""
+        other = self.sizes.other_setting(plan)
+        if other is None:
+            return {"method": self.artifact.manifest.method, "group": self.artifact.group}
+        return self._engines[other].conditions()
+
+    def values(self, layer: str, setting: Setting) -> Tensor:
+        """One layer's weight (out, in) at a setting, float32 but for 16, made for this call and not kept."""
+        stored, values = self._make(layer, setting)
+        return self._engines[setting].values(stored, setting) if values is None else values
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """A view of the model as it was loaded with these dense weights (out, in) in its layers: what another
         tool made of them. Raises ValueError where one is missing, unknown or of another shape."""
-        odd = sorted(set(weights) ^ set(self.layers))
-        odd += [name for name in self.layers if name not in odd and weights[name].shape != self._shape(name)]
+        shapes = {name: weight.shape for name, weight in self._template.weights.items()}
+        given = {name: weight.shape for name, weight in weights.items()}
+        odd = [name for name in (*shapes, *sorted(given)) if shapes.get(name) != given.get(name)]
         if odd:
             raise ValueError(
                 f"one weight of its shape is needed for each of the {len(self.layers)} layers; "
                 f"look at {odd[0]!r}"
             )
-        linears = {name: self._untransformed.get_submodule(name) for name in self.layers}
-        return self._dressed(
-            {
-                name: BoundLinear(weights[name].to(self.device, self.dtype), linear.bias, Bits())
-                for name, linear in linears.items()
-            },
-            self._untransformed,
-        )
+        template = self._as_loaded
+        dense = {name: Dense(self.dtype).ready(weight.to(self.device)) for name, weight in weights.items()}
+        layers = {name: template.layers[name].bound(weight, Bits()) for name, weight in dense.items()}
+        return template.assemble(layers, {}, ())
 
     def reference(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Logits of the full-precision model as it was loaded, computed in float32 whatever the compute
@@ -225,7 +246,7 @@ class ElasticModel:
         References are computed once and cached by whoever asks."""
         model = self.full_precision()
         with torch.inference_mode():
-            if self.vision:
+            if not self.has_cache:
                 return model(inputs.to(self.device, torch.float32))
             if isinstance(inputs, Tensor):
                 inputs = {"input_ids": inputs}
@@ -238,15 +259,15 @@ class ElasticModel:
         Where that is narrower, or the weights are transformed, its weights are float32 copies: let it go
         soon."""
         if self.dtype != torch.float32:
-            return _skeleton(self._base.model, (), self.device, torch.float32)
+            return placed(self._base.model, {}, self.device, torch.float32, {})
         if self._prepared is self._base:
             return self.view(PrecisionPlan.full())
-        return self.with_weights({n: self._base.model.get_submodule(n).weight for n in self.layers})
+        return self.with_weights(self._as_loaded.weights)
 
     def make_cache(self, plan: PrecisionPlan) -> Cache:
         """An empty key-value cache at the plan's width, for one conversation; ValueError for a classifier of
         pictures."""
-        self._check_language("keeps no keys and values")
+        self._check_language("keeps no keys and values: this is for language models")
         return make_cache(self.config, plan.kv)
 
     def stream(
@@ -268,27 +289,19 @@ class ElasticModel:
         """Returns the whole answer that `stream` gives."""
         return "".join(event.text for event in self.stream(plan, messages, *args, **options))
 
-    def packed(self, layer: str, bits: int) -> Quantized:
-        """One layer, or one of `embeddings`, as it is deployed at this width (2..8)."""
-        return self.bank.packed(layer, bits)
+    def packed(self, layer: str, setting: Setting) -> Stored:
+        """One layer, or one of `embeddings`, as it is deployed at this setting."""
+        return self.bank.stored(layer, setting)
 
     @property
     def resident_bytes(self) -> int:
-        """The *elastic* memory: bytes of all weights in memory now, source, unquantized parts, bank
-        and baselines."""
-        weights = sum(w.nbytes for w in self._weights.values())
-        made = self.bank.resident_bytes + self._baselines.resident_bytes
-        return weights + self._full_bytes + made
+        """The *elastic* memory: bytes of all weights in memory now, source, unquantized parts and bank."""
+        weights = sum(w.nbytes for w in self._template.weights.values())
+        return weights + self._full_bytes + self.bank.resident_bytes
 
-    def _check_language(self, lack: str) -> None:
-        if self.vision:
-            raise ValueError(f"{self.title} classifies pictures and {lack}: this is for language models")
-
-    def _dressed(self, linears: Mapping[str, nn.Module], skeleton: nn.Module | None = None) -> nn.Module:
-        view = clone(self._skeleton if skeleton is None else skeleton, linears)
-        if self.vision is None:
-            view.generation_config = copy.copy(view.generation_config)
-        return view
+    def _check_language(self, lack: str, error: type[ValueError] = ValueError) -> None:
+        if not self.has_cache:
+            raise error(f"{self.title} classifies pictures and {lack}")
 
     @cached_property
     def _base(self) -> LoadedModel:
@@ -299,40 +312,56 @@ class ElasticModel:
         return base
 
     @cached_property
-    def _untransformed(self) -> nn.Module:
-        """The skeleton of the model as it was loaded; what no transform touched is shared with the views'."""
+    def _as_loaded(self) -> Template:
+        """The template of the model as it was loaded; what no transform touched is shared with the views'."""
         if self._prepared is self._base:
-            return self._skeleton
-        return _skeleton(self._base.model, self.layers, self.device, self.dtype, self._moved)
+            return self._template
+        return Template(self._base, self._grid, self._backend, self.device, self._moved)
 
-    def _shape(self, layer: str) -> torch.Size:
-        return self._weights[layer].shape
-
-    def _values(self, layer: str, bits: int) -> Tensor:
-        source = self._weights[layer]
-        if bits == FULL and (source.dtype, source.device) == (self.dtype, self.device):
+    def _weight(self, layer: str, setting: Setting) -> Weight:
+        source = self._template.weights[layer]
+        if setting == FULL and (source.dtype, source.device) == (self.dtype, self.device):
             return source  # nothing to make, and nothing for the bank to count a second time
-        return self.bank.dense(layer, bits)
+        return self.bank.weight(layer, setting)
 
-    def _embeddings_at(self, bits: int) -> dict[str, nn.Module]:
+    def _bound(self, layer: BoundLinear, weight: Weight, bits: Bits) -> nn.Module:
+        engine = self._engines.get(bits.weights)
+        if engine is None or not engine.runs_itself:
+            return layer.bound(weight, bits)
+        if bits.activations != FULL:
+            raise PlanError(f"{bits.weights} rounds activations in its own way: leave A out of the plan")
+        return engine.module(weight, layer.bias, self.dtype)
+
+    def _embeddings_at(self, bits: int, made_of: list[Weight]) -> dict[str, nn.Module]:
         """The embedding and the heads over their values at 2..8 bits: over the same ones where they share
         them."""
-        owner, values = self.embeddings[0], {name: self.bank.dense(name, bits) for name in self.embeddings}
-        ends = {name: self._skeleton.get_submodule(name) for name in self.layout.ends}
+        values = {name: self.bank.weight(name, bits) for name in self.embeddings}
+        shared = values[self.embeddings[0]]
+        made_of += values.values()
         return {
-            name: _over(end, values.get(name, values[owner]))
-            for name, end in ends.items()
-            if hasattr(end, "weight")  # a model that only gives features has nothing for a head
+            name: Slot(name, name).over(self._template.model, values.get(name, shared))
+            for name in self.layout.ends
+            if hasattr(
+                self._template.model.get_submodule(name), "weight"
+            )  # features only: nothing for a head
         }
 
-    def _make(self, layer: str, bits: int) -> tuple[Quantized | None, Tensor]:
-        weight = self._weights.get(layer)
-        if weight is None:  # of the embeddings
-            weight = self._prepared.model.get_submodule(layer).weight.data.flatten(1)  # a patch is a row
-        weight = weight.to(self.device)
-        if bits == FULL:
-            return None, weight
-        return self.artifact.engine.quantize(layer, weight, bits)
+    def _make(self, layer: str, setting: Setting) -> tuple[Stored | None, Tensor | None]:
+        if layer in self.embeddings:
+            weight = Slot(layer, layer).weight(self._prepared.model).to(self.device)
+            return self._grid.quantize(layer, weight, setting)
+        template = self._as_loaded if setting in self.sizes.whole else self._template
+        weight = template.weights[layer].to(self.device)
+        return (None, weight) if setting == FULL else self._engines[setting].quantize(layer, weight, setting)
+
+    def _ready(self, stored: Stored | None, values: Tensor | None, setting: Setting) -> Weight:
+        engine = self._engines.get(setting, self._grid)
+        if engine.runs_itself:
+            return stored
+        return self._backend.ready(engine.values(stored, setting) if values is None else values)
+
+    def _storage(self, setting: Setting) -> Setting:
+        return self._engines[setting].storage(setting) if setting in self._engines else setting
 
 
 def _title(loaded: LoadedModel, artifact: Artifact) -> str:
@@ -341,54 +370,3 @@ def _title(loaded: LoadedModel, artifact: Artifact) -> str:
     for model in (loaded.source, loaded.source.partition("-")[0]):
         recipe = recipe.removeprefix(f"{model}-")
     return f"{loaded.title} · {recipe}" if recipe else loaded.title
-
-
-def _skeleton(
-    model: nn.Module,
-    layers: tuple[str, ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    moved: dict[int, nn.Parameter] | None = None,
-) -> nn.Module:
-    """The model without the weights that plans speak of; the rest in the compute dtype on the device, but for
-    buffers that are held in more than 16 bits (rotary frequencies) and keep them. Ties are kept. moved: what
-    another skeleton moved before, by the id of the parameter, and is shared."""
-    hollow = {name: _hollow(model.get_submodule(name)) for name in layers}
-    skeleton = clone(model, hollow)
-    moved = {} if moved is None else moved
-    for module in skeleton.modules():
-        module.__dict__["_parameters"] = {
-            key: p
-            if p is None or p.is_meta
-            else moved.setdefault(id(p), nn.Parameter(p.to(device, dtype), requires_grad=False))
-            for key, p in module._parameters.items()
-        }
-        for key, buffer in module._buffers.items():
-            if buffer is not None:
-                narrow = buffer.dtype in (torch.float16, torch.bfloat16)
-                module._buffers[key] = buffer.to(device, dtype if narrow else buffer.dtype)
-    return skeleton
-
-
-def _hollow(linear: nn.Linear) -> nn.Linear:
-    """The linear layer without its weight."""
-    hollow = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
-    hollow.bias = linear.bias
-    return hollow.requires_grad_(False)
-
-
-def _over(module: nn.Module, weight: Tensor) -> nn.Module:
-    """The module over another weight (out, in), which it holds as a bound linear does."""
-    other, shape = shallow_copy(module), module.weight.shape
-    del other._parameters["weight"]
-    if weight.shape != shape:  # of a convolution
-        other.__dict__["rows"] = weight  # the bank's own tensor object, which its weak reference follows
-        weight = weight.view(shape)
-    other.register_buffer("weight", weight, persistent=False)
-    return other
-
-
-def _unbound(linear: nn.Linear, online: bool, static: Mapping[int, Tensor]) -> BoundLinear:
-    """The layer as a view holds it, still without values."""
-    bias = None if linear.bias is None else linear.bias.data
-    return BoundLinear(linear.weight, bias, Bits(), online, static)

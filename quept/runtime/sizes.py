@@ -8,42 +8,79 @@ this count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from quept.artifact import Artifact
+from quept.engines import ENGINES, Setting
+from quept.engines.rtn import Rtn
 from quept.models import LoadedModel
-from quept.numerics.grid import group_size, quantized_bytes
-from quept.plan import EMBEDDING_BITS, FULL, QUANTIZED_BITS, PrecisionPlan
+from quept.models.slots import Slot
+from quept.plan import FULL, QUANTIZED_BITS, Bits, PlanError, PrecisionPlan
 
 BYTES_PER_FULL_WEIGHT = 2
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """layers: bytes of each layer's weight at each width, `{name: {bits: bytes}}`. weights: its number of
-    weights, `{name: n}`. embeddings: bytes of embedding and heads together at each width. fixed:
-    bytes of all that no plan touches. parameters: how many the model has, all counted."""
+    """layers: bytes of each layer's weight at each setting of its artifact, `{name: {setting: bytes}}`.
+    weights: its number of weights, `{name: n}`. embeddings: bytes of embedding and heads together at each
+    width. fixed: bytes of all that no plan touches. parameters: how many the model has, all counted. whole:
+    bytes of the whole model at each setting of another engine, which starts from the weights as they were
+    loaded."""
 
-    layers: Mapping[str, Mapping[int, int]]
+    layers: Mapping[str, Mapping[Setting, int]]
     weights: Mapping[str, int]
     embeddings: Mapping[int, int]
     fixed: int
     parameters: int
+    whole: Mapping[Setting, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, loaded: LoadedModel, group: int | str, parameters: int | None = None) -> Sizes:
-        """parameters: those of the model as it was published, where a transform has untied its head."""
-        layers, embeddings = loaded.layout.layers, loaded.embeddings
-        shapes = {name: loaded.model.get_submodule(name).weight.shape for name in (*layers, *embeddings)}
-        table = {name: _at_widths(shape[0], shape[1:].numel(), group) for name, shape in shapes.items()}
-        both = {bits: sum(table[name][bits] for name in embeddings) for bits in EMBEDDING_BITS}
-        stored = sum(p.numel() for p in loaded.model.parameters())
-        fixed = BYTES_PER_FULL_WEIGHT * (stored - sum(shape.numel() for shape in shapes.values()))
-        weights = {name: shapes[name].numel() for name in layers}
-        return cls({name: table[name] for name in layers}, weights, both, fixed, parameters or stored)
+    def of(cls, loaded: LoadedModel, artifact: Artifact, base: LoadedModel | None = None) -> Sizes:
+        """loaded: the model as the artifact transforms it; base: as it was loaded, if it was transformed."""
+        engines, grid = artifact.engines, Rtn(artifact.group)
+        own = ENGINES[artifact.manifest.method].settings
+        shapes = _shapes(loaded)
+        layers = {
+            name: {s: engines[s].nbytes(*shapes[name], s) for s in own} | {FULL: _full(shapes[name])}
+            for name in loaded.layout.layers
+        }
+        ends = [shapes[name] for name in loaded.embeddings]
+        embeddings = {b: sum(grid.nbytes(*shape, b) for shape in ends) for b in QUANTIZED_BITS}
+        embeddings[FULL] = sum(map(_full, ends))
+        fixed = _fixed(loaded, shapes)
+        base = base or loaded
+        there = _shapes(base)
+        rest = _fixed(base, there) + sum(_full(there[name]) for name in base.embeddings)
+        whole = {
+            setting: rest + sum(engines[setting].nbytes(*there[name], setting) for name in layers)
+            for setting in engines
+            if setting not in own
+        }
+        parameters = sum(p.numel() for p in base.model.parameters())
+        weights = {name: math.prod(shapes[name]) for name in layers}
+        return cls(layers, weights, embeddings, fixed, parameters, whole)
+
+    def other_setting(self, plan: PrecisionPlan) -> Setting | None:
+        """The setting of another engine that the plan gives the whole model; None for a plan of the
+        artifact's own. PlanError for a plan that mixes them."""
+        found = {bits for bits in plan.resolve(self.layers).values() if bits.weights in self.whole}
+        if not found:
+            return None
+        setting = next(iter(found)).weights
+        if set(plan.resolve(self.layers).values()) != {Bits(setting)} or plan.embeddings != FULL:
+            raise PlanError(
+                f"{setting} is a setting of the whole model and leaves activations and embeddings alone: "
+                "give every layer that setting, and leave A and E out of the plan"
+            )
+        return setting
 
     def deploy(self, plan: PrecisionPlan) -> int:
         """Bytes of the model at this plan."""
+        if setting := self.other_setting(plan):
+            return self.whole[setting]
         layers = plan.resolve(self.layers).items()
         blocks = sum(self.layers[name][bits.weights] for name, bits in layers)
         return self.fixed + self.embeddings[plan.embeddings] + blocks
@@ -52,7 +89,17 @@ class Sizes:
         return 8 * self.deploy(plan) / self.parameters
 
 
-def _at_widths(rows: int, columns: int, group: int | str) -> dict[int, int]:
-    g = group_size(columns, group)
-    packed = {bits: quantized_bytes(rows, columns, bits, g) for bits in QUANTIZED_BITS}
-    return packed | {FULL: BYTES_PER_FULL_WEIGHT * rows * columns}
+def _shapes(loaded: LoadedModel) -> dict[str, tuple[int, int]]:
+    """(out, in) of the layers and the embeddings."""
+    ends = {name: Slot(name, name) for name in loaded.embeddings}
+    slots = loaded.layout.slots | ends
+    return {name: tuple(slot.weight(loaded.model).shape) for name, slot in slots.items()}
+
+
+def _fixed(loaded: LoadedModel, shapes: Mapping[str, tuple[int, int]]) -> int:
+    stored = sum(p.numel() for p in loaded.model.parameters())
+    return BYTES_PER_FULL_WEIGHT * stored - sum(map(_full, shapes.values()))
+
+
+def _full(shape: tuple[int, int]) -> int:
+    return BYTES_PER_FULL_WEIGHT * math.prod(shape)

@@ -14,9 +14,10 @@ from app.markdown import as_markdown, as_typed
 from app.pages import chat
 from app.pages.chat import Ask
 from app.pages.context import PageContext
-from quept.runtime.baselines import available
+from quept.engines.bitsandbytes import BitsAndBytes
+from quept.plan import PrecisionPlan
 
-needs_bitsandbytes = pytest.mark.skipif(not available(), reason="bitsandbytes is not installed")
+needs_bitsandbytes = pytest.mark.skipif(bool(BitsAndBytes.missing()), reason="bitsandbytes is not installed")
 ASK = Ask("tiny", ("full precision", "W2"), None, max_tokens=16)
 
 
@@ -199,7 +200,7 @@ def test_clear_forgets_the_conversation(desk):
 
 
 def test_a_failure_is_a_sentence_and_nothing_is_lost(desk, said, elastic, monkeypatch):
-    monkeypatch.setattr(elastic, "view", lambda plan: 1 / 0)
+    monkeypatch.setattr(elastic, "prepare", lambda plan: (1 / zero for zero in (0,)))
     page = asked(desk)
     assert page["prompt"] == "Hello" and page["history"] == []
     assert page["status_left"]["state"] == "error" and "ZeroDivision" not in page["status_left"]["words"]
@@ -232,14 +233,14 @@ def test_the_equalisers_plan_is_used_and_named(desk, elastic):
 
 @needs_bitsandbytes
 def test_a_baseline_answers_like_a_plan(desk, said, elastic):
-    ask = replace(ASK, choices=("baseline:nf4", "baseline:int8"))
+    ask = replace(ASK, choices=("nf4", "baseline:int8"))  # as links of earlier releases say it
     idle = chat.statuses(desk, ask)
     assert idle["status_left"]["words"] == "Next answer: bitsandbytes NF4"
     page = asked(desk, ask)
     assert page["history"][0]["left"] and page["history"][0]["right"] and not said
     for side, name in (("left", "nf4"), ("right", "int8")):
         facts = {fact: shown for fact, shown, _ in page[f"status_{side}"]["facts"]}
-        assert facts["Deploy"] == f"{elastic.baseline_bytes(name) / 1e6:.1f} MB"
+        assert facts["Deploy"] == f"{elastic.sizes.deploy(PrecisionPlan.uniform(name)) / 1e6:.1f} MB"
         assert "tok/s" in facts["Speed"] and "ms" in facts["Switch"]
     assert page["status_right"]["words"].endswith("bitsandbytes LLM.int8")
     assert settled(chat.regenerate(desk, ask, page["history"], "a"))["history"] == page["history"]
@@ -247,14 +248,11 @@ def test_a_baseline_answers_like_a_plan(desk, said, elastic):
 
 
 def test_a_baseline_without_bitsandbytes_is_not_offered_and_refused_in_words(desk, said, monkeypatch):
-    monkeypatch.setattr("quept.runtime.baselines.available", lambda: False)
-    monkeypatch.setattr("app.side.available", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert not any("bitsandbytes" in label for label, _ in desk.service.choices("tiny"))
     page = asked(desk, replace(ASK, choices=("W2", "baseline:nf4")))
     assert "pip install bitsandbytes" in page["status_right"]["words"]
     assert page["history"][0]["left"] and page["status_left"]["state"] == "done"
-    asked(desk, replace(ASK, choices=("W2", "baseline:awq")))
-    assert "choose nf4 or int8" in said[-1]
 
 
 def test_choosing_another_model_empties_the_chat_and_keeps_what_choices_it_can(desk):

@@ -13,15 +13,14 @@ import torch
 
 from app.conversation import FRAMES_PER_SECOND, CachePool, Running, chat
 from app.gate import CLIENT, Admission, Client, Gate
-from app.side import BaselineSide, Side
+from quept.engines.bitsandbytes import BitsAndBytes
 from quept.plan import PrecisionPlan
-from quept.runtime import BASELINES, ElasticModel
-from quept.runtime.baselines import available
+from quept.runtime import ElasticModel
 from quept.runtime.generate import PromptError, Sampling
 from tests.app.tiny import tiny_elastic
 from tests.tiny_vlm import picture, save_tiny_vlm
 
-FULL, W2 = Side(PrecisionPlan.full(), "full precision"), Side(PrecisionPlan.uniform(2), "W2")
+FULL, W2 = PrecisionPlan.full(), PrecisionPlan.uniform(2)
 HELLO = [{"role": "user", "content": "Hello there"}]
 SHORT = Sampling(temperature=1.0, top_p=1.0, max_tokens=24, seed=5)
 
@@ -49,7 +48,7 @@ def test_both_sides_are_answered_and_say_what_they_cost(elastic):
     last = run(elastic)[-1]
     for answer, side in zip(last.answers, (FULL, W2), strict=True):
         assert answer.state == "done" and answer.text and answer.tokens > 1
-        assert answer.deploy_bytes == elastic.sizes.deploy(side.plan)
+        assert answer.deploy_bytes == elastic.sizes.deploy(side)
         assert answer.cache_bytes > 0 and answer.switch_ms >= 0
         assert answer.tokens_per_second > 0 and answer.first_token_s > 0
 
@@ -96,7 +95,7 @@ def test_same_seed_gives_the_same_text_whatever_else_runs(elastic):
     gate, admission, results = Gate(), Admission(8), {}
 
     def visit(i: int) -> None:
-        sides = [(FULL, W2), (W2, FULL), (Side(PrecisionPlan.uniform(4), "W4"), W2)][i % 3]
+        sides = [(FULL, W2), (W2, FULL), (PrecisionPlan.uniform(4), W2)][i % 3]
         results[i] = texts(run(elastic, sides=sides, gate=gate, admission=admission)[-1])
 
     threads = [threading.Thread(target=visit, args=(i,)) for i in range(6)]
@@ -190,11 +189,11 @@ def test_a_prompt_the_model_cannot_take_is_refused_before_waiting(elastic, text,
         run(elastic, histories=(history, history), admission=admission)
 
 
-@pytest.mark.skipif(not available(), reason="bitsandbytes is not installed")
+@pytest.mark.skipif(bool(BitsAndBytes.missing()), reason="bitsandbytes is not installed")
 def test_a_baseline_is_made_in_steps_that_let_others_in(monkeypatch):
     monkeypatch.setattr("app.conversation.PREPARE_SECONDS", 0.0)
     elastic, gate = tiny_elastic(), CountingGate()
-    sides = (BaselineSide(BASELINES["nf4"]), BaselineSide(BASELINES["int8"]))
+    sides = (PrecisionPlan.uniform("nf4"), PrecisionPlan.uniform("int8"))
     last = run(elastic, sides, gate=gate)[-1]
     assert [answer.state for answer in last.answers] == ["done", "done"]
     tokens = sum(answer.tokens for answer in last.answers)
@@ -204,14 +203,15 @@ def test_a_baseline_is_made_in_steps_that_let_others_in(monkeypatch):
 
 
 def test_a_side_that_fails_says_so_and_the_other_goes_on(elastic, monkeypatch, caplog):
-    view = elastic.view
+    prepare = elastic.prepare
 
     def broken(plan):
-        if plan == W2.plan:
+        if plan == W2:
             raise MemoryError("/secret/path")
-        return view(plan)
+        yield 1.0
+        return (yield from prepare(plan))
 
-    monkeypatch.setattr(elastic, "view", broken)
+    monkeypatch.setattr(elastic, "prepare", broken)
     good, bad = run(elastic)[-1].answers
     assert good.state == "done" and good.text
     assert bad.state == "error" and "secret" not in bad.error

@@ -20,7 +20,7 @@ from quept.allocate.front import Front, Point
 from quept.artifact import Source
 from quept.evaluate import Estimate, ResultKey, Results
 from quept.plan import FULL, PlanError, PrecisionPlan
-from quept.runtime import BASELINES, ElasticModel
+from quept.runtime import ElasticModel
 from tests.app.tiny import tiny_table
 
 MODEL = "tiny"
@@ -191,13 +191,14 @@ def test_an_unknown_point_changes_nothing(service: Service, identity: str):
 def test_a_measured_baseline_is_a_point_that_loads_nothing_and_says_so(
     service: Service, elastic: ElasticModel, monkeypatch
 ):
-    opened, nf4 = service.opened[MODEL], BASELINES["nf4"]
+    opened, nf4 = service.opened[MODEL], PrecisionPlan.uniform("nf4")
     assert not any(p["kind"] == "baseline" for p in service.points(MODEL)["points"])
     payload = measured(service, PrecisionPlan.uniform(4))["estimate"]
-    opened.results.put(ResultKey(nf4.key, elastic.base_identity, opened.task.id), payload)
+    key = ResultKey("bitsandbytes nf4 block 64", elastic.base_identity, opened.task.id)
+    opened.results.put(key, payload)
     (point,) = [p for p in service.points(MODEL)["points"] if p["kind"] == "baseline"]
     assert point["label"] == "bitsandbytes NF4" and point["kl"] == payload["kl"]
-    assert point["bytes"] == elastic.baseline_bytes("nf4")
+    assert point["bytes"] == elastic.sizes.deploy(nf4)
     said: list[str] = []
     monkeypatch.setattr(gr, "Info", lambda text, **_: said.append(text))
     equalizer, plan = explore.chosen_point(service, MODEL, [], point["id"])

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from app.gate import Admission, Gate
-from app.side import baseline_choices
+from app.side import setting_choices
 from quept.allocate import SensitivityTable
 from quept.artifact import Artifact
 from quept.models import LoadedModel, fingerprint_of, layout_of
@@ -67,7 +67,7 @@ class FakeService:
         return [
             ("Equaliser (Explore page)", "equaliser"),
             *((name.capitalize(), name) for name in self.named),
-            *baseline_choices(self.models[model]),
+            *setting_choices(),
         ]
 
     def plan(self, model: str, choice: str, plan_json=None) -> PrecisionPlan:

@@ -91,7 +91,7 @@ def test_every_family_calibrates_opens_switches_and_answers(folders, data, tmp_p
     def answer(bits):
         shown = [{"type": "image"}, {"type": "text", "text": "what?"}]
         events = stream(
-            elastic.view(elastic.layout.guarded(PrecisionPlan.uniform(bits))),
+            elastic.view(PrecisionPlan.uniform(bits).keeping(elastic.layout.vision_layers)),
             elastic.tokenizer,
             [{"role": "user", "content": shown}],
             Sampling(temperature=0, max_tokens=3),

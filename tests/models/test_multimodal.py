@@ -52,8 +52,8 @@ def test_what_sees_keeps_eight_bits(loaded, name):
     layout = loaded[name].layout
     sees = {*layout.sections["vision"], *layout.sections["projector"]}
     for plan, bits in ((PrecisionPlan.uniform(4), Bits(8)), (PrecisionPlan.uniform(3, 4), Bits(8, 8))):
-        found = layout.guarded(plan).resolve(layout.layers)
+        found = plan.keeping(layout.vision_layers).resolve(layout.layers)
         assert {name for name, b in found.items() if b == bits} == sees
         assert {b for name, b in found.items() if name not in sees} == {plan.default}
     for plan in (PrecisionPlan.uniform(8), PrecisionPlan.full(), PrecisionPlan.of({"*": 2}, default=FULL)):
-        assert layout.guarded(plan) is plan
+        assert plan.keeping(layout.vision_layers) is plan

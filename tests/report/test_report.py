@@ -186,7 +186,7 @@ def test_plain_rounding_gives_a_short_page_without_scripts(tmp_path):
     assert "script" not in Text(html).tags
     assert "model, round-to-nearest" in said(html)
     assert str(tmp_path) not in html  # names travel, paths do not
-    expected = Sizes.of(loaded, 32).deploy(PrecisionPlan.uniform(4))
+    expected = Sizes.of(loaded, Artifact.rtn(loaded, 32)).deploy(PrecisionPlan.uniform(4))
     assert size(expected) in said(html)
 
 

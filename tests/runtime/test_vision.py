@@ -180,8 +180,8 @@ def test_what_only_language_models_have_is_refused_in_words(elastic):
 def test_baselines_classify_too(models, name):
     pytest.importorskip("bitsandbytes")
     elastic = elastic_of(models["vit"])
-    assert answer(elastic.baseline(name), "vit").isfinite().all()
-    assert elastic.baseline_bytes(name) < elastic.sizes.deploy(PrecisionPlan.full())
+    assert answer(elastic.view(PrecisionPlan.uniform(name)), "vit").isfinite().all()
+    assert elastic.sizes.deploy(PrecisionPlan.uniform(name)) < elastic.sizes.deploy(PrecisionPlan.full())
 
 
 @pytest.mark.parametrize("name", VISION)

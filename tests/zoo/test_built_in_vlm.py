@@ -25,7 +25,7 @@ def test_it_answers_its_own_questions_at_three_bits(elastic, tmp_path):
     )
     questions = stored_questions(elastic.questions, elastic.processor, 300)
     reference = vqa_reference(elastic, questions, tmp_path)
-    plan = elastic.layout.guarded(PrecisionPlan.uniform(3))
+    plan = PrecisionPlan.uniform(3).keeping(elastic.layout.vision_layers)
     *_, last = vqa(elastic.view(plan), questions, reference)
     assert last.questions == len(questions) >= 300
     assert last.top1_ref > 0.97 and last.top1 > 0.93

@@ -22,8 +22,9 @@ from quept.evaluate.forward import Gate, NonFiniteLogits, window_logits
 from quept.evaluate.reference import Reference
 from quept.evaluate.token_scores import compare, divergence
 from quept.files import append_line, dtype_name, resume_lines
+from quept.models.clone import clone
 from quept.plan import FULL
-from quept.runtime.model import ElasticModel, clone
+from quept.runtime.model import ElasticModel
 
 from ..sensitivity.passes import Given, Kept
 from .correction import Posterior, fit

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import LongTensor, Tensor, nn
 
+from quept.models.clone import clone
 from quept.plan import FULL, Bits, PrecisionPlan
-from quept.runtime.linear import BoundLinear
-from quept.runtime.model import ElasticModel, clone
+from quept.runtime.backends import BoundLinear
+from quept.runtime.model import ElasticModel
 
 from .kl import Expected
 
@@ -79,10 +80,7 @@ def _bound(elastic: ElasticModel, layer: BoundLinear, name: str, bits: Bits) -> 
     """The layer at other widths; its weight is made new if that is what changes."""
     if bits.weights == layer.bits.weights:
         return layer.bound(layer.weight, bits)
-    weight = elastic.base.get_submodule(name).weight.data.to(elastic.device)
-    if bits.weights != FULL:
-        weight = elastic.artifact.engine.quantize(name, weight, bits.weights)[1]
-    return layer.bound(weight.to(elastic.dtype), bits)
+    return layer.bound(elastic.values(name, bits.weights).to(elastic.dtype), bits)
 
 
 def _kept(elastic: ElasticModel, view: nn.Module, ids: LongTensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from quept.data.windows import Windows
+from quept.models.clone import clone
 from quept.numerics.hadamard import hadamard_transform
-from quept.plan import QUANTIZED_BITS, PrecisionPlan
-from quept.runtime.linear import BoundLinear
-from quept.runtime.model import ElasticModel, clone
+from quept.plan import FULL, QUANTIZED_BITS, PrecisionPlan
+from quept.runtime.backends import BoundLinear
+from quept.runtime.model import ElasticModel
 
 from .passes import Through
 
@@ -117,10 +118,9 @@ class _Watched(nn.Module):
     @torch.no_grad()
     def add(self, x: Tensor, gradient: Tensor | None) -> None:
         x = (hadamard_transform(x) if self.layer.online else x).flatten(0, -2).float()
-        weight = self.elastic.base.get_submodule(self.name).weight.data.to(x.device)
+        weight = self.elastic.values(self.name, FULL).float()
         for bits in self.sums:
-            rounded = self.elastic.artifact.engine.quantize(self.name, weight, bits)[1]
-            change = x @ (rounded - weight.float()).T
+            change = x @ (self.elastic.values(self.name, bits) - weight).T
             if gradient is not None:
                 change = (change * gradient.flatten(0, -2).float()).sum(-1)
             self.sums[bits] += change.double().square().sum().item()

@@ -29,7 +29,7 @@ from quept.files import dtype_name
 from quept.plan import FULL, PrecisionPlan
 
 if TYPE_CHECKING:
-    from quept.runtime import Baseline, ElasticModel
+    from quept.runtime import ElasticModel
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class EvalTask(ABC):
     ) -> Iterator[TaskEstimate]:
         """Yields an estimate after every step, all that is known so far; the last one covers the data.
 
-        plan: the view's, whose KV cache is used; without one (a baseline) the cache is in full precision.
+        plan: the view's, whose KV cache is used; without one the cache is in full precision.
         gate: a fair lock of the caller's, held for one forward pass at a time; do not hold it around this."""
         quantized = plan is not None and plan.kv != FULL
         make_cache = (lambda: self.elastic.make_cache(plan)) if quantized else None
@@ -152,11 +152,7 @@ class EvalTask(ABC):
         done = payload["tokens"] + payload.get("skipped", 0)
         return TaskEstimate(self.metrics(payload), done, self.total, payload)
 
-    def key(self, measured: PrecisionPlan | Baseline, dtype: torch.dtype | None = None) -> ResultKey:
-        """Returns where measurements of a plan or a baseline in a compute dtype (the model's own unless
-        given) are kept. A baseline depends on the base weights, not on how ours are quantized."""
-        elastic = self.elastic
-        ours = isinstance(measured, PrecisionPlan)
-        plan = measured.key(elastic.layers) if ours else measured.key
-        model = elastic.identity if ours else elastic.base_identity
-        return ResultKey(plan, model, self.id, dtype_name(dtype or elastic.dtype))
+    def key(self, plan: PrecisionPlan, dtype: torch.dtype | None = None) -> ResultKey:
+        """Returns where measurements of a plan in a compute dtype (the model's own unless given) are kept."""
+        filed, model = self.elastic.filed_under(plan)
+        return ResultKey(filed, model, self.id, dtype_name(dtype or self.elastic.dtype))

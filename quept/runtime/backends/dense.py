@@ -1,10 +1,11 @@
-"""The linear layer of a view: a weight bound from the bank, the bias of the source layer, and how its
-input is rounded."""
+"""The dense backend: a weight as values in the compute dtype, multiplied by torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -13,6 +14,22 @@ from quept.numerics.grid import fake_quantize_tokens
 from quept.numerics.hadamard import hadamard_transform
 from quept.numerics.static import fake_quantize_static
 from quept.plan import FULL, Bits
+
+
+@dataclass(frozen=True)
+class Dense:
+    """See the package docstring."""
+
+    dtype: torch.dtype
+
+    def ready(self, values: Tensor) -> Tensor:
+        return values.to(self.dtype)
+
+    def linear(
+        self, shape: tuple[int, int], bias: Tensor | None, online: bool, static: Mapping[int, Tensor]
+    ) -> BoundLinear:
+        empty = torch.empty(shape, dtype=self.dtype, device="meta")
+        return BoundLinear(empty, bias, Bits(), online, static)
 
 
 class BoundLinear(nn.Module):
@@ -32,8 +49,6 @@ class BoundLinear(nn.Module):
         static: Mapping[int, Tensor] | None = None,
     ):
         super().__init__()
-        # register_buffer keeps the bank's own tensor object, which its weak reference follows; nn.Buffer
-        # would not
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
         self.bits, self.online = bits, online

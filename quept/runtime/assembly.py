@@ -1,0 +1,82 @@
+"""A model without the weights that plans speak of: what views are put together from.
+
+All else is there once, in the compute dtype on the device, and shared by every view; in place of each slot's
+weight there is an empty linear layer of the backend, waiting to be bound.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from quept.engines.base import Engine
+from quept.models import LoadedModel
+from quept.models.clone import clone
+from quept.models.slots import put
+
+from .backends import Dense
+
+
+class Template:
+    """The template of a loaded model, rounded by `engine`. moved: parameters that another template has moved
+    already, by the id of the source, to be shared."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        engine: Engine,
+        backend: Dense,
+        device: torch.device,
+        moved: dict[int, nn.Parameter],
+    ):
+        self.slots = loaded.layout.slots
+        self.weights = {name: slot.weight(loaded.model) for name, slot in self.slots.items()}
+        empty = {slot.module: slot.empty(loaded.model) for slot in self.slots.values()}
+        self.model = placed(loaded.model, empty, device, backend.dtype, moved)
+        self.layers = {
+            name: backend.linear(
+                self.weights[name].shape,
+                slot.bias(self.model),
+                name in loaded.online,
+                engine.static(name),
+            )
+            for name, slot in self.slots.items()
+        }
+
+    def assemble(
+        self, layers: Mapping[str, nn.Module], others: Mapping[str, nn.Module], made_of: Iterable[object]
+    ) -> nn.Module:
+        """Returns a view: `layers` by slot and `others` by module put in their places. It keeps `made_of`, so
+        that the bank knows what is in use."""
+        view = clone(self.model, put(self.slots.values(), layers) | others)
+        view.__dict__["made_of"] = tuple(made_of)
+        if hasattr(view, "generation_config"):
+            view.generation_config = copy.copy(view.generation_config)
+        return view
+
+
+def placed(
+    model: nn.Module,
+    replaced: Mapping[str, nn.Module],
+    device: torch.device,
+    dtype: torch.dtype,
+    moved: dict[int, nn.Parameter],
+) -> nn.Module:
+    """Returns the model with modules replaced and the rest in a dtype on a device, but for buffers that are
+    held in more than 16 bits (rotary frequencies) and keep them. Ties are kept."""
+    copied = clone(model, replaced)
+    for module in copied.modules():
+        module.__dict__["_parameters"] = {
+            key: p
+            if p is None or p.is_meta
+            else moved.setdefault(id(p), nn.Parameter(p.to(device, dtype), requires_grad=False))
+            for key, p in module._parameters.items()
+        }
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                narrow = buffer.dtype in (torch.float16, torch.bfloat16)
+                module._buffers[key] = buffer.to(device, dtype if narrow else buffer.dtype)
+    return copied
