@@ -33,7 +33,7 @@ test-fast: $(VENV)/installed-test
 	$(PYTEST) -m "not slow and not browser" $(ARGS)
 
 fuzz: $(VENV)/installed-test
-	$(PYTEST) --timeout 0 tests/fuzz --fuzz-inputs $(INPUTS) $(ARGS)
+	$(PYTEST) --dist load --timeout 0 tests/fuzz --fuzz-inputs $(INPUTS) $(ARGS)
 
 bench: $(VENV)/installed-test chromium
 	$(BIN)/python benchmarks/switching.py

@@ -160,8 +160,9 @@ def test_accuracy_of_answers(benchmark, easy_vqa_folder):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_exploring_in_the_browser(benchmark, chromium_path, model, monkeypatch):
+def test_exploring_in_the_browser(benchmark, chromium_path, tmp_path, monkeypatch):
     monkeypatch.delenv("QUEPT_CACHE")  # the evaluation text is fetched once
+    model = save_tiny("llama", tmp_path / "deep", num_hidden_layers=12, max_position_embeddings=2048)
     for _ in range(2):
         figures = benchmark("explore_loop", "--model", model, "--repeats", 1)
         assert figures["requests_while_dragging"] == 0 < figures["first_estimate_s"]

@@ -7,7 +7,7 @@ import torch
 
 from quept.cli import main
 from quept.data.easy_vqa import Question, Questions, save_questions
-from tests.test_cli_vision import cache, fails, run  # noqa: F401  a fixture among them
+from tests.cli.test_vision import cache, fails, run  # noqa: F401  a fixture among them
 from tests.tiny import save_tiny
 from tests.tiny_vlm import picture, save_tiny_vlm
 
