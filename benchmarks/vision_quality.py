@@ -105,7 +105,7 @@ def _test_pictures(elastic: ElasticModel, options: argparse.Namespace, folder: P
 def _rounded(elastic: ElasticModel, measured: _Accuracy, folder: Path) -> dict[str, float]:
     """Plain rounding of the same base."""
     base = elastic.artifact.base
-    calibrate(base, Recipe.load("vit-min-max").with_images("fashion-mnist"), folder / "rtn")
+    calibrate(base, Recipe.load("vit-min-max").at("fashion-mnist"), folder / "rtn")
     rtn = ElasticModel.open(folder / "rtn")
     plans = WITH_ACTIVATIONS | WEIGHTS_ONLY
     found = {f"{name}_rtn": measured(rtn, plan) for name, plan in plans.items()}
@@ -166,9 +166,9 @@ def _shape(shape: str, folder: Path) -> dict[str, float]:
     """Seconds to reconstruct one block, milliseconds to switch (known widths), to classify one picture."""
     from quept.calibrate.activations import ActivationStore
     from quept.calibrate.block_wise import BlockWiseTuning
-    from quept.calibrate.data import batches
     from quept.calibrate.observe import static_ends
     from quept.calibrate.trainable import Trainable
+    from quept.data.batches import batches
 
     recipe, short = Recipe.load("vit-weight-act"), shape.split("_patch")[0]
     elastic = ElasticModel.open(_random(shape, folder / shape), dtype=torch.float32, device="cpu")

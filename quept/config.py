@@ -2,12 +2,11 @@
 
     recipe = Recipe.load("smollm2-weight-only")        # a name of presets/recipes, or a path
 
-A recipe names its data (`text`, `images` for classifiers of pictures, or `pairs` of pictures and words for
-vision-language models), its transforms, its adapters and clips, for pictures the `static` grids of
-activations, and one or two stages: `block_wise` (QuEPT's reconstruction of one block after another) and
-`end_to_end` (divergence of the whole model from full precision). A recipe with static grids may do without
-stages: nothing is learned then. An unknown key is an error, so is a value of the wrong kind: nothing is
-accepted and ignored.
+A recipe names its data (of a kind in `quept.data.SOURCES`), its transforms, its adapters and clips, for
+pictures the `static` grids of activations, and one or two stages: `block_wise` (QuEPT's reconstruction of one
+block after another) and `end_to_end` (divergence of the whole model from full precision). A recipe with
+static grids may do without stages: nothing is learned then. An unknown key is an error, so is a value of the
+wrong kind: nothing is accepted and ignored.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from quept.checked import Share, checked, form
+from quept.data import SOURCES, DataError, DataSource, Wanted
 from quept.files import read_text
 from quept.numerics.adapters import RankSchedule
 from quept.plan import ACTIVATION_BITS, FULL
@@ -43,45 +43,6 @@ MOST_TOKENS, MOST_ITEMS = 2 * 10**9, 10**7  # that a recipe may ask for: more is
 
 class RecipeError(ValueError):
     """A recipe that cannot be read or makes no sense; the message names the file and the entry."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """What is calibrated on: `{built-in text or path of a text file: its share}`; shares are relative."""
-
-    sources: Mapping[str, float]
-
-    def __post_init__(self) -> None:
-        _need(bool(self.sources), "sources", "needs at least one text")
-        _need(all(share > 0 for share in self.sources.values()), "sources", "needs shares above 0")
-
-
-@dataclass(frozen=True)
-class Images:
-    """What is calibrated on: `count` pictures of `source`, "fashion-mnist" or the path of a folder; no labels
-    are read. "" leaves the source to whoever runs the recipe."""
-
-    source: str
-    count: int
-
-    def __post_init__(self) -> None:
-        _need(self.count >= 1, "count", "must be 1 or more")
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """What is calibrated on: `count` conversations about pictures of `source`, "easy-vqa" or the path of a
-    folder (see `quept.data.pairs`); "" leaves the source to whoever runs the recipe. Pictures are fitted
-    into a square of `size` pixels, and what is longer than `context` tokens is cut."""
-
-    source: str
-    count: int
-    context: int
-    size: int = 384
-
-    def __post_init__(self) -> None:
-        for name in ("count", "context", "size"):
-            _need(getattr(self, name) >= 1, name, "must be 1 or more")
 
 
 @dataclass(frozen=True)
@@ -186,9 +147,7 @@ class Recipe:
     note: str
     adapters: RankSchedule
     clip: Clip
-    text: Text | None = None
-    images: Images | None = None
-    pairs: Pairs | None = None
+    data: DataSource
     static: Static | None = None
     group: int | str | None = None
     seed: int = 0
@@ -201,25 +160,20 @@ class Recipe:
         widths = self.adapters.widths
         stages = tuple(filter(None, (self.block_wise, self.end_to_end)))
         _need(bool(stages or self.static), "block_wise, end_to_end", "one of the two is needed")
-        given = sum(data is not None for data in (self.text, self.images, self.pairs))
-        _need(given == 1, "text, images, pairs", "exactly one of them is needed")
-        _need(self.images is not None or self.static is None, "static", "is for recipes on images")
+        _need(self.data.static or self.static is None, "static", f"is not for {self.data.noun}")
         _need(set(self.clip.start) <= set(widths) - {8}, "clip", "clips widths of the bit groups below 8")
         _need(1 <= self.held_out <= MOST_ITEMS, "held_out", f"must be 1 to {MOST_ITEMS:,}")
-        _need(
-            not (self.pairs and self.transforms),
-            "transforms",
-            "are for language models and classifiers, not for pairs",
-        )
         for step in self.transforms:
             kind = str(step.get("kind"))
             _need(kind in TRANSFORMS, "transforms", f"have the kinds {', '.join(TRANSFORMS)}; got {step}")
+            had = kind in self.data.transforms
+            _need(had, "transforms", f"of the kind {kind} are not for {self.data.noun}")
             checked(step, TRANSFORMS[kind], f"the {kind} entry of transforms", RecipeError)
         if self.end_to_end:
             drawn = {bits for draw in self.end_to_end.draws for bits in draw}
             _need(drawn <= set(widths), "draws", f"draws {sorted(drawn - set(widths))}, in no bit group")
         for stage in stages:
-            sized = (stage.context >= 1) == (self.text is not None)
+            sized = (stage.context >= 1) == self.data.sized
             _need(sized, "context", "is needed for a text, and for a text alone")
             count = getattr(stage, "sequences", 0) or getattr(stage, "steps", 1) * stage.batch
             few = (self.held_out + count) * max(1, stage.context) <= MOST_TOKENS
@@ -232,7 +186,7 @@ class Recipe:
             same = self.block_wise.context == self.end_to_end.context
             _need(same, "context", "must be the same in block_wise and end_to_end")
         if self.block_wise:
-            sized = (self.block_wise.sequences >= 1) == (self.text is not None)
+            sized = (self.block_wise.sequences >= 1) == self.data.sized
             _need(sized, "sequences", "is needed for a text, and for a text alone")
             fits = len(self.block_wise.merge) == len(self.adapters.groups)
             _need(fits, "merge", "needs one weight for each bit group")
@@ -261,31 +215,51 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        return _build(cls, data, "")
+        return _build(cls, migrated(data), "")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        settings = dataclasses.asdict(self)
+        settings["data"] = {"kind": self.kind} | settings["data"]
+        return json.loads(json.dumps(settings))
 
     @property
-    def data(self) -> str:
-        """What is calibrated on: "text", "images" or "pairs"."""
-        return "text" if self.text else "images" if self.images else "pairs"
+    def kind(self) -> str:
+        """The kind of its data, by which `quept.data.SOURCES` has it."""
+        return next(kind for kind, source in SOURCES.items() if type(self.data) is source)
 
-    def with_text(self, sources: Mapping[str, float]) -> Recipe:
-        """The same recipe on other texts; RecipeError for one on images or pairs."""
-        _need(self.text is not None, "text", f"{self.name} calibrates on {self.data}")
-        return dataclasses.replace(self, text=Text(sources))
+    @property
+    def wanted(self) -> Wanted:
+        """How much of its data a run reads."""
+        one, other = self.block_wise, self.end_to_end
+        return Wanted(
+            block_wise=one.sequences if one else 0,
+            end_to_end=other.steps * other.batch if other else 0,
+            held_out=self.held_out,
+            context=max(stage.context if stage else 0 for stage in (one, other)),
+            seed=self.seed,
+        )
 
-    def with_images(self, source: str) -> Recipe:
-        """The same recipe on other pictures; RecipeError for one on text or pairs."""
-        _need(self.images is not None, "images", f"{self.name} calibrates on {self.data}")
-        return dataclasses.replace(self, images=dataclasses.replace(self.images, source=source))
+    def at(self, place: str | Mapping[str, float], option: str = "--data") -> Recipe:
+        """The same recipe on the data of another place: a folder, or texts with their shares for `--text`.
+        RecipeError for one on data that have no such places."""
+        _need(self.data.option == option, option, f"is of no use: {self.name} calibrates on {self.data.noun}")
+        return dataclasses.replace(self, data=self.data.at(place))
 
-    def with_pairs(self, source: str) -> Recipe:
-        """The same recipe on other pairs; RecipeError for one on text or images."""
-        _need(self.pairs is not None, "pairs", f"{self.name} calibrates on {self.data}")
-        return dataclasses.replace(self, pairs=dataclasses.replace(self.pairs, source=source))
+    def shared(self) -> Recipe:
+        """The recipe as others may read it: files and folders by name, not by where they lay."""
+        return dataclasses.replace(self, data=self.data.shared())
+
+
+def migrated(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe as it is written now: before, its data stood in a table `text`, `images` or `pairs`, and in
+    manifests the other two of them were null."""
+    before = ("text", "images", "pairs")
+    rest = {name: value for name, value in recipe.items() if name not in before or value is not None}
+    found = [name for name in before if isinstance(rest.get(name), Mapping)]
+    if "data" in rest or len(found) != 1:
+        return rest
+    return rest | {"data": {"kind": found[0], **rest.pop(found[0])}}
 
 
 def _need(sound: bool, entry: str, what: str) -> None:
@@ -314,10 +288,18 @@ def _build(kind: type, data: object, where: str) -> Any:
     values = {name: _value(hints[name], value, dot + name) for name, value in data.items()}
     try:
         return kind(**values)
-    except RecipeError as error:
+    except (RecipeError, DataError) as error:
         raise RecipeError(f"{dot}{error}") from None
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from None
+
+
+def _source(table: object, where: str) -> DataSource:
+    """The data source that a table names by its kind."""
+    kind = table.get("kind") if isinstance(table, Mapping) else None
+    if not isinstance(kind, str) or kind not in SOURCES:
+        raise RecipeError(f"{where} must be a table with a kind: {', '.join(SOURCES)}")
+    return _build(SOURCES[kind], {key: value for key, value in table.items() if key != "kind"}, where)
 
 
 def _value(hint: Any, value: object, where: str) -> Any:
@@ -334,6 +316,8 @@ def _value(hint: Any, value: object, where: str) -> Any:
                     raise
     elif hint is Any:
         return value
+    elif hint is DataSource:
+        return _source(value, where)
     elif dataclasses.is_dataclass(hint):
         return _build(hint, value, where)
     elif origin is tuple and isinstance(value, list | tuple):

@@ -2,11 +2,7 @@
 
 job         one run: transforms, stages, comparison with plain rounding; resumed where it was cut
 prepare     the transforms of a recipe
-data        what is calibrated on, as inputs of a model's forward
-text        calibration text as token windows
-pictures    pictures for classifiers
-pairs       conversations about pictures for vision-language models
-ragged      samples of different lengths, and batches of them
+logits      logits of any model on its inputs, where they count
 trainable   what is learned of each layer; the model at any plan while it is learned
 block_wise  the stage that tunes one block after another on its own outputs (QuEPT's reconstruction)
 capture     what a model hands to its blocks

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from quept.config import BlockWise
+from quept.data.batches import Inputs, rows, samples
 from quept.data.ragged import MASK
 from quept.numerics.merge import merge
 from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
@@ -47,7 +48,6 @@ from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
 from .activations import ActivationStore
 from .capture import EMBEDDINGS, Call, Calls, entered
 from .checkpoint import Checkpoint
-from .data import Inputs, rows, samples
 from .errors import CalibrationError
 from .optimizer import adam, step
 from .precision import fast_products, seeded

@@ -23,7 +23,7 @@ from quept.models import ModelLayout
 from quept.models.clone import clone, shallow_copy
 from quept.models.multimodal import language_inputs
 
-from .data import arguments, logits_of
+from .logits import arguments, logits_of
 
 EMBEDDINGS = "inputs_embeds"  # of words and pictures, what a language model is entered with
 

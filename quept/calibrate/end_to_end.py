@@ -25,11 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from quept.config import EndToEnd
+from quept.data.batches import Inputs, rows, samples
 from quept.numerics.adapters import RankSchedule
 from quept.plan import ACTIVATION_BITS, FULL, Bits, PrecisionPlan
 
-from .data import Inputs, logits_of, rows, samples
 from .errors import CalibrationError
+from .logits import logits_of
 from .loss import divergence_loss
 from .optimizer import adam, step
 from .precision import fast_products, seeded

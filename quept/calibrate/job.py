@@ -27,8 +27,7 @@ from torch import Tensor
 
 from quept.artifact import Artifact, Manifest
 from quept.config import Recipe
-from quept.data import conversations as pairs
-from quept.data import pictures
+from quept.data.batches import Inputs, batches, samples
 from quept.engines.quept import Quept
 from quept.files import append_line, read_lines, resume_lines
 from quept.models import LoadedModel, ModelLayout, load
@@ -37,9 +36,9 @@ from quept.runtime import ElasticModel
 
 from .block_wise import tune_blocks
 from .checkpoint import Checkpoint
-from .data import BATCH, Inputs, arguments, batches, calibration_data, logits_of, samples, spoken
 from .end_to_end import EndToEndTuning
 from .errors import CalibrationError
+from .logits import answer_logits, arguments, logits_of
 from .loss import divergence_loss
 from .observe import static_ends
 from .prepare import prepared
@@ -47,11 +46,6 @@ from .trainable import Trainable
 
 Progress = Callable[[str, float | None], None]
 LOG = "progress.jsonl"
-KINDS = {  # of models that each kind of data is for
-    "text": ("language", "vision-language"),
-    "images": ("vision",),
-    "pairs": ("vision-language",),
-}
 SAVE_EVERY = 120.0  # seconds between two checkpoints; a step takes seconds, writing one about a second
 
 
@@ -101,7 +95,7 @@ def calibrate(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     began = time.monotonic()
-    data = calibration_data(recipe, loaded, report)
+    data = recipe.data.read(loaded, recipe.wanted, report)
     transformed = prepared(loaded, recipe, group, data, report)
     log(
         "transforms",
@@ -176,8 +170,8 @@ def _artifact(
         loaded.fingerprint,
         group,
         loaded.layout.layers,
-        provenance={"base": loaded.provenance} | _described(recipe),
-        recipe=_without_folders(recipe).to_dict(),
+        provenance={"base": loaded.provenance, recipe.kind: recipe.data.describe()},
+        recipe=recipe.shared().to_dict(),
         widths=reached,
         transforms=transformed.record.steps if transformed.record else (),
         config=loaded.config,
@@ -217,7 +211,7 @@ def _compared(
         by_token = ElasticModel(transformed, Artifact.rtn(transformed, artifact.group), **options)
     on_grids = ElasticModel(transformed, plain, **options) if recipe.static else by_token
     calibrated = ElasticModel(transformed, artifact, **options)
-    shown = list(batches(held_out, samples(held_out), device, BATCH if recipe.images else 1))
+    shown = list(batches(held_out, samples(held_out), device, recipe.data.together))
     full = [_reference(rtn, inputs).log_softmax(-1) for inputs in shown]
     weights = [len(log_probs) for log_probs in full]
 
@@ -293,69 +287,33 @@ def _sees(layout: ModelLayout) -> set[str]:
 def _reference(elastic: ElasticModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """Full-precision logits, where they count."""
     asked = arguments(inputs)
-    return spoken(elastic.reference(asked.get("x", asked)), inputs)
+    return answer_logits(elastic.reference(asked.get("x", asked)), inputs)
 
 
 def _check_kind(recipe: Recipe, loaded: LoadedModel) -> None:
-    on = {"text": "text", "images": "pictures", "pairs": "pairs of pictures and words"}[recipe.data]
     what = {
         "language": "is a language model",
         "vision": "classifies pictures",
         "vision-language": "is a vision-language model",
     }[loaded.kind]
-    if loaded.kind not in KINDS[recipe.data]:
-        raise ValueError(f"{loaded.title} {what}, and the recipe {recipe.name} calibrates on {on}")
+    if loaded.kind not in recipe.data.models:
+        raise ValueError(
+            f"{loaded.title} {what}, and the recipe {recipe.name} calibrates on {recipe.data.noun}"
+        )
     if recipe.transforms and loaded.kind == "vision-language":
         raise ValueError(
             f"{loaded.title} {what}, and the recipe {recipe.name} transforms weights "
             f"({', '.join(step['kind'] for step in recipe.transforms)}), which is for language models and "
             "classifiers of pictures: take a recipe without transforms"
         )
-    if not recipe.text and not (recipe.images or recipe.pairs).source:
-        raise ValueError(f"the recipe {recipe.name} needs {on} to calibrate on: give a folder of them")
+    if not recipe.data.given:
+        raise ValueError(f"the recipe {recipe.name} needs {recipe.data.noun}: give a folder of them")
 
 
 def _identity(loaded: LoadedModel, recipe: Recipe, group: int | str) -> str:
-    """What a run is: base, recipe, grid, and the bytes of the text files, the names of the pictures or both
-    of pairs."""
-    if recipe.text:
-        texts = [Path(source) for source in recipe.text.sources if Path(source).is_file()]
-        files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in texts]
-    elif recipe.images:
-        files = pictures.identity(recipe.images.source)
-    else:
-        files = pairs.identity(recipe.pairs.source)
-    settings = _without_folders(recipe).to_dict()
-    return hashlib.sha256(json.dumps([loaded.identity, settings, group, files]).encode()).hexdigest()
-
-
-def _without_folders(recipe: Recipe) -> Recipe:
-    """The recipe as others may read it: files and folders by name, not by where they lay."""
-    if recipe.images:
-        return recipe.with_images(Path(recipe.images.source).name)
-    if recipe.pairs:
-        return recipe.with_pairs(Path(recipe.pairs.source).name)
-    shares = recipe.text.sources.items()
-    return recipe.with_text({Path(s).name if Path(s).is_file() else s: share for s, share in shares})
-
-
-def _described(recipe: Recipe) -> dict[str, str]:
-    """What was calibrated on, in words: texts with their shares, files with the start of their hash and
-    without where they lay."""
-    if recipe.images:
-        return {"images": f"{recipe.images.count:,} pictures of {Path(recipe.images.source).name}"}
-    if recipe.pairs:
-        name = Path(recipe.pairs.source).name
-        return {"pairs": f"{recipe.pairs.count:,} conversations about pictures of {name}"}
-    whole = sum(recipe.text.sources.values())
-    named = []
-    for source, share in recipe.text.sources.items():
-        path = Path(source)
-        what = source
-        if path.is_file():
-            what = f"{path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}…)"
-        named.append(f"{what} {share / whole:.0%}")
-    return {"text": ", ".join(named)}
+    """What a run is: base, recipe, grid, and the data themselves."""
+    what = [loaded.identity, recipe.shared().to_dict(), group, recipe.data.identity()]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def _read_back(out: str | Path, manifest: Manifest, loaded: LoadedModel) -> Artifact:
@@ -371,7 +329,7 @@ class _Log:
 
     def __init__(self, path: Path, run: str, recipe: Recipe):
         self._path = path
-        head = {"what": "run", "run": run, "recipe": _without_folders(recipe).to_dict()}
+        head = {"what": "run", "run": run, "recipe": recipe.shared().to_dict()}
         other = (
             f"{path.parent} holds another run, begun with another recipe, text or model: give another folder"
         )

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from quept.data.batches import samples
 from quept.models import LoadedModel, ModelLayout
 from quept.models.clone import clone
 from quept.numerics.static import search
 from quept.transforms import Record, reparameterisation
-
-from .data import samples
 
 RANGE_TOKENS, GRID_TOKENS = 4096, 1024  # samples of a site: for the range of each channel; of all together
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 from quept.config import Recipe
-from quept.data.text import sequences, without
+from quept.data import Data
+from quept.data.batches import batches
+from quept.data.text import without
 from quept.models import LoadedModel
 from quept.transforms import Record, apply, search_scales
 
-from .data import Data, batches
 from .observe import observed_reparameterisation
 
 Progress = Callable[[str, float | None], None]
@@ -36,8 +38,8 @@ def prepared(
         if step["kind"] != "scaling":
             record = Record((*record.steps, step), record.tensors)
             continue
-        stage = recipe.end_to_end or recipe.block_wise
-        ids = sequences(recipe.text.sources, loaded.tokenizer, SEARCHED, stage.context, recipe.seed, report)
+        wanted = replace(recipe.wanted, block_wise=SEARCHED, end_to_end=0, held_out=0)
+        ids = recipe.data.read(loaded, wanted, report).block_wise["input_ids"]
         ids = without(ids, data.held_out["input_ids"])
         settings = {key: value for key, value in step.items() if key != "kind"}
         found = search_scales(apply(loaded, record), ids, group=group, progress=report, **settings)

@@ -114,9 +114,9 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     recipe = Recipe.load(options.recipe, options.model)
     if options.text:
         shares = (text.rpartition("=") if "=" in text else (text, "", "1") for text in options.text)
-        recipe = recipe.with_text({source: _share(share) for source, _, share in shares})
+        recipe = recipe.at({source: _share(share) for source, _, share in shares}, "--text")
     if options.data:
-        recipe = recipe.with_pairs(options.data) if recipe.pairs else recipe.with_images(options.data)
+        recipe = recipe.at(options.data)
     return replace(recipe, group=options.group) if options.group is not None else recipe
 
 

@@ -1,1 +1,19 @@
-"""Texts, pictures and conversations: what models are calibrated on and measured on."""
+"""Texts, pictures and conversations: what models are calibrated on and measured on.
+
+base           the contract of what is calibrated on, one class a kind: SOURCES is the table of them
+text           ... windows of texts; pictures: of a folder; conversations: about pictures
+batches, ragged  their samples as inputs of a model's forward, of one length or of several
+windows        the windows of a text that perplexity and divergence are measured on
+images         labelled pictures that accuracy is measured on, and how any picture becomes an input
+questions      questions about pictures with their answers; pairs: those in a folder of a person's own
+easy_vqa, fashion_mnist  the published data that the small models were trained on
+"""
+
+from .base import Data, DataError, DataSource, FolderSource, Wanted
+from .conversations import Conversations
+from .pictures import Pictures
+from .text import Text
+
+SOURCES: dict[str, type[DataSource]] = {"text": Text, "images": Pictures, "pairs": Conversations}
+
+__all__ = ["SOURCES", "Data", "DataError", "DataSource", "FolderSource", "Wanted"]

@@ -5,8 +5,8 @@ questions of easy-VQA, up to three about one picture. Every picture is fitted in
 it has another shape, so that all take the same number of tokens. The model's own chat template and processor
 do the rest; a conversation that is longer than it may be loses its end.
 
-A sample (see ragged) also says, as SPOKEN, after which tokens the model speaks: those of the answers and of
-what ends them.
+A sample (see ragged) also has a LOSS_MASK, (1, tokens) bool: set where the next token is one of an answer, or
+what ends it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,31 +23,56 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from quept.config import Pairs
 from quept.data.images import ImageError, read_picture
 from quept.data.pairs import FILE, read_pairs
+from quept.models import LoadedModel
+from quept.models.context import context_length
 from quept.runtime.prompt import PromptError, prompt_ids
 from quept.runtime.visual import visual_prompt
 
-from .base import DataError
-from .ragged import TOKENS, Ragged
+from .base import Data, DataError, FolderSource, Progress, Wanted
+from .ragged import LOSS_MASK, TOKENS, Ragged
 
-Progress = Callable[[str, float | None], None]
 Turns = Sequence[tuple[str, str]]  # (what the user says, what is answered)
 BUILT_IN = "easy-vqa"
 TURNS = 3  # of a conversation about a picture of the built-in set: its model has learned on no longer ones
-SPOKEN = "spoken"
 GREY = (127, 127, 127)
 
 
+@dataclass(frozen=True)
+class Conversations(FolderSource):
+    """`count` conversations about pictures of "easy-vqa" or a folder with pairs.json. Pictures are fitted
+    into a square of `size` pixels, and what is longer than `context` tokens is cut. Both stages read the
+    same."""
+
+    noun, models = "conversations about pictures", ("vision-language",)
+
+    context: int
+    size: int = 384
+
+    def identity(self) -> list[str]:
+        """Of a folder a hash of pairs.json and of the sizes of its pictures."""
+        if self.source == BUILT_IN:
+            return [self.source]
+        sizes = [[image.stat().st_size for image in pair.images] for pair in read_pairs(self.source)]
+        content = (Path(self.source) / FILE).read_bytes() + json.dumps(sizes).encode()
+        return [hashlib.sha256(content).hexdigest()]
+
+    def read(self, loaded: LoadedModel, wanted: Wanted, report: Progress) -> Data:
+        report("reading the calibration pairs", None)
+        fitting = replace(self, context=min(self.context, context_length(loaded.model) or self.context))
+        held_out, training = conversations(fitting, loaded.processor, wanted.held_out, wanted.seed, report)
+        return Data(training.of_one_length(), training, held_out)
+
+
 def conversations(
-    pairs: Pairs, processor: ProcessorMixin, held_out: int, seed: int, report: Progress
+    pairs: Conversations, processor: ProcessorMixin, held_out: int, seed: int, report: Progress
 ) -> tuple[Ragged, Ragged]:
     """(`held_out` samples, at most `pairs.count` others about other pictures), drawn without repetition in an
     order that follows from the seed. What cannot be read is passed over.
 
-    Raises ValueError for a source that is none or a context that has no room for the pictures,
-    DataError for too few conversations."""
+    Raises DataError for too few, ValueError for a source that is none or a context that has no room for the
+    pictures."""
     everything, picture = _source(pairs.source, seed, report)
     random.Random(seed).shuffle(everything)
     kept, training, seen, passed_over = [], [], set(), []
@@ -82,7 +108,7 @@ def conversations(
 def sample(
     processor: ProcessorMixin, pictures: Sequence[Image.Image], turns: Turns, context: int
 ) -> dict[str, Tensor]:
-    """One conversation: the arguments of the model's forward, and SPOKEN. Its pictures come with the first
+    """One conversation: the arguments of the model's forward, and LOSS_MASK. Its pictures come with the first
     message. PromptError where it cannot be put to the model or no answer begins within `context` tokens;
     ValueError where its pictures do not end there."""
     messages = [
@@ -97,15 +123,15 @@ def sample(
     if looks > context:
         raise ValueError(
             f"the pictures of a conversation reach up to token {looks:,} and context is {context:,}: raise "
-            "context in the recipe's [pairs], or lower size for a model that reads pictures as they come"
+            "context in the recipe's [data], or lower size for a model that reads pictures as they come"
         )
-    speaks = torch.zeros(1, len(prompt.ids), dtype=torch.bool)
+    loss_mask = torch.zeros(1, len(prompt.ids), dtype=torch.bool)
     for start, end in _answers(processor, messages):
-        speaks[0, len(prompt.ids) + start - 1 : len(prompt.ids) + end - 1] = True
-    inputs = {**prompt.inputs, SPOKEN: speaks}
+        loss_mask[0, len(prompt.ids) + start - 1 : len(prompt.ids) + end - 1] = True
+    inputs = {**prompt.inputs, LOSS_MASK: loss_mask}
     shape = inputs[TOKENS].shape
     inputs = {name: t[:, :context] if t.shape == shape else t for name, t in inputs.items()}
-    if not inputs[SPOKEN].any():
+    if not inputs[LOSS_MASK].any():
         raise PromptError(f"no answer begins within {context:,} tokens")
     return inputs
 
@@ -127,15 +153,6 @@ def _answers(processor: ProcessorMixin, messages: Sequence[dict]) -> list[tuple[
 def _agreeing(a: Sequence[int], b: Sequence[int]) -> int:
     """How many of their first tokens are the same."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def identity(source: str) -> list[str]:
-    """What tells one source from another when a run is resumed: of a folder a hash of pairs.json and of the
-    sizes of its pictures."""
-    if source == BUILT_IN:
-        return [source]
-    sizes = [[image.stat().st_size for image in pair.images] for pair in read_pairs(source)]
-    return [hashlib.sha256((Path(source) / FILE).read_bytes() + json.dumps(sizes).encode()).hexdigest()]
 
 
 def _source(

@@ -1,5 +1,5 @@
-"""Pictures to calibrate on: a built-in set's training pictures, or every picture in a folder. No labels are
-read: calibration needs none."""
+"""Pictures to calibrate classifiers on: a built-in set's training pictures, or every picture in a folder. No
+labels are read: calibration needs none."""
 
 from __future__ import annotations
 
@@ -8,32 +8,57 @@ import json
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from quept.data.images import (
-    SUFFIXES,
-    THREADS,
-    ImageError,
-    in_channels,
-    read_picture,
-    transform_of,
-)
-from quept.models import Vision
+from quept.models import LoadedModel, Vision
 
-Progress = Callable[[str, float | None], None]
+from .base import TRANSFORMS, Data, DataError, FolderSource, Progress, Wanted
+from .batches import BATCH
+from .images import SUFFIXES, THREADS, ImageError, in_channels, read_picture, transform_of
+
 BUILT_IN = "fashion-mnist"
 
 
-def pictures(source: str, vision: Vision, count: int, seed: int, report: Progress) -> Tensor:
-    """(at most count, channels, height, width) float32: pictures of `source`, prepared as the model wants
-    them, drawn without repetition in an order that follows from the seed. Those that cannot be read are
-    passed over. ValueError for a source that is none."""
+@dataclass(frozen=True)
+class Pictures(FolderSource):
+    """`count` pictures of "fashion-mnist" or a folder. Both stages read the same ones."""
+
+    noun, models, static, together = "pictures", ("vision",), True, BATCH
+    transforms = tuple(
+        kind for kind in TRANSFORMS if kind != "scaling"
+    )  # which is searched on windows of text
+
+    def identity(self) -> list[str]:
+        """Of a folder a hash of its files' names and sizes."""
+        if self.source == BUILT_IN:
+            return [self.source]
+        folder = Path(self.source)
+        listed = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in _files(self.source)]
+        return [hashlib.sha256(json.dumps(listed).encode()).hexdigest()]
+
+    def read(self, loaded: LoadedModel, wanted: Wanted, report: Progress) -> Data:
+        report("reading the calibration pictures", None)
+        held_out = wanted.held_out
+        found = _drawn(self.source, loaded.vision, self.count + held_out, wanted.seed, report)
+        if len(found) <= held_out:
+            raise DataError(
+                f"{len(found)} pictures can be read in {self.source}, too few to hold {held_out} out of "
+                "them: give more"
+            )
+        training = {"x": found[held_out:]}
+        return Data(training, training, {"x": found[:held_out]})
+
+
+def _drawn(source: str, vision: Vision, count: int, seed: int, report: Progress) -> Tensor:
+    """(at most count, channels, height, width) float32: pictures prepared as the model wants them, drawn
+    without repetition in an order that follows from the seed. Those that cannot be read are passed over."""
     if source == BUILT_IN:
-        from quept.data.fashion_mnist import fashion_mnist
+        from .fashion_mnist import fashion_mnist
 
         arrays = fashion_mnist("train", progress=report)[0]
         everything: list = list(range(len(arrays)))
@@ -55,25 +80,15 @@ def pictures(source: str, vision: Vision, count: int, seed: int, report: Progres
             prepared = pool.map(lambda which: _prepared(read, transform, which), chosen)
             found += [pixels for pixels in prepared if pixels is not None]
     if not found:
-        raise ValueError(f"none of the pictures in {source!r} can be read")
+        raise DataError(f"none of the pictures in {source!r} can be read")
     return torch.stack(found)
-
-
-def identity(source: str) -> list[str]:
-    """What tells one source from another when a run is resumed: of a folder a hash of its files' names and
-    sizes."""
-    if source == BUILT_IN:
-        return [source]
-    folder = Path(source)
-    listed = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in _files(source)]
-    return [hashlib.sha256(json.dumps(listed).encode()).hexdigest()]
 
 
 def _files(source: str) -> list[Path]:
     folder = Path(source)
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
-        raise ValueError(
+        raise DataError(
             f"{source!r} is neither a folder with pictures ({', '.join(sorted(SUFFIXES))}) nor {BUILT_IN!r}"
         )
     return found

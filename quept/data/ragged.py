@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import pad
 
-TOKENS, MASK = "input_ids", "attention_mask"
+TOKENS, MASK, LOSS_MASK = "input_ids", "attention_mask", "loss_mask"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,12 @@ would flatter.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import LongTensor
@@ -16,9 +20,62 @@ from transformers import PreTrainedTokenizerBase
 
 from quept import zoo
 from quept.files import read_text
+from quept.models import LoadedModel
+from quept.models.context import check_context
 from quept.runtime.template import rendered
 
-Progress = Callable[[str, float | None], None]
+from .base import TRANSFORMS, Data, DataError, DataSource, Progress, Wanted, need
+
+
+@dataclass(frozen=True)
+class Text(DataSource):
+    """sources: `{built-in text or path of a text file: its share}`; shares are relative. Each stage reads
+    windows of its own."""
+
+    noun, models, option = "text", ("language", "vision-language"), "--text"
+    sized, transforms = True, TRANSFORMS
+
+    sources: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        need(bool(self.sources), "sources", "needs at least one text")
+        need(all(share > 0 for share in self.sources.values()), "sources", "needs shares above 0")
+
+    def at(self, place: Mapping[str, float]) -> Text:
+        return dataclasses.replace(self, sources=place)
+
+    def shared(self) -> Text:
+        return self.at({Path(s).name if Path(s).is_file() else s: share for s, share in self.sources.items()})
+
+    def identity(self) -> list[str]:
+        """The hashes of the files."""
+        return list(self._files().values())
+
+    def describe(self) -> str:
+        """Texts with their shares, files with the start of their hash."""
+        whole, files = sum(self.sources.values()), self._files()
+        names = {s: f"{Path(s).name} (sha256 {digest[:12]}…)" for s, digest in files.items()}
+        return ", ".join(f"{names.get(s, s)} {share / whole:.0%}" for s, share in self.sources.items())
+
+    def read(self, loaded: LoadedModel, wanted: Wanted, report: Progress) -> Data:
+        report("reading the calibration text", None)
+        check_context(wanted.context, loaded.model)
+        first, count = wanted.block_wise, wanted.block_wise + wanted.end_to_end
+        whole = count + wanted.held_out
+        ids = sequences(self.sources, loaded.tokenizer, whole, wanted.context, wanted.seed, report)
+        held_out, ids = ids[: wanted.held_out], ids[wanted.held_out :]
+        ids = without(ids, held_out)  # a short text gives windows more than once
+        if len(ids) == 0:
+            raise DataError(
+                f"the calibration text is too short to hold {wanted.held_out} windows of {wanted.context} "
+                "tokens out of it: give a longer text or a shorter context"
+            )
+        ids: LongTensor = ids.repeat(-(-count // len(ids)), 1)[:count]
+        return Data({"input_ids": ids[:first]}, {"input_ids": ids[first:]}, {"input_ids": held_out})
+
+    def _files(self) -> dict[str, str]:
+        paths = {s: Path(s) for s in self.sources if os.path.isfile(s)}
+        return {s: hashlib.sha256(path.read_bytes()).hexdigest() for s, path in paths.items()}
 
 
 def sequences(
@@ -32,7 +89,7 @@ def sequences(
     """(count, context) token ids: windows of the sources, `{built-in calibration text or path: share}`,
     shuffled. The same arguments give the same windows.
 
-    Raises ValueError for a source that is none, is evaluation text or is shorter than one window."""
+    Raises DataError for a source that is none, is evaluation text or is shorter than one window."""
     generator = torch.Generator().manual_seed(seed)
     whole, past, begun, chosen = sum(sources.values()), 0.0, 0, []
     for source, share in sources.items():
@@ -62,7 +119,7 @@ def _windows(
         return_attention_mask=False,
     )["input_ids"]
     if len(ids) < context:
-        raise ValueError(
+        raise DataError(
             f"the text {source!r} has {len(ids)} tokens, less than one window of {context}: give a longer one"
         )
     return torch.tensor(ids[: len(ids) // context * context]).view(-1, context)
@@ -75,7 +132,7 @@ def _text(source: str, tokenizer: PreTrainedTokenizerBase, progress: Progress | 
     if entry is None or entry.use != "calibrate":
         known = ", ".join(name for name, e in zoo.TEXTS.items() if e.use == "calibrate")
         why = "is what plans are measured on" if entry else "is neither built in nor a file"
-        raise ValueError(f"the text {source!r} {why}: calibrate on {known}, or the path of a text file")
+        raise DataError(f"the text {source!r} {why}: calibrate on {known}, or the path of a text file")
     if not entry.chats:
         return zoo.text(source, progress)
     chats = zoo.chats(source, progress)

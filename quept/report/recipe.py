@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from quept.config import migrated
+
 from .words import without_folder
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
@@ -15,10 +17,10 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 def as_toml(recipe: Mapping[str, Any]) -> str:
     """Entries that say nothing (null) are left out; of text files that were given by path, the name is
     kept."""
-    recipe = json.loads(json.dumps(recipe))  # a copy
-    text = recipe.get("text")
-    if isinstance(text, dict) and isinstance(text.get("sources"), dict):
-        text["sources"] = {without_folder(name): share for name, share in text["sources"].items()}
+    recipe = migrated(json.loads(json.dumps(recipe)))  # a copy
+    data = recipe.get("data")
+    if isinstance(data, dict) and isinstance(data.get("sources"), dict):
+        data["sources"] = {without_folder(name): share for name, share in data["sources"].items()}
     return "\n".join(_table(recipe, "")).strip() + "\n"
 
 

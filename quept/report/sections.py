@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from quept.artifact import Artifact
 from quept.calibrate.job import LOG
+from quept.config import migrated
+from quept.data import SOURCES
 from quept.numerics.grid import group_size, quantized_bytes
 from quept.plan import FULL, QUANTIZED_BITS, PrecisionPlan
 from quept.runtime.sizes import BYTES_PER_FULL_WEIGHT, Sizes
@@ -372,8 +374,9 @@ def _held_out(artifact: Artifact) -> str:
 
 
 def _data(artifact: Artifact) -> str:
-    recipe = artifact.manifest.recipe
-    return "pictures" if recipe.get("images") else "conversations" if recipe.get("pairs") else "text"
+    data = migrated(artifact.manifest.recipe).get("data")
+    kind = data.get("kind") if isinstance(data, dict) else "text"
+    return SOURCES[kind].noun if kind in SOURCES else "data"
 
 
 def _clip_start(recipe: Mapping) -> dict[int, str]:

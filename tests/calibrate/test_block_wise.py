@@ -274,7 +274,7 @@ def test_recipes_that_cannot_work_are_refused():
     data = Recipe.load("tiny").to_dict()
     with pytest.raises(RecipeError, match="are for static grids"):
         Recipe.from_dict(data | {"block_wise": data["block_wise"] | {"drop": 0.5}})
-    with pytest.raises(RecipeError, match="exactly one of them is needed"):
+    with pytest.raises(RecipeError, match="unknown entry images"):
         Recipe.from_dict(data | {"images": {"source": "fashion-mnist", "count": 8}})
     with pytest.raises(RecipeError, match="context must be the same"):
         Recipe.from_dict(data | {"block_wise": data["block_wise"] | {"context": 16}})
@@ -283,7 +283,7 @@ def test_recipes_that_cannot_work_are_refused():
 def test_the_end_to_end_stage_starts_from_what_the_blocks_learned(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Line {i} says that {i} times {i} is {i * i}.\n" for i in range(200)))
-    recipe = Recipe.load("tiny").with_text({str(text): 1})
+    recipe = Recipe.load("tiny").at({str(text): 1}, "--text")
     still = dataclasses.replace(recipe.end_to_end, steps=1, adapter_rates=(0.0,) * 4, clip_rate=0.0)
     blocks = dataclasses.replace(recipe.block_wise, epochs=1)
     folder = save_tiny("llama", tmp_path / "model")

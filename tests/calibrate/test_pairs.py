@@ -11,13 +11,14 @@ from quept.artifact import Artifact
 from quept.calibrate import calibrate
 from quept.calibrate.activations import ActivationStore
 from quept.calibrate.block_wise import BlockWiseTuning
-from quept.calibrate.data import logits_of, rows, samples
+from quept.calibrate.logits import logits_of
 from quept.calibrate.trainable import Trainable
-from quept.config import Pairs, Recipe, RecipeError
+from quept.config import Recipe, RecipeError
 from quept.data.base import DataError
-from quept.data.conversations import SPOKEN, conversations, sample
+from quept.data.batches import rows, samples
+from quept.data.conversations import Conversations, conversations, sample
 from quept.data.easy_vqa import Question, Questions
-from quept.data.ragged import MASK, TOKENS, Ragged
+from quept.data.ragged import LOSS_MASK, MASK, TOKENS, Ragged
 from quept.models import load
 from quept.numerics.adapters import RankSchedule
 from quept.plan import PrecisionPlan
@@ -159,7 +160,7 @@ def test_what_is_said_does_not_depend_on_the_padding_beside_it(folders, name):
         alone = [logits_of(loaded.model, rows(inputs, slice(i, i + 1))) for i in range(2)]
         together = logits_of(loaded.model, rows(inputs, slice(0, 2)))
     assert torch.allclose(torch.cat(alone), together, atol=2e-3, rtol=1e-3)
-    assert len(together) == sum(int(s[SPOKEN].sum()) for s in inputs.samples)
+    assert len(together) == sum(int(s[LOSS_MASK].sum()) for s in inputs.samples)
 
 
 def stage(loaded, inputs, folder, batch):
@@ -202,11 +203,11 @@ def test_padding_counts_in_no_loss_of_a_block_and_pictures_are_looked_at_once(fo
 def test_the_model_speaks_where_the_answers_are(folders, name):
     processor = load(folders[name]).processor
     found = sample(processor, [tiny_vlm.picture()], [("one?", "two</s>"), ("and?", "three")], 400)
-    said = found[TOKENS][0, 1:][found[SPOKEN][0, :-1]].tolist()
+    said = found[TOKENS][0, 1:][found[LOSS_MASK][0, :-1]].tolist()
     assert processor.tokenizer.decode(said) == "two</s></s>\nthree</s>\n"
     ends = processor.tokenizer.convert_tokens_to_ids("</s>")
     assert said.count(ends) == 2  # the one that was written is only letters
-    assert int(found[SPOKEN][0, -1]) == 0
+    assert int(found[LOSS_MASK][0, -1]) == 0
 
 
 def test_a_long_conversation_loses_its_end_and_never_a_picture(folders):
@@ -214,7 +215,7 @@ def test_a_long_conversation_loses_its_end_and_never_a_picture(folders):
     whole = sample(processor, [tiny_vlm.picture()], TALK, 400)
     count = whole[TOKENS].shape[1]
     cut = sample(processor, [tiny_vlm.picture()], TALK, count - 4)
-    assert all(cut[key].shape[1] == count - 4 for key in (TOKENS, MASK, SPOKEN))
+    assert all(cut[key].shape[1] == count - 4 for key in (TOKENS, MASK, LOSS_MASK))
     assert torch.equal(cut["pixel_values"], whole["pixel_values"])
     with pytest.raises(ValueError, match="no answer begins within 30 tokens"):
         sample(processor, [tiny_vlm.picture()], TALK, 30)
@@ -226,7 +227,7 @@ def test_no_picture_that_is_held_out_is_learned_on(folders, data):
     processor, told = load(folders["llava"]).processor, []
     for seed in range(4):
         held, training = conversations(
-            Pairs(str(data), 9, 400, 32), processor, 2, seed, lambda stage, part: told.append(stage)
+            Conversations(str(data), 9, 400, 32), processor, 2, seed, lambda stage, part: told.append(stage)
         )
         assert len(held) == 2 and 2 <= samples(training) <= 4
         shown = {tuple(p.flatten().tolist()) for s in training.samples for p in s["pixel_values"]}
@@ -241,15 +242,17 @@ def test_the_built_in_questions_are_asked_three_at_a_time(folders, monkeypatch):
         "quept.data.easy_vqa.easy_vqa", lambda split, progress: Questions(split, pixels, asked)
     )
     processor = load(folders["llava"]).processor
-    held, training = conversations(Pairs("easy-vqa", 9, 400, 64), processor, 1, 0, lambda stage, part: None)
+    held, training = conversations(
+        Conversations("easy-vqa", 9, 400, 64), processor, 1, 0, lambda stage, part: None
+    )
     ends = processor.tokenizer.convert_tokens_to_ids("</s>")
-    spoken = [s[TOKENS][0, 1:][s[SPOKEN][0, :-1]].tolist().count(ends) for s in training.samples]
+    spoken = [s[TOKENS][0, 1:][s[LOSS_MASK][0, :-1]].tolist().count(ends) for s in training.samples]
     assert sorted(spoken) == [2, 2, 3, 3] and len(held) == 1
 
 
 def test_text_alone_calibrates_the_language_model_too(folders, tmp_path):
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 40)
-    text = Recipe.load("tiny").with_text({str(tmp_path / "text.txt"): 1})
+    text = Recipe.load("tiny").at({str(tmp_path / "text.txt"): 1}, "--text")
     short = dataclasses.replace(
         text,
         block_wise=dataclasses.replace(text.block_wise, epochs=1),
@@ -267,19 +270,21 @@ def test_recipes_and_models_must_be_of_one_kind(folders, data, tmp_path):
             calibrate(model, settings, tmp_path / "out", device="cpu")
 
     refused(
-        language, recipe(data), "is a language model, and the recipe tiny calibrates on pairs of pictures"
+        language,
+        recipe(data),
+        "is a language model, and the recipe tiny calibrates on conversations about pictures",
     )
-    refused(vlm, Recipe.load("vit-min-max").with_images(str(data)), "is a vision-language model, and the rec")
-    refused(vlm, Recipe.load("vlm-weight-only"), "needs pairs of pictures and words .* give a folder")
+    refused(vlm, Recipe.load("vit-min-max").at(str(data)), "is a vision-language model, and the rec")
+    refused(vlm, Recipe.load("vlm-weight-only"), "needs conversations about pictures: give a folder")
     refused(vlm, recipe(tmp_path / "nowhere"), r"pairs\.json cannot be read")
     scaled = dataclasses.replace(Recipe.load("tiny"), transforms=({"kind": "norms"},))
     refused(vlm, scaled, r"transforms weights \(norms\), which is for language models")
-    with pytest.raises(RecipeError, match="not for pairs"):
+    with pytest.raises(RecipeError, match="not for conversations about pictures"):
         recipe(data, transforms=[{"kind": "norms"}])
-    with pytest.raises(RecipeError, match="calibrates on pairs"):
-        recipe(data).with_text({"squad-passages": 1})
+    with pytest.raises(RecipeError, match="calibrates on conversations"):
+        recipe(data).at({"squad-passages": 1}, "--text")
     with pytest.raises(RecipeError, match="calibrates on text"):
-        Recipe.load("tiny").with_pairs(str(data))
+        Recipe.load("tiny").at(str(data))
     too_few = dataclasses.replace(recipe(data), held_out=6)
     with pytest.raises(DataError, match="too few conversations to hold 6 with .* give more .passed over: 1"):
         calibrate(vlm, too_few, tmp_path / "out", device="cpu")

@@ -217,7 +217,7 @@ def test_a_run_cut_anywhere_and_resumed_ends_with_the_same_bytes(data, tmp_path,
 def test_grids_alone_are_an_artifact_too(data, tmp_path):
     """The baseline: smallest to largest value, rounded to nearest, nothing learned."""
     model = save_tiny_vision("vit", tmp_path / "model")
-    baseline = Recipe.load("vit-min-max").with_images(str(data))
+    baseline = Recipe.load("vit-min-max").at(str(data))
     baseline = dataclasses.replace(baseline, held_out=8)
     artifact = calibrate(model, baseline, tmp_path / "out", device="cpu")
     assert not any(layer.widths for layer in artifact.engine.learned.values())
@@ -277,14 +277,14 @@ def test_recipes_and_models_must_be_of_one_kind(data, tmp_path):
         calibrate(vision, Recipe.load("vit-weight-act"), tmp_path / "out", device="cpu")
     with pytest.raises(ValueError, match="neither a folder with pictures"):
         calibrate(vision, recipe(tmp_path / "nowhere"), tmp_path / "out", device="cpu")
-    with pytest.raises(RecipeError, match="calibrates on images"):
-        recipe(data).with_text({"squad-passages": 1})
+    with pytest.raises(RecipeError, match="calibrates on pictures"):
+        recipe(data).at({"squad-passages": 1}, "--text")
     with pytest.raises(RecipeError, match="calibrates on text"):
-        Recipe.load("tiny").with_images(str(data))
+        Recipe.load("tiny").at(str(data))
 
 
 def test_the_recipe_for_pictures_has_the_published_settings(data):
     assert set(ALL) == set(VISION) - {"features"}  # every family with a head is calibrated above
-    published = Recipe.load("vit-weight-act").with_images(str(data))
+    published = Recipe.load("vit-weight-act").at(str(data))
     assert published.block_wise.drop == 0.5 and published.block_wise.epochs == 20
-    assert published.images.count == 1024 and published.block_wise.batch == 32
+    assert published.data.count == 1024 and published.block_wise.batch == 32
