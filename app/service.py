@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from quept.allocate import SensitivityError, SensitivityTable
+from quept.allocate import SensitivityTable
 from quept.allocate.front import fitting_front
 from quept.engines import words
 from quept.evaluate import EvalTask, Metric, Results, Sample, Stored, TaskEstimate, tasks_of
@@ -192,11 +192,10 @@ class OpenModel:
         return {plan.key(layers): name for name, plan in reversed(self.named_plans.items())}
 
     def predicted(self, plan: PrecisionPlan) -> dict[str, float] | None:
-        """What the sensitivity table says of a plan; None without a table or where a width is not in it."""
-        try:
-            return self.sensitivity and self.sensitivity.predicted(plan)
-        except SensitivityError:
-            return None
+        """What the sensitivity table says of a plan; None without one, or where it does not cover all that
+        the plan rounds."""
+        table = self.sensitivity
+        return table.predicted(plan) if table and table.covers(plan) else None
 
     def uniform_at(self, size: int, task: EvalTask | None = None) -> dict | None:
         """Metrics of uniform plans at the same bytes, embeddings at whatever width is best: interpolated

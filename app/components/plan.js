@@ -86,7 +86,11 @@ function harmOf(model, plan) {
   return plan.w.reduce(layer, model.embeddingHarmAt(plan.e));
 }
 
-const predictQuality = (model, plan) => (model.curve ? qualityAt(model, harmOf(model, plan)) : null);
+/* Null where the table does not cover the plan: its sum would say what the rest costs and call it all. */
+function predictQuality(model, plan) {
+  if (!model.curve || uncovered(model, plan).length) return null;
+  return qualityAt(model, harmOf(model, plan));
+}
 
 /* Quality from s: along the measured curve in log s; below its first point the distance to full precision
    (KL, log perplexity, differing tokens) shrinks in proportion to s. */
@@ -102,14 +106,20 @@ function qualityAt(model, s) {
   };
 }
 
-/* What the prediction leaves out. */
-function notPredicted(model, plan) {
-  if (!model.curve) return "No sensitivity table for this model: quality is measured when you let go.";
+/* What a plan rounds and the sensitivity table did not. */
+function uncovered(model, plan) {
   const left = [], { activations, embeddings } = model.prediction;
   if (!activations && plan.a.some((bits) => bits < FULL)) left.push("activation bits");
   if (!embeddings && plan.e < FULL) left.push("embedding bits");
   if (plan.kv < FULL) left.push("KV-cache bits");
-  return left.length ? `The prediction does not cover ${left.join(" and ")}.` : "";
+  return left;
+}
+
+function notPredicted(model, plan) {
+  if (!model.curve) return "No sensitivity table for this model: quality is measured when you let go.";
+  const left = uncovered(model, plan);
+  if (!left.length) return "";
+  return `No prediction: the table does not cover ${left.join(" and ")}. Quality is measured when you let go.`;
 }
 
 /* All of it, as the event quept:predict tells it. */
@@ -186,11 +196,17 @@ function spreadWords(widths) {
   return groups.map(([bits, n], i) => `${i ? n : layersWords(n)} at ${bits}`).join(", ");
 }
 
+/* "A4 activations", "A4 to A8 activations (60 layers at 4, 150 at 8)" */
+function activationWords(widths) {
+  const low = Math.min(...widths), high = Math.max(...widths);
+  return low === high ? `A${low} activations` : `A${low} to A${high} activations (${spreadWords(widths)})`;
+}
+
 function summaryWords(plan, told) {
   const rate = `${told.bits_per_param.toFixed(1)} bits/parameter`;
   const parts = [spreadWords(plan.w), sizeWords(told.bytes), rate];
+  if (plan.a.some((bits) => bits < FULL)) parts.splice(1, 0, activationWords(plan.a));
   if (told.predicted) parts.push(`predicted perplexity ${perplexityWords(told.predicted.ppl)}`);
-  if (plan.a.some((bits) => bits < FULL)) parts.push(`activations: ${spreadWords(plan.a)}`);
   if (plan.kv < FULL) parts.push(`KV cache at ${plan.kv}`);
   if (plan.e < FULL) parts.push(`embeddings at ${plan.e}`);
   return parts.join(" · ");

@@ -9,6 +9,7 @@ function whyWords(model, plan, i) {
   const lines = [`${bitsWords(width)} · ${sizeWords(bytes)}`];
   if (!model.curve) return [...lines, "No sensitivity table: what it costs is not known."];
   const now = harmOf(model, plan), own = model.harmAt(i, width) + model.inputHarmAt(i, plan.a[i]);
+  if (uncovered(model, plan).length) return [...lines, `costs ${smallWords(own)} KL by itself`];
   const kl = qualityAt(model, now).kl;
   const share = now > 0 ? `, ${percentWords(own / now)} of the plan's sum` : "";
   lines.push(width === FULL && !own ? "costs nothing" : `costs ${smallWords(own)} KL by itself${share}`);

@@ -473,9 +473,11 @@ def test_activation_bits_and_the_kv_cache(page, site):
     page.locator("[data-kv]").select_option("4")
     settled(site, 2)
     assert site.commits[1] == {"w": [4] * 210, "a": [8] * 210, "kv": 4, "e": 16}
-    assert "not cover activation bits and KV-cache bits" in page.evaluate("window.queptPrediction.note")
+    assert "does not cover activation bits and KV-cache bits" in page.evaluate("window.queptPrediction.note")
+    assert page.evaluate("window.queptPrediction.predicted") is None
     page.get_by_role("radio", name="Weights").click()
     expect(cell(page, 0, 0)).to_have_text("4")
+    expect(page.locator("[data-summary]")).to_contain_text("all 210 layers at 4 · A8 activations")
 
 
 def test_the_prediction_is_told_at_once(page):
