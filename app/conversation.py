@@ -42,7 +42,7 @@ from quept.runtime.generate import (
     stream,
 )
 from quept.runtime.kvcache import cache_nbytes
-from quept.runtime.prompt import check_fits
+from quept.runtime.prompt import PromptError, check_fits
 from quept.runtime.visual import VisualPrompt
 
 from .gate import CLIENT, Admission
@@ -315,7 +315,7 @@ class _Writer:
             self._take(event)
         except StopIteration:
             self.show(state="done")
-        except (GenerationError, PlanError, EngineError) as error:
+        except (GenerationError, PlanError, EngineError, PromptError) as error:
             self._fail(str(error))
         except Exception:
             logger.exception("an answer at %s failed", self._plan.name)

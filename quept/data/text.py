@@ -22,6 +22,7 @@ from quept import zoo
 from quept.files import read_text
 from quept.models import LoadedModel
 from quept.models.context import check_context
+from quept.runtime.prompt import check_known
 from quept.runtime.template import rendered
 
 from .base import TRANSFORMS, Data, DataError, DataSource, Progress, Wanted, need
@@ -63,6 +64,7 @@ class Text(DataSource):
         first, count = wanted.block_wise, wanted.block_wise + wanted.end_to_end
         whole = count + wanted.held_out
         ids = sequences(self.sources, loaded.tokenizer, whole, wanted.context, wanted.seed, report)
+        check_known(ids.flatten(), loaded.model, loaded.tokenizer)
         held_out, ids = ids[: wanted.held_out], ids[wanted.held_out :]
         ids = without(ids, held_out)  # a short text gives windows more than once
         if len(ids) == 0:

@@ -33,7 +33,7 @@ from transformers.cache_utils import Cache
 from quept.models.context import context_length
 
 from .kvcache import make_cache as full_cache
-from .prompt import PromptError, check_fits, prompt_ids
+from .prompt import PromptError, check_fits, check_known, prompt_ids, turn_end
 from .visual import VisualPrompt, VisualReader, shown, visual_prompt
 
 __all__ = [
@@ -293,10 +293,11 @@ def stream(
         (prompt,) = prepare(tokenizer, [messages], system, processor, pictures)
     visual = isinstance(prompt, VisualPrompt)
     ids, read = (prompt.keys, VisualReader(view, prompt)) if visual else (prompt, partial(_forward, view))
+    check_known(ids, view, tokenizer)
     check_fits(ids, context_length(view, tokenizer), sampling.max_tokens)
     stats = Stats(prompt_tokens=len(ids))
     make = make_cache or (lambda: full_cache(view.config))
-    ends = end_tokens(view, tokenizer)
+    ends = end_tokens(view, processor or tokenizer)
     return Stream(_steps(read, tokenizer, ids, sampling, make, conversation, stats, ends, top), ids, stats)
 
 
@@ -406,9 +407,10 @@ def _draw(p: Tensor, top_p: float, generator: torch.Generator) -> int:
     return at if order is None else int(order[at])
 
 
-def end_tokens(view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids that end an answer: of the generation config (one or a list), the config and the tokenizer."""
-    ends: set[int] = set()
+def end_tokens(view: PreTrainedModel, owner: PreTrainedTokenizerBase | ProcessorMixin) -> set[int]:
+    """Ids that end an answer: of the generation config (one or a list), the config and the tokenizer, and
+    what the chat template of `owner`, the tokenizer or processor, writes behind one."""
+    ends, tokenizer = turn_end(owner), getattr(owner, "tokenizer", owner)
     for said in (getattr(view, "generation_config", None), view.config.get_text_config(), tokenizer):
         ids = getattr(said, "eos_token_id", None)
         ends.update(() if ids is None else [ids] if isinstance(ids, int) else ids)

@@ -36,6 +36,7 @@ from .bank import Weight, WeightBank
 from .generate import Sampling, Stream, stream
 from .kvcache import make_cache
 from .memory import release_freed
+from .prompt import check_known
 from .sizes import Sizes
 
 # Bytes the bank may keep: two uniform widths of a 135M model dense in float32, and every width packed.
@@ -245,6 +246,8 @@ class ElasticModel:
 
         References are computed once and cached by whoever asks."""
         model = self.full_precision()
+        if isinstance(inputs, Tensor) and not self.vision:
+            check_known(inputs.flatten(), model, self._tokenizer)
         with torch.inference_mode():
             if not self.has_cache:
                 return model(inputs.to(self.device, torch.float32))

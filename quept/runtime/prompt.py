@@ -30,7 +30,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from .template import TemplateFailure, rendered
 
@@ -60,6 +62,8 @@ def prompt_ids(
     turns = _checked(messages, system, control, processor is not None, answered)
     marked = [turn | {"content": control.sub(f"{START}\\g<0>{END}", turn["content"])} for turn in turns]
     text, ids = _rendered(tokenizer, marked, processor, answered)
+    if not text.strip():
+        raise PromptError("This model's chat template writes nothing for this conversation.")
     # A template may tear a pair of marks apart; a mark left alone is dropped and still parts the text.
     pieces = re.split(f"{START}({control.pattern}){END}|[{START}{END}]", text)
     encode = partial(tokenizer.encode, add_special_tokens=False)
@@ -74,6 +78,34 @@ def prompt_ids(
         else:
             ids += _inside(encode, piece) if i else encode(piece)
     return ids
+
+
+def check_known(
+    ids: Sequence[int] | Tensor, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raises PromptError for a token that the model has no embedding for, as tokenizers make that were
+    extended without the model. Numbers below zero, which stand for pictures, are not looked at."""
+    rows, highest = model.get_input_embeddings().weight.shape[0], int(torch.as_tensor(ids).max())
+    if highest >= rows:
+        raise PromptError(
+            f"The tokenizer makes {tokenizer.convert_ids_to_tokens(highest)!r} token {highest:,}, and the "
+            f"model has embeddings for {rows:,} tokens, 0 to {rows - 1:,}: give the tokenizer that the model "
+            "was trained with, or resize the model's embeddings to this one."
+        )
+
+
+def turn_end(owner: PreTrainedTokenizerBase | ProcessorMixin) -> set[int]:
+    """The token that the chat template writes behind an answer, such as ChatML's <|im_end|>; empty where it
+    writes none or there is no template."""
+    tokenizer = getattr(owner, "tokenizer", owner)
+    roles = (("user", "x"), ("assistant", START))
+    turns = [{"role": role, "content": text, "pictures": 0} for role, text in roles]
+    try:
+        text, _ = _rendered(tokenizer, turns, None if owner is tokenizer else owner, answered=True)
+    except PromptError:
+        return set()
+    behind = tokenizer.encode(text.rpartition(START)[2].strip(), add_special_tokens=False)
+    return set(behind[:1]) & set(tokenizer.get_added_vocab().values())
 
 
 def check_fits(ids: Sequence[int], context: int | None, max_tokens: int) -> None:

@@ -194,3 +194,17 @@ def test_a_damaged_config_is_refused(folder, entries):
     change_config(folder, **entries)
     with pytest.raises(LoadError, match="cannot load"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [([1, 24, 24], "pictures of 1 x 24 x 24 and builds a model that reads 1 x 16 x 16"),
+     ([3, 16, 16], "pictures of 3 x 16 x 16 and builds a model that reads 1 x 16 x 16")],
+)  # fmt: skip
+def test_a_config_that_prepares_other_pictures_than_the_model_reads_is_refused(tmp_path, size, words):
+    folder = save_tiny_vision("vit", tmp_path / "vit")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= {"input_size": size, "mean": [0.5] * size[0], "std": [0.5] * size[0]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoadError, match=words):
+        load(folder)

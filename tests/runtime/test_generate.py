@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quept.runtime import generate
@@ -32,6 +33,7 @@ from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 TOKENIZER.eos_token = None  # random models end early; most tests here want answers of a known length
+TOKENIZER.chat_template = TOKENIZER.chat_template.replace("</s>", "")
 HELLO = [{"role": "user", "content": "Hello there, how are you?"}]
 GREEDY = Sampling(temperature=0, max_tokens=20)
 FREE = Sampling(temperature=1.0, top_p=0.9, max_tokens=20, seed=7)
@@ -142,6 +144,61 @@ def test_end_tokens_come_from_generation_config_config_and_tokenizer():
     assert generate.end_tokens(model, tiny_tokenizer()) == {5, 6, 7, 2}
     assert generate.end_tokens(endless(model), tiny_tokenizer()) == {2}
     assert generate.end_tokens(endless(model), TOKENIZER) == set()
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_what_the_template_writes_behind_an_answer_ends_it(special):
+    """ChatML over a vocabulary whose end token is </s>, and no generation config that would know better."""
+    tokenizer, end = tiny_tokenizer(), "<|im_end|>"
+    tokenizer.add_tokens([AddedToken(t, special=special) for t in ("<|im_start|>", end)])
+    tokenizer.chat_template = CHATML
+    model = endless(tiny_model("llama", dtype=torch.float32, vocab_size=len(tokenizer)))
+    assert generate.end_tokens(model, tokenizer) == {2, tokenizer.convert_tokens_to_ids(end)}
+    with torch.no_grad():  # it always answers with the end of the turn
+        model.lm_head.weight[:] = 0
+        model.model.norm.weight[:] = 0
+        model.lm_head.bias = torch.nn.Parameter(torch.zeros(len(tokenizer)))
+        model.lm_head.bias[tokenizer.convert_tokens_to_ids(end)] = 1
+    answer = tokens(stream(model, tokenizer, HELLO, GREEDY))
+    assert len(answer) == 1 and answer[0].finished == "stop" and answer[0].text == ""
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m['content'] }}\n{% endfor %}",  # no end at all
+        "{% for m in messages %}{{ m['content'] }} that is all.{% endfor %}",  # words
+        "{{ messages[0]['content'] }}<s>",  # no answer in it
+        "{% for m in messages %}{{ m['content'] }}{{ raise_exception('no') }}{% endfor %}",
+    ],
+)
+def test_a_template_that_writes_no_end_of_turn_adds_none(template):
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token, tokenizer.chat_template = None, template
+    assert generate.end_tokens(endless(tiny_model("llama")), tokenizer) == set()
+
+
+def test_a_token_without_an_embedding_is_named_before_anything_runs(view):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|turn|>"], special_tokens=True)
+    tokenizer.chat_template = "{% for m in messages %}<|turn|>{{ m['content'] }}{% endfor %}"
+    words = r"'<\|turn\|>' token 260, and the model has embeddings for 260 tokens, 0 to 259"
+    with pytest.raises(PromptError, match=words):
+        stream(view, tokenizer, HELLO, GREEDY)
+
+
+@pytest.mark.parametrize("template", ["{% if false %}{{ messages }}{% endif %}", " \n "])
+def test_a_template_that_writes_nothing_is_a_sentence(view, template):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(PromptError, match="chat template writes nothing"):
+        stream(view, tokenizer, HELLO, GREEDY)
 
 
 def pieces_of(token_ids: list[int]) -> list[str]:

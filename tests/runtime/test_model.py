@@ -286,3 +286,10 @@ def test_clone_shares_tensors_and_replaces_by_name():
     copied = clone(model, {"model.layers.1.mlp": other})
     assert copied.model.layers[1].mlp is other and model.model.layers[1].mlp is not other
     assert copied.lm_head.weight is model.lm_head.weight and copied.model is not model.model
+
+
+def test_a_text_with_a_token_that_has_no_embedding_is_refused_in_words(tmp_path):
+    """As measuring and searching read it: the reference comes first."""
+    elastic = ElasticModel.open(save_tiny("llama", tmp_path / "m"), device="cpu", dtype=torch.float32)
+    with pytest.raises(ValueError, match="token 260, and the model has embeddings for 260 tokens"):
+        elastic.reference(torch.tensor([[5, 260, 7]]))

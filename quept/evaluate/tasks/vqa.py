@@ -96,7 +96,7 @@ def vqa(
     hold it around this generator yourself), after one more turn where the reference does not have it yet.
     Errors are those of `batches`."""
     start = time.perf_counter()
-    ends = end_tokens(model, questions.processor.tokenizer)
+    ends = end_tokens(model, questions.processor)
     scores: list[Tensor] = []
     answers = partial(_answer_log_probs, model, make_cache=make_cache)
     for batch, expected, found, skipped in batches("question", questions, reference, answers, gate):
