@@ -454,7 +454,7 @@ def test_regenerating_and_editing_reuse_only_what_is_shared(view):
 
 
 def test_a_sliding_window_cache_that_would_have_to_go_back_is_dropped():
-    model = endless(tiny_model("mistral", dtype=torch.float64, sliding_window=8))
+    model = endless(tiny_model("mistral", dtype=torch.float64, sliding_window=8, max_position_embeddings=256))
     fresh, _ = chat(model, None, turns=2)
     conversation = Conversation("a")
     kept, _ = chat(model, conversation, turns=2)
