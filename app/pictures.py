@@ -175,7 +175,8 @@ class Classifier:
         return Answer(shares, 1000 * statistics.median(taken))
 
     def _shares(self, view: torch.nn.Module, pixels: Tensor) -> Tensor:
-        shares = view(pixels.to(self.elastic.device, self.elastic.dtype)).float().softmax(-1).cpu()
+        logits = view(pixels.to(self.elastic.device, self.elastic.dtype)).float().cpu()
+        shares = logits.softmax(-1) if logits.shape[-1] > 1 else logits.sigmoid()  # one class: yes or no
         if not shares.isfinite().all():
             raise FloatingPointError("at this plan the model answers no numbers: try more bits")
         return shares

@@ -134,6 +134,7 @@ const share = (number) => fixed(100 * number, 1);
 function measurement(number, error) {
   if (!known(number)) return "–";
   if (!known(error) || error <= 0 || number >= 10000) return rounded(number, number >= 10000 ? 2 : 3);
+  if (error < 5e-7) return Math.abs(number) < 5e-7 ? "≈ 0" : rounded(number, 3);
   const decimals = Math.min(6, Math.max(0, 1 - Math.ceil(Math.log10(error / 2))));
   return `${fixed(number, decimals)} ± ${fixed(error, decimals)}`;
 }

@@ -20,14 +20,17 @@ const known = (x) => typeof x === "number" && Number.isFinite(x);
 function size(bytes) {
   if (!known(bytes)) return "–";
   if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(2)} GB`;
-  return bytes >= 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e3).toFixed(1)} KB`;
+  if (bytes >= 1e5) return `${(bytes / 1e6).toFixed(bytes >= 1e6 ? 1 : 2)} MB`; // not KB beside MB
+  return `${(bytes / 1e3).toFixed(1)} KB`;
 }
 
 /* Decimals that suit a number of this size: three digits that count. */
-const decimals = (x) => [100, 10, 1, 0.01].filter((step) => Math.abs(x) < step).length;
+const decimals = (x) => (x === 0 ? 0 : [100, 10, 1, 0.01].filter((step) => Math.abs(x) < step).length);
 
+/* A number that would round to nothing says what it is below. */
 function number(x, places) {
   if (!known(x)) return "–";
+  if (x !== 0 && Math.abs(x) < 0.5 * 10 ** -places) return `${x < 0 ? "−" : ""}<${(10 ** -places).toFixed(places)}`;
   if (Math.abs(x) >= 1e5) return x.toExponential(1).replace("e+", "e");
   return x.toLocaleString("en", { minimumFractionDigits: places, maximumFractionDigits: places });
 }
@@ -69,8 +72,9 @@ const written = ({ unit }, value) => (unit === "share" ? percent(value) : plain(
 /* What stands in the tile of a metric: "91.3%" and "89.4–92.9" of a share, else "21.8" and "± 0.4". */
 function figure({ value, low, high, unit, origin }) {
   const share = unit === "share", scale = share ? 100 : 1, places = share ? 1 : decimals(value);
-  const ends = share ? `${number(scale * low, 1)}–${number(scale * high, 1)}` : `± ${number(high - value, places)}`;
-  return { value: written({ unit }, value), error: known(low) && known(high) ? ends : "", origin };
+  const spread = high - value;
+  const ends = share ? `${number(scale * low, 1)}–${number(scale * high, 1)}` : `± ${number(spread, places)}`;
+  return { value: written({ unit }, value), error: known(low) && known(high) && (share || spread) ? ends : "", origin };
 }
 
 function againstFull(metric) {

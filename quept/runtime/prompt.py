@@ -104,7 +104,8 @@ def turn_end(owner: PreTrainedTokenizerBase | ProcessorMixin) -> set[int]:
         text, _ = _rendered(tokenizer, turns, None if owner is tokenizer else owner, answered=True)
     except PromptError:
         return set()
-    behind = tokenizer.encode(text.rpartition(START)[2].strip(), add_special_tokens=False)
+    _, answered, behind = text.rpartition(START)
+    behind = tokenizer.encode(behind.strip() if answered else "", add_special_tokens=False)
     return set(behind[:1]) & set(tokenizer.get_added_vocab().values())
 
 

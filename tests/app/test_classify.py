@@ -21,7 +21,7 @@ from app.link import encode
 from app.pages import classify
 from app.pages.classify import enter, given, handed_over, look, measure, row
 from app.pages.context import PageContext
-from app.pictures import Album, Picture, read_upload
+from app.pictures import Album, Classifier, Picture, read_upload
 from app.service import Service
 from quept import ElasticModel, PrecisionPlan
 from quept.data.images import save_images
@@ -359,6 +359,14 @@ def test_a_classifier_without_pictures_takes_those_of_visitors(tmp_path, monkeyp
     shown = sent(desk, saved(tmp_path, "mine.png", half()))
     answer, _, right = ask(desk, PrecisionPlan.uniform(3), id=shown["selected"])
     assert set(answer.props["answers"]["rows"]) == {shown["selected"]} and right["state"] == "done"
+
+
+def test_one_class_is_a_yes_or_no_and_not_always_certain(tmp_path):
+    folder = save_tiny_vision("vit", tmp_path / "vit", num_classes=1)
+    elastic = ElasticModel.open(folder, device="cpu", dtype=torch.float32)
+    pixels = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    shares = Classifier(elastic, None)._shares(elastic.view(PrecisionPlan.full()), pixels)
+    assert shares.shape == (4, 1) and len(shares.unique()) == 4 and 0 < shares.min() <= shares.max() < 1
 
 
 def test_features_without_classes_have_no_page(tmp_path):

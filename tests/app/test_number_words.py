@@ -1,0 +1,52 @@
+"""What the page's scripts write for sizes and for numbers near nothing."""
+
+import json
+import subprocess
+
+import pytest
+
+from tests.allocate.test_browser_agrees import SCRIPT, node
+
+NUMBERS = SCRIPT.with_name("numbers.js").read_text("utf-8")
+CHART = SCRIPT.with_name("chart.js").read_text("utf-8")
+
+
+def written(script: str, *calls: str) -> list[str]:
+    program = f"{script}\nconsole.log(JSON.stringify([{', '.join(calls)}]))"
+    done = subprocess.run([node(), "-e", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def between(source: str, start: str, end: str) -> str:
+    return source[source.index(start) : source.index(end)]
+
+
+def test_a_measured_number_that_is_nearly_nothing_is_not_a_row_of_zeros():
+    script = "const known = (x) => typeof x === 'number' && Number.isFinite(x);"
+    script += between(NUMBERS, "/* Decimals that suit", "const count =")
+    script += between(NUMBERS, "const percent =", "function againstFull")
+    figures = [
+        f"figure({{value: {value}, low: {value - spread}, high: {value + spread}, unit: 'nats', origin: ''}})"
+        for value, spread in ((0, 0), (3e-7, 1e-7), (0.0213, 0.00000001), (0.0213, 0.002))
+    ]
+    said = [f"{f['value']} {f['error']}".strip() for f in written(script, *figures)]
+    assert said == ["0", "<0.0001 ± <0.0001", "0.021 ± <0.001", "0.021 ± 0.002"]
+
+
+def test_a_point_of_the_chart_is_not_a_row_of_zeros():
+    script = "const known = (x) => typeof x === 'number' && Number.isFinite(x);"
+    script += between(CHART, "const inEnglish", "/* A share and its")
+    calls = ("measurement(1e-8, 1e-9)", "measurement(0, 0)", "measurement(0.02, 0.001)")
+    assert written(script, *calls) == ["≈ 0", "0", "0.0200 ± 0.0010"]
+
+
+@pytest.mark.parametrize("name", ["size", "sizeWords"])
+def test_sizes_of_one_model_are_in_one_unit(name):
+    script = "const known = (x) => typeof x === 'number' && Number.isFinite(x);"
+    source = NUMBERS if name == "size" else SCRIPT.read_text("utf-8")
+    script += source[source.index(f"function {name}(") :].partition("\n}\n")[0] + "\n}\n"
+    said = written(
+        script, *(f"{name}({bytes})" for bytes in (546_000, 2_400_000, 999_999, 1_234_000_000, 7_100))
+    )
+    assert said == ["0.55 MB", "2.4 MB", "1.00 MB", "1.23 GB", "7.1 KB"]
