@@ -28,9 +28,9 @@ def parser() -> argparse.ArgumentParser:
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="built-in name, artifact or model folder, or hub id, of a language model, a classifier of "
-        f"pictures or a vision-language model (default: {', '.join(DEFAULTS)}, with each of the artifacts "
-        "that come with them)",
+        help="built-in name, artifact or model folder, GGUF file, or hub id, of a language model, a "
+        f"classifier of pictures or a vision-language model (default: {', '.join(DEFAULTS)}, with each of "
+        "the artifacts that come with them)",
     )
     p.add_argument(
         "--model", action="append", default=[], metavar="SOURCE", help="the same; repeat for several"

@@ -27,7 +27,7 @@ def calibrate_parser(commands) -> None:
         "make an elastic artifact of a model: a folder from which every width can be had",
         f"quept calibrate {DEFAULT_MODEL} --recipe weight-only",
     )
-    p.add_argument("model", help="built-in name (see `quept models`), model folder, or hub id like org/name")
+    p.add_argument("model", help="built-in name (see `quept models`), model folder, GGUF file, or hub id")
     p.add_argument(
         "--recipe",
         default="rtn",

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from quept.runtime import ElasticModel
 
 DEFAULT_MODEL, DEFAULT_TEXT = "smollm2-135m", "boolq-passages"
-MODEL_HELP = "built-in name (see `quept models`), artifact folder, model folder, or hub id like org/name"
+MODEL_HELP = (
+    "built-in name (see `quept models`), artifact folder, model folder, GGUF file, or hub id like org/name"
+)
 _SHOWN = (
     {chr(code): chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"}
     | {chr(code): f"\\x{code:02x}" for code in range(128, 160)}

@@ -120,7 +120,8 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
     else:
         names = ", ".join(zoo.MODELS)
         raise LoadError(
-            f"no model {source!r}: give a built-in name ({names}), a folder, or a hub id like org/name"
+            f"no model {source!r}: give a built-in name ({names}), a folder, a GGUF file, "
+            "or a hub id like org/name"
         )
     report("reading the weights", None)
     try:
