@@ -29,7 +29,7 @@ from transformers import PretrainedConfig
 
 from quept.files import replacing
 from quept.numerics.grid import Quantized, dequantize
-from quept.plan import FULL, PrecisionPlan
+from quept.plan import FULL, PlanError, PrecisionPlan
 from quept.runtime import ElasticModel
 
 FORMAT, VERSION = "quept-packed", 1
@@ -84,6 +84,8 @@ def export(elastic: ElasticModel, plan: PrecisionPlan, path: str | Path) -> Pack
     not at all.
 
     Raises PlanError if the plan does not fit the model, OSError where the file cannot be written."""
+    if words := {b.weights for b in plan.resolve(elastic.layers).values() if isinstance(b.weights, str)}:
+        raise PlanError(f"an exported file holds widths from 2 to 8 bits and 16; this plan says {min(words)}")
     tensors, grids = _tensors(elastic, plan)
     metadata = {
         "format": FORMAT,

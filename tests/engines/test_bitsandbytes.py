@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from quept import ElasticModel, PlanError, PrecisionPlan, load
+from quept.allocate.sensitivity.measure import measure_sensitivity
 from quept.artifact import Artifact
+from quept.data.windows import Windows
 from quept.engines.base import EngineError
 from quept.engines.bitsandbytes import BitsAndBytes
+from quept.export import export
 from quept.transforms import rotation_record
 from tests.tiny import FAMILIES, save_tiny, token_ids
 
@@ -230,6 +233,14 @@ def test_a_plan_file_says_a_setting_and_results_keep_their_key(elastic):
     key, _ = elastic.filed_under(PrecisionPlan.uniform("int8"))
     assert key == "bitsandbytes int8 threshold 6"
     assert elastic.filed_under(PrecisionPlan.uniform("nf4", kv=4))[0] != key
+
+
+def test_a_setting_of_the_whole_model_is_no_file_and_no_base_of_a_sensitivity(elastic, tmp_path):
+    plan = PrecisionPlan.uniform("nf4")
+    with pytest.raises(PlanError, match="holds widths from 2 to 8 bits and 16; this plan says nf4"):
+        export(elastic, plan, tmp_path / "out.safetensors")
+    with pytest.raises(ValueError, match="the base plan is nf4 as a whole"):
+        measure_sensitivity(elastic, Windows(token_ids(1, 8)), None, base=plan)
 
 
 def test_weights_from_elsewhere_are_bound_and_odd_ones_refused(elastic):

@@ -82,6 +82,8 @@ def measure_sensitivity(
     base = base or PrecisionPlan.full()
     if base.kv != FULL:
         raise ValueError("the base plan quantizes the KV cache, which takes no part in this measurement")
+    if other := elastic.sizes.other_setting(base):
+        raise ValueError(f"the base plan is {other} as a whole, no layer of which can change: give widths")
     around_full = base == PrecisionPlan.full()
     names = [f"W{bits}" for bits in widths] + list(whole) if around_full else [BASE]
     widths = tuple(widths) if around_full else (*widths, FULL)
