@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,8 @@ Whole = Annotated[int, Field(ge=0, le=2**53)]
 Width = Annotated[int, Field(ge=2, le=16)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Group = Count | Literal["auto", "row"]
+
+_INTERPRETER = re.compile(r"<class '|NoneType|expected struct|invalid literal|could not convert|unpack")
 
 
 def form(more: bool = False, **entries: Any) -> Any:
@@ -54,7 +57,13 @@ def checked(data: Mapping[str, Any], kind: Any, what: str, error: Callable[[str]
 
 
 def in_words(error: Exception) -> str:
-    """What to quote of an error in a sentence: our own words, and of the interpreter's only what is named."""
+    """What to quote of an error in a sentence: words that were meant for a person, and of the interpreter's
+    only the entry that they name."""
+    said = " ".join(str(error).split())
     if isinstance(error, KeyError):
-        return f"{str(error)[:80]} is missing"
-    return str(error) if isinstance(error, ValueError | OSError) else "a value of the wrong kind"
+        return f"{said[:80]} is missing"
+    meant = isinstance(error, ValueError | OSError | RuntimeError | ImportError | SyntaxError)
+    if said and meant and not _INTERPRETER.search(said):
+        return said
+    found = re.search(r"[Ff]ield '(\w+)'", said)
+    return f"{found[1] if found else 'an entry of one of its files'} is of the wrong kind"

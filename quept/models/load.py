@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from quept import zoo
+from quept.checked import in_words
 
 from . import complete, vision
 from .families import FAMILIES
@@ -136,8 +137,7 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
             pictures = None
         layout = layout_of(model)
     except Exception as error:  # a damaged folder makes transformers raise nearly anything
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise LoadError(f"cannot load {source!r}: {what}") from error
+        raise LoadError(f"cannot load {source!r}: {in_words(error)}") from error
     model.eval().requires_grad_(False)
     questions = Path(where) / QUESTIONS
     report("checking the weights", None)

@@ -23,7 +23,7 @@ from jinja2 import Environment, nodes
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 SECONDS = 5.0
-MEMORY = 2_000_000_000
+MEMORY = 1_000_000_000
 LARGEST = 1_000_000
 LONGEST = 16_000_000  # characters of what it makes
 _ONE_AT_A_TIME = threading.Lock()  # the limit of memory is the process's
@@ -75,7 +75,8 @@ def _refused(template: str) -> str:
                 return "reads other files"
             if isinstance(node, nodes.Pow):
                 return "computes powers"
-            if isinstance(node.value, int) and abs(node.value) > LARGEST:
+            wide = isinstance(node.value, str) and re.search(r"[%{][^}]*\d{7}", node.value)
+            if wide or (isinstance(node.value, int) and abs(node.value) > LARGEST):
                 return f"counts beyond {LARGEST:,}"
     return ""
 

@@ -36,6 +36,8 @@ def with_template(text: str):
         "{{ 'a'|center(10000000000) }}",
         "{% generation %}{{ 'a' * 10000000000 }}{% endgeneration %}",
         "{{ 10**10**10 }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '{:1000000000}'.format(1) }}",
         "{{ messages + 1 }}",
         "{{ messages[5].x.y }}",
         "{% for m in messages %}",
