@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from quept import zoo
-from quept.data.text import sequences
-from tests.tiny import tiny_tokenizer
+from quept.data.base import Wanted
+from quept.data.text import Text, sequences
+from quept.models import load
+from tests.tiny import save_tiny, tiny_tokenizer
 
 
 @pytest.fixture
@@ -49,3 +51,16 @@ def test_calibration_text_shares_no_passage_with_evaluation_text():
     }
     evaluation = {p for name in ("boolq-passages", "lambada") for p in zoo.text(name).split("\n\n")}
     assert not calibration & evaluation
+
+
+def test_a_calibration_text_with_a_token_that_has_no_embedding_is_refused_in_words(tmp_path):
+    folder = save_tiny("llama", tmp_path / "m")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|turn|>"])
+    tokenizer.save_pretrained(folder)
+    (tmp_path / "t").write_text("some <|turn|> words " * 40)
+    wanted = Wanted(block_wise=4, end_to_end=0, held_out=2, context=16, seed=0)
+    with pytest.raises(
+        ValueError, match=r"'<\|turn\|>' token 260, and the model has embeddings for 260 tokens"
+    ):
+        Text({str(tmp_path / "t"): 1.0}).read(load(folder), wanted, lambda *_: None)
