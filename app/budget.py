@@ -54,17 +54,17 @@ def solved(opened: Tabled, request: Mapping[str, Any]) -> tuple[Best, int]:
 def slider(opened: Tabled, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What the slider runs through within the request's limits, or why it cannot; JSON."""
     table = opened.sensitivity
-    told = {"path": None, "error": "", "activations": bool(table and table.activations), "turn": 0}
+    answer = {"path": None, "error": "", "activations": bool(table and table.activations), "turn": 0}
     if table is None:
-        return told | {"error": no_table(opened.elastic)}
+        return answer | {"error": no_table(opened.elastic)}
     try:
         if request:
-            told["turn"] = _whole(request.get("turn"))
+            answer["turn"] = _whole(request.get("turn"))
         constraints = constraints_of(opened, request or {})
-        told["path"] = path(table, opened.elastic.sizes, constraints).to_dict()
+        answer["path"] = path(table, opened.elastic.sizes, constraints).to_dict()
     except ValueError as error:
-        told["error"] = sentence(error)
-    return told
+        answer["error"] = sentence(error)
+    return answer
 
 
 def constraints_of(opened: Tabled, request: Mapping[str, Any]) -> Constraints:

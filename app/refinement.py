@@ -65,7 +65,7 @@ def refinement(
         with closing(_trials(opened, plan, request, turn, seconds)) as trials:
             for trial in trials:
                 if not trial.final:
-                    yield Refined(state | _told(trial))
+                    yield Refined(state | _as_json(trial))
     except _Stopped:
         pass
     except ValueError as error:
@@ -75,8 +75,8 @@ def refinement(
         yield Refined(state | {"status": "cancelled", "message": "Stopped."})
         return
     status = "done" if trial.final else "cancelled"
-    told = _told(trial) | {"status": status, "better": _is_better(trial)}
-    yield Refined(state | told, trial.plan if told["better"] else None)
+    shown = _as_json(trial) | {"status": status, "better": _is_better(trial)}
+    yield Refined(state | shown, trial.plan if shown["better"] else None)
 
 
 def _trials(
@@ -96,7 +96,7 @@ def _trials(
     return refine(elastic, plan, budget, search, fresh, seconds=seconds, gate=gate, **limits)
 
 
-def _told(trial: Trial) -> dict[str, Any]:
+def _as_json(trial: Trial) -> dict[str, Any]:
     """A trial as the browser shows it: at the end the figures of the windows that the search never saw."""
     kl, start, uniform = trial.kl, trial.start_kl, trial.uniform_kl
     if trial.final:

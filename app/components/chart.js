@@ -314,7 +314,7 @@ function colours() {
 /* The ranges that show all that matters, or the visitor's own, on the axes' scales (log axes: of log10). */
 function ranges(groups) {
   const own = live(), points = Object.values(groups).flat().filter(drawable);
-  const x = MEMORIES[memory].of, { of: y, full: perfect, floor, log } = METRICS[metric];
+  const x = MEMORIES[memory].of, { of: y, full: atFull, floor, log } = METRICS[metric];
   const full = x(value.reference);
   const kept = own && drawable(own) ? [...points, own] : points;
   let xs = kept.filter((p) => p.kind === "current" || !known(full) || x(p) < NEAR * full).map(x);
@@ -326,18 +326,18 @@ function ranges(groups) {
   const across = [low - pad, high + pad];
 
   let ys = kept.map(y), up;
-  if (log && perfect === 0) {
+  if (log && atFull === 0) {
     // a prediction below the noise floor does not stretch the axis
     if (floor > 0) ys = [floor, ...points.map(y), ...kept.map((p) => Math.max(y(p), floor))];
     up = [Math.log10(Math.min(...ys)) - 0.4, Math.log10(Math.max(...ys)) + 0.3];
   } else if (log) {
-    if (known(perfect) && perfect > 0) ys.push(perfect);
+    if (known(atFull) && atFull > 0) ys.push(atFull);
     const best = Math.min(...ys), limit = Math.max(CROP * best, own && drawable(own) ? y(own) : 0);
     const worst = Math.max(...ys.filter((p) => p <= limit));
     const span = Math.max(Math.log10(worst / best), 0.1);
     up = [Math.log10(best) - 0.09 * span, Math.log10(worst) + 0.14 * span];
   } else {
-    if (known(perfect)) ys.push(perfect);
+    if (known(atFull)) ys.push(atFull);
     const least = Math.min(...ys), span = Math.max(Math.max(...ys) - least, 2);
     up = [least - 0.06 * span, Math.max(...ys) + 0.07 * span];
   }

@@ -197,9 +197,9 @@ def _questions(
     together: dict[tuple, list[Asked]] = {}
     messages = []
     for row, (numbers, turns) in enumerate(items):
-        head, tokens, answer, told = encode(len(numbers), tuple(turns))
+        head, tokens, answer, conversation = encode(len(numbers), tuple(turns))
         together.setdefault((numbers, head), []).append(Asked(row, tokens, answer))
-        messages.append(told)
+        messages.append(conversation)
     groups = [
         Group(numbers, tuple(asked[i : i + BATCH]))
         for (numbers, _), asked in together.items()
@@ -235,11 +235,11 @@ def _encoder(processor: ProcessorMixin) -> Callable:
     @cache
     def encode(pictures: int, turns: tuple[Turn, ...]) -> tuple:
         *before, (question, answer) = turns
-        told = [text for turn in before for text in turn] + [question]
+        texts = [text for turn in before for text in turn] + [question]
         messages = [
-            {"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(told)
+            {"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)
         ]
-        shown = [{"type": "image"}] * pictures + [{"type": "text", "text": told[0]}]
+        shown = [{"type": "image"}] * pictures + [{"type": "text", "text": texts[0]}]
         messages[0] = messages[0] | {"content": shown}
         ids = prompt_ids(tokenizer, messages, None, processor)
         if ids.count(image) != pictures:
@@ -257,8 +257,8 @@ def _answer_encoder(processor: ProcessorMixin, tokenizer: PreTrainedTokenizerBas
     """Answer -> its tokens as they stand in a conversation behind the prompt: with the space before them
     that a template or tokenizer puts there, without what ends them."""
     mark = "\ufdd0"
-    prompt, told = _rendered(processor, "x"), _rendered(processor, "x", mark)
-    lead = told[len(prompt) : told.find(mark)] if told.startswith(prompt) else ""
+    prompt, whole = _rendered(processor, "x"), _rendered(processor, "x", mark)
+    lead = whole[len(prompt) : whole.find(mark)] if whole.startswith(prompt) else ""
     tokens = partial(tokenizer.encode, add_special_tokens=False)
     before = tokens(prompt)
 

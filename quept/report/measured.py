@@ -20,6 +20,7 @@ from typing import Any
 from quept.artifact import Artifact, Manifest
 from quept.evaluate.results import ResultsError
 from quept.evaluate.shipped import FORMAT, VERSION
+from quept.evaluate.tasks import Metric, metrics_of
 
 from .words import number, plan_bits, short, without_folder
 
@@ -35,7 +36,8 @@ THIS, PLAIN, BASE, UNSAID, OTHER = (
 
 @dataclass(frozen=True)
 class Row:
-    """One plan; None where it was not measured. *_se: standard errors. *_rtn: of plain rounding."""
+    """One plan; None where it was not measured. *_se: standard errors. *_rtn: of plain rounding. metrics:
+    what the task it was measured by says, where that is known."""
 
     kl: float | None = None
     kl_se: float | None = None
@@ -43,7 +45,7 @@ class Row:
     ppl: float | None = None
     ppl_se: float | None = None
     ppl_rtn: float | None = None
-    same_top: float | None = None
+    metrics: tuple[Metric, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ def _benchmark(file: str, data: Mapping[str, Any]) -> Measured:
 
 
 def _row(entry: Mapping[str, Any]) -> Row:
-    return Row(**{name: number(entry.get(name)) for name in Row.__dataclass_fields__})
+    names = [name for name in Row.__dataclass_fields__ if name != "metrics"]
+    return Row(**{name: number(entry.get(name)) for name in names}, metrics=metrics_of(entry))
 
 
 def _conditions(data: Mapping[str, Any], but: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

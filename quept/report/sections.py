@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 from quept.artifact import Artifact
 from quept.calibrate.job import LOG
@@ -16,7 +17,7 @@ from quept.runtime.sizes import BYTES_PER_FULL_WEIGHT, Sizes
 
 from . import figures, learned
 from .course import Course
-from .measured import BASE, OTHER, PLAIN, THIS, UNSAID, Measured
+from .measured import BASE, OTHER, PLAIN, THIS, UNSAID, Measured, Row
 from .parts import Bars, Chart, Facts, Folded, Gallery, Paragraph, Part, Section, Table
 from .recipe import as_toml
 from .words import by_width, duration, listed, number, plan_bits, short, size, without_folder
@@ -111,12 +112,12 @@ def quality_section(
     plans = by_width(quality)
     section.parts.append(Paragraph(_held_out(artifact)))
     ours, plain = ({p: quality[p][i] for p in plans} for i in range(2))
-    told = "; ".join(f"{p}: {short(ours[p])} against {short(plain[p])}" for p in plans)
+    summary = "; ".join(f"{p}: {short(ours[p])} against {short(plain[p])}" for p in plans)
     section.parts.append(
         Chart(
             "Mean KL from full precision; lower is better",
             figures.quality(plans, ours, plain),
-            f"Mean KL. {told}",
+            f"Mean KL. {summary}",
         )
     )
     rows = [(p, short(ours[p]), short(plain[p]), _gain(ours[p], plain[p], p, course)) for p in plans]
@@ -148,10 +149,12 @@ def measured_section(files: list[Measured]) -> Section:
             figure = figures.quality(
                 uniform, ours, plain, names.get(found.subject, "as measured"), errors if errors else None
             )
-            told = "; ".join(f"{p}: {short(ours[p])}" for p in uniform if p in ours)
+            text = "; ".join(f"{p}: {short(ours[p])}" for p in uniform if p in ours)
             section.parts.append(
                 Chart(
-                    "Mean KL from full precision; lower is better", figure, f"Mean KL, {found.file}. {told}"
+                    "Mean KL from full precision; lower is better",
+                    figure,
+                    f"Mean KL, {found.file}. {text}",
                 )
             )
         section.parts.append(_measured_table(found, plans))
@@ -190,8 +193,8 @@ def course_section(artifact: Artifact, course: Course | None) -> Section:
         section.parts.append(_blocks_table(course))
     lost = {plan: found for plan, found in course.compared.items() if not found.kept}
     if lost:
-        told = (f"{p} (KL {short(lost[p].kl)}, plain {short(lost[p].kl_rtn)})" for p in by_width(lost))
-        section.parts.append(Paragraph(f"Back to plain rounding, which was no worse: {listed(told)}."))
+        back = (f"{p} (KL {short(lost[p].kl)}, plain {short(lost[p].kl_rtn)})" for p in by_width(lost))
+        section.parts.append(Paragraph(f"Back to plain rounding, which was no worse: {listed(back)}."))
     elif course.compared:
         section.parts.append(Paragraph("No width had to go back to plain rounding."))
     if course.seconds:
@@ -310,12 +313,21 @@ def _measured_table(found: Measured, plans: list[str]) -> Table:
         "KL, plain": lambda row: row.kl_rtn is not None and short(row.kl_rtn),
         "perplexity": lambda row: row.ppl is not None and short(row.ppl, row.ppl_se),
         "perplexity, plain": lambda row: row.ppl_rtn is not None and short(row.ppl_rtn),
-        "same top token": lambda row: row.same_top is not None and f"{100 * row.same_top:.1f} %",
     }
+    shares = {m.label: m.name for p in plans for m in found.rows[p].metrics if m.unit == "share"}
+    columns |= {label.lower(): partial(_share, name) for label, name in shares.items()}
     cells = {name: [cell(found.rows[p]) or short(None) for p in plans] for name, cell in columns.items()}
     shown = {name: column for name, column in cells.items() if set(column) != {short(None)}}
     rows = [(p, *row) for p, row in zip(plans, zip(*shown.values(), strict=True), strict=True)]
     return Table(f"Results in {found.file}", ("plan", *shown), rows)
+
+
+def _share(name: str, row: Row) -> str:
+    return "".join(
+        f"{100 * m.value:.1f} ({100 * m.low:.1f} to {100 * m.high:.1f}) %"
+        for m in row.metrics
+        if m.name == name
+    )
 
 
 def _blocks_table(course: Course) -> Table:

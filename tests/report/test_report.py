@@ -258,6 +258,15 @@ def test_results_files_are_told_apart_and_plain_rounding_goes_beside_ours(tmp_pa
     assert "measured with another base, grid or artifact" in text
 
 
+def test_accuracy_and_agreement_of_a_classifier_are_columns_with_their_intervals(tmp_path):
+    artifact = calibrated(tmp_path / "a")
+    file = Path(__file__).parents[2] / "assets" / "fashion-vit" / "results.json"
+    text = said(page(artifact, None, [read_measured(file, artifact)]))
+    payload = json.loads(file.read_text())["results"][0]["payload"]
+    assert "accuracy" in text and "same answer" in text
+    assert f"{100 * payload['top1']:.1f} ({100 * payload['top1_low']:.1f} to" in text
+
+
 def test_the_last_line_of_the_quality_benchmark_is_read(tmp_path):
     entry = {"kl": 1.3, "kl_rtn": 9.9, "ppl": 61.0, "ppl_rtn": 3e5}
     line = json.dumps(

@@ -6,6 +6,7 @@ tasks = tasks_of(elastic)          # {"text": TextTask}: the first one is the de
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,15 @@ def tasks_of(
     return {task.name: task for task in sorted(tasks, key=lambda task: bool(task.lacking))}
 
 
+def metrics_of(payload: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """Returns the metrics of a stored payload by the first task that can read it; none where none can."""
+    for task in TASKS.values():
+        with suppress(ValueError, TypeError, KeyError):
+            task.result.from_dict(payload)
+            return task(None).metrics(payload)
+    return ()
+
+
 __all__ = [
     "TASKS",
     "EvalTask",
@@ -44,5 +54,6 @@ __all__ = [
     "TextTask",
     "VqaTask",
     "fitting",
+    "metrics_of",
     "tasks_of",
 ]
