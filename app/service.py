@@ -98,7 +98,7 @@ class OpenModel:
             "layers": layers,
             "bits": list(WEIGHT_BITS),
             "activation_bits": list(ACTIVATION_BITS),
-            "kv_bits": [FULL] if elastic.vision else list(KV_BITS),
+            "kv_bits": list(KV_BITS) if elastic.has_cache else [FULL],
             "embedding_bits": list(embedding_bits),
             "embedding_names": list(elastic.embeddings),
             "embedding_bytes": [elastic.sizes.embeddings[b] for b in embedding_bits],

@@ -246,7 +246,7 @@ def _compared(
             listed = {name: layer.widths for name, layer in layers.items()}
             manifest = replace(artifact.manifest, widths=listed)
             artifact = replace(artifact, engine=Quept(artifact.group, layers), manifest=manifest)
-            if loaded.kind == "vision-language":  # 8 bits are a part of the plans that follow
+            if loaded.layout.vision_layers:  # 8 bits are a part of the plans that follow
                 calibrated = ElasticModel(transformed, artifact, **options)
     if artifact.record and all(row["kl_rtn"] < row["kl"] for row in quality.values()):
         quality = {plan: row | {"kl": row["kl_rtn"]} for plan, row in quality.items()}

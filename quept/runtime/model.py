@@ -138,7 +138,7 @@ class ElasticModel:
     def config(self):
         """Of a model of transformers its config; of a classifier of pictures the content of its
         config.json."""
-        return self.vision.config if self.vision else self._template.model.config
+        return self._template.model.config if self.has_cache else self.vision.config
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -246,7 +246,7 @@ class ElasticModel:
 
         References are computed once and cached by whoever asks."""
         model = self.full_precision()
-        if isinstance(inputs, Tensor) and not self.vision:
+        if isinstance(inputs, Tensor) and self.has_cache:
             check_known(inputs.flatten(), model, self._tokenizer)
         with torch.inference_mode():
             if not self.has_cache:

@@ -42,35 +42,33 @@ class Sizes:
         """loaded: the model as the artifact transforms it; base: as it was loaded, if it was transformed."""
         engines, grid = artifact.engines, Rtn(artifact.group)
         own = ENGINES[artifact.manifest.method].settings
-        shapes = _shapes(loaded)
+        slots = loaded.layout.slots | {name: Slot(name, name) for name in loaded.embeddings}
+        shapes = {name: tuple(slot.weight(loaded.model).shape) for name, slot in slots.items()}
+        full = {name: BYTES_PER_FULL_WEIGHT * math.prod(shape) for name, shape in shapes.items()}
         layers = {
-            name: {s: engines[s].nbytes(*shapes[name], s) for s in own} | {FULL: _full(shapes[name])}
+            name: {s: engines[s].nbytes(*shapes[name], s) for s in own} | {FULL: full[name]}
             for name in loaded.layout.layers
         }
         ends = [shapes[name] for name in loaded.embeddings]
         embeddings = {b: sum(grid.nbytes(*shape, b) for shape in ends) for b in QUANTIZED_BITS}
-        embeddings[FULL] = sum(map(_full, ends))
-        fixed = _fixed(loaded, shapes)
-        base = base or loaded
-        there = _shapes(base)
-        rest = _fixed(base, there) + sum(_full(there[name]) for name in base.embeddings)
+        embeddings[FULL] = sum(full[name] for name in loaded.embeddings)
+        stored, parameters = (sum(p.numel() for p in m.model.parameters()) for m in (loaded, base or loaded))
+        rest = BYTES_PER_FULL_WEIGHT * parameters - sum(full[name] for name in layers)
         whole = {
-            setting: rest + sum(engines[setting].nbytes(*there[name], setting) for name in layers)
-            for setting in engines
+            setting: rest + sum(engine.nbytes(*shapes[name], setting) for name in layers)
+            for setting, engine in engines.items()
             if setting not in own
         }
-        parameters = sum(p.numel() for p in base.model.parameters())
+        fixed = BYTES_PER_FULL_WEIGHT * stored - sum(full.values())
         weights = {name: math.prod(shapes[name]) for name in layers}
         return cls(layers, weights, embeddings, fixed, parameters, whole)
 
     def other_setting(self, plan: PrecisionPlan) -> Setting | None:
         """The setting of another engine that the plan gives the whole model; None for a plan of the
         artifact's own. PlanError for a plan that mixes them."""
-        found = {bits for bits in plan.resolve(self.layers).values() if bits.weights in self.whole}
-        if not found:
-            return None
-        setting = next(iter(found)).weights
-        if set(plan.resolve(self.layers).values()) != {Bits(setting)} or plan.embeddings != FULL:
+        found = set(plan.resolve(self.layers).values())
+        setting = next((bits.weights for bits in found if bits.weights in self.whole), None)
+        if setting is not None and (found != {Bits(setting)} or plan.embeddings != FULL):
             raise PlanError(
                 f"{setting} is a setting of the whole model and leaves activations and embeddings alone: "
                 "give every layer that setting, and leave A and E out of the plan"
@@ -87,19 +85,3 @@ class Sizes:
 
     def bits_per_parameter(self, plan: PrecisionPlan) -> float:
         return 8 * self.deploy(plan) / self.parameters
-
-
-def _shapes(loaded: LoadedModel) -> dict[str, tuple[int, int]]:
-    """(out, in) of the layers and the embeddings."""
-    ends = {name: Slot(name, name) for name in loaded.embeddings}
-    slots = loaded.layout.slots | ends
-    return {name: tuple(slot.weight(loaded.model).shape) for name, slot in slots.items()}
-
-
-def _fixed(loaded: LoadedModel, shapes: Mapping[str, tuple[int, int]]) -> int:
-    stored = sum(p.numel() for p in loaded.model.parameters())
-    return BYTES_PER_FULL_WEIGHT * stored - sum(map(_full, shapes.values()))
-
-
-def _full(shape: tuple[int, int]) -> int:
-    return BYTES_PER_FULL_WEIGHT * math.prod(shape)
