@@ -38,13 +38,15 @@ function number(x, places) {
 const plain = (x) => number(x, known(x) ? decimals(x) : 0);
 const count = (x) => Math.round(x).toLocaleString("en");
 
-/* "▲ 3.6 worse than …"; a difference of at most `margin` is none. */
-function compare({ value, unit, better }, other, margin, name) {
+/* "▲ 3.6 worse than …", or "▲ 13.2% worse" relative to `other`, which does not jump where the first tokens of
+   a text are harder than the rest; a difference of at most `margin` is none. */
+function compare({ value, unit, better }, other, margin, name, relative = false) {
   if (!known(value) || !known(other)) return { text: "" };
   const gap = value - other, size = Math.abs(gap);
   if (size <= Math.max(margin ?? 0, 1e-9)) return { text: `≈ like ${name}`, short: "≈ alike", tone: "even" };
   const tone = gap > 0 === (better === "higher") ? "better" : "worse";
-  const distance = unit === "share" ? `${number(100 * size, 1)} points` : number(size, decimals(value));
+  const share = unit === "share", plainly = share ? `${number(100 * size, 1)} points` : number(size, decimals(value));
+  const distance = relative && !share ? `${plain((100 * size) / Math.abs(other))}%` : plainly;
   const short = `${gap > 0 ? "▲" : "▼"} ${distance} ${tone}`;
   return { text: `${short} than ${name}`, short, tone };
 }
@@ -81,7 +83,7 @@ function againstFull(metric) {
   const { full, floor, value, unit } = metric;
   if (full === 0) return { text: known(floor) ? `0 is full, noise floor ${plain(floor)}` : "0 is full precision" };
   if (full === 1 && unit === "share") return { text: known(value) ? "100% is full precision" : "" };
-  return compare(metric, full, metric.margin, `full, ${written(metric, full)}`);
+  return compare(metric, full, metric.margin, `full, ${written(metric, full)}`, true);
 }
 
 function againstUniform(metric, uniform) {
@@ -96,6 +98,7 @@ function drawTiles(measured) {
     const last = metric.note ? { text: metric.note } : againstUniform(metric, uniform);
     put(metric.name, figure(metric), againstFull(metric), last);
     tiles.get(metric.name).tile.title = metric.title;
+    tiles.get(metric.name).lines[0].title = known(metric.full) ? "Full precision on the same data" : "";
     tiles.get(metric.name).lines[1].title = (!metric.note && uniform?.label) || "";
   }
   const head = found.find(({ name }) => name === state.headline);

@@ -4,6 +4,7 @@ plans."""
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,9 @@ def evaluate_parser(commands) -> None:
         "--task", metavar="NAME", help="what to measure, for a model with several tasks (default: its first)"
     )
     _data_options(p)
-    p.add_argument("--again", action="store_true", help="measure even what the results store holds already")
+    p.add_argument(
+        "--again", action="store_true", help="measure even what was measured already, full precision too"
+    )
     p.add_argument(
         "--export-results",
         metavar="FILE",
@@ -98,6 +101,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         plans = _plans(options, elastic)
         task = _task(options, elastic, progress)
         results = Results.open(zoo.cache_dir() / "results.sqlite")
+        if options.again:  # full precision's answers too
+            shutil.rmtree(task.reference.folder, ignore_errors=True)
         measured = [_measured(elastic, plan, task, results, options.again, progress) for plan in plans]
     conditions = _conditions(options, elastic, task)
     for plan in plans:

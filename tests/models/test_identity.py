@@ -83,6 +83,18 @@ def test_results_are_not_those_of_the_same_tensors_under_another_config(
     assert figures(other, "shared", "--again") == right
 
 
+def test_again_computes_full_precisions_answers_again(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("QUEPT_CACHE", str(tmp_path / "cache"))
+    text = tmp_path / "words.txt"
+    text.write_text("quick brown foxes jump over lazy dogs " * 9)
+    argv = ["evaluate", str(folder), "--text", str(text), "--tokens", "64", "--context", "32"]
+    assert main(argv) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache/reference").rglob("*.safetensors")}
+    assert main([*argv, "--again"]) == 0
+    assert len(before) == 2
+    assert {path: path.stat().st_mtime_ns for path in before} != before
+
+
 def test_an_artifact_is_not_opened_on_its_base_under_another_config(folder, tmp_path):
     Artifact.rtn(load(folder), 32).save(tmp_path / "artifact")
     other = load(changed(folder, tmp_path / "other", rms_norm_eps=0.5))
