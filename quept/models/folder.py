@@ -72,12 +72,15 @@ def _folder(path: Path) -> str | None:
     if "manifest.json" in files and (base := _read(files["manifest.json"]).get("base")):
         return f"holds an artifact, made from a model: give that one, {base}"
     listed = _read(files[INDEX]).get("weight_map") if INDEX in files else {}
-    for name in listed.values() if isinstance(listed, dict) else [listed]:
+    parts = list(listed.values()) if isinstance(listed, dict) else [listed]
+    for name in parts:
         if not isinstance(name, str) or Path(name).name != name or "\\" in name:
             return (
                 f"names weights that lie outside of it, {name!r:.80} in {INDEX}: copy the whole model afresh"
             )
-    weights = [file for name, file in files.items() if fnmatch(name, "model*.safetensors")]
+    if "model.safetensors" not in files and (gone := sorted(set(parts) - set(files))):
+        return f"lacks {gone[0]}, a part of its weights that {INDEX} names: fetch it again"
+    weights = [file for name, file in files.items() if fnmatch(name, "model*.safetensors") or name in parts]
     if CONFIG in files and weights:
         return _damaged([*weights, files[CONFIG], *(files[n] for n in TOKENIZERS if n in files)]) or _unread(
             _read(files[CONFIG]), files
