@@ -30,5 +30,8 @@ class Rtn(Engine):
     def values(self, stored: Quantized, setting: int) -> Tensor:
         return dequantize(stored)
 
+    def key(self, setting: int) -> str:
+        return f"rtn group {self.group} W{setting}"
+
     def nbytes(self, rows: int, columns: int, setting: int) -> int:
         return quantized_bytes(rows, columns, setting, group_size(columns, self.group))

@@ -68,5 +68,10 @@ def test_it_serves_models_of_other_artifacts_whole(loaded):
     other, plan = opened(loaded, Artifact.rtn(loaded)), PrecisionPlan.uniform("sign")
     assert torch.equal(logits(other.view(plan)), logits(opened(loaded).view(plan)))
     assert other.sizes.deploy(plan) == opened(loaded).sizes.deploy(plan)
+    signs = opened(loaded)
+    assert signs.filed_under(PrecisionPlan.uniform(4)) == ("rtn group auto W4", signs.base_identity)
+    assert torch.equal(
+        logits(signs.view(PrecisionPlan.uniform(4))), logits(other.view(PrecisionPlan.uniform(4)))
+    )
     with pytest.raises(PlanError, match="setting of the whole model"):
         other.view(PrecisionPlan.of({"*.o_proj": 4}, default="sign"))

@@ -62,6 +62,12 @@ def test_dense_is_the_packed_form_unpacked(make, dtype):
         assert torch.equal(bank.weight("a", bits), dequantize(bank.stored("a", bits)).to(dtype))
 
 
+def test_nested_widths_share_what_is_stored(make):
+    bank = WeightBank(make, lambda stored, values, bits: torch.full((bits,), 1.0), ROOM, lambda bits: 8)
+    assert [len(bank.weight("a", bits)) for bits in (8, 4, 2)] == [8, 4, 2]
+    assert make.calls == [("a", 8)] and bank.stored("a", 4) is bank.stored("a", 2)
+
+
 def test_what_is_kept_is_counted(make):
     bank = WeightBank(make, ready(), ROOM)
     held = [bank.weight("a", 4), bank.weight("b", 3), bank.weight("c", 16)]
