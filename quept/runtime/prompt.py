@@ -30,7 +30,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -85,7 +84,8 @@ def check_known(
 ) -> None:
     """Raises PromptError for a token that the model has no embedding for, as tokenizers make that were
     extended without the model. Numbers below zero, which stand for pictures, are not looked at."""
-    rows, highest = model.get_input_embeddings().weight.shape[0], int(torch.as_tensor(ids).max())
+    rows = model.get_input_embeddings().weight.shape[0]
+    highest = int(ids.max() if isinstance(ids, Tensor) else max(ids))  # pictures go below what int64 holds
     if highest >= rows:
         raise PromptError(
             f"The tokenizer makes {tokenizer.convert_ids_to_tokens(highest)!r} token {highest:,}, and the "
