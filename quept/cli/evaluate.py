@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quept.files import dtype_name
@@ -29,7 +30,7 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
-    from quept.evaluate import EvalTask, Metric, ResultKey, Results, TaskEstimate
+    from quept.evaluate import EvalTask, Metric, ResultKey, Results, Speed, TaskEstimate
     from quept.runtime import ElasticModel
 
 DATA_OPTIONS = ("text", "tokens", "context", "data", "labels", "images", "questions")
@@ -63,6 +64,11 @@ def evaluate_parser(commands) -> None:
     _data_options(p)
     p.add_argument(
         "--again", action="store_true", help="measure even what was measured already, full precision too"
+    )
+    p.add_argument(
+        "--speed",
+        action="store_true",
+        help="also time a prefill of 512 tokens and decoding, of a language model",
     )
     p.add_argument(
         "--export-results",
@@ -104,6 +110,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         if options.again:  # full precision's answers too
             shutil.rmtree(task.reference.folder, ignore_errors=True)
         measured = [_measured(elastic, plan, task, results, options.again, progress) for plan in plans]
+        speeds = _speeds(elastic, plans, progress) if options.speed else {}
     conditions = _conditions(options, elastic, task)
     for plan in plans:
         conditions |= elastic.conditions(plan)
@@ -118,13 +125,35 @@ def _evaluate(options: argparse.Namespace) -> None:
     skipped = max(m.estimate.payload.get("skipped", 0) for m in measured)
     if skipped:
         print(f"{skipped:,} {task.unit} could not be read and were left out")
+    if speeds:
+        first = next(iter(speeds.values()))
+        print(f"\nspeed on {first.threads} threads of {first.device}, {first.dtype}, context {first.context}")
+        rows = [(n, f"{s.prefill_ms:.0f}", f"{s.decode_tokens_per_s:.1f}") for n, s in speeds.items()]
+        print_table(("plan", "prefill ms", "tokens/s"), rows)
     if options.export_results:
         from quept.evaluate.shipped import write_shipped
 
         rows = [(m.plan.name, m.key, m.estimate.to_dict()) for m in measured]
         write_shipped(options.export_results, rows, elastic, **conditions)
     if options.json:
-        print_json(conditions | {"results": [m.as_dict() for m in measured]})
+        timed = {"speed": {name: s.to_dict() for name, s in speeds.items()}} if speeds else {}
+        print_json(conditions | {"results": [m.as_dict() for m in measured]} | timed)
+
+
+def _speeds(elastic: ElasticModel, plans: list[PrecisionPlan], progress: Progress) -> dict[str, Speed]:
+    """How fast each plan runs here; ValueError for a model that is no language model."""
+    from quept.evaluate import measure_speed
+    from quept.models.context import context_length
+
+    if elastic.processor or elastic.vision:
+        raise ValueError(f"--speed times language models, and {elastic.title} is none: leave it out")
+    speeds, decoded = {}, 32
+    context = min(512, (context_length(elastic.base) or 544) - decoded)
+    for i, plan in enumerate(plans):
+        progress(f"{plan.name}: speed", i / len(plans))
+        cache = partial(elastic.make_cache, plan)
+        speeds[plan.name or "plan"] = measure_speed(elastic.view(plan), context, decoded, make_cache=cache)
+    return speeds
 
 
 def _task(options: argparse.Namespace, elastic: ElasticModel, progress: Progress) -> EvalTask:

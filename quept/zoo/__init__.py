@@ -12,7 +12,7 @@ from .cache import Progress, SourceError, cache_dir
 from .catalogue import MODELS, TEXTS, ModelEntry, TextEntry
 from .models import gguf_folder, model_folder
 from .sources import WheelFile, fetch, fetch_all
-from .texts import chats, lambada, text
+from .texts import chats, text
 
 __all__ = [
     "MODELS",
@@ -27,7 +27,6 @@ __all__ = [
     "fetch",
     "fetch_all",
     "gguf_folder",
-    "lambada",
     "model_folder",
     "text",
 ]

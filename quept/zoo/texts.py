@@ -36,12 +36,6 @@ def chats(name: str, progress: Progress | None = None) -> list[list[dict[str, st
     ]
 
 
-def lambada(progress: Progress | None = None) -> list[tuple[str, str]]:
-    """(context, last word) of the LAMBADA test passages; the word can be told from the whole context only."""
-    rows = _rows("lambada", progress)
-    return [(row["request"]["context"], row["request"]["continuation"].strip()) for row in rows]
-
-
 def _boolq_passage(row: dict[str, Any]) -> str:
     """The query is "TITLE -- PASSAGE\\nQuestion: …\\nAnswer:"."""
     return row["doc"]["query"].rpartition("\nQuestion:")[0].partition(" -- ")[2].strip()

@@ -163,6 +163,12 @@ def test_a_plan_file_and_a_preset_are_plans_too(model, text, tmp_path, capsys):
     assert [result["plan"] for result in told["results"]] == ["mine", "down-proj-8"]
 
 
+def test_evaluate_times_the_plans_where_it_is_asked_to(model, text, capsys):
+    data = ("--text", text, "--tokens", "32", "--context", "32")
+    speed = run(capsys, "evaluate", model, "--plan", "W4", "--speed", *data)["speed"]["W4"]
+    assert speed["prefill_ms"] > 0 and speed["decode_tokens_per_s"] > 0 and speed["decode_tokens"] == 32
+
+
 def test_calibrate_writes_a_folder_that_evaluate_opens(model, text, tmp_path, capsys):
     out = str(tmp_path / "run")
     assert run(capsys, "calibrate", model, "--group", "32", "--out", out)["group"] == 32

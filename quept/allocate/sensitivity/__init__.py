@@ -5,7 +5,6 @@ measure  measuring one, a layer at a time
 workers  on several processes or machines
 passes   each pass started at the changed block
 kl       and compared with full precision to the last digit
-proxies  cheap stand-ins for it: weight error, weighted by the activations or by gradients
 """
 
 from .table import SensitivityError, SensitivityTable
