@@ -30,11 +30,8 @@ from typing import Any, ClassVar
 import gradio as gr
 from gradio.events import EventListener
 
-from app.components.numbers import finite
-from app.components.widget import Widget, asset
+from app.components.widget import Widget
 from app.toast import refusal
-
-SCRIPTS = ("dom.js", "plan.js", "path.js", "budget.js")  # in this order, one after the other
 
 
 def request_of(event: gr.EventData) -> Mapping[str, Any]:
@@ -48,64 +45,13 @@ def request_of(event: gr.EventData) -> Mapping[str, Any]:
 class Budget(Widget):
     """Text box, slider, constraints and refinement; see the module's docstring."""
 
+    NAME = "budget"
+    SCRIPTS = ("dom.js", "plan.js", "path.js")
+    PROPS = ("path", "answer", "refined")
+
     EVENTS: ClassVar[list] = [
         EventListener("solve", doc="Triggered when the visitor has let go of the slider or typed a budget."),
         EventListener("limit", doc="Triggered when constraints or locks have changed."),
         EventListener("refine", doc="Triggered when the visitor wants the plan refined by measuring."),
         EventListener("cancel", doc="Triggered when the visitor ends the refinement."),
     ]
-
-    def __init__(
-        self,
-        *,
-        path: dict[str, Any] | None = None,
-        answer: dict[str, Any] | None = None,
-        refined: dict[str, Any] | None = None,
-        visible: bool = True,
-        elem_id: str | None = "budget",
-        elem_classes: list[str] | str | None = None,
-        scale: int | None = None,
-        min_width: int | None = None,
-        render: bool = True,
-        key: int | str | None = None,
-    ):
-        """
-        Parameters:
-            path: what the slider runs through.
-            answer: what is said to a budget that was asked for.
-            refined: how far the refinement is.
-        """
-        super().__init__(
-            None,
-            html_template='<div class="budget"></div>',
-            css_template=asset("budget.css"),
-            js_on_load="".join(map(asset, SCRIPTS)),
-            apply_default_css=False,
-            visible=visible,
-            elem_id=elem_id,
-            elem_classes=elem_classes,
-            scale=scale,
-            min_width=min_width,
-            render=render,
-            key=key,
-            path=finite(path),
-            answer=finite(answer),
-            refined=finite(refined),
-        )
-
-    def preprocess(self, payload: Any) -> None:
-        """Nothing: requests travel with the events."""
-        return
-
-    def postprocess(self, value: Any) -> None:
-        """Nothing: everything it shows is a property."""
-        return
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object", "title": "budget", "description": "shown only; what is sent is ignored"}
-
-    def example_payload(self) -> dict[str, Any]:
-        return {}
-
-    def example_value(self) -> dict[str, Any]:
-        return {}

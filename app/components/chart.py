@@ -29,8 +29,7 @@ import gradio as gr
 import plotly
 from gradio.events import EventListener
 
-from app.components.numbers import finite
-from app.components.widget import Widget, asset
+from app.components.widget import Widget, finite
 from app.toast import refusal
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
@@ -51,46 +50,22 @@ def point_id(event: gr.EventData) -> str:
 class Chart(Widget):
     """Scatter chart with a table of the same plans below it; see the module's docstring."""
 
+    NAME = "chart"
+    SCRIPTS = ("bus.js",)
+    PROPS = ("plotly_file",)
+    EMPTY = {"points": []}
+
     EVENTS = [
         EventListener("point", doc="Triggered when the visitor chooses a point; `point_id` reads which.")
     ]
 
-    def __init__(
-        self,
-        value: Mapping[str, Any] | None = None,
-        *,
-        visible: bool = True,
-        elem_id: str | None = "chart",
-        elem_classes: list[str] | str | None = None,
-        scale: int | None = None,
-        min_width: int | None = None,
-        render: bool = True,
-        key: int | str | None = None,
-    ):
+    def __init__(self, value: Mapping[str, Any] | None = None, **options: Any):
         """
         Parameters:
             value: metrics, points and reference; None shows that nothing has been measured yet.
         """
         gr.set_static_paths(PLOTLY)
-        super().__init__(
-            value,
-            html_template='<div class="chart"></div>',
-            css_template=asset("chart.css"),
-            js_on_load=asset("bus.js") + asset("chart.js"),
-            apply_default_css=False,
-            visible=visible,
-            elem_id=elem_id,
-            elem_classes=elem_classes,
-            scale=scale,
-            min_width=min_width,
-            render=render,
-            key=key,
-            plotly_file=PLOTLY.as_posix(),
-        )
-
-    def preprocess(self, payload: Any) -> None:
-        """Nothing: the browser has no say in what was measured."""
-        return
+        super().__init__(value, plotly_file=PLOTLY.as_posix(), **options)
 
     def postprocess(self, value: Mapping[str, Any] | None) -> dict[str, Any]:
         """The value as JSON to draw; ValueError for a point without an id, a label or a known kind."""
@@ -103,15 +78,6 @@ class Chart(Widget):
             "points": [_point(point, (*MEMORY, *names)) for point in value.get("points") or ()],
             "reference": {name: _number((value.get("reference") or {}).get(name)) for name in MEMORY},
         }
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object", "title": "chart", "description": "shown only; what is sent is ignored"}
-
-    def example_payload(self) -> dict[str, Any]:
-        return {"points": []}
-
-    def example_value(self) -> dict[str, Any]:
-        return {"points": []}
 
 
 def _point(point: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

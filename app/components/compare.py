@@ -14,71 +14,20 @@ It stays closed until it is opened, and asks for nothing before.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from gradio.events import EventListener
 
-from app.components.numbers import finite
-from app.components.widget import Widget, asset
-
-SCRIPTS = ("dom.js", "plan.js", "compare.js")  # in this order, one after the other
+from app.components.widget import Widget
 
 
 class Compare(Widget):
     """Two menus, a table of totals and a strip of differences; see the module's docstring."""
 
+    NAME = "compare"
+    SCRIPTS = ("dom.js", "plan.js")
+    PROPS = ("plans", "answer")
+
     EVENTS: ClassVar[list] = [
         EventListener("compare", doc="Triggered when two plans are to be compared."),
     ]
-
-    def __init__(
-        self,
-        *,
-        plans: dict[str, Any] | None = None,
-        answer: dict[str, Any] | None = None,
-        visible: bool = True,
-        elem_id: str | None = "compare",
-        elem_classes: list[str] | str | None = None,
-        scale: int | None = None,
-        min_width: int | None = None,
-        render: bool = True,
-        key: int | str | None = None,
-    ):
-        """
-        Parameters:
-            plans: the plans to choose from, and where their layers lie.
-            answer: the two plans that were asked for.
-        """
-        super().__init__(
-            None,
-            html_template='<div class="compare"></div>',
-            css_template=asset("compare.css"),
-            js_on_load="".join(map(asset, SCRIPTS)),
-            apply_default_css=False,
-            visible=visible,
-            elem_id=elem_id,
-            elem_classes=elem_classes,
-            scale=scale,
-            min_width=min_width,
-            render=render,
-            key=key,
-            plans=finite(plans),
-            answer=finite(answer),
-        )
-
-    def preprocess(self, payload: Any) -> None:
-        """Nothing: requests travel with the event."""
-        return
-
-    def postprocess(self, value: Any) -> None:
-        """Nothing: everything it shows is a property."""
-        return
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object", "title": "compare", "description": "shown only; what is sent is ignored"}
-
-    def example_payload(self) -> dict[str, Any]:
-        return {}
-
-    def example_value(self) -> dict[str, Any]:
-        return {}

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from gradio.events import EventListener
 
-from app.components.widget import Widget, asset
+from app.components.widget import Widget
 
 PNG = "data:image/png;base64,"
 MOST_CHARACTERS = 2_000_000  # of a drawing as the browser sends it
@@ -47,54 +47,20 @@ def picture_of(payload: object) -> dict[str, Any] | None:
 class Easel(Widget):
     """A picture, chosen or drawn; see the module's docstring."""
 
+    NAME = "easel"
+    SCRIPTS = ("dom.js", "sketch.js")
+    EMPTY = {"items": []}
+
     EVENTS: ClassVar[list] = [
         EventListener("ask", doc="Triggered when a suggested question is chosen."),
     ]
 
-    def __init__(
-        self,
-        value: dict[str, Any] | None = None,
-        *,
-        visible: bool = True,
-        elem_id: str | None = "easel",
-        elem_classes: list[str] | str | None = None,
-        scale: int | None = None,
-        min_width: int | None = None,
-        render: bool = True,
-        key: int | str | None = None,
-    ):
-        """
-        Parameters:
-            value: the pictures.
-        """
-        super().__init__(
-            value,
-            html_template='<div class="easel"></div>',
-            css_template=asset("easel.css"),
-            js_on_load="".join(map(asset, ("dom.js", "sketch.js", "easel.js"))),
-            apply_default_css=False,
-            visible=visible,
-            elem_id=elem_id,
-            elem_classes=elem_classes,
-            scale=scale,
-            min_width=min_width,
-            render=render,
-            key=key,
-        )
-
     def preprocess(self, payload: Any) -> dict[str, Any] | None:
         """See `picture_of`."""
         return picture_of(payload)
-
-    def postprocess(self, value: dict[str, Any] | None) -> dict[str, Any]:
-        """The pictures as JSON."""
-        return {"items": []} if value is None else dict(value)
 
     def api_info(self) -> dict[str, Any]:
         return {"type": "object", "title": "picture", "description": '{"id"} or {"png": data URL}'}
 
     def example_payload(self) -> dict[str, Any]:
         return {"id": "example:0"}
-
-    def example_value(self) -> dict[str, Any]:
-        return {"items": []}

@@ -21,12 +21,10 @@ from typing import Any, ClassVar
 
 from gradio.events import EventListener, Events
 
-from app.components.widget import Widget, asset
+from app.components.widget import Widget
 from app.toast import refusal
 
 FULL = 16
-# In this order, one after the other.
-SCRIPTS = ("bus.js", "dom.js", "plan.js", "why.js", "locks.js", "picker.js", "equalizer.js")
 PLAN_KEYS = ("w", "a", "kv", "e")
 
 
@@ -107,44 +105,13 @@ def _listed(numbers: list[int]) -> str:
 class Equalizer(Widget):
     """Faders for the bits of every layer; see the module's docstring."""
 
+    NAME = "equalizer"
+    SCRIPTS = ("bus.js", "dom.js", "plan.js", "why.js", "locks.js", "picker.js")
+    PROPS = ("description",)  # what `describe(model)` returns; an update may leave it out
     EVENTS: ClassVar[list] = [
         EventListener("commit", doc="Triggered once when the visitor has let go after changing bits."),
         Events.change,
     ]
-
-    def __init__(
-        self,
-        value: dict[str, Any] | None = None,
-        *,
-        description: dict[str, Any] | None = None,
-        visible: bool = True,
-        elem_id: str | None = "equalizer",
-        elem_classes: list[str] | str | None = None,
-        scale: int | None = None,
-        min_width: int | None = None,
-        render: bool = True,
-        key: int | str | None = None,
-    ):
-        """
-        Parameters:
-            value: plan JSON; None means full precision everywhere.
-            description: what `describe(model)` returns; None, only in an update, keeps the model.
-        """
-        super().__init__(
-            value,
-            html_template='<div class="equalizer"></div>',
-            css_template=asset("equalizer.css"),
-            js_on_load="".join(map(asset, SCRIPTS)),
-            apply_default_css=False,
-            visible=visible,
-            elem_id=elem_id,
-            elem_classes=elem_classes,
-            scale=scale,
-            min_width=min_width,
-            render=render,
-            key=key,
-            description=description,
-        )
 
     @property
     def described(self) -> dict[str, Any]:

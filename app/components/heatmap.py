@@ -12,53 +12,17 @@ focus. It stays closed, and empty, until it is opened.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
-from app.components.numbers import finite
-from app.components.widget import Widget, asset
-
-SCRIPTS = ("dom.js", "plan.js", "heatmap.js")  # in this order, one after the other
+from app.components.widget import Widget, finite
 
 
 class HeatMap(Widget):
     """Layers by widths, coloured by their sensitivity; see the module's docstring."""
 
-    EVENTS: ClassVar[list] = []
-
-    def __init__(
-        self,
-        value: Mapping[str, Any] | None = None,
-        *,
-        visible: bool = True,
-        elem_id: str | None = "heatmap",
-        elem_classes: list[str] | str | None = None,
-        scale: int | None = None,
-        min_width: int | None = None,
-        render: bool = True,
-        key: int | str | None = None,
-    ):
-        """
-        Parameters:
-            value: the measured sensitivities; None shows nothing.
-        """
-        super().__init__(
-            value,
-            html_template='<div class="heatmap"></div>',
-            css_template=asset("heatmap.css"),
-            js_on_load="".join(map(asset, SCRIPTS)),
-            apply_default_css=False,
-            visible=visible,
-            elem_id=elem_id,
-            elem_classes=elem_classes,
-            scale=scale,
-            min_width=min_width,
-            render=render,
-            key=key,
-        )
-
-    def preprocess(self, payload: Any) -> None:
-        """Nothing: it only shows."""
-        return
+    NAME = "heatmap"
+    SCRIPTS = ("dom.js", "plan.js")
+    EMPTY = {"empty": ""}
 
     def postprocess(self, value: Mapping[str, Any] | None) -> dict[str, Any]:
         """The value as JSON; ValueError where a layer has not one figure for each width."""
@@ -70,12 +34,3 @@ class HeatMap(Widget):
                     f"{layer['name']} has {len(row)} figures for {len(value['bits'])} widths in the heat map"
                 )
         return finite(dict(value))
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object", "title": "heat map", "description": "shown only; what is sent is ignored"}
-
-    def example_payload(self) -> dict[str, Any]:
-        return {}
-
-    def example_value(self) -> dict[str, Any]:
-        return {"empty": ""}

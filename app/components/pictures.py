@@ -17,72 +17,21 @@ The row belongs to the equaliser around it (see bus.js).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from gradio.events import EventListener
 
-from app.components.widget import Widget, asset
-
-SCRIPTS = ("bus.js", "dom.js", "pictures.js")  # in this order, one after the other
+from app.components.widget import Widget
 
 
 class Pictures(Widget):
     """Thumbnails with answers; see the module's docstring."""
 
+    NAME = "pictures"
+    SCRIPTS = ("bus.js", "dom.js")
+    PROPS = ("answers", "again")
+    EMPTY = {"items": []}
+
     EVENTS: ClassVar[list] = [
         EventListener("look", doc="Triggered when other answers are wanted."),
     ]
-
-    def __init__(
-        self,
-        value: dict[str, Any] | None = None,
-        *,
-        answers: dict[str, Any] | None = None,
-        again: float | None = None,
-        visible: bool = True,
-        elem_id: str | None = "pictures",
-        elem_classes: list[str] | str | None = None,
-        scale: int | None = None,
-        min_width: int | None = None,
-        render: bool = True,
-        key: int | str | None = None,
-    ):
-        """
-        Parameters:
-            value: the pictures.
-            answers: what is answered to them.
-            again: another number asks for a new look.
-        """
-        super().__init__(
-            value,
-            html_template='<div class="pictures"></div>',
-            css_template=asset("pictures.css"),
-            js_on_load="".join(map(asset, SCRIPTS)),
-            apply_default_css=False,
-            visible=visible,
-            elem_id=elem_id,
-            elem_classes=elem_classes,
-            scale=scale,
-            min_width=min_width,
-            render=render,
-            key=key,
-            answers=answers,
-            again=again,
-        )
-
-    def preprocess(self, payload: Any) -> None:
-        """Nothing: what is chosen travels with the event."""
-        return
-
-    def postprocess(self, value: dict[str, Any] | None) -> dict[str, Any]:
-        """The pictures as JSON."""
-        return {"items": []} if value is None else dict(value)
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object", "title": "pictures", "description": "shown only; what is sent is ignored"}
-
-    def example_payload(self) -> dict[str, Any]:
-        return {"items": []}
-
-    def example_value(self) -> dict[str, Any]:
-        return {"items": []}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.components.widget import Widget, asset
+from app.components.widget import Widget
 
 STATES = ("idle", "queued", "preparing", "reading", "writing", "done", "stopped", "error")
 
@@ -26,58 +26,21 @@ STATES = ("idle", "queued", "preparing", "reading", "writing", "done", "stopped"
 class SideStatus(Widget):
     """State, speed and memory of one side of the chat; see the module's docstring."""
 
-    EVENTS = []
+    NAME = "side_status"
+    EMPTY = {"state": "idle"}
 
-    def __init__(
-        self,
-        value: dict[str, Any] | None = None,
-        *,
-        chat: str | None = None,
-        visible: bool = True,
-        elem_id: str | None = None,
-        elem_classes: list[str] | str | None = None,
-        scale: int | None = None,
-        min_width: int | None = None,
-        render: bool = True,
-        key: int | str | None = None,
-    ):
+    def __init__(self, value: dict[str, Any] | None = None, *, chat: str | None = None, **options: Any):
         """
         Parameters:
             value: state of the side; None means idle.
             chat: elem_id of the Chatbot that shows the answer.
         """
-        super().__init__(
-            value,
-            # Not a prop: Gradio forgets the props of what it has not drawn yet when a handler skips it.
-            html_template=f'<div class="side-status" data-chat="{chat or ""}"></div>',
-            css_template=asset("side_status.css"),
-            js_on_load=asset("side_status.js"),
-            apply_default_css=False,
-            visible=visible,
-            elem_id=elem_id,
-            elem_classes=elem_classes,
-            scale=scale,
-            min_width=min_width,
-            render=render,
-            key=key,
-        )
-
-    def preprocess(self, payload: Any) -> None:
-        """Output only: whatever the browser sends back is not used."""
-        return None
+        # Not a prop: Gradio forgets the props of what it has not drawn yet when a handler skips it.
+        super().__init__(value, attributes=f' data-chat="{chat or ""}"', **options)
 
     def postprocess(self, value: dict[str, Any] | None) -> dict[str, Any]:
         """The state as JSON; ValueError for an unknown state."""
-        status = {"state": "idle"} if value is None else dict(value)
+        status = super().postprocess(value)
         if status.get("state") not in STATES:
             raise ValueError(f"state {status.get('state')!r} is not one of {', '.join(STATES)}")
         return status
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object", "title": "status", "description": "state of one side of the chat"}
-
-    def example_payload(self) -> dict[str, Any]:
-        return {"state": "idle"}
-
-    def example_value(self) -> dict[str, Any]:
-        return {"state": "idle"}

@@ -1,22 +1,35 @@
 """Widget: a gr.HTML whose script and style are files beside the class, and whose value is data, not HTML.
 
-A subclass declares its events in `EVENTS` and hands its files over with `asset`. Two rules keep a page safe
-and whole: templates are constant text (Gradio runs any `${...}` it finds in one; the scripts write what comes
-from outside with textContent only), and a constructor argument that is a prop has the prop's name, so that a
-component returned from an event handler reaches the browser unchanged.
+A subclass names its files in `NAME` (its style is NAME.css, its script NAME.js, run after `SCRIPTS`), its
+events in `EVENTS`, its properties beside the value in `PROPS`, and in `EMPTY` what it shows before anything
+else. Two rules keep a page safe and whole: templates are constant text (Gradio runs any `${...}` it finds in
+one; the scripts write what comes from outside with textContent only), and a constructor argument that is a
+prop has the prop's name, so that a component returned from an event handler reaches the browser unchanged.
 """
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gradio as gr
 
 
+@cache
 def asset(name: str) -> str:
     """The text of a file in this folder, such as "equalizer.js"."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def finite(value: Any) -> Any:
+    """`value` with every NaN and infinity, which JSON cannot say, replaced by None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Widget(gr.HTML):
@@ -26,7 +39,68 @@ class Widget(gr.HTML):
     event of that name, and the listener would end up in the page's configuration, which must be JSON.
     """
 
+    NAME: ClassVar[str] = ""
+    SCRIPTS: ClassVar[tuple[str, ...]] = ()
+    PROPS: ClassVar[tuple[str, ...]] = ()
+    EMPTY: ClassVar[dict[str, Any]] = {}
     EVENTS: ClassVar[list] = []
+
+    def __init__(
+        self,
+        value: Any = None,
+        *,
+        attributes: str = "",
+        visible: bool = True,
+        elem_id: str | None = None,
+        elem_classes: list[str] | str | None = None,
+        scale: int | None = None,
+        min_width: int | None = None,
+        render: bool = True,
+        key: int | str | None = None,
+        **props: Any,
+    ):
+        """
+        Parameters:
+            value: what it shows; None shows that there is nothing yet.
+            attributes: further ones of the outermost element, as HTML.
+            props: those that PROPS names.
+        """
+        unknown = set(props) - set(self.PROPS)
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no argument {sorted(unknown)[0]!r}")
+        super().__init__(
+            value,
+            html_template=f'<div class="{self.NAME.replace("_", "-")}"{attributes}></div>',
+            css_template=asset(f"{self.NAME}.css"),
+            js_on_load="".join(map(asset, (*self.SCRIPTS, f"{self.NAME}.js"))),
+            apply_default_css=False,
+            visible=visible,
+            elem_id=elem_id or self.NAME,
+            elem_classes=elem_classes,
+            scale=scale,
+            min_width=min_width,
+            render=render,
+            key=key,
+            **{name: finite(props.get(name)) for name in self.PROPS},
+        )
 
     def __getattr__(self, name: str):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def preprocess(self, payload: Any) -> Any:
+        """None: it only shows, and whatever the browser sends back is not used."""
+        return None
+
+    def postprocess(self, value: dict[str, Any] | None) -> dict[str, Any]:
+        """The value as JSON."""
+        return dict(self.EMPTY if value is None else value)
+
+    def api_info(self) -> dict[str, Any]:
+        title = self.NAME.replace("_", " ")
+        return {"type": "object", "title": title, "description": "shown only; what is sent is ignored"}
+
+    def example_payload(self) -> Any:
+        return dict(self.EMPTY)
+
+    def example_value(self) -> Any:
+        return dict(self.EMPTY)

@@ -27,7 +27,7 @@ from app.components.talk import Talk
 from app.conversation import Answer, Frame, chat
 from app.link import ASK
 from app.pages.chat_status import SIDES, piece, ready, refused, reported
-from app.pages.context import EVERY, LIGHT, WARNING, Page, PageContext, model_menu
+from app.pages.context import EVERY, LIGHT, WARNING, Page, PageContext, buttons, model_menu, precision_menu
 from app.pictures import read_sent, read_upload, remove_upload
 from app.scenes import PAINTS, Gallery, Scene
 from app.service import PlanJson, Service
@@ -129,7 +129,7 @@ def clear(desk: PageContext, setting: Setting, visitor: str) -> dict:
     """No questions, and nothing kept of the old ones but the visitor's pictures."""
     desk.running.end(visitor, desk.running.begin(visitor))  # an answer under way no longer owns the page
     desk.pool.forget(visitor)
-    return _drawn([]) | _resting() | statuses(desk, setting)
+    return _drawn([]) | buttons(running=False) | statuses(desk, setting)
 
 
 def given(desk: PageContext, model: str, path: str | None, visitor: str) -> Iterator[dict]:
@@ -275,12 +275,12 @@ def _answer(
         return
     shown = _reported(sides, frame, elastic) if frame else {}
     if frame and any(answer.text or answer.state == "done" for answer in frame.answers):
-        yield _drawn(thread) | shown | _resting()
+        yield _drawn(thread) | shown | buttons(running=False)
         return
     problem = problem or (frame and next((a.error for a in frame.answers if a.state == "error"), None))
     if problem:
         _refuse(problem)
-    yield _drawn(old) | shown | _resting() | ({} if returned is None else {"question": returned})
+    yield _drawn(old) | shown | buttons(running=False) | ({} if returned is None else {"question": returned})
 
 
 def _scene(desk: PageContext, model: str, picture: Mapping, visitor: str) -> Scene:
@@ -436,13 +436,7 @@ def _menus(service: Service, setting: Setting) -> dict:
 
 
 def _busy(cleared: bool) -> dict:
-    change = {"send": gr.Button(visible=False), "stop": gr.Button(visible=True)}
-    return change | {"again": gr.Button(interactive=False)} | ({"question": ""} if cleared else {})
-
-
-def _resting() -> dict:
-    change = {"send": gr.Button(visible=True), "stop": gr.Button(visible=False)}
-    return change | {"again": gr.Button(interactive=True)}
+    return buttons(running=True) | ({"question": ""} if cleared else {})
 
 
 def _title(desk: PageContext, model: str) -> str:
@@ -519,13 +513,7 @@ def build(desk: PageContext) -> AskPage:
                 with gr.Row(elem_id="ask-sides", equal_height=False):
                     for side, choice in zip(SIDES, start.choices, strict=True):
                         with gr.Column(min_width=240, elem_classes="ask-side"):
-                            drawn[f"plan_{side}"] = gr.Dropdown(
-                                offered,
-                                value=choice,
-                                label=f"{side.capitalize()} precision",
-                                elem_id=f"ask-plan-{side}",
-                                filterable=False,
-                            )
+                            drawn[f"plan_{side}"] = precision_menu(ASK, side, offered, choice)
                             drawn[f"status_{side}"] = SideStatus(
                                 shown[f"status_{side}"], elem_id=f"ask-status-{side}"
                             )
@@ -617,6 +605,6 @@ PAGE = Page(
     ASK,
     "Ask",
     build,
-    shows=lambda elastic: elastic.kind == "vision-language",
+    kinds=("vision-language",),
     holds=lambda opened: Gallery.of(opened.elastic),
 )

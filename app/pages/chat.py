@@ -23,7 +23,7 @@ from app.components.side_status import SideStatus
 from app.conversation import Frame, chat
 from app.markdown import TAGS_SHOWN_AS_TEXT, as_markdown, as_typed
 from app.pages.chat_status import SIDES, ready, refused, reported
-from app.pages.context import LIGHT, Page, PageContext
+from app.pages.context import LIGHT, Page, PageContext, buttons, precision_menu
 from app.side import EQUALIZER, side_of
 from app.toast import inform, warn
 from quept.plan import PlanError, PrecisionPlan
@@ -153,7 +153,7 @@ def stop(desk: PageContext, visitor: str) -> None:
 def clear(desk: PageContext, ask: Ask, visitor: str) -> dict:
     """An empty chat, and nothing kept of the old one."""
     desk.forget(visitor)
-    return _drawn([]) | _resting() | statuses(desk, ask) | {"examples": gr.Dataset(visible=True)}
+    return _drawn([]) | buttons(running=False) | statuses(desk, ask) | {"examples": gr.Dataset(visible=True)}
 
 
 def switched(desk: PageContext, ask: Ask, visitor: str) -> dict:
@@ -240,7 +240,7 @@ def _answer(
     if frame and any(answer.text for answer in frame.answers):
         if problem:
             _refuse(problem)
-        yield _drawn(history, frame) | shown | _resting()
+        yield _drawn(history, frame) | shown | buttons(running=False)
         return
     if frame and all(answer.state == "done" for answer in frame.answers):
         inform(
@@ -250,7 +250,7 @@ def _answer(
     if problem:
         _refuse(problem)
     back = {"prompt": returned} if returned is not None else {}
-    yield _drawn(old) | shown | _resting() | back | {"examples": gr.Dataset(visible=not old)}
+    yield _drawn(old) | shown | buttons(running=False) | back | {"examples": gr.Dataset(visible=not old)}
 
 
 def _side(desk: PageContext, ask: Ask, choice: str) -> PrecisionPlan:
@@ -293,20 +293,8 @@ def _drawn(history: list[dict], frame: Frame | None = None, editable: str | None
 
 
 def _busy(cleared: bool) -> dict:
-    change = {
-        "send": gr.Button(visible=False),
-        "stop": gr.Button(visible=True),
-        "examples": gr.Dataset(visible=False),
-    }
-    return change | {"again": gr.Button(interactive=False)} | ({"prompt": ""} if cleared else {})
-
-
-def _resting() -> dict:
-    return {
-        "send": gr.Button(visible=True),
-        "stop": gr.Button(visible=False),
-        "again": gr.Button(interactive=True),
-    }
+    change = buttons(running=True) | {"examples": gr.Dataset(visible=False)}
+    return change | ({"prompt": ""} if cleared else {})
 
 
 def _ready(desk: PageContext, ask: Ask, choice: str) -> dict:
@@ -361,13 +349,7 @@ def build(desk: PageContext) -> ChatPage:
     with gr.Row(elem_id="chat-sides", equal_height=False):
         for side, choice in zip(SIDES, start.choices, strict=True):
             with gr.Column(min_width=300, elem_id=f"chat-side-{side}", elem_classes="chat-side"):
-                drawn[f"plan_{side}"] = gr.Dropdown(
-                    offered,
-                    value=choice,
-                    label=f"{side.capitalize()} precision",
-                    elem_id=f"chat-plan-{side}",
-                    filterable=False,
-                )
+                drawn[f"plan_{side}"] = precision_menu("chat", side, offered, choice)
                 drawn[f"chat_{side}"] = gr.Chatbot(
                     label=f"{side.capitalize()} answer",
                     elem_id=f"chat-{side}",
@@ -543,4 +525,4 @@ def _wire(desk: PageContext, page: ChatPage) -> None:
     gr.context.Context.root_block.unload(on_leave)
 
 
-PAGE = Page("chat", "Chat", build, shows=lambda elastic: elastic.kind == "language", head=HEAD, follows=True)
+PAGE = Page("chat", "Chat", build, kinds=("language",), head=HEAD, follows=True)

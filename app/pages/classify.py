@@ -24,7 +24,7 @@ from app.components.picture_input import PictureInput
 from app.components.pictures import Pictures
 from app.components.side_status import SideStatus
 from app.link import CLASSIFY, LinkError, decode
-from app.pages.context import EVERY, LIGHT, RUNNING, WARNING, Page, PageContext, model_menu
+from app.pages.context import EVERY, LIGHT, RUNNING, WARNING, Page, PageContext, model_menu, precision_menu
 from app.pages.explore import Explore, named_plan
 from app.pages.explore import measure as measure_explored
 from app.pages.presets import Presets, build_presets, named_choices
@@ -439,13 +439,7 @@ def build(desk: PageContext) -> ClassifyPage:
                 with gr.Row(elem_id="classify-sides", equal_height=False):
                     for side, choice in zip(SIDES, _starting(), strict=True):
                         with gr.Column(min_width=240, elem_classes="classify-side"):
-                            sides[f"plan_{side}"] = gr.Dropdown(
-                                offered,
-                                value=choice,
-                                label=f"{side.capitalize()} precision",
-                                elem_id=f"classify-plan-{side}",
-                                filterable=False,
-                            )
+                            sides[f"plan_{side}"] = precision_menu(CLASSIFY, side, offered, choice)
                             sides[f"status_{side}"] = SideStatus(
                                 {"state": "idle", "words": "Choose a picture"},
                                 elem_id=f"classify-status-{side}",
@@ -539,6 +533,7 @@ PAGE = Page(
     CLASSIFY,
     "Classify",
     build,
-    shows=lambda elastic: bool(elastic.vision and elastic.vision.labels),
+    kinds=("vision",),
+    needs=lambda elastic: bool(elastic.vision.labels),
     holds=_classifier,
 )

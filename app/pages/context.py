@@ -56,15 +56,16 @@ class PageContext:
 
 @dataclass(frozen=True)
 class Page:
-    """One entry of the table. build: draws the page inside its tab; shows: whether it is for a model (a page
-    for none that is open is left out); holds: what it keeps of one, see PageContext; head: what it adds to
-    the document's head; follows: it shows the model of the menu at the top, so it is out of reach while that
-    is one that it is not for."""
+    """One entry of the table. build: draws the page inside its tab; kinds, needs: of the models it is for,
+    all where there are none, and what else such a model must have (a page for none that is open is left
+    out); holds: what it keeps of one, see PageContext; head: what it adds to the document's head; follows: it
+    shows the model of the menu at the top, so it is out of reach while that is one that it is not for."""
 
     id: str
     label: str
     build: Callable[[PageContext], Any]
-    shows: Callable[[ElasticModel], bool] = lambda elastic: True
+    kinds: tuple[str, ...] = ()
+    needs: Callable[[ElasticModel], bool] = lambda elastic: True
     holds: Callable[[OpenModel], Any] = lambda opened: None
     head: str = ""
     follows: bool = False
@@ -73,6 +74,9 @@ class Page:
     def css(self) -> str:
         file = Path(__file__).parent / f"{self.id}.css"
         return file.read_text(encoding="utf-8") if file.exists() else ""
+
+    def shows(self, elastic: ElasticModel) -> bool:
+        return (not self.kinds or elastic.kind in self.kinds) and self.needs(elastic)
 
     def models(self, service: Service) -> list[str]:
         """Names of the models that it is for."""
@@ -96,3 +100,23 @@ def model_menu(service: Service, names: list[str], elem_id: str) -> gr.Dropdown:
         elem_classes="model-menu",
         min_width=220,
     )
+
+
+def precision_menu(page: str, side: str, offered: list[tuple[str, str]], choice: str) -> gr.Dropdown:
+    """The menu of precisions of one side of a page, "left" or "right"."""
+    return gr.Dropdown(
+        offered,
+        value=choice,
+        label=f"{side.capitalize()} precision",
+        elem_id=f"{page}-plan-{side}",
+        filterable=False,
+    )
+
+
+def buttons(running: bool) -> dict[str, gr.Button]:
+    """Those of a page that answers, while it does and while it does not."""
+    return {
+        "send": gr.Button(visible=not running),
+        "stop": gr.Button(visible=running),
+        "again": gr.Button(interactive=not running),
+    }

@@ -26,7 +26,7 @@ def build(context):
     word.submit(lambda name, word: f"{name}: {word}", [context.model, word], said, **LIGHT)
     return said
 
-PAGE = Page("toy", "Toy", build, lambda elastic: elastic.kind == KIND, head="<meta name=toy>", follows=True)
+PAGE = Page("toy", "Toy", build, kinds=(KIND,), head="<meta name=toy>", follows=True)
 """
 
 
