@@ -26,7 +26,7 @@ import urllib.parse
 import uuid
 
 from report import report
-from running_app import app, wait_for
+from running_app import app, wait_for, without_results
 
 THINKING_S = 8.0  # between a visitor's releases
 
@@ -123,7 +123,7 @@ def main() -> None:
     options = parser.parse_args()
     model, thinking = ("fashion-vit", 0.1) if options.tiny else ("smollm2-135m", THINKING_S)
     visitors, releases = (2, 1) if options.tiny else (options.visitors, options.releases)
-    with app(model) as (url, _, _):
+    with without_results() as cache, app(model, cache=cache) as (url, _, _):
         wait_for(f"{url}config", 300, '"dependencies"')
         connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=60)
         connection.request("GET", "/config")

@@ -177,6 +177,8 @@ def _of_transformers(
     else:
         auto, processor = AutoModelForCausalLM, None
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise ValueError("its tokenizer_config.json says a model_max_length that is no number")
     model, read = auto.from_pretrained(
         where,
         dtype=_storage(config),

@@ -166,3 +166,10 @@ def test_exploring_in_the_browser(benchmark, chromium_path, tmp_path, monkeypatc
     for _ in range(2):
         figures = benchmark("explore_loop", "--model", model, "--repeats", 1)
         assert figures["requests_while_dragging"] == 0 < figures["first_estimate_s"]
+
+
+@pytest.mark.slow
+def test_visitors_beside_a_greedy_client(benchmark, monkeypatch):
+    monkeypatch.delenv("QUEPT_CACHE")  # the app's own process takes the ordinary one, without its results
+    figures = benchmark("greedy", "--tiny")
+    assert figures["refused"] == 0 < figures["greedy_refused"] and figures["releases"] == 2
