@@ -9,7 +9,6 @@ import json
 import re
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -137,7 +136,7 @@ def test_short_answers_tell_how_sure_each_side_is(desk: PageContext, monkeypatch
 
 def test_two_answers_without_a_word_are_said_to_say_nothing():
     silent = Answer(state="done", tokens=1, candidates=(("", 0.75),))
-    sides = [SimpleNamespace(label=label) for label in ("full precision", "W4")]
+    sides = [PrecisionPlan.full(), PrecisionPlan.uniform(4)]
     assert ask._compared(sides, Frame((silent, silent), same=1)) == "Both say nothing."
 
 
