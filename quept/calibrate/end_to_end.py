@@ -8,7 +8,7 @@ another; a parameter that took no part in a step is left alone by it. Every few 
 plan that draws a width for every layer, so that mixtures are trained and not only uniform plans. In a uniform
 plan of a vision-language model vision tower and projector keep 8 bits (`PrecisionPlan.keeping`).
 
-Divergence counts every position of a text; of a conversation about pictures, those at which the model speaks:
+Divergence counts every position of a text; of a conversation about pictures, those of its loss mask:
 what it expects in the middle of a picture or of a question was never trained and says nothing.
 
 Everything a step does follows from the settings and its number: a run stopped after any step and resumed from
