@@ -19,6 +19,7 @@ from app.toast import shown
 from quept import load, zoo
 from quept.artifact import resolve_source
 from quept.evaluate import Results, Sample
+from quept.evaluate.tasks import fitting
 from quept.runtime import ElasticModel
 
 STYLE = Path(__file__).parent / "style.css"
@@ -61,7 +62,7 @@ def open_service(
             source.asked, budget=int(budget * share / sum(shares)), base=bases[source.base]
         )
     sample = Sample("", "")
-    if any(elastic.kind == "language" for elastic in models.values()):
+    if any("text" in fitting(elastic) for elastic in models.values()):
         progress("Reading the evaluation text", None)
         sample = Sample(zoo.text(TEXT, progress), zoo.TEXTS[TEXT].title)
     service = Service(models, sample, Results.open(cache / "results.sqlite"), cache)
@@ -78,8 +79,8 @@ def build_app(service: Service, pages: Sequence[Page] = PAGES) -> gr.Blocks:
     pages = [page for page in pages if page.models(service)]
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=UPLOADS_KEPT) as demo:
         with gr.Row(elem_id="masthead"):
-            kinds = {elastic.kind for elastic in service.models.values()}
-            opened_once = "one model open" if len(kinds) == 1 else "models opened once"
+            bases = {elastic.source for elastic in service.models.values()}
+            opened_once = "one model open" if len(bases) == 1 else "models opened once"
             title = service.models[names[0]].title if len(names) == 1 else ""
             what = title or f"{opened_once}, any precision a drag away"
             gr.Markdown(f"# QuEPT precision explorer\n{shown(what)}", elem_id="title")

@@ -86,7 +86,7 @@ def tune_blocks(
     Each block is a log line: "block" with the entries of TunedBlock, `seconds` and, to tell it apart in a log
     with several runs, `step` from 1. Raises CalibrationError for a loss that is not finite; the blocks before
     stay in the checkpoint."""
-    blocks = trainable.layout.trunk
+    blocks = trainable.layout.decoder_blocks
     done = 0
     while done < len(blocks) and (state := checkpoint.read(_stage(done))):
         trainable.load_state(state, blocks[done].layers.values())
@@ -122,6 +122,7 @@ class BlockWiseTuning:
     ):
         count = samples(inputs)
         self.trainable, self.settings, self.seed, self.done = trainable, settings, seed, 0
+        self.blocks = trainable.layout.decoder_blocks
         self.device, self._inputs, self._report = torch.device(device), inputs, report
         schedule = next(iter(trainable.layers.values())).schedule
         self.groups = {",".join(map(str, sorted(group))): group for group in schedule.groups}
@@ -141,7 +142,7 @@ class BlockWiseTuning:
 
     def run(self) -> Iterator[TunedBlock]:
         """The blocks that are left."""
-        while self.done < len(self.trainable.layout.trunk):
+        while self.done < len(self.blocks):
             yield self.step()
 
     def skip(self, blocks: int) -> None:
@@ -155,7 +156,7 @@ class BlockWiseTuning:
         """Tune the next block."""
         self._enter()
         index, trainable = self.done, self.trainable
-        block = trainable.layout.trunk[index]
+        block = self.blocks[index]
         layers = tuple(block.layers.values())
         start = {name: t.clone() for name, t in trainable.state(layers).items()}
         before = self._measured(index, "before tuning")
@@ -171,7 +172,7 @@ class BlockWiseTuning:
     def _tune(self, index: int) -> None:
         """All steps of Adam on one block."""
         settings, trainable = self.settings, self.trainable
-        layers = trainable.layout.trunk[index].layers.values()
+        layers = self.blocks[index].layers.values()
         optimizer = adam(
             trainable, settings.adapter_rates, settings.clip_rate, layers, settings.activation_rate
         )
@@ -215,7 +216,7 @@ class BlockWiseTuning:
             sound, found = False, f"not computable ({error})"
         if not sound:
             raise CalibrationError(
-                f"the loss of {self.trainable.layout.trunk[index].name} at {plan.name} is {found} {where}; "
+                f"the loss of {self.blocks[index].name} at {plan.name} is {found} {where}; "
                 "the blocks before it are kept in the checkpoint; lower adapter_rates or clip_rate, and "
                 "calibrate into another folder"
             )
@@ -279,7 +280,8 @@ class BlockWiseTuning:
         )
 
     def _batch(self, batch: int) -> Mapping[str, Any]:
-        """What the trunk reads of one batch (see capture). Pictures are looked at when it is first asked."""
+        """What the decoder blocks read of one batch (see capture). Pictures are looked at when it is first
+        asked."""
         if batch not in self._entered:
             inputs = rows(self._inputs, self.batches[batch], self.device)
             if not self.trainable.layout.language:
@@ -298,7 +300,7 @@ class BlockWiseTuning:
         return PrecisionPlan.uniform(bits, bits if activations else FULL)
 
     def _progress(self, index: int, fraction: float, what: str) -> None:
-        blocks = len(self.trainable.layout.trunk)
+        blocks = len(self.blocks)
         self._report(f"block {index + 1} of {blocks}, {what}", (index + fraction) / blocks)
 
 

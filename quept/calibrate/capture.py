@@ -46,22 +46,23 @@ class Call:
 
 @torch.no_grad()
 def entered(model: nn.Module, layout: ModelLayout, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
-    """What the part of the model that holds the trunk reads in the forward pass on `inputs`: embeddings of
-    words and pictures, masks and positions of a vision-language model, of any other the inputs themselves."""
+    """What the part of the model that holds the decoder blocks reads in the forward pass on `inputs`:
+    embeddings of words and pictures, masks and positions of a vision-language model, of any other the inputs
+    themselves."""
     if not layout.language:
         return inputs
     return language_inputs(model, layout.language, arguments(inputs))
 
 
 class Calls:
-    """The calls of the blocks of a model's trunk. model: one of this layout; example: as `entered` gives it,
+    """The calls of a model's decoder blocks. model: one of this layout; example: as `entered` gives it,
     on which the form of what its blocks return is seen (a tensor, or a tuple of one)."""
 
     def __init__(self, model: nn.Module, layout: ModelLayout, example: Mapping[str, Any]):
-        self._model, self._anatomy, self._tuples = model, layout, False
+        self._model, self._layout, self._tuples = model, layout, False
         first = self.of(0, example)
         with torch.no_grad():
-            block = model.get_submodule(layout.trunk[0].name)
+            block = model.get_submodule(layout.decoder_blocks[0].name)
             out = block(first.hidden, *first.rest, **first.keywords)
         self._tuples = isinstance(out, tuple)
 
@@ -69,13 +70,13 @@ class Calls:
     def of(self, index: int, inputs: Mapping[str, Any]) -> Call:
         """The call of block `index` in the forward pass on `inputs`, as `entered` gives them. For a block
         after the first the hidden states are those of the first."""
-        names = [block.name for block in self._anatomy.trunk[: index + 1]]
+        names = [block.name for block in self._layout.decoder_blocks[: index + 1]]
         stand_ins = {name: shallow_copy(self._model.get_submodule(name)) for name in names}
         for stand_in in stand_ins.values():
             stand_in.forward = self._pass_on
         stand_ins[names[index]].forward = _reached
         try:
-            entry = self._anatomy.language
+            entry = self._layout.language
             logits_of(clone(self._model.get_submodule(entry), stand_ins, entry), inputs)
         except _Reached as reached:
             return reached.call

@@ -281,7 +281,7 @@ def _comparisons(
 
 def _sees(layout: ModelLayout) -> set[str]:
     """The layers of vision tower and projector of a vision-language model; none of any other."""
-    return set(layout.layers) - {name for block in layout.trunk for name in block.layers.values()}
+    return set(layout.layers) - {name for block in layout.decoder_blocks for name in block.layers.values()}
 
 
 def _reference(elastic: ElasticModel, inputs: Mapping[str, Tensor]) -> Tensor:

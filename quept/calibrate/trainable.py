@@ -214,8 +214,8 @@ class Trainable:
         return view
 
     def block(self, index: int, plan: PrecisionPlan, drop: float = 0.0) -> nn.Module:
-        """One block of the trunk at this plan, by itself."""
-        block, bits = self.layout.trunk[index], plan.resolve(self.layers)
+        """One decoder block at this plan, by itself."""
+        block, bits = self.layout.decoder_blocks[index], plan.resolve(self.layers)
         bound = {name: _AtWidth(self.layers[name], bits[name], drop) for name in block.layers.values()}
         return clone(self._model.get_submodule(block.name), bound, block.name)
 

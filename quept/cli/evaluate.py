@@ -143,9 +143,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _speeds(elastic: ElasticModel, plans: list[PrecisionPlan], progress: Progress) -> dict[str, Speed]:
     """How fast each plan runs here; ValueError for a model that is no language model."""
     from quept.evaluate import measure_speed
+    from quept.evaluate.tasks import fitting
     from quept.models.context import context_length
 
-    if elastic.processor or elastic.vision:
+    if "text" not in fitting(elastic):
         raise ValueError(f"--speed times language models, and {elastic.title} is none: leave it out")
     speeds, decoded = {}, 32
     context = min(512, (context_length(elastic.base) or 544) - decoded)

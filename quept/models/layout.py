@@ -39,7 +39,7 @@ class ModelLayout:
         return tuple(name for block in self.blocks for name in block.layers.values())
 
     @property
-    def trunk(self) -> tuple[Block, ...]:
+    def decoder_blocks(self) -> tuple[Block, ...]:
         """The blocks that a plan is about first: of a vision-language model those of its language model, of
         any other model all."""
         return tuple(block for block in self.blocks if block.section == "language") or self.blocks
@@ -85,11 +85,11 @@ class ModelLayout:
 
     @property
     def norms(self) -> dict[str, tuple[str, ...]]:
-        """`{norm of a block of the trunk: the linear layers that read it}`, all by full name."""
+        """`{norm of a decoder block: the linear layers that read it}`, all by full name."""
         table = FAMILIES[self.family].norms.items()
         return {
             f"{block.name}.{norm}": tuple(block.layers[role] for role in readers)
-            for block in self.trunk
+            for block in self.decoder_blocks
             for norm, readers in table
             if set(readers) <= set(block.layers)
         }
@@ -130,10 +130,10 @@ def layout_of(model: nn.Module) -> ModelLayout:
 
 def _places(family: Family) -> dict[str, dict[str, Mapping[str, str]]]:
     """`{section: {where: {role: path}}}` of all blocks."""
-    trunk = {**family.between, family.blocks: family.roles}
+    decoder = {**family.between, family.blocks: family.roles}
     if family.kind != "vision-language":
-        return {family.kind: trunk}
-    return {"vision": dict(family.vision), "projector": dict(family.projector), "language": trunk}
+        return {family.kind: decoder}
+    return {"vision": dict(family.vision), "projector": dict(family.projector), "language": decoder}
 
 
 def _blocks(model: nn.Module, places: Mapping[str, Mapping[str, Mapping[str, str]]]) -> Iterator[Block]:

@@ -90,7 +90,7 @@ class Rewriter:
             for key, p in module._parameters.items():
                 if p is not None and p.dtype != _storage(p.dtype):
                     module._parameters[key] = kept.setdefault(id(p), _parameter(p, p.dtype))
-        if self.layout.kind == "language":
+        if hasattr(self.model, "config"):
             self._describe(model)
         return replace(self.loaded, model=model, record=record, online=frozenset(self.online))
 

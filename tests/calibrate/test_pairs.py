@@ -87,7 +87,7 @@ def test_every_family_calibrates_opens_switches_and_answers(folders, data, tmp_p
     elastic = ElasticModel.open(tmp_path, device="cpu", dtype=torch.float32)
     lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     tuned = [line["block"] for line in lines if line["what"] == "block"]
-    assert tuned == [block.name for block in elastic.layout.trunk]
+    assert tuned == [block.name for block in elastic.layout.decoder_blocks]
 
     def answer(bits):
         shown = [{"type": "image"}, {"type": "text", "text": "what?"}]

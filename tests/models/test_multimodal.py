@@ -25,10 +25,12 @@ def test_every_family_has_three_sections(loaded, name):
     linears = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert set(layout.layers) == linears - {layout.head}
     assert sum(layout.sections.values(), ()) == layout.layers
-    assert [block.section for block in layout.trunk] == ["language"] * 2
-    assert all(block.name.startswith(layout.language + ".") for block in layout.trunk)
+    assert [block.section for block in layout.decoder_blocks] == ["language"] * 2
+    assert all(block.name.startswith(layout.language + ".") for block in layout.decoder_blocks)
     assert all(set(block.layers) <= set(layout.roles) for block in layout.blocks)
-    assert {norm.rpartition(".")[0] for norm in layout.norms} == {block.name for block in layout.trunk}
+    assert {norm.rpartition(".")[0] for norm in layout.norms} == {
+        block.name for block in layout.decoder_blocks
+    }
     for norm in (*layout.norms, layout.final_norm):
         model.get_submodule(norm)
     assert isinstance(model.get_submodule(layout.embed), nn.Embedding)
