@@ -222,7 +222,7 @@ def test_evaluation_text_and_short_text_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="less than one window"):
         calibrate(folder, recipe(tmp_path / "short.txt"), tmp_path / "c", device="cpu")
     (tmp_path / "repeated.txt").write_text(TEXT * 2)
-    with pytest.raises(CalibrationError, match="too short to hold 4 windows"):
+    with pytest.raises(ValueError, match="too short to hold 4 windows"):
         calibrate(folder, recipe(tmp_path / "repeated.txt"), tmp_path / "d", device="cpu")
 
 
