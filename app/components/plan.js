@@ -168,7 +168,7 @@ function addressOf(model, plan, href, page = "") {
 
 function sizeWords(bytes) {
   if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(2)} GB`;
-  if (bytes >= 1e5) return `${(bytes / 1e6).toFixed(bytes >= 1e6 ? 1 : 2)} MB`; // not KB beside MB
+  if (bytes >= 1e5) return `${(bytes / 1e6).toFixed(bytes >= 1e6 ? 1 : 3)} MB`; // not KB beside MB
   return `${(bytes / 1e3).toFixed(1)} KB`;
 }
 

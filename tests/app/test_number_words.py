@@ -49,4 +49,4 @@ def test_sizes_of_one_model_are_in_one_unit(name):
     said = written(
         script, *(f"{name}({bytes})" for bytes in (546_000, 2_400_000, 999_999, 1_234_000_000, 7_100))
     )
-    assert said == ["0.55 MB", "2.4 MB", "1.00 MB", "1.23 GB", "7.1 KB"]
+    assert said == ["0.546 MB", "2.4 MB", "1.000 MB", "1.23 GB", "7.1 KB"]
