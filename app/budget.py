@@ -17,6 +17,7 @@ from quept.allocate.front import Front
 from quept.allocate.solve.best import Best, best
 from quept.allocate.solve.budget import parse_budget
 from quept.allocate.solve.solver import Constraints, path, tied
+from quept.evaluate.tasks import fitting
 from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, WEIGHT_BITS, PrecisionPlan
 from quept.runtime import ElasticModel
 
@@ -37,7 +38,7 @@ class Tabled(Protocol):
 
 def no_table(elastic: ElasticModel) -> str:
     """Why there is no budget for a model without a table, and what to do."""
-    if elastic.kind == "language":
+    if "text" in fitting(elastic):
         return f"{NO_TABLE} The command `quept sensitivity` measures one."
     return f"{NO_TABLE} They are measured for language models only: try plans, and measure them whole."
 
