@@ -17,9 +17,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 RETURN_S = 0.004
+EARLY_S = 3.0  # of time at the gate that a page may have had more and still be next for a first answer
 KNOWN = 4096  # machines and pages whose time is remembered
 
 
@@ -43,12 +44,17 @@ CLIENT: ContextVar[Client] = ContextVar("client", default=Client())  # noqa: B03
 class _Turn:
     client: Client
     ready: threading.Event = field(default_factory=threading.Event)
+    ahead: float = 0.0  # seconds of its time that do not count
     awaits: bool = False  # it is next unless one who has just left comes back
 
 
 class Gate:
     """One at a time, the least served first and among equals the first come; a context manager. `waiting`
     tells how many stand before it.
+
+    `gate.early()` is the same for what a visitor waits to see first, such as the first window of a
+    measurement: EARLY_S of their time do not count then, so that it comes before what makes others' numbers
+    better.
 
     Who has left and would still be next, as a chat is between two tokens, is awaited for `returns` seconds:
     without that a long step would come after every short one, however short."""
@@ -63,8 +69,18 @@ class Gate:
         self._used: dict[str, float] = {}  # seconds at the gate, by machine and by page
         self._level: defaultdict[str, float] = defaultdict(float)  # who was served last had so much
 
+    @contextmanager
+    def early(self) -> Iterator[None]:
+        self._enter(_Turn(CLIENT.get(), ahead=EARLY_S))
+        try:
+            yield
+        finally:
+            self.__exit__()
+
     def __enter__(self) -> None:
-        turn = _Turn(CLIENT.get())
+        self._enter(_Turn(CLIENT.get()))
+
+    def _enter(self, turn: _Turn) -> None:
         with self._lock:
             for key, among in _shares(turn.client):
                 self._used[key] = max(self._used.get(key, 0.0), self._level[among])
@@ -99,12 +115,12 @@ class Gate:
         """Lets the next in line in, who waits a moment for one who has just `left` and was served less."""
         turn = min(self._line, key=self._rank)
         self._line.remove(turn)
-        turn.awaits = left is not None and self._rank(left) < self._rank(turn)
+        turn.awaits = left is not None and self._rank(replace(left, ahead=0.0)) < self._rank(turn)
         self._let_in(turn)
         turn.ready.set()
 
     def _rank(self, turn: _Turn) -> list[float]:
-        return [self._used[key] for key, _among in _shares(turn.client)]
+        return [self._used[key] - turn.ahead for key, _among in _shares(turn.client)]
 
     def _let_in(self, turn: _Turn) -> None:
         self._inside, self._began = turn, self._clock()

@@ -480,7 +480,7 @@ class Service:
             yield state | {"status": "queued", "position": self.gate.waiting}
         else:
             yield state | {"status": "measuring", "message": "preparing the weights"}
-        with self.gate:
+        with self.gate.early():
             if not wanted():
                 return
             made, start = opened.elastic.bank.made, time.perf_counter()
@@ -491,8 +491,8 @@ class Service:
             "switch_kind": "cold" if opened.elastic.bank.made > made else "warm",
             "elastic_bytes": opened.elastic.resident_bytes,
         }
-        estimates = task.estimates(view, plan, lambda: self.gate)
         estimate, shown = None, 0.0
+        estimates = task.estimates(view, plan, lambda: self.gate if estimate else self.gate.early())
         for estimate in estimates:
             if not wanted():
                 estimates.close()

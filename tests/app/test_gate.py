@@ -120,6 +120,35 @@ def test_the_gate_is_shared_by_time_and_not_by_turns():
     assert 20 <= log[:fourth].count("quick") <= 40  # ten short steps for each long one
 
 
+def test_a_first_answer_comes_before_what_makes_others_better_and_starves_nobody():
+    now, log = [0.0], []
+    gate = Gate(clock=lambda: now[0], returns=0.0)
+
+    def step(name: str, seconds: float, turn) -> None:
+        with turn:
+            log.append(name)
+            now[0] += seconds
+
+    def refine() -> None:
+        for _ in range(8):
+            step("better", 1.0, gate)
+
+    def ask() -> None:
+        for _ in range(8):
+            step("first", 1.0, gate.early())
+
+    refining = for_client(Client("a", "refining"), refine)
+    asking = for_client(Client("a", "asking"), ask)
+    with gate:
+        refining.start()
+        waiting_for(gate, 1)
+        asking.start()
+        waiting_for(gate, 2)
+    refining.join(10), asking.join(10)
+    assert log[0] == "first"
+    assert log.index("better") < 6  # a stream of first answers has a head start and no more
+
+
 def test_many_jobs_of_one_page_do_not_keep_another_page_waiting():
     gate, log = Gate(), []
 
