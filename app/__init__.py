@@ -1,13 +1,21 @@
-"""The web app: pages over one opened elastic model. `python app.py` starts it.
+"""The web app: pages over opened elastic models. `python app.py` starts it.
 
 main        the command: options, loading screen, launch
 proxies     what the environment says of proxies, made harmless
+splash      the loading screen
+serve       the pages put together over a service, and served
+border      what every request passes before Gradio sees it: host, size, uploads, headers, log
+fair_queue  Gradio's queue, shared out between visitors
 service     opened models, measurements, results; knows nothing of gradio
-gate        turns between visitors
+gate        turns at the model, shared by time
+budget      the best plan for a budget, and refinement: a better one by measuring
+side        the two sides that are compared, and what each answers at
+toast       messages for a visitor, the one place that makes them
+markdown    answers as text that no markup hides in
 link        a plan as a URL
 conversation  two answers side by side
 pictures    pictures that visitors give, and what a classifier answers to them
 scenes      pictures that questions are asked about
-components/ the equaliser, the numbers strip, the chart: each with its script and style beside it
+components/ the equaliser, the numbers strip, the chart and others: most with a script and a style
 pages/      the table of pages, and one module each
 """

@@ -5,8 +5,9 @@ model), `w`, and, where not all is 16, `a`, `kv` (the KV cache) and `e` (token e
 `w` and `a` hold one 3-bit index into (2, 3, 4, 5, 6, 7, 8, 16) per layer, in plan order, most significant bit
 first, zero bits up to a whole byte, in base64url without padding: 210 layers are 106 characters.
 
-A link comes from a stranger: `decode` returns plan JSON that fits the description, None when the query holds
-no plan, and raises `LinkError`, a sentence for the visitor, for anything else.
+The page's script writes the same (`linkOf` in components/plan.js) and adds `p`, the page. A link comes from a
+stranger: `decode` returns plan JSON that fits the description, None when the query holds no plan, and raises
+`LinkError`, a sentence for the visitor, for anything else.
 """
 
 import base64

@@ -1,6 +1,7 @@
 """Imports point down only, and the library knows nothing of the app."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,3 +87,11 @@ def test_the_library_never_trusts_what_comes_with_a_model():
         assert not forbidden & {name.split(".")[0] for name in imported(path)}, path
         text = path.read_text()
         assert "trust_remote_code=True" not in text and "torch.load(" not in text, path
+
+
+def test_every_package_names_what_lies_in_it():
+    for package in [*(ROOT / "quept").rglob("__init__.py"), ROOT / "app" / "__init__.py"]:
+        named = set(re.findall(r"\w+", ast.get_docstring(ast.parse(package.read_text())) or ""))
+        inside = {path.stem for path in package.parent.glob("*.py")} - {"__init__", "__main__"}
+        inside |= {path.parent.name for path in package.parent.glob("*/__init__.py")}
+        assert inside <= named, f"{package.parent.relative_to(ROOT)} does not name {sorted(inside - named)}"

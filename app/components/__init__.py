@@ -1,1 +1,1 @@
-"""Browser components: gr.HTML subclasses, each with its script and style as files beside it."""
+"""Browser components: a Widget is a gr.HTML with its script and style as files beside it."""

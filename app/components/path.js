@@ -1,4 +1,4 @@
-/* The plans that a budget's slider runs through, as plain functions of the path from quept/allocate/solve.py:
+/* The plans that a budget's slider runs through, as plain functions of the path from quept/allocate/solve/solver.py:
 
      {start: {w, e, bytes, cost}, steps: [[unit, bits, bytes after, cost after], ...], units: [[layers]...]}
 

@@ -80,7 +80,7 @@ function interpolate(xs, ys, x) {
   return ys[i - 1] + t * (ys[i] - ys[i - 1]);
 }
 
-/* What a plan costs by the sensitivity table: the sum over what it rounds, s in quept/allocate/table.py. */
+/* What a plan costs by the sensitivity table: the sum over what it rounds, s in quept/allocate/sensitivity/table.py. */
 function harmOf(model, plan) {
   const layer = (harm, width, i) => harm + model.harmAt(i, width) + model.inputHarmAt(i, plan.a[i]);
   return plan.w.reduce(layer, model.embeddingHarmAt(plan.e));

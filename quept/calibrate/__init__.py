@@ -2,16 +2,18 @@
 
 job         one run: transforms, stages, comparison with plain rounding; resumed where it was cut
 prepare     the transforms of a recipe
+observe     what layers are given at full precision: samples for static grids
 logits      logits of any model on its inputs, where they count
 trainable   what is learned of each layer; the model at any plan while it is learned
 block_wise  the stage that tunes one block after another on its own outputs (QuEPT's reconstruction)
 capture     what a model hands to its blocks
-streams     the activations that flow between them, in memory or on disk
+activations the streams that flow between them, in memory or on disk
 end_to_end  the stage that tunes all layers together on divergence from full precision
 precision   what is computed in: bfloat16 products where they pay
 optimizer   Adam over what is learned, and the schedule of its rates
 loss        that divergence, with its gradient
-checkpoint  the state of a run on disk
+checkpoint  the state of a run on disk: where it goes on after it was cut
+errors      CalibrationError
 """
 
 from quept.stage import make_callable

@@ -7,7 +7,7 @@ pictures that lie as they are seen (sequences, height, width, hidden):
         x = streams.new("full precision", 128, 2048, 4096)
         x[4:8] = block(x[4:8])
 
-ActivationStore lie in memory as long as all of them together stay within `memory` bytes; one that does not
+Streams lie in memory as long as all of them together stay within `memory` bytes; one that does not
 fit is mapped from a file in `folder` instead, for the operating system to page. The values are the same
 either way. Files are deleted when the context is left, after an error too, and what a killed process left
 behind when the next one comes.

@@ -3,10 +3,11 @@
     quept models | pull | calibrate | report | evaluate | sensitivity | allocate | front | export
     quept generate | app
 
-Results go to stdout, as a small table or, with --json, with one JSON object as the last line; progress and
-errors go to stderr. Exit code 0: done; 1: it could not be done; 2: what was typed makes no sense; 130:
-stopped; 70: a bug of ours, with a file to report; of `calibrate` also 3: done, and worse than plain rounding
-at some width. Every error is one sentence.
+Each is declared and run in the file of its name (models and pull: zoo); shared: what they have in common;
+terminal: output where characters are missing. Results go to stdout, as a small table or, with --json, with
+one JSON object as the last line; progress and errors go to stderr. Exit code 0: done; 1: it could not be
+done; 2: what was typed makes no sense; 130: stopped; 70: a bug of ours, with a file to report; of `calibrate`
+also 3: done, and worse than plain rounding at some width. Every error is one sentence.
 """
 
 from __future__ import annotations
@@ -76,9 +77,6 @@ def parser() -> argparse.ArgumentParser:
     generate_parser(commands)
     commands.add_parser("app", help="open the explorer in a browser (`quept app --help`)", add_help=False)
     return p
-
-
-# Subcommands: each a function that declares its options and one that runs it.
 
 
 def _app(argv: Sequence[str]) -> int:

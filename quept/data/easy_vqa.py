@@ -1,4 +1,4 @@
-"""easy-VQA: 64 x 64 pictures of one coloured shape each and questions about them (Victor Zhou 2020, the
+"""easy-VQA: 64 x 64 pictures of one coloured shape each and questions about them (Victor Zhou 2019, the
 Python package easy-vqa 1.0, MIT licence; pictures and questions are made by a program). 4,000 pictures with
 38,575 questions to train on, 1,000 with 9,673 to test. An answer is a word: one of three shapes, eight
 colours, yes or no.

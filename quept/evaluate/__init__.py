@@ -6,8 +6,14 @@ for estimate in task.estimates(elastic.view(plan), plan):
     ...                                                 # metrics as data after every step, stop any time
 results.put(task.key(plan), estimate.to_dict())
 
-Below the tasks: cut and divergence for a text, image_folder or stored_images and accuracy for a classifier of
-pictures, question_folder or stored_questions and vqa for a vision-language model.
+tasks/        what plans are measured by: text, pictures, questions
+token_scores  perplexity and divergence, window by window
+reference     full precision's answers, computed once and kept
+forward       one window through a model
+intervals     Wilson's interval
+results       what was measured before: a DataFrame, written through to SQLite
+shipped       results that come with the built-in models
+speed         tokens per second and time to the first
 """
 
 from quept.data.images import (

@@ -1,15 +1,17 @@
 """Models: where their layers are, and how they are loaded.
 
-families  one table entry per architecture: which module paths play which role
-layout   the table applied to one model: its blocks, their linear layers by role, what stays as it is
-clone     copies of a module tree that share every tensor: what views and transformed models are made of
-load      a zoo name, a hub id or a folder -> model, tokenizer, layout
-context   how many tokens a model reads at once
-identity  what artifacts are bound to (fingerprint) and what numbers belong to (identity)
-folder    what lies at a path that is no model, and what to give instead
-complete  every tensor of a checkpoint used, every parameter found, nothing quantized already
-vision    classifiers of pictures in timm's format: their weights, preprocessing and labels
+families    one table entry per architecture: which module paths play which role
+layout      the table applied to one model: its blocks, their linear layers by role, what stays as it is
+slots       a weight as plans speak of it: a 2-D view of a parameter, and how another is put in its place
+clone       copies of a module tree that share every tensor: what views and transformed models are made of
+load        a zoo name, a hub id, a folder or a GGUF file -> model, tokenizer, layout
+context     how many tokens a model reads at once
+identity    what artifacts are bound to (fingerprint) and what numbers belong to (identity)
+folder      what lies at a path that is no model, and what to give instead
+complete    every tensor of a checkpoint used, every parameter found, nothing quantized already
+vision      classifiers of pictures in timm's format: their weights, preprocessing and labels
 multimodal  what a vision-language model hands to the language model inside it
+strips      pictures of extreme shape, refused before they are scaled
 """
 
 from .families import FAMILIES, Family

@@ -7,6 +7,7 @@ backends/ how a weight is multiplied on a device
 memory    giving freed memory back to the system
 sizes     bytes of every layer at every width, and of what stays: the memory numbers
 kvcache   a key-value cache stored at its own width
+template  chat templates, within bounds of time and memory
 prompt    a conversation -> token ids; what a visitor types never becomes a control token
 visual    a conversation about pictures -> what a vision-language model reads
 generate  streaming text, one forward step at a time

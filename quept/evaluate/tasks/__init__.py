@@ -1,6 +1,12 @@
 """The tasks that plans are measured by: one file each, and this table.
 
 tasks = tasks_of(elastic)          # {"text": TextTask}: the first one is the default
+
+base       the contract: EvalTask, Metric, TaskEstimate
+text       perplexity and divergence on a text
+image      accuracy on labelled pictures
+vqa        accuracy of answers about pictures
+agreement  what both accuracies share
 """
 
 from __future__ import annotations
