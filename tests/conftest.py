@@ -43,8 +43,8 @@ CHROMIUM_ARGUMENTS = [
 BROWSER_FIXTURES = {"browser", "chromium_path"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Mark what needs a browser. Alone it runs last; in parallel (`--dist loadgroup`) first and in one
     process, since two browsers would wait for each other, while the others take file by file, so that
     fixtures of a file are made once."""
@@ -55,6 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = "browser" if browser else ".".join(item.path.relative_to(TESTS).with_suffix("").parts)
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: (item.get_closest_marker("browser") is not None) != PARALLEL)
+    return (yield)
 
 
 @pytest.fixture(scope="session")
