@@ -29,7 +29,7 @@ import pytest
 hypothesis.settings.register_profile("quept", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("quept")
 
-TESTS, PARALLEL = Path(__file__).parent, "PYTEST_XDIST_WORKER" in os.environ
+PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -43,19 +43,27 @@ CHROMIUM_ARGUMENTS = [
 BROWSER_FIXTURES = {"browser", "chromium_path"}
 
 
-@pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Mark what needs a browser. Alone it runs last; in parallel (`--dist loadgroup`) first and in one
-    process, since two browsers would wait for each other, while the others take file by file, so that
-    fixtures of a file are made once."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a browser. Alone it runs last: playwright leaves an event loop running in the main
+    thread; in parallel it runs first, since it takes longest."""
     for item in items:
         if BROWSER_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("browser")
-        browser = item.get_closest_marker("browser") is not None
-        group = "browser" if browser else ".".join(item.path.relative_to(TESTS).with_suffix("").parts)
-        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: (item.get_closest_marker("browser") is not None) != PARALLEL)
-    return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Processes take file by file, so that the fixtures of a file are made once; all of tests/browser is one
+    file in this, since two browsers would wait for each other."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "browser" if "/browser/" in file else file
+
+    return ByFile(config, log) if config.getvalue("dist") != "load" else None
 
 
 @pytest.fixture(scope="session")
