@@ -25,7 +25,6 @@ from report import report
 from app.conversation import chat
 from app.serve import open_service
 from app.service import Service
-from app.side import Side
 from quept.plan import PrecisionPlan
 from quept.runtime import Sampling
 
@@ -79,8 +78,7 @@ def answer(service: Service, model: str, plan: PrecisionPlan, prompt: str) -> st
     """One greedy answer at a plan."""
     history = [[{"role": "user", "content": prompt}]]
     sampling = Sampling(temperature=0.0, max_tokens=24)
-    side = Side(plan, plan.name)
-    *_, last = chat(service.models[model], [side], history, sampling, "", service.gate, service.admission)
+    *_, last = chat(service.models[model], [plan], history, sampling, "", service.gate, service.admission)
     return last.answers[0].text
 
 
