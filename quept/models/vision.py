@@ -84,22 +84,10 @@ def read(where: str, config: Mapping[str, Any]) -> tuple[nn.Module, Vision]:
     channels = data["input_size"][0]
     if not {len(data["mean"]), len(data["std"])} <= {1, channels}:
         raise ValueError(f"its pictures have {channels} channels, and mean and std another number of them")
-    _check_reads(model, tuple(data["input_size"]))
     labels, names = _classes(model)
     images = weights.with_name(IMAGES)
     vision = Vision(config, data, labels, names, images if images.is_file() else None)
     return model.to(_storage(tensors)), vision
-
-
-def _check_reads(model: nn.Module, size: tuple[int, int, int]) -> None:
-    """ValueError where the model cannot be shown pictures of the size (channels, height, width) that its
-    config prepares."""
-    patches = model.patch_embed
-    fixed = getattr(patches, "strict_img_size", False)
-    reads = (patches.proj.in_channels, *(patches.img_size if fixed else size[1:]))
-    if reads != size:
-        said, meant = (" x ".join(map(str, sizes)) for sizes in (size, reads))
-        raise ValueError(f"its {CONFIG} prepares pictures of {said} and builds a model that reads {meant}")
 
 
 def _classes(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -208,4 +208,4 @@ def test_a_masked_vocabulary_entry_is_probability_zero_not_an_error(windows, tmp
 
 
 def _arguments(reference):
-    return reference.fingerprint, reference.windows, reference.forward, reference.folder.parent
+    return reference.identity, reference.windows, reference.forward, reference.folder.parent

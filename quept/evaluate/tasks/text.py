@@ -55,9 +55,10 @@ class Sample:
         return cls(read_text(text), name, tokens, context, name)
 
     def windows(self, elastic: ElasticModel) -> Windows:
-        """Returns them for a language model; ValueError where they pass its context."""
+        """Returns them; ValueError where they pass the context, and for a model without a tokenizer."""
+        tokenizer = elastic.tokenizer
         check_context(self.context, elastic)
-        return cut(self.text, elastic.tokenizer, self.context, self.tokens)
+        return cut(self.text, tokenizer, self.context, self.tokens)
 
 
 class TextTask(EvalTask):
