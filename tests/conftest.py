@@ -45,11 +45,16 @@ BROWSER_FIXTURES = {"browser", "chromium_path"}
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a browser. Alone it runs last: playwright leaves an event loop running in the main
-    thread; in parallel it runs first, since it takes longest."""
+    thread; in parallel it runs first, and then files with slow tests, so that no process ends long after the
+    others."""
     for item in items:
         if BROWSER_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("browser")
-    items.sort(key=lambda item: (item.get_closest_marker("browser") is not None) != PARALLEL)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    if PARALLEL:
+        items.sort(key=lambda item: (item.get_closest_marker("browser") is None, item.path not in slow))
+    else:
+        items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 
 @pytest.hookimpl(optionalhook=True)
