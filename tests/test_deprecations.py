@@ -17,6 +17,8 @@ from tests.app.tiny import tiny_elastic
 from tests.tiny import pictures, save_tiny, save_tiny_vision, token_ids
 from tests.tiny_vlm import picture, save_tiny_vlm
 
+pytestmark = pytest.mark.slow
+
 PLAN = PrecisionPlan.uniform(4)
 
 

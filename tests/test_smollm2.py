@@ -9,6 +9,8 @@ from quept import ElasticModel, PrecisionPlan, load, zoo
 from quept.artifact import variants
 from quept.evaluate import TextTask, cut, divergence, open_reference
 
+pytestmark = pytest.mark.slow
+
 BAND = {16: (19.6, 21.2), 4: (25.0, 27.6)}  # 4,096 tokens give 20.37 and 26.27 in float32
 
 

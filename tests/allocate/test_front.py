@@ -18,6 +18,8 @@ from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
 from tests.tiny import save_tiny, token_ids
 
+pytestmark = pytest.mark.slow
+
 CONSTRAINTS = Constraints(widths=(2, 3, 4, 8), embeddings=(4, 8, 16))
 BITS = (1.0, 5.0, 6.5, 9.0, 12.0)
 

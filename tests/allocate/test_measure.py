@@ -18,6 +18,8 @@ from quept.plan import ACTIVATION_BITS, FULL, Bits, PrecisionPlan
 from quept.runtime import ElasticModel
 from tests.tiny import FAMILIES, save_tiny, token_ids
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = (2, 4, 8)
 
 

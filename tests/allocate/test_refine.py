@@ -23,6 +23,8 @@ from quept.plan import FULL, PrecisionPlan
 from quept.runtime import ElasticModel
 from tests.tiny import FAMILIES, save_tiny, token_ids
 
+pytestmark = pytest.mark.slow
+
 WIDTHS, EMBEDDINGS = (2, 3, 4, 8), (4, 8, 16)
 CONSTRAINTS = Constraints(widths=WIDTHS, embeddings=EMBEDDINGS)
 

@@ -13,6 +13,8 @@ import torch
 
 from quept.allocate.sensitivity.workers import LOSSES, WorkersError, run
 
+pytestmark = pytest.mark.slow
+
 
 class OwnError(ValueError):
     def __init__(self, what, why):

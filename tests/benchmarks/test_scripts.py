@@ -20,6 +20,8 @@ from tests.tiny import save_tiny
 from tests.zoo.conftest import easy_vqa_folder  # noqa: F401
 from tests.zoo.test_fashion_vit import idx, pictures
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TEXT = " ".join(f"{i} quick brown foxes jump over {i * i % 97} lazy dogs." for i in range(400))
 

@@ -21,6 +21,8 @@ from quept.numerics.merge import merge
 from quept.plan import PrecisionPlan
 from tests.tiny import FAMILIES, save_tiny, tiny_model, token_ids
 
+pytestmark = pytest.mark.slow
+
 SCHEDULE = RankSchedule(((5, 6), (4,), (2, 3)), (2, 4, 8))
 ONE_EACH = RankSchedule(((4,), (3,), (2,)), (4, 4, 8))
 CLIPS = {2: 3.0, 3: 4.0, 4: 4.0, 5: 4.0, 6: 4.0}

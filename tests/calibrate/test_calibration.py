@@ -17,6 +17,8 @@ from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
 from tests.tiny import FAMILIES, save_tiny, token_ids
 
+pytestmark = pytest.mark.slow
+
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs! "
 
 

@@ -28,6 +28,8 @@ from quept.runtime.generate import Sampling, stream
 from tests import tiny_vlm
 from tests.tiny import save_tiny
 
+pytestmark = pytest.mark.slow
+
 TALK = [("one?", "two"), ("and then?", "three")]
 
 

@@ -26,6 +26,8 @@ from quept.plan import Bits, PrecisionPlan
 from quept.runtime import ElasticModel
 from tests.tiny import VISION, pictures, save_tiny, save_tiny_vision, tiny_vision
 
+pytestmark = pytest.mark.slow
+
 ALL = ("vit", "deit-distilled", "dinov2", "swin")
 
 

@@ -40,6 +40,8 @@ from quept.runtime import ElasticModel
 from quept.runtime.prompt import prompt_ids
 from tests.tiny import save_tiny, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 ASSETS = Path(__file__).parents[2] / "assets"
 SECONDS = 20
 LONGEST = 1500

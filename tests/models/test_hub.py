@@ -14,6 +14,8 @@ import pytest
 from quept.models import load
 from tests.tiny import save_tiny, save_tiny_vision
 
+pytestmark = pytest.mark.slow
+
 REPO = "some-org/tiny-llama"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """

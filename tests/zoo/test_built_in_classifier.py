@@ -7,6 +7,8 @@ from quept import ElasticModel, PrecisionPlan, zoo
 from quept.data.fashion_mnist import CLASSES
 from quept.evaluate import accuracy, image_reference, stored_images
 
+pytestmark = pytest.mark.slow
+
 HERE = zoo.MODELS["fashion-vit"].source.is_dir()
 
 

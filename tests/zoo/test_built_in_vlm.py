@@ -10,7 +10,10 @@ from quept.evaluate import stored_questions, vqa, vqa_reference
 from quept.runtime.generate import Sampling, stream
 
 HERE = zoo.MODELS["easy-vqa"].source.is_dir()
-pytestmark = pytest.mark.skipif(not HERE, reason="assets/easy-vqa is not in this checkout")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not HERE, reason="assets/easy-vqa is not in this checkout"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from quept.data.easy_vqa import Question, question_type, read_questions, save_qu
 from quept.zoo import SourceError
 from quept.zoo.cache import sha256_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_folder_and_the_wheel_are_read_alike(easy_vqa_folder, tmp_path):
     wheel = tmp_path / "wheels" / easy_vqa.WHEEL.file_name

@@ -14,6 +14,8 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from quept.data.easy_vqa import Question, Questions, easy_vqa, question_type
 from tests.training import script
 
+pytestmark = pytest.mark.slow
+
 easy_vqa_llava = script("easy-vqa")
 IGNORED = easy_vqa_llava.IGNORED
 IMAGE_TOKENS = easy_vqa_llava.IMAGE_TOKENS

@@ -13,6 +13,8 @@ from quept.data import fashion_mnist
 from quept.zoo import SourceError
 from tests.training import script
 
+pytestmark = pytest.mark.slow
+
 timm = pytest.importorskip("timm")
 fashion_vit = script("fashion-vit")
 Run, Settings, accuracy = fashion_vit.Run, fashion_vit.Settings, fashion_vit.accuracy
