@@ -63,6 +63,7 @@ def test_a_task_that_a_model_lacks_is_refused_by_name(elastic):
         evaluate(elastic, W4, "chess")
 
 
+@pytest.mark.slow
 def test_a_stage_is_its_package_and_its_function_whichever_was_imported_first():
     stages = ("allocate", "calibrate", "evaluate", "export")
     lines = [f"import quept.{name}; from quept import {name}; assert callable({name})" for name in stages]

@@ -22,6 +22,7 @@ LIGHT = (
 )
 
 
+@pytest.mark.slow
 def test_allocating_and_starting_a_worker_load_no_model_library():
     lines = [f"import quept.allocate.{name}" for name in LIGHT]
     lines += ["import sys", "sys.exit(bool({'transformers', 'quept.runtime'} & set(sys.modules)))"]

@@ -18,6 +18,8 @@ from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
 from tests.app.tiny import tiny_table
 
+pytestmark = pytest.mark.slow
+
 MODEL = "tiny"
 PLAN = PrecisionPlan.uniform(4)
 

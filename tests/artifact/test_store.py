@@ -208,6 +208,7 @@ artifact.save(sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_a_save_that_is_killed_leaves_the_artifact_valid(folder):
     before = Artifact.open(folder)
     command = [sys.executable, "-c", KILLED, str(folder)]

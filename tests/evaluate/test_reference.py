@@ -129,6 +129,7 @@ print(len(calls), total)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path):
     command = [sys.executable, "-c", PROCESS, str(tmp_path)]
     both = [

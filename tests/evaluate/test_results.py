@@ -91,6 +91,7 @@ for n in range(1, 51):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beginning", [None, b"not a database, long enough to be looked at" * 40])
 def test_processes_that_start_together_share_the_store(tmp_path, beginning):
     path = tmp_path / "results.sqlite"
