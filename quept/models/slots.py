@@ -1,16 +1,20 @@
 """A weight slot: a matrix (out, in) of a model that a plan speaks of by name.
 
-A slot is a view of one parameter of a module, and says how the matrix is read and what stands in the
-module's place when something else computes the slot's product. Today a slot is the whole weight of its
-module. One that is a part of it (rows of a fused linear, an expert) is a subclass that reads its part; `put`
-then gets all slots of a module at once and joins their outputs as that module does.
+A slot is a view of one parameter of a module: the whole weight of a linear layer, some rows of a fused one
+(query, key and value in one matrix), or one expert of a 3-D parameter (experts, out, in), all of it or some
+rows. `emptied` takes the matrices out of a model; `put` says what stands in the place of each module when
+other layers compute the products: the layer itself, or the layers of its parts, whose outputs are joined as
+the module joins them. Experts are run by their own module's forward, which multiplies by what stands for
+each expert's matrix.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from .clone import shallow_copy
@@ -18,29 +22,36 @@ from .clone import shallow_copy
 
 @dataclass(frozen=True)
 class Slot:
-    """name: as a plan says it. module: the module whose weight it is."""
+    """name: as a plan says it. module: the module that has the parameter. rows: (start, stop) of a part of
+    the matrix, None for all. expert: which matrix of a 3-D parameter, None for a 2-D one."""
 
     name: str
     module: str
+    parameter: str = "weight"
+    rows: tuple[int, int] | None = None
+    expert: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the slot is all of its parameter."""
+        return self.rows is None and self.expert is None
 
     def weight(self, model: nn.Module) -> Tensor:
         """Returns the matrix (out, in), shared with the model; kernels of a convolution are its rows."""
-        return model.get_submodule(self.module).weight.data.flatten(1)
+        weight = getattr(model.get_submodule(self.module), self.parameter).data
+        matrix = weight.flatten(1) if self.expert is None else weight[self.expert]
+        return matrix if self.rows is None else matrix[slice(*self.rows)]
 
     def bias(self, model: nn.Module) -> Tensor | None:
-        """Returns what is added to the product, (out,), or None."""
-        bias = model.get_submodule(self.module).bias
-        return None if bias is None else bias.data
-
-    def empty(self, model: nn.Module) -> nn.Module:
-        """Returns the linear module without its weight."""
-        linear = model.get_submodule(self.module)
-        empty = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
-        empty.bias = linear.bias
-        return empty.requires_grad_(False)
+        """Returns what is added to the product, (out,), or None. What is added to an expert's product its
+        module adds itself."""
+        bias = getattr(model.get_submodule(self.module), "bias", None)
+        if bias is None or self.expert is not None:
+            return None
+        return bias.data if self.rows is None else bias.data[slice(*self.rows)]
 
     def over(self, model: nn.Module, weight: Tensor) -> nn.Module:
-        """Returns the module over another matrix (out, in), sharing all else."""
+        """Returns the module of a whole slot over another matrix (out, in), sharing all else."""
         module = model.get_submodule(self.module)
         other, shape = shallow_copy(module), module.weight.shape
         del other._parameters["weight"]
@@ -49,7 +60,75 @@ class Slot:
         return other
 
 
-def put(slots: Iterable[Slot], layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+def emptied(slots: Iterable[Slot], model: nn.Module) -> dict[str, nn.Module]:
+    """Returns the modules that slots are of without the parameters, by name; ValueError where the slots of a
+    parameter are not all of it."""
+    found: dict[str, nn.Module] = {}
+    for module, parts in _by(slots, "module").items():
+        found[module] = shallow_copy(model.get_submodule(module))
+        for parameter, of in _by(parts, "parameter").items():
+            full = getattr(model.get_submodule(module), parameter)
+            if sum(slot.weight(model).numel() for slot in of) != full.numel():
+                raise ValueError(f"the slots of {module}.{parameter} are not the whole of it")
+            found[module]._parameters[parameter] = nn.Parameter(full.data.to("meta"), requires_grad=False)
+    return found
+
+
+def put(slots: Iterable[Slot], layers: Mapping[str, nn.Module], model: nn.Module) -> dict[str, nn.Module]:
     """Returns what takes the place of each module, by its name, when `layers` (by slot) compute the
-    products."""
-    return {slot.module: layers[slot.name] for slot in slots}
+    products; model: the one that `emptied` gave modules of."""
+    found: dict[str, nn.Module] = {}
+    for module, parts in _by(slots, "module").items():
+        if parts[0].whole:
+            found[module] = layers[parts[0].name]
+        elif parts[0].expert is None:
+            found[module] = _joined(parts, layers)
+        else:
+            found[module] = _experts(model.get_submodule(module), parts, layers)
+    return found
+
+
+class Joined(nn.Module):
+    """The layers of a matrix's rows in their order: x (..., in) -> their outputs side by side (..., out).
+
+    Where a module multiplies by a matrix of its own, `linear(x, matrix)`, one of these can be the matrix."""
+
+    def __init__(self, parts: Iterable[nn.Module]):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in self.parts], -1)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is not nn.functional.linear:
+            return NotImplemented
+        x, matrix, bias = (*args, None, None)[:3]
+        product = matrix(x)
+        return product if bias is None else product + bias
+
+
+def _joined(parts: Iterable[Slot], layers: Mapping[str, nn.Module]) -> Joined:
+    return Joined(layers[slot.name] for slot in sorted(parts, key=lambda slot: slot.rows or ()))
+
+
+def _experts(module: nn.Module, parts: list[Slot], layers: Mapping[str, nn.Module]) -> nn.Module:
+    """Returns a copy of the module in which a list of what computes each expert's product stands in the place
+    of every parameter."""
+    found = shallow_copy(module)
+    for parameter, of in _by(parts, "parameter").items():
+        del found._parameters[parameter]
+        products = (_joined(same, layers) for _, same in sorted(_by(of, "expert").items()))
+        found._modules[parameter] = nn.ModuleList(products)
+    if hasattr(found, "config"):  # transformers has other forwards, which read the parameter as one tensor
+        found.config = copy.copy(found.config)
+        found.config._experts_implementation = "eager"
+    return found
+
+
+def _by(slots: Iterable[Slot], field: str) -> dict[str | int, list[Slot]]:
+    found: dict[str | int, list[Slot]] = {}
+    for slot in slots:
+        found.setdefault(getattr(slot, field), []).append(slot)
+    return found

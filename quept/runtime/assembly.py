@@ -1,7 +1,7 @@
 """A model without the weights that plans speak of: what views are put together from.
 
 All else is there once, in the compute dtype on the device, and shared by every view; in place of each slot's
-weight there is an empty linear layer of the backend, waiting to be bound.
+matrix there is an empty linear layer of the backend, waiting to be bound.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from quept.engines.base import Engine
 from quept.models import LoadedModel
 from quept.models.clone import clone
-from quept.models.slots import put
+from quept.models.slots import emptied, put
 
 from .backends import Dense
 
@@ -34,7 +34,7 @@ class Template:
     ):
         self.slots = loaded.layout.slots
         self.weights = {name: slot.weight(loaded.model) for name, slot in self.slots.items()}
-        empty = {slot.module: slot.empty(loaded.model) for slot in self.slots.values()}
+        empty = emptied(self.slots.values(), loaded.model)
         self.model = placed(loaded.model, empty, device, backend.dtype, moved)
         self.layers = {
             name: backend.linear(
@@ -51,7 +51,7 @@ class Template:
     ) -> nn.Module:
         """Returns a view: `layers` by slot and `others` by module put in their places. It keeps `made_of`, so
         that the bank knows what is in use."""
-        view = clone(self.model, put(self.slots.values(), layers) | others)
+        view = clone(self.model, put(self.slots.values(), layers, self.model) | others)
         view.__dict__["made_of"] = tuple(made_of)
         if hasattr(view, "generation_config"):
             view.generation_config = copy.copy(view.generation_config)
