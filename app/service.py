@@ -21,7 +21,7 @@ import torch
 
 from quept.allocate import SensitivityTable
 from quept.allocate.front import fitting_front
-from quept.engines import words
+from quept.engines import named_settings
 from quept.evaluate import EvalTask, Metric, Results, Sample, Stored, TaskEstimate, tasks_of
 from quept.evaluate.shipped import load_shipped
 from quept.files import dtype_name
@@ -411,7 +411,7 @@ class Service:
             for identity, plan in history
             if plan.name not in named
         ]
-        others = [(word, PrecisionPlan.uniform(word)) for word in words()]
+        others = [(word, PrecisionPlan.uniform(word)) for word in named_settings(listed=True)]
         points += [_point(opened, task, plan, word, "baseline") for word, plan in others]
         points.append(current and _point(opened, task, current, "current", "current"))
         full, sizes = PrecisionPlan.full(), opened.elastic.sizes
@@ -522,10 +522,11 @@ def _so_far(opened: OpenModel, task: EvalTask, estimate: TaskEstimate | None) ->
 def _scaled(uniform: dict | None, whole: list[dict], now: list[dict]) -> dict | None:
     """Uniform plans' metrics on the data read so far, by what full precision's are there and on all of them:
     passages differ more than plans do."""
+    seen = {metric["name"]: metric["full"] for metric in now}
     scales = {
-        metric["name"]: seen["full"] / metric["full"]
-        for metric, seen in zip(whole, now, strict=True)
-        if metric["unit"] != "share" and metric["full"] and seen["full"]
+        metric["name"]: seen[metric["name"]] / metric["full"]
+        for metric in whole
+        if metric["unit"] != "share" and metric["full"] and seen[metric["name"]]
     }
     return uniform and {k: v * scales[k] if k in scales else v for k, v in uniform.items()}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from quept.engines import engine_class, engine_with, words
+from quept.engines import engine_class, engine_with, named_settings
 from quept.plan import PrecisionPlan
 
 EQUALIZER = "equaliser"
@@ -16,12 +16,16 @@ _OLD = "baseline:"  # before the settings of other tools in menus and links of e
 def setting_named(choice: str) -> PrecisionPlan | None:
     """The plan of a setting of the whole model, "nf4"; None for a value that means something else."""
     word = choice.removeprefix(_OLD)
-    return PrecisionPlan.uniform(word) if word in words() else None
+    return PrecisionPlan.uniform(word) if word in named_settings() else None
 
 
 def setting_choices() -> list[tuple[str, str]]:
     """Menu entries (label, value) of such settings that can run here."""
-    return [(title, word) for word, title in words().items() if not engine_class(engine_with(word)).missing()]
+    return [
+        (title, word)
+        for word, title in named_settings(listed=True).items()
+        if not engine_class(engine_with(word)).missing()
+    ]
 
 
 def side_of(

@@ -10,7 +10,8 @@ names::
     PrecisionPlan.load("presets/protect-edges.json").resolve(elastic.layers)
 
 Widths: 2..8 bits, or 16 for "untouched". Weights, activations and the KV cache have separate widths. In place
-of a width, weights may have a setting that an engine (see quept.engines) calls by a word: "nf4".
+of a width, weights may have a setting that an engine (see quept.engines) calls by a word: "nf4",
+"routed:3.5".
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataclasses import dataclass, replace
 from fnmatch import translate
 from pathlib import Path
 
-from quept.engines import WIDTHS, Setting, words
+from quept.engines import WIDTHS, Setting, named_settings
 from quept.files import parse_json, write_atomic
 
 FULL = 16
@@ -62,10 +63,9 @@ class Bits:
     activations: int = FULL
 
     def __post_init__(self) -> None:
-        if not isinstance(self.weights, str) or self.weights not in words():
-            _check(
-                "weight", self.weights, WEIGHT_BITS, f"; a whole model can also be at {', '.join(words())}"
-            )
+        if not isinstance(self.weights, str) or self.weights not in named_settings():
+            hint = f"; a whole model can also be at {', '.join(named_settings(listed=True))}"
+            _check("weight", self.weights, WEIGHT_BITS, hint)
         _check("activation", self.activations, ACTIVATION_BITS)
 
 
@@ -112,7 +112,7 @@ class PrecisionPlan:
         said = [f"{letter}{bits}" for letter, bits in widths.items() if bits != FULL]
         if weights == FULL and not said:
             return cls.full()
-        name = words().get(weights, f"W{weights}") + "".join(said)
+        name = named_settings().get(weights, f"W{weights}") + "".join(said)
         return cls(Bits(weights, activations), (), kv, name, embeddings)
 
     @classmethod
@@ -248,14 +248,15 @@ class PrecisionPlan:
         plan file."""
         if text.lower() in ("full", "fp", "16"):
             return cls.full()
-        if text.lower() in words():
+        if text.lower() in named_settings():
             return cls.uniform(text.lower())
         number = r"(\d{1,3})"
         short = re.fullmatch(rf"w?{number}(?:a{number})?(?:kv{number})?(?:e{number})?", text, re.IGNORECASE)
         if short:
             return cls.uniform(*(int(bits) if bits else FULL for bits in short.groups()))
-        if not Path(text).suffix and not os.path.isfile(text):
-            choices = f"full, W4, W4A8, W4A8KV4E8, {', '.join(words())} or the path of a plan file (.json)"
+        if not os.path.isfile(text) and re.fullmatch(r"\.?\d*", Path(text).suffix):
+            words = ", ".join(named_settings(listed=True))
+            choices = f"full, W4, W4A8, W4A8KV4E8, {words} or the path of a plan file (.json)"
             raise PlanError(f"{text!r:.100} is not a plan: give {choices}")
         return cls.load(text)
 

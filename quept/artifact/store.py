@@ -95,9 +95,9 @@ class Artifact:
         layers, provenance = loaded.layout.layers, {"base": loaded.provenance}
         base = (loaded.source, loaded.fingerprint)
         artifact = cls(Manifest(method, *base, group, layers, {}, provenance, config=loaded.config))
-        for name in layers:
-            shape = loaded.model.get_submodule(name).weight.shape
-            artifact.engine.nbytes(*shape, min(ENGINES[method].settings))
+        setting = next(iter(ENGINES[method].settings))
+        for slot in loaded.layout.slots.values():
+            artifact.engine.nbytes(*slot.weight(loaded.model).shape, setting)
         return artifact
 
     @classmethod

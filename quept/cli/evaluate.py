@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -118,9 +119,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(
         f"{elastic.title}, {ours}on {task.describe()}, {dtype_name(elastic.dtype)} on {elastic.device.type}"
     )
+    metrics = {metric.name: _heading(metric) for m in measured for metric in m.estimate.metrics}
     print_table(
-        ("plan", "bits/param", "MB", *map(_heading, measured[0].estimate.metrics), "notes"),
-        [(m.plan.name or "plan", *m.sizes, *m.cells) for m in measured],
+        ("plan", "bits/param", "MB", *metrics.values(), "notes"),
+        [(m.plan.name or "plan", *m.sizes, *m.cells(metrics)) for m in measured],
     )
     skipped = max(m.estimate.payload.get("skipped", 0) for m in measured)
     if skipped:
@@ -190,10 +192,11 @@ class Measured:
         megabytes = self.deploy_bytes / 1e6
         return f"{self.bits_per_parameter:.2f}", f"{megabytes:.{1 if megabytes >= 10 else 2}f}"
 
-    @property
-    def cells(self) -> tuple[str, ...]:
-        metrics = self.estimate.metrics
-        return *map(_cell, metrics), "; ".join(t for m in metrics for t in (m.note, m.detail) if t)
+    def cells(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The metrics of these names, "" where the plan has none, and what else there is to say of all."""
+        own = {metric.name: _cell(metric) for metric in self.estimate.metrics}
+        notes = (text for m in self.estimate.metrics for text in (m.note, m.detail) if text)
+        return *(own.get(name, "") for name in names), "; ".join(notes)
 
     def as_dict(self) -> dict:
         sizes = {

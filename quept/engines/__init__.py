@@ -1,12 +1,14 @@
 """Ways to make the weight of a layer small: one file and one entry of ENGINES each.
 
 base          the contract
+reports       what layers say of a forward pass besides their outputs
 rtn           elastic round-to-nearest: every width from 2 to 8, nothing learned
 quept         the same grid, moved by learned adapters and clip factors
 bitsandbytes  NF4 and LLM.int8, to compare with
 
-A *setting* is what a plan says of a layer's weight: a width from 2 to 8, or a word of one engine ("nf4"). 16,
-the untouched weight, is everybody's. The table is read without importing any engine, or torch.
+A *setting* is what a plan says of a layer's weight: a width from 2 to 8, or a word of one engine: "nf4", a
+depth or an average ("routed:3.5"). 16, the untouched weight, is everybody's. The table is read without
+importing any engine, or torch.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ WIDTHS: Mapping[Setting, str] = {bits: f"W{bits}" for bits in range(2, 9)}
 
 @dataclass(frozen=True)
 class Entry:
-    """where: "module:class" of the engine; settings: those it has, with the name a reader sees."""
+    """where: "module:class" of the engine; settings: those it has, with the name a reader sees. listed: those
+    that menus, charts and messages offer, all unless given: of many averages a few."""
 
     where: str
     settings: Mapping[Setting, str]
+    listed: tuple[Setting, ...] = ()
 
 
 ENGINES: dict[str, Entry] = {
@@ -53,7 +57,12 @@ def engine_with(setting: Setting) -> str:
     return next(found, None) or {}[setting]
 
 
-def words() -> dict[str, str]:
-    """Returns the settings that are no widths, with their titles: `{"nf4": "bitsandbytes NF4", ...}`."""
-    found = (entry.settings.items() for entry in ENGINES.values())
-    return {setting: title for items in found for setting, title in items if isinstance(setting, str)}
+def named_settings(listed: bool = False) -> dict[str, str]:
+    """Returns the settings that are no widths, with their titles: `{"nf4": "bitsandbytes NF4", ...}`; only
+    those that menus offer where `listed`."""
+    return {
+        setting: entry.settings[setting]
+        for entry in ENGINES.values()
+        for setting in (listed and entry.listed) or entry.settings
+        if isinstance(setting, str)
+    }

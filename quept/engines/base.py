@@ -4,6 +4,9 @@ module runs it.
 An engine knows weights (out, in) by the names of their layers; it knows no models, plans or files. One that
 an artifact names is made by `read` from the manifest and the tensors beside it; one that learns nothing
 serves any model, from its weights as they were loaded.
+
+What a forward pass gives besides activations (the bits that each token got) the modules of an engine that
+`runs_itself` tell by `quept.engines.reports.report`; tokens of a stream and estimates of tasks carry it.
 """
 
 from __future__ import annotations
@@ -82,9 +85,9 @@ class Engine:
         per token."""
         return {}
 
-    def module(self, stored: Stored, bias: Tensor | None, dtype: dtype) -> nn.Module:
-        """Returns the module that runs a stored layer in one view, in this dtype and over the same tensors;
-        of an engine that `runs_itself`."""
+    def module(self, stored: Stored, setting: Setting, bias: Tensor | None, dtype: dtype) -> nn.Module:
+        """Returns the module that runs a stored layer at a setting in one view, in this dtype and over the
+        same tensors; of an engine that `runs_itself`."""
         raise NotImplementedError
 
     def steady(self, setting: Setting) -> bool:
@@ -97,7 +100,7 @@ class Engine:
 
     @classmethod
     def missing(cls) -> str:
-        """Returns what has to be installed before it runs here, in words; "" if nothing has."""
+        """Returns what has to be installed before it runs here, as a sentence; "" if nothing has."""
         return ""
 
     def conditions(self) -> dict[str, str]:

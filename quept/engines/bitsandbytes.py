@@ -65,7 +65,7 @@ class BitsAndBytes(Engine):
             return rows * columns + 4 * rows
         return -(-rows * columns // 2) + 4 * -(-rows * columns // NF4_BLOCK)
 
-    def module(self, stored: StoredLayer, bias: Tensor | None, dtype: torch.dtype) -> nn.Module:
+    def module(self, stored: StoredLayer, setting: str, bias: Tensor | None, dtype: torch.dtype) -> nn.Module:
         layer = shallow_copy(stored.layer)
         layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         if hasattr(layer, "state"):  # Linear8bitLt notes there what it saw in its last forward

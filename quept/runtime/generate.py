@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.cache_utils import Cache
 
+from quept.engines.reports import Reports
 from quept.models.context import context_length
 
 from .kvcache import make_cache as full_cache
@@ -111,7 +112,8 @@ class Token:
 
     finished: None, "stop" (the model ended its answer; this is its end token, and not part of the text) or
     "length" (max_tokens are out). top: (id, probability under the model itself) of the likeliest tokens in
-    this place, if they were asked for."""
+    this place, if they were asked for. reports: what the layers said of the pass that gave this token, by
+    name (see quept.engines.reports): "bits per token"."""
 
     id: int
     text: str
@@ -119,6 +121,7 @@ class Token:
     logprob: float
     finished: str | None = None
     top: tuple[tuple[int, float], ...] = ()
+    reports: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -338,7 +341,8 @@ def _steps(
     try:
         while True:
             chunk, pending = pending[:PREFILL_CHUNK], pending[PREFILL_CHUNK:]
-            logits = read(cache, chunk, len(fed))
+            with Reports().listen() as found:
+                logits = read(cache, chunk, len(fed))
             fed += chunk
             if pending:
                 event = Progress(len(fed), len(ids))
@@ -348,7 +352,8 @@ def _steps(
                 finished = "stop" if id in ends else "length" if index + 1 == sampling.max_tokens else None
                 piece = "" if finished == "stop" else text.add(id)
                 piece += text.flush() if finished else ""
-                event = Token(id, piece, index, logprob, finished, _likeliest(logits, top) if top else ())
+                likeliest = _likeliest(logits, top) if top else ()
+                event = Token(id, piece, index, logprob, finished, likeliest, found.last())
                 pending = [id]
             stats.count(event, time.perf_counter() - began, time.perf_counter() - started)
             yield event

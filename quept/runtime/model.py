@@ -333,7 +333,7 @@ class ElasticModel:
             return layer.bound(weight, bits)
         if bits.activations != FULL:
             raise PlanError(f"{bits.weights} rounds activations in its own way: leave A out of the plan")
-        return engine.module(weight, layer.bias, self.dtype)
+        return engine.module(weight, bits.weights, layer.bias, self.dtype)
 
     def _embeddings_at(self, bits: int, made_of: list[Weight]) -> dict[str, nn.Module]:
         """The embedding and the heads over their values at 2..8 bits: over the same ones where they share

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .base import EvalTask, Metric, TaskEstimate
+from .base import EvalTask, Metric, TaskEstimate, reported
 from .image import ImageTask
 from .text import Sample, TextTask
 from .vqa import VqaTask
@@ -46,7 +46,7 @@ def metrics_of(payload: Mapping[str, Any]) -> tuple[Metric, ...]:
     for task in TASKS.values():
         with suppress(ValueError, TypeError, KeyError):
             task.result.from_dict(payload)
-            return task(None).metrics(payload)
+            return task(None).metrics(payload) + reported(payload)
     return ()
 
 

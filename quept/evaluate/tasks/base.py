@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from quept.engines.reports import Reports
 from quept.evaluate.forward import Gate, MakeCache
 from quept.evaluate.results import ResultKey
 from quept.files import dtype_name
@@ -143,16 +144,32 @@ class EvalTask(ABC):
         gate: a fair lock of the caller's, held for one forward pass at a time; do not hold it around this."""
         quantized = plan is not None and plan.kv != FULL
         make_cache = (lambda: self.elastic.make_cache(plan)) if quantized else None
-        for payload in self.payloads(view, make_cache, gate):
-            yield self.read(payload)
+        found = Reports()
+
+        @contextmanager
+        def listening() -> Iterator[None]:
+            with gate(), found.listen():
+                yield
+
+        for payload in self.payloads(view, make_cache, listening):
+            means = found.means()
+            yield self.read({**payload, "reports": means} if means else payload)
 
     def read(self, payload: Mapping[str, Any]) -> TaskEstimate:
         """Returns the estimate that was stored as `payload`; ValueError for what is none."""
         self.result.from_dict(payload)
         done = payload["tokens"] + payload.get("skipped", 0)
-        return TaskEstimate(self.metrics(payload), done, self.total, payload)
+        return TaskEstimate(self.metrics(payload) + reported(payload), done, self.total, payload)
 
     def key(self, plan: PrecisionPlan, dtype: torch.dtype | None = None) -> ResultKey:
         """Returns where measurements of a plan in a compute dtype (the model's own unless given) are kept."""
         filed, model = self.elastic.filed_under(plan)
         return ResultKey(filed, model, self.id, dtype_name(dtype or self.elastic.dtype))
+
+
+def reported(payload: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """Returns what layers said of the passes that were measured, see quept.engines.reports."""
+    return tuple(
+        Metric(name, name.capitalize(), name.capitalize(), value, "lower")
+        for name, value in payload.get("reports", {}).items()
+    )
