@@ -272,6 +272,12 @@ class Service:
         named = [(_label(name), name) for name in self.opened[model].named_plans]
         return [("Equaliser (Explore page)", EQUALIZER), *named, *setting_choices()]
 
+    def tasks(self, model: str) -> list[tuple[str, str]]:
+        """Menu of what plans are measured by: (label, value), the default first. `state`, `measure`,
+        `points`, `comparable` and `compared` take the value as `task`."""
+        metrics = {name: task.metrics({}) for name, task in self.opened[model].tasks.items()}
+        return [(f"{_label(name)}: {', '.join(m.label for m in own)}", name) for name, own in metrics.items()]
+
     def start(self, model: str) -> PrecisionPlan:
         """The plan that a page opens with: 4 bits, of activations too where the model was calibrated so."""
         elastic = self.models[model]
@@ -337,9 +343,10 @@ class Service:
         plan = {key: plan_json[key] for key in changed}
         return answer | {"plan": plan, "budget": budget, "note": found.words()}
 
-    def comparable(self, model: str, tried: Sequence[PrecisionPlan] = ()) -> dict:
+    def comparable(self, model: str, tried: Sequence[PrecisionPlan] = (), task: str | None = None) -> dict:
         """What there is to compare: the menu of plans, and where the model's layers lie."""
-        described, named = self.describe(model), self.opened[model].named_plans
+        opened, task = self._task(model, task)
+        described, named = opened.description, opened.named_plans
         own = [("Equaliser", EQUALIZER)]
         history = [(f"Tried: {p.name}", f"{TRIED}{i}") for i, p in enumerate(tried) if p.name not in named]
         choices = [*own, *((_label(name), name) for name in named), *reversed(history)]
@@ -349,21 +356,21 @@ class Service:
             "blocks": described["blocks"],
             "roles": described["roles"],
             "layers": [[layer["role"], layer["block"]] for layer in described["layers"]],
-            "metrics": self.opened[model].metrics(),
-            "headline": self.opened[model].task.headline,
+            "metrics": opened.metrics(task=task),
+            "headline": task.headline,
         }
 
-    def compared(self, model: str, plan: PrecisionPlan) -> dict:
+    def compared(self, model: str, plan: PrecisionPlan, task: str | None = None) -> dict:
         """One of two plans beside each other: its bits, bytes and quality as far as they are known."""
-        opened = self.opened[model]
-        sizes, measured = opened.elastic.sizes, opened.stored(plan)
+        opened, task = self._task(model, task)
+        sizes, measured = opened.elastic.sizes, opened.stored(plan, task)
         return {
             "label": _label(plan.name),
             "plan": self.plan_json_of(model, plan),
             "bytes": sizes.deploy(plan),
             "bits_per_param": sizes.bits_per_parameter(plan),
             "predicted": opened.predicted(plan),
-            "metrics": measured and opened.metrics(measured),
+            "metrics": measured and opened.metrics(measured, task),
         }
 
     def refine(

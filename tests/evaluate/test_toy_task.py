@@ -61,7 +61,8 @@ def test_the_service_measures_draws_and_keeps_it(tmp_path):
     elastic, results = tiny_elastic(), Results.open(tmp_path / "results.sqlite")
     sample = Sample("The quick brown fox. " * 40, "foxes", tokens=128, context=64)
     service, plan = Service({"tiny": elastic}, sample, results, tmp_path), PrecisionPlan.uniform(3)
-    assert list(service.opened["tiny"].tasks) == ["text", "toy"]
+    text, toy = service.tasks("tiny")
+    assert text == ("Text: Perplexity, Mean KL, Same top token", "text") and toy == ("Toy: Even", "toy")
     *_, done = service.measure("tiny", plan, "a", task="toy")
     assert (done["status"], done["done"], done["unit"], done["conditions"]) == (
         "done",
@@ -76,6 +77,8 @@ def test_the_service_measures_draws_and_keeps_it(tmp_path):
     assert results.get(service.opened["tiny"].tasks["toy"].key(plan)).payload == done["estimate"]
     drawn = Chart(render=False).postprocess(service.points("tiny", task="toy"))
     assert [point["even"] for point in drawn["points"]] == [done["metrics"][0]["value"]]
+    assert service.comparable("tiny", task="toy")["headline"] == "even"
+    assert service.compared("tiny", plan, task="toy")["metrics"] == done["metrics"]
     assert service.state("tiny", plan)["estimate"] is None, "the first task is another one"
 
 
