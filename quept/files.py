@@ -1,6 +1,8 @@
 """Files that are whole or not there, that say what they are, and that a killed run can go on from.
 
 write_atomic, write_tensors, replacing   a temporary name in the same folder, mode 0644, then a rename
+replacing_folder                         the same for a folder
+save_tensors, tensors_header             the bytes of a safetensors file, the same for the same tensors
 read_json, parse_json                    one JSON object with "format" and a version, refused in words
 read_text                                a text in the encoding that it says, and nothing that is none
 read_lines, append_line, resume_lines    JSON lines; the line that a killed run was writing is left out
@@ -14,8 +16,10 @@ from __future__ import annotations
 import codecs
 import errno
 import json
+import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -33,7 +37,16 @@ _WAY_OUT = {
     errno.EROFS: "the disk is read-only: choose another place",
     errno.EISDIR: "there is a folder of that name: choose another name",
     errno.ENOTDIR: "a part of that path is a file: choose another place",
+    errno.EEXIST: "there are other files of that name: choose another name",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+}
+
+_DTYPES = {  # torch's name -> that of safetensors, and bytes of an element
+    **{f"float{bits}": (f"F{bits}", bits // 8) for bits in (16, 32, 64)},
+    **{f"int{bits}": (f"I{bits}", bits // 8) for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": (f"U{bits}", bits // 8) for bits in (8, 16, 32, 64)},
+    "bfloat16": ("BF16", 2),
+    "bool": ("BOOL", 1),
 }
 
 _MARKS = (  # the longer ones first: that of UTF-32 begins like that of UTF-16
@@ -91,6 +104,32 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def replacing_folder(path: str | Path, mark: str) -> Iterator[Path]:
+    """Gives a temporary folder beside `path` to fill, renamed to it at the end of the block; an exception
+    there removes it and leaves `path` as it was. A folder that is there already is replaced if it is empty or
+    holds a file named `mark`, and is otherwise somebody's: FileError."""
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not (path / mark).is_file() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=".", suffix=".tmp"))
+        try:
+            yield temporary
+            os.chmod(temporary, 0o755)  # mkdtemp makes it readable to nobody else
+            if path.exists():
+                older = temporary.with_suffix(".old")
+                os.replace(path, older)
+                os.replace(temporary, path)
+                shutil.rmtree(older, ignore_errors=True)
+            else:
+                os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
 def write_atomic(path: str | Path, content: bytes | str) -> int:
     """Writes a file, text as UTF-8; returns its bytes."""
     content = content.encode() if isinstance(content, str) else content
@@ -101,11 +140,51 @@ def write_atomic(path: str | Path, content: bytes | str) -> int:
 def write_tensors(
     path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file."""
-    from safetensors.torch import save_file
-
+    """Writes a safetensors file; it appears whole or not at all."""
     with replacing(path) as temporary:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata and {**metadata})
+        save_tensors(temporary, tensors, metadata)
+
+
+def save_tensors(
+    path: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    room: int = 0,
+) -> None:
+    """Writes a safetensors file, the same bytes for the same tensors: safetensors itself orders the metadata
+    as a hash does. room: bytes that its header takes at least, filled up with spaces."""
+    import torch
+
+    kinds = {name: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()}
+    with open(path, "wb") as file:
+        file.write(tensors_header(kinds, metadata, room))
+        for name in _laid_out(kinds):
+            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().data)
+
+
+def tensors_header(
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]],
+    metadata: Mapping[str, str] | None = None,
+    room: int = 0,
+) -> bytes:
+    """Returns how a safetensors file of these tensors begins, its length included. kinds: `{name: (dtype,
+    shape)}`."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in _laid_out(kinds):
+        dtype, shape = kinds[name]
+        code, width = _DTYPES[dtype]
+        begin, end = end, end + width * math.prod(shape)
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(max(room, -(-len(text) // 8) * 8))
+    return len(text).to_bytes(8, "little") + text
+
+
+def _laid_out(kinds: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
+    """Names in the order of the file: wide elements first, so that each lies at a multiple of its width."""
+    return sorted(kinds, key=lambda name: (-_DTYPES[kinds[name][0]][1], name))
 
 
 def parse_json(

@@ -45,16 +45,29 @@ def test_a_full_disk_is_one_sentence_with_the_way_out(tmp_path):
         append_line(path, {"a": 1})
 
 
-def test_a_full_disk_under_safetensors_is_the_same_sentence(tmp_path, monkeypatch):
+def test_a_full_disk_under_safetensors_is_the_same_sentence(tmp_path):
     from safetensors import SafetensorError
 
-    def full(*_):
+    with pytest.raises(FileError, match="the disk is full") as caught, replacing(tmp_path / "x.safetensors"):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(FileError, match="the disk is full") as caught:
-        write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(2)})
     assert caught.value.errno == errno.ENOSPC and not os.listdir(tmp_path)
+
+
+def test_tensors_are_the_same_bytes_every_time_and_safetensors_reads_them(tmp_path):
+    from safetensors.torch import load_file
+
+    tensors = {
+        "b": torch.arange(6, dtype=torch.bfloat16).view(2, 3),
+        "scalar": torch.tensor(2.0),
+        "c": torch.arange(3, dtype=torch.uint8),
+        "empty": torch.zeros(0, 4, dtype=torch.float16),
+    }
+    written = [tmp_path / name for name in ("one", "two")]
+    for path in written:
+        write_tensors(path, tensors, {str(i): "x" for i in range(20)})
+    assert written[0].read_bytes() == written[1].read_bytes()
+    read = load_file(written[0])
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize("under", ["file/below", "folder"])

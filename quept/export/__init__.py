@@ -1,12 +1,50 @@
-"""A plan as a file: one module per target format, every export read back and compared.
+"""A plan as a file: one module and one entry of EXPORTERS per target format, every export read back and
+compared.
 
-packed  the packed tensors of one plan in a safetensors file
+base    the contract
+packed  our own: the packed tensors of one plan in a safetensors file
+
+The table is read without importing any exporter, or torch.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from quept.stage import make_callable
 
-from .packed import ExportError, PackedModel, export, open_packed
+if TYPE_CHECKING:
+    from .base import Exporter
 
-__all__ = ["ExportError", "PackedModel", "export", "open_packed"]
+EXPORTERS: Mapping[str, str] = {  # what a person types -> where its exporter is
+    "packed": "quept.export.packed:Packed",
+}
+_WHERE = {
+    "Compared": "base",
+    "Exporter": "base",
+    "ExportError": "base",
+    "PackedModel": "packed",
+    "export": "packed",
+    "open_packed": "packed",
+}
+
+__all__ = ["EXPORTERS", "exporter", *_WHERE]
+
+
+def exporter(name: str) -> Exporter:
+    """Returns the exporter of a format of the table; ValueError lists them."""
+    if name not in EXPORTERS:
+        raise ValueError(f"{name!r:.80} is no format that is written here: give {', '.join(EXPORTERS)}")
+    module, _, attribute = EXPORTERS[name].partition(":")
+    return getattr(import_module(module), attribute)()
+
+
+def __getattr__(name: str):
+    if name in _WHERE:
+        return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 make_callable(__name__)

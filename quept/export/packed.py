@@ -6,12 +6,13 @@ quantized in 16 bits.
     {layer}.zeros    uint8    (out, packed row)      not at 8 bits, where every zero-point is 128
     {parameter}      16 bits                         whatever is at 16 bits, norms, biases; ties once
 
-The bytes of these tensors are exactly `elastic.sizes.deploy(plan)`. The metadata hold what else is needed:
-format and version, the plan, the model's config and fingerprint, the grid of every layer, which parameters
-are tied, the shape of a quantized weight that is no matrix (patches are embedded by a convolution, whose
-kernels are stored as rows), and the static grids of the activations that the plan rounds. The tokenizer is
-not in the file. Activation and KV widths are in the plan, for whoever runs it; they change no stored tensor.
-`open_packed` gives the values of the view, bit for bit.
+The bytes of these tensors are exactly `elastic.sizes.deploy(plan)`; the header before them, which is filled
+up to the room that any plan of the model needs, makes the file that of `Packed().sizes`. The metadata hold
+what else is needed: format and version, the plan, the model's config and fingerprint, the grid of every
+layer, which parameters are tied, the shape of a quantized weight that is no matrix (patches are embedded by a
+convolution, whose kernels are stored as rows), and the static grids of the activations that the plan rounds.
+The tokenizer is not in the file. Activation and KV widths are in the plan, for whoever runs it; they change
+no stored tensor. `open_packed` gives the values of the view, bit for bit.
 """
 
 from __future__ import annotations
@@ -23,21 +24,28 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from quept.files import replacing
-from quept.numerics.grid import Quantized, dequantize
-from quept.plan import FULL, PlanError, PrecisionPlan
+from quept.engines import WIDTHS, Setting
+from quept.files import save_tensors, tensors_header
+from quept.numerics.grid import Quantized, dequantize, quantized_bytes
+from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
 from quept.runtime import ElasticModel
+
+from .base import (
+    Compared,
+    Exporter,
+    ExportError,
+    Progress,
+    full_nbytes,
+    plan_room,
+    plan_text,
+    settings_of,
+)
 
 FORMAT, VERSION = "quept-packed", 1
 PARTS = ("codes", "scales", "zeros")
-
-
-class ExportError(RuntimeError):
-    """A file that cannot be written or read; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -79,34 +87,47 @@ class PackedModel:
         return values.view(self.shapes.get(layer, values.shape))
 
 
+class Packed(Exporter):
+    """See the module docstring. `write` gives `Compared`; the function `export` gives what was read."""
+
+    name, title, suffix = "packed", "quept", ".safetensors"
+    engines = ("quept",)
+    ours = True
+
+    def widths(self, columns: int, group: int, embedding: bool = False) -> Mapping[Setting, str]:
+        return WIDTHS | {FULL: "16 bits"}
+
+    def nbytes(self, rows: int, columns: int, bits: Setting, group: int) -> int:
+        return full_nbytes(rows, columns) if bits == FULL else quantized_bytes(rows, columns, bits, group)
+
+    def overhead(self, elastic: ElasticModel) -> int:
+        return elastic.sizes.fixed + 8 + _room(elastic)
+
+    def fill(self, elastic: ElasticModel, plan: PrecisionPlan, out: Path, progress: Progress) -> None:
+        progress("packing", None)
+        tensors, grids = _tensors(elastic, plan)
+        save_tensors(out, tensors, _metadata(elastic, plan, grids), _room(elastic))
+
+    def compare(self, elastic: ElasticModel, plan: PrecisionPlan, out: Path) -> Compared:
+        read, (tensors, grids) = open_packed(out), _tensors(elastic, plan)
+        if set(read.tensors) != set(tensors) or not all(
+            torch.equal(read.tensors[name], t) for name, t in tensors.items()
+        ):
+            raise ExportError(
+                "the file does not read back as it was written: the disk may be full or failing"
+            )
+        size, computed = out.stat().st_size, self.sizes(elastic).deploy(plan)
+        assert size == computed, f"{size} bytes written, {computed} computed"
+        weights = sum(grid[2] * len(tensors[f"{layer}.codes"]) for layer, grid in grids.items())
+        return Compared(len(grids), weights, 0.0, size)
+
+
 def export(elastic: ElasticModel, plan: PrecisionPlan, path: str | Path) -> PackedModel:
     """Write the plan to `path`, read it back, compare, and return what was read. The file appears whole or
     not at all.
 
     Raises PlanError if the plan does not fit the model, OSError where the file cannot be written."""
-    if words := {b.weights for b in plan.resolve(elastic.layers).values() if isinstance(b.weights, str)}:
-        raise PlanError(f"an exported file holds widths from 2 to 8 bits and 16; this plan says {min(words)}")
-    tensors, grids = _tensors(elastic, plan)
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "model": elastic.title,
-        "fingerprint": elastic.fingerprint,
-        "plan": plan.to_json(),
-        "config": json.dumps(_config(elastic.config)),
-        "grids": json.dumps(grids),
-        "tied": json.dumps(_tied(elastic.base)),
-    }
-    shapes = {layer: tuple(elastic.base.get_submodule(layer).weight.shape) for layer in grids}
-    shapes = {layer: shape for layer, shape in shapes.items() if len(shape) != 2}
-    if shapes:
-        metadata["shapes"] = json.dumps(shapes)
-    static = _static(elastic, plan)
-    if static:
-        metadata["static"] = json.dumps(static)
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
-        _compare(open_packed(temporary), tensors, elastic.sizes.deploy(plan))
+    Packed().write(elastic, plan, path)
     return open_packed(path)
 
 
@@ -144,13 +165,47 @@ def open_packed(path: str | Path) -> PackedModel:
         raise ExportError(f"{path} is damaged or no exported plan: {error}") from None
 
 
+def _metadata(elastic: ElasticModel, plan: PrecisionPlan, grids: Mapping[str, object]) -> dict[str, str]:
+    shapes = {layer: tuple(elastic.base.get_submodule(layer).weight.shape) for layer in grids}
+    more = {
+        "shapes": {layer: shape for layer, shape in shapes.items() if len(shape) != 2},
+        "static": _static(elastic, plan),
+    }
+    return {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "model": elastic.title,
+        "fingerprint": elastic.fingerprint,
+        "plan": plan_text(elastic, plan),
+        "config": json.dumps(_config(elastic.config)),
+        "grids": json.dumps(grids),
+        "tied": json.dumps(_tied(elastic.base)),
+    } | {key: json.dumps(value) for key, value in more.items() if value}
+
+
+def _room(elastic: ElasticModel) -> int:
+    """Bytes that the header of any plan fits into: every layer in three tensors, the longest plan."""
+    kinds, grids = {}, {}
+    for name, parameter in elastic.base.named_parameters():
+        layer = name.removesuffix(".weight")
+        if layer in elastic.sizes.layers or layer in elastic.embeddings:
+            kinds |= {f"{layer}.{part}": ("uint8", tuple(parameter.flatten(1).shape)) for part in PARTS}
+            grids[layer] = (8, parameter.shape[-1], parameter[0].numel())
+        else:
+            kinds[name] = ("uint8", tuple(parameter.shape))
+    metadata = _metadata(elastic, PrecisionPlan.full(), grids)
+    static = max(
+        (json.dumps(_static(elastic, PrecisionPlan.uniform(4, a))) for a in ACTIVATION_BITS), key=len
+    )
+    header = tensors_header(kinds, metadata | {"static": static, "plan": '"' * plan_room(elastic)})
+    return -(-(len(header) + 20 * len(kinds)) // 8) * 8  # offsets of wider elements have more digits
+
+
 def _tensors(
     elastic: ElasticModel, plan: PrecisionPlan
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, int, int]]]:
     """What is stored, by name, and the grids of the quantized layers."""
-    widths = {name: b.weights for name, b in plan.resolve(elastic.layers).items()}
-    widths |= dict.fromkeys(elastic.embeddings, plan.embeddings)
-    quantized = {name: bits for name, bits in widths.items() if bits != FULL}
+    quantized = {name: bits for name, bits in settings_of(elastic, plan).items() if bits != FULL}
     tensors, grids = {}, {}
     stored = next(elastic.base.parameters()).dtype
     for name, parameter in elastic.base.named_parameters():
@@ -191,11 +246,3 @@ def _tied(model: torch.nn.Module) -> dict[str, str]:
     owners = {id(parameter): name for name, parameter in model.named_parameters()}
     names = model.named_parameters(remove_duplicate=False)
     return {name: owners[id(parameter)] for name, parameter in names if owners[id(parameter)] != name}
-
-
-def _compare(read: PackedModel, written: Mapping[str, Tensor], size: int) -> None:
-    if set(read.tensors) != set(written) or not all(
-        torch.equal(read.tensors[name], t) for name, t in written.items()
-    ):
-        raise ExportError("the file does not read back as it was written: the disk may be full or failing")
-    assert read.nbytes == size, f"{read.nbytes} bytes written, {size} computed"

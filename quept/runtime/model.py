@@ -83,6 +83,7 @@ class ElasticModel:
         self.layout: ModelLayout = loaded.layout
         self.layers: tuple[str, ...] = loaded.layout.layers
         self.embeddings: tuple[str, ...] = loaded.embeddings
+        self.online: frozenset[str] = loaded.online
         self.sizes = Sizes.of(loaded, artifact, base)
         self._engines = artifact.engines
         self._grid = Rtn(artifact.group)  # of the embeddings, whatever the engine of the layers

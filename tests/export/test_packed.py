@@ -9,6 +9,7 @@ from safetensors.torch import safe_open, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quept.export import ExportError, export, open_packed
+from quept.export.packed import Packed
 from quept.plan import PlanError, PrecisionPlan
 from quept.runtime import ElasticModel
 from tests.tiny import FAMILIES, save_tiny, token_ids
@@ -46,7 +47,7 @@ def test_tensor_bytes_are_the_deploy_size(family, plan, opened, tmp_path):
         written = sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118  not a mapping
     assert written == elastic.sizes.deploy(plan)
     header = int.from_bytes(path.read_bytes()[:8], "little")
-    assert path.stat().st_size == 8 + header + written
+    assert path.stat().st_size == 8 + header + written == Packed().sizes(elastic).deploy(plan)
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
@@ -90,11 +91,11 @@ def test_a_write_that_fails_leaves_the_older_file(opened, tmp_path, monkeypatch)
     export(opened("llama"), PrecisionPlan.uniform(4), path)
     before = path.read_bytes()
 
-    def full_disk(tensors, name, metadata):
+    def full_disk(name, *_):
         Path(name).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("quept.export.packed.save_file", full_disk)
+    monkeypatch.setattr("quept.export.packed.save_tensors", full_disk)
     with pytest.raises(OSError, match="cannot write .*out.safetensors: the disk is full"):
         export(opened("llama"), PrecisionPlan.uniform(5), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -10,7 +10,7 @@ from timm import create_model
 
 from quept.artifact import Artifact
 from quept.engines.quept import LayerParameters, Quept
-from quept.export import export, open_packed
+from quept.export import export, exporter, open_packed
 from quept.models import load
 from quept.numerics.adapters import RankSchedule
 from quept.plan import PrecisionPlan
@@ -38,6 +38,7 @@ def test_tensor_bytes_are_the_deploy_size_and_values_the_views(elastic, plan, tm
     with safe_open(path, framework="pt") as file:
         written = sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118  not a mapping
     assert written == elastic.sizes.deploy(plan)
+    assert path.stat().st_size == exporter("packed").sizes(elastic).deploy(plan)
     state, view = open_packed(path).state(), elastic.view(plan)
     for name in (*elastic.layers, *elastic.embeddings):
         weight = view.get_submodule(name).weight
