@@ -2,25 +2,54 @@
 
 A subclass names its files in `NAME` (its style is NAME.css, its script NAME.js, run after `SCRIPTS`), its
 events in `EVENTS`, its properties beside the value in `PROPS`, and in `EMPTY` what it shows before anything
-else. Two rules keep a page safe and whole: templates are constant text (Gradio runs any `${...}` it finds in
-one; the scripts write what comes from outside with textContent only), and a constructor argument that is a
-prop has the prop's name, so that a component returned from an event handler reaches the browser unchanged.
+else. The browser fetches the files when the first widget that needs them is drawn, and keeps them: written
+into the page's configuration they were half of it. Two rules keep a page safe and whole: templates are
+constant text (Gradio runs any `${...}` it finds in one; the scripts write what comes from outside with
+textContent only), and a constructor argument that is a prop has the prop's name, so that a component returned
+from an event handler reaches the browser unchanged.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import gradio as gr
 
+FOLDER = Path(__file__).parent
+# Runs once per widget drawn. The style is laid under `:is(#_, .widget)`: as strong as an id, so that it beats
+# Gradio's own, and the same for all widgets of one kind.
+LOADER = """const { folder, stamp, style, scripts } = %s;
+const kept = (window.queptFiles ??= {});
+const { root = ".", api_prefix = "/gradio_api" } = window.gradio_config ?? {};
+const read = async (name) => {
+  const answer = await fetch(`${root.replace(/\\/$/, "")}${api_prefix}/file=${folder}/${name}?${stamp}`);
+  if (!answer.ok) throw new Error(`${name}: ${answer.status}`);
+  return answer.text();
+};
+const text = (name) => (kept[name] ??= read(name));
+const dress = async () => {
+  const sheet = document.createElement("style");
+  sheet.textContent = `:is(#_, .widget-${style}) { ${await text(style + ".css")} }`;
+  document.head.append(sheet);
+};
+Promise.all([...scripts.map(text), (kept[`style of ${style}`] ??= dress())]).then((parts) =>
+  Function("element", "trigger", "props", "server", "upload", "watch", parts.slice(0, -1).join("\\n"))(
+    element, trigger, props, server, upload, watch));
+"""
+
 
 @cache
-def asset(name: str) -> str:
-    """The text of a file in this folder, such as "equalizer.js"."""
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+def served() -> dict[str, str]:
+    """Where a browser finds the scripts and styles of this folder, and a stamp that changes with them."""
+    files = sorted(file for kind in ("js", "css") for file in FOLDER.glob(f"*.{kind}"))
+    gr.set_static_paths(files)
+    newest = max(file.stat().st_mtime_ns for file in files)
+    return {"folder": quote(FOLDER.as_posix()), "stamp": f"{newest:x}"}
 
 
 def finite(value: Any) -> Any:
@@ -68,15 +97,16 @@ class Widget(gr.HTML):
         unknown = set(props) - set(self.PROPS)
         if unknown:
             raise TypeError(f"{type(self).__name__} has no argument {sorted(unknown)[0]!r}")
+        named = [elem_classes] if isinstance(elem_classes, str) else elem_classes or []
+        files = {"style": self.NAME, "scripts": [*self.SCRIPTS, f"{self.NAME}.js"]}
         super().__init__(
             value,
             html_template=f'<div class="{self.NAME.replace("_", "-")}"{attributes}></div>',
-            css_template=asset(f"{self.NAME}.css"),
-            js_on_load="".join(map(asset, (*self.SCRIPTS, f"{self.NAME}.js"))),
+            js_on_load=LOADER % json.dumps(served() | files),
             apply_default_css=False,
             visible=visible,
             elem_id=elem_id or self.NAME,
-            elem_classes=elem_classes,
+            elem_classes=[*named, f"widget-{self.NAME}"],
             scale=scale,
             min_width=min_width,
             render=render,

@@ -11,7 +11,7 @@ from gradio_client import utils as client_utils
 
 from app.components.equalizer import Equalizer, check_plan, full_plan
 from app.components.numbers import Numbers
-from app.components.widget import asset
+from app.components.widget import FOLDER
 
 LAYERS = ("model.layers.0.q", "model.layers.0.down", "model.layers.1.q", "model.layers.1.down")
 
@@ -143,12 +143,12 @@ def test_an_update_carries_the_new_description_and_checks_against_it():
 
 @pytest.mark.parametrize("name", ["equalizer", "numbers"])
 def test_templates_are_constant_text(name):
-    style = asset(f"{name}.css")
+    style = (FOLDER / f"{name}.css").read_text()
     for mark in ("${", "{{", "`", "\\", "@keyframes"):
         assert mark not in style
     component = Equalizer(description=described()) if name == "equalizer" else Numbers()
     assert component.html_template == f'<div class="{name}"></div>'
-    script = component.js_on_load
+    script = (FOLDER / f"{name}.js").read_text()
     for way_in in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"):
         assert way_in not in script
 
