@@ -18,7 +18,7 @@ from quept.engines import ENGINES, Setting, engine_class
 from quept.engines.base import Engine
 from quept.files import write_atomic, write_tensors
 from quept.models import LoadedModel
-from quept.transforms import Record, TransformError, apply
+from quept.transforms import Record, TransformError, transformed
 
 from .manifest import FILE_NAME, ArtifactError, Manifest
 
@@ -179,7 +179,7 @@ class Artifact:
         if self.record is None or loaded.record is not None:
             return loaded
         try:
-            return apply(loaded, self.record)
+            return transformed(loaded, self.record)
         except TransformError as error:
             raise ArtifactError(f"the transforms of this artifact do not fit its base: {error}") from None
 

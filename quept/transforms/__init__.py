@@ -17,12 +17,22 @@ rewriter     the model being rewritten: edits noted in float64, one rounding at 
 online    the linear layer that transforms its input
 probe     whether a transformed model answers as its base does
 apply     a record's steps, in order, on a rewriter, and that probe
+cached    the same with the weights in a file that is mapped, made once
 """
 
 from .apply import apply
+from .cached import transformed
 from .record import Record, TransformError
 from .reparameterisation import reparameterisation
 from .rotation import rotation_record
 from .search import search_scales
 
-__all__ = ["Record", "TransformError", "apply", "reparameterisation", "rotation_record", "search_scales"]
+__all__ = [
+    "Record",
+    "TransformError",
+    "apply",
+    "reparameterisation",
+    "rotation_record",
+    "search_scales",
+    "transformed",
+]

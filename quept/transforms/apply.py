@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from quept.models import LoadedModel
 
 from .norms import fold_norms
@@ -21,15 +25,16 @@ STEPS = {
 OF_LANGUAGE = ("norms", "rotation", "scaling")
 
 
-def apply(loaded: LoadedModel, record: Record) -> LoadedModel:
+def apply(loaded: LoadedModel, record: Record, made: Mapping[str, Tensor] | None = None) -> LoadedModel:
     """The model of `loaded` with the record's steps taken: another model with the same logits, up to one
     rounding of each weight to float16 (to float32 or float64 if that is what the model has). The same record
     on the same weights gives the same bits.
 
     `loaded` is not changed; source, fingerprint and provenance stay those of the base. What comes out runs by
     itself, `online` layers included, but only together with its record can it be stored: save the record and
-    the base, not the weights. TransformError if the model was transformed before, the record does not fit, or
-    the answers on a probe are not those of the base (see `probe`).
+    the base, not the weights. made: the parameters that came out another time, by name; they are taken as
+    they are, and the answers were tried then. TransformError if the model was transformed before, the record
+    does not fit, or the answers on a probe are not those of the base (see `probe`).
     """
     if loaded.record is not None:
         raise TransformError(
@@ -42,7 +47,9 @@ def apply(loaded: LoadedModel, record: Record) -> LoadedModel:
         if loaded.kind != "language" and kind in OF_LANGUAGE:
             raise TransformError(f"{kind} is a transform of language models, and {loaded.title} is none")
         STEPS[kind](rewriter, record, **settings)
-    transformed = rewriter.finish(record)
+    transformed = rewriter.finish(record, made)
+    if made:
+        return transformed
     same, off = kept(loaded, transformed)
     if not same:
         kinds = ", ".join(str(step["kind"]) for step in record.steps)

@@ -13,7 +13,7 @@ weight needs); a model in float32 or float64 stays as wide as it is.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -78,18 +78,20 @@ class Rewriter:
         self.untied = True
         self._edits.setdefault(self.layout.head, [])
 
-    def finish(self, record: Record) -> LoadedModel:
-        """The transformed model; TransformError if a weight does not fit its dtype any more."""
-        changed = {name: self._edited(name, edits) for name, edits in self._edits.items()}
+    def finish(self, record: Record, made: Mapping[str, Tensor] | None = None) -> LoadedModel:
+        """The transformed model; TransformError if a weight does not fit its dtype any more. made: what came
+        out another time, `{name of the parameter: values}`, to be taken instead."""
+        changed = {name: self._edited(name, edits, made) for name, edits in self._edits.items()}
         for name, norm in self.norms.items():
             if norm is not self._found[name]:
                 changed[name] = self._with_norm(name, norm)
         model = clone(self.model, changed)
         kept: dict[int, nn.Parameter] = {}  # what nobody edited, ties included
-        for module in model.modules():
+        for name, module in model.named_modules():
             for key, p in module._parameters.items():
                 if p is not None and p.dtype != _storage(p.dtype):
-                    module._parameters[key] = kept.setdefault(id(p), _parameter(p, p.dtype))
+                    values = made[f"{name}.{key}"] if made and id(p) not in kept else p
+                    module._parameters[key] = kept.setdefault(id(p), _parameter(values, p.dtype))
         if hasattr(self.model, "config"):
             self._describe(model)
         return replace(self.loaded, model=model, record=record, online=frozenset(self.online))
@@ -105,13 +107,16 @@ class Rewriter:
             if module.__dict__.get("config") is old:
                 module.config = config
 
-    def _edited(self, name: str, edits: list[Edit]) -> nn.Module:
+    def _edited(self, name: str, edits: list[Edit], made: Mapping[str, Tensor] | None) -> nn.Module:
         module = shallow_copy(self.model.get_submodule(name))
         dtype = module.weight.dtype
         old = getattr(module, "bias", None)
-        weight, bias = module.weight.detach().double(), None if old is None else old.detach().double()
-        for edit in edits:
-            weight, bias = edit(weight, bias)
+        if made:
+            weight, bias = made[f"{name}.weight"], made.get(f"{name}.bias")
+        else:
+            weight, bias = module.weight.detach().double(), None if old is None else old.detach().double()
+            for edit in edits:
+                weight, bias = edit(weight, bias)
         module._parameters["weight"] = _parameter(weight, dtype, name)
         if bias is not None:
             module._parameters["bias"] = _parameter(bias, dtype, name)
