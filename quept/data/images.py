@@ -3,12 +3,12 @@
     images = image_folder("imagenet/val", elastic.vision)   # a folder of pictures a class, ImageNet's layout
     images = stored_images(elastic.vision.images, elastic.vision)   # those that lie beside a model's weights
 
-Pictures are read and prepared batch by batch, each time they are asked for, with timm's own preprocessing for
-the model. Any kind of JPEG, PNG, WebP, GIF, BMP, TIFF or PNM is taken: turned upright as its EXIF data say,
-where they can be read; the first frame of an animation, transparent parts over white, 16-bit grey scaled to
-8, other grey numbers from their least to their greatest, everything then converted to the model's channels. A
-file that cannot be read (truncated, another format, too large or too long a strip to be safe) is left out and
-counted. Vector graphics and PostScript are never opened.
+Pictures are read and prepared batch by batch, with timm's own preprocessing for the model. Any kind of JPEG,
+PNG, WebP, GIF, BMP, TIFF or PNM is taken: turned upright as its EXIF data say, where they can be read; the
+first frame of an animation, transparent parts over white, 16-bit grey scaled to 8, other grey numbers from
+their least to their greatest, everything then converted to the model's channels. A file that cannot be read
+(truncated, another format, too large or too long a strip to be safe) is left out and counted. Vector graphics
+and PostScript are never opened.
 
 A set has an `id`, a sha256 over its pictures, their labels and the preprocessing. Of files it takes their
 names and sizes, not their content, which for ImageNet are six gigabytes: a file that is changed must change
@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -37,11 +35,12 @@ from quept.files import read_text, write_tensors
 from quept.models import Vision
 from quept.models.strips import check_shape
 
+from .evalset import EvalSet, ImageError, in_threads
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 FORMAT, VERSION = "quept-images", 1
 BATCH = 50
-PREPARED_BYTES = 64_000_000  # of pictures kept as a model's input
 TURNS = {  # EXIF orientation -> what sets the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,11 +50,6 @@ TURNS = {  # EXIF orientation -> what sets the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-THREADS = 4  # that decode: PIL lets go of the interpreter while it does
-
-
-class ImageError(ValueError):
-    """Pictures that cannot be read or understood; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +65,17 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def nbytes(self) -> int:
+        return self.pixels.nbytes
 
-@dataclass(frozen=True, eq=False)
-class Images:
-    """name: for people. labels (n,) int64. id: see the module's docstring. picture: number -> the picture in
-    the model's channels, ImageError where it cannot be read. transform: picture -> (channels, height, width).
-    """
 
-    name: str
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Images(EvalSet):
+    """labels (n,) int64. picture: number -> the picture in the model's channels, ImageError where it cannot
+    be read. transform: picture -> (channels, height, width)."""
+
     labels: LongTensor
-    id: str
     picture: Callable[[int], Image.Image]
     transform: Callable[[Image.Image], Tensor]
     batch_size: int = BATCH
@@ -92,42 +87,14 @@ class Images:
     def batches(self) -> int:
         return -(-len(self) // self.batch_size)
 
-    def batch(self, number: int) -> Batch:
-        """Batch `number` of the set: those of its pictures that can be read."""
+    def read(self, number: int) -> Batch:
         rows = range(len(self))[number * self.batch_size : (number + 1) * self.batch_size]
-        with ThreadPoolExecutor(THREADS) as pool:
-            found = list(pool.map(self._prepared, rows))
+        found = in_threads(lambda row: self.transform(self.picture(row)), rows)
         kept = [row for row, pixels in zip(rows, found, strict=True) if pixels is not None]
         pixels = [p for p in found if p is not None]
         index = torch.tensor(kept, dtype=torch.int64)
         stacked = torch.stack(pixels) if pixels else torch.empty(0)
         return Batch(stacked, self.labels[index], index, len(rows) - len(kept))
-
-    def _prepared(self, row: int) -> Tensor | None:
-        try:
-            return self.transform(self.picture(row))
-        except ImageError:
-            return None
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedImages(Images):
-    """Images whose batches stay in memory once they were prepared. Use `prepared`. Safe to share."""
-
-    _batches: dict[int, Batch] = field(default_factory=dict)
-
-    def batch(self, number: int) -> Batch:
-        if number not in self._batches:
-            self._batches[number] = super().batch(number)
-        return self._batches[number]
-
-
-def prepared(images: Images, vision: Vision, most: int = PREPARED_BYTES) -> Images:
-    """The same pictures, each prepared only once, for who measures many plans on them; as they are where they
-    would take more than `most` bytes."""
-    if 4 * math.prod(vision.data["input_size"]) * len(images) > most:
-        return images
-    return PreparedImages(**{f.name: getattr(images, f.name) for f in fields(images)})
 
 
 def read_picture(source: str | Path | IO[bytes], channels: int = 3, most: int | None = None) -> Image.Image:
@@ -226,11 +193,11 @@ def image_folder(
     paths, numbers = zip(*(found[i] for i in order), strict=True)
     named = [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in paths]
     return Images(
-        folder.resolve().name,
-        torch.tensor(numbers),
-        _id(vision, json.dumps([named, numbers]).encode()),
-        lambda i: read_picture(paths[i], vision.channels),
-        transform_of(vision),
+        name=folder.resolve().name,
+        id=_id(vision, json.dumps([named, numbers]).encode()),
+        labels=torch.tensor(numbers),
+        picture=lambda i: read_picture(paths[i], vision.channels),
+        transform=transform_of(vision),
     )
 
 
@@ -264,11 +231,11 @@ def stored_images(path: str | Path, vision: Vision, count: int | None = None) ->
         raise ImageError(f"{path} has labels that are no class of this model")
     content = hashlib.sha256(pixels.numpy()).digest() + labels.numpy().tobytes()
     return Images(
-        metadata.get("name", Path(path).stem),
-        labels,
-        _id(vision, content),
-        lambda i: in_channels(Image.fromarray(pixels[i].numpy()), vision.channels),
-        transform_of(vision),
+        name=metadata.get("name", Path(path).stem),
+        id=_id(vision, content),
+        labels=labels,
+        picture=lambda i: in_channels(Image.fromarray(pixels[i].numpy()), vision.channels),
+        transform=transform_of(vision),
     )
 
 

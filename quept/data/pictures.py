@@ -6,8 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +17,8 @@ from quept.models import LoadedModel, Vision
 
 from .base import TRANSFORMS, Data, DataError, FolderSource, Progress, Wanted
 from .batches import BATCH
-from .images import SUFFIXES, THREADS, ImageError, in_channels, read_picture, transform_of
+from .evalset import in_threads
+from .images import SUFFIXES, in_channels, read_picture, transform_of
 
 BUILT_IN = "fashion-mnist"
 
@@ -73,12 +72,11 @@ def _drawn(source: str, vision: Vision, count: int, seed: int, report: Progress)
 
     random.Random(seed).shuffle(everything)
     transform, found = transform_of(vision), []
-    with ThreadPoolExecutor(THREADS) as pool:
-        while everything and len(found) < count:
-            missing = count - len(found)
-            chosen, everything = everything[:missing], everything[missing:]
-            prepared = pool.map(lambda which: _prepared(read, transform, which), chosen)
-            found += [pixels for pixels in prepared if pixels is not None]
+    while everything and len(found) < count:
+        missing = count - len(found)
+        chosen, everything = everything[:missing], everything[missing:]
+        prepared = in_threads(lambda which: transform(read(which)), chosen)
+        found += [pixels for pixels in prepared if pixels is not None]
     if not found:
         raise DataError(f"none of the pictures in {source!r} can be read")
     return torch.stack(found)
@@ -92,10 +90,3 @@ def _files(source: str) -> list[Path]:
             f"{source!r} is neither a folder with pictures ({', '.join(sorted(SUFFIXES))}) nor {BUILT_IN!r}"
         )
     return found
-
-
-def _prepared(read: Callable, transform: Callable, which: object) -> Tensor | None:
-    try:
-        return transform(read(which))
-    except ImageError:
-        return None

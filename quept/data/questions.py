@@ -19,9 +19,8 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -34,7 +33,8 @@ from quept.runtime.template import rendered
 from quept.runtime.visual import VisualPrompt, visual_prompt
 
 from .easy_vqa import question_type, read_questions
-from .images import PREPARED_BYTES, read_picture
+from .evalset import EvalSet
+from .images import read_picture
 from .pairs import DESCRIBE, Pair, read_pairs
 
 BATCH = 16  # questions, at least, that one estimate follows the other by; and, at most, of one group
@@ -68,10 +68,6 @@ class Prepared:
     seen: int
     asked: tuple[Asked, ...]
 
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in self.prompt.inputs.values())
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -84,23 +80,21 @@ class Batch:
     def rows(self) -> Tensor:
         return torch.tensor([asked.row for group in self.groups for asked in group.asked], dtype=torch.int64)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for group in self.groups for t in group.prompt.inputs.values())
 
-@dataclass(frozen=True, eq=False)
-class Questions:
-    """name: for people. kinds: the type of each question, by its number; messages: how it is asked, as
-    `prompt_ids` takes it. id: see the module's docstring. picture: number -> the picture in RGB, ImageError
-    where it cannot be read. Batches that were prepared stay in memory, as many as fit into `most` bytes.
-    Safe to share."""
 
-    name: str
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Questions(EvalSet):
+    """kinds: the type of each question, by its number; messages: how it is asked, as `prompt_ids` takes it.
+    picture: number -> the picture in RGB, ImageError where it cannot be read. groups: by batch."""
+
     kinds: tuple[str, ...]
     messages: tuple[tuple[Mapping, ...], ...]
-    id: str
     picture: Callable[[int], Image.Image]
     processor: ProcessorMixin
-    groups: tuple[tuple[Group, ...], ...]  # by batch
-    most: int = PREPARED_BYTES
-    _kept: dict[int, Batch] = field(default_factory=dict, repr=False)
+    groups: tuple[tuple[Group, ...], ...]
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -109,17 +103,10 @@ class Questions:
     def batches(self) -> int:
         return len(self.groups)
 
-    def batch(self, number: int) -> Batch:
-        """Batch `number` of the set: those of its questions whose pictures can be read."""
-        if number in self._kept:
-            return self._kept[number]
+    def read(self, number: int) -> Batch:
         found = [(group, self._prepared(group)) for group in self.groups[number]]
         skipped = sum(len(group.asked) for group, prepared in found if prepared is None)
-        batch = Batch(tuple(prepared for _, prepared in found if prepared), skipped)
-        held = chain(batch.groups, *(kept.groups for kept in list(self._kept.values())))
-        if sum(prepared.nbytes for prepared in held) <= self.most:
-            self._kept[number] = batch
-        return batch
+        return Batch(tuple(prepared for _, prepared in found if prepared), skipped)
 
     def _prepared(self, group: Group) -> Prepared | None:
         try:
@@ -208,8 +195,15 @@ def _questions(
     tokens = [[key, [(a.row, a.tokens, a.answer) for a in asked]] for key, asked in together.items()]
     settings = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
     digest = hashlib.sha256(json.dumps([tokens, settings]).encode() + hashlib.sha256(pictures).digest())
-    batches = tuple(_batches(groups))
-    return Questions(name, tuple(kinds), tuple(messages), digest.hexdigest(), picture, processor, batches)
+    return Questions(
+        name=name,
+        id=digest.hexdigest(),
+        kinds=tuple(kinds),
+        messages=tuple(messages),
+        picture=picture,
+        processor=processor,
+        groups=tuple(_batches(groups)),
+    )
 
 
 def _batches(groups: Iterable[Group]) -> Iterable[tuple[Group, ...]]:

@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock
@@ -47,6 +47,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import LongTensor, Tensor
 
+from quept.data.evalset import EvalBatch, EvalSet
 from quept.data.windows import Windows
 from quept.files import write_tensors
 from quept.zoo import cache_dir
@@ -232,15 +233,15 @@ class Reference:
 
 @dataclass(frozen=True)
 class BatchReference:
-    """Full precision's answers to data that come in batches (pictures, questions), a small file each. data
-    has an `id`; compute(batch) gives what is kept of a batch, finite, on the CPU. Safe to share."""
+    """Full precision's answers to a set that comes in batches, a small file each. compute(batch) gives what
+    is kept of a batch, finite, on the CPU. Safe to share."""
 
-    data: Any
-    compute: Callable[[Any], dict[str, Tensor]]
+    data: EvalSet
+    compute: Callable[[EvalBatch], dict[str, Tensor]]
     folder: Path
     limit: int = LIMIT
 
-    def batch(self, number: int, batch: Any, gate: Gate = nullcontext) -> dict[str, Tensor]:
+    def batch(self, number: int, batch: EvalBatch, gate: Gate = nullcontext) -> dict[str, Tensor]:
         """What is kept of batch `number`. Where it must be computed, `gate` is held."""
         path = self.folder / f"batch-{number:05d}.safetensors"
         if found := kept_batch(path, batch.rows):
@@ -253,13 +254,13 @@ class BatchReference:
 
 def open_reference(
     elastic: ElasticModel,
-    data: Any,
+    data: Windows | EvalSet,
     cache: Path | None = None,
-    compute: Callable[[Any], dict[str, Tensor]] | None = None,
+    compute: Callable[[EvalBatch], dict[str, Tensor]] | None = None,
     limit: int = LIMIT,
 ) -> Reference | BatchReference:
     """The full-precision answers of a model to some data, in the ordinary cache unless another is given.
-    data: `Windows`, or what comes in batches, of which `compute` says what is kept. Nothing is computed by
+    of a set in batches `compute` says what is kept. Nothing is computed by
     opening."""
     cache = cache or cache_dir() / "reference"
     if compute is None:

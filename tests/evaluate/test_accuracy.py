@@ -17,7 +17,6 @@ from quept.evaluate import (
     NonFiniteLogits,
     accuracy,
     image_reference,
-    prepared,
     stored_images,
     tasks_of,
 )
@@ -51,8 +50,7 @@ def elastic(tmp_path_factory):
 @pytest.fixture
 def images(elastic):
     found = stored_images(elastic.vision.images, elastic.vision)
-    object.__setattr__(found, "batch_size", PER_BATCH)
-    return found
+    return replace(found, batch_size=PER_BATCH)
 
 
 @pytest.fixture
@@ -68,11 +66,15 @@ def reference(counting, images, tmp_path):
 def test_pictures_are_prepared_once_where_there_is_room(elastic, images):
     read = []
     counted = replace(images, transform=lambda picture: read.append(1) or images.transform(picture))
-    kept = prepared(counted, elastic.vision)
     for _ in range(2):
-        assert all(torch.equal(kept.batch(i).pixels, images.batch(i).pixels) for i in range(images.batches))
-    assert len(read) == COUNT and kept.id == images.id
-    assert prepared(counted, elastic.vision, most=COUNT * 16 * 16 * 4 - 1) is counted
+        assert all(
+            torch.equal(counted.batch(i).pixels, images.batch(i).pixels) for i in range(images.batches)
+        )
+    assert len(read) == COUNT
+    crowded = replace(counted, most=PER_BATCH * 16 * 16 * 4)  # of the first batch alone
+    for number in (0, 1, 0, 1):
+        crowded.batch(number)
+    assert len(read) == COUNT + 3 * PER_BATCH
 
 
 def test_an_estimate_is_the_slow_obvious_count(elastic, images, reference):
@@ -109,7 +111,7 @@ def test_an_estimate_is_the_slow_obvious_count(elastic, images, reference):
 def test_intervals_are_wilsons(elastic, images, reference, monkeypatch):
     labels = elastic.reference(torch.cat([images.batch(i).pixels for i in range(images.batches)])).argmax(-1)
     labels[10:] = (labels[10:] + 1) % 10
-    object.__setattr__(images, "labels", labels)
+    images = replace(images, labels=labels)
     estimates = list(accuracy(elastic.view(PrecisionPlan.full()), images, reference))
     first, second, third = estimates[:3]
     assert first.top1 == second.top1 == 1 and (third.images, third.top1) == (15, 10 / 15)
@@ -158,7 +160,7 @@ def test_the_gate_is_held_for_forward_passes_and_not_while_reading(elastic, imag
             yield
 
     picture = images.picture
-    object.__setattr__(images, "picture", lambda row: (held_while.append(lock.locked()), picture(row))[1])
+    images = replace(images, picture=lambda row: (held_while.append(lock.locked()), picture(row))[1])
     view = elastic.view(PrecisionPlan.uniform(4))
     view.register_forward_pre_hook(lambda *_: held_while.append(not lock.locked()))
     for _ in accuracy(view, images, reference, gate):

@@ -88,7 +88,7 @@ def answered(questions: Questions, answers: dict[int, list[int]]) -> Questions:
         tuple(dataclasses.replace(group, asked=tuple(map(changed, group.asked))) for group in batch)
         for batch in questions.groups
     )
-    return dataclasses.replace(questions, groups=groups, _kept={})
+    return dataclasses.replace(questions, groups=groups)
 
 
 def outcome(said: list[int], answer: list[int], ends: set[int]) -> tuple | None:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from quept.data.images import ImageError
+from quept.data.evalset import EvalBatch, EvalSet, ImageError
 from quept.evaluate.forward import Gate, NonFiniteLogits
 from quept.evaluate.intervals import mean_and_error, wilson
 from quept.evaluate.reference import BatchReference
@@ -51,8 +51,12 @@ class Agreement:
 
 
 def batches(
-    what: str, data: Any, reference: BatchReference, answers: Callable[[Any], dict[str, Tensor]], gate: Gate
-) -> Iterator[tuple[Any, dict[str, Tensor], dict[str, Tensor], int]]:
+    what: str,
+    data: EvalSet,
+    reference: BatchReference,
+    answers: Callable[[EvalBatch], dict[str, Tensor]],
+    gate: Gate,
+) -> Iterator[tuple[EvalBatch, dict[str, Tensor], dict[str, Tensor], int]]:
     """Yields (batch, full precision's answers, the model's, how many were left out so far) for every batch of
     which anything can be read. what: one of the data, in words. `answers` runs with the gate held. ValueError
     for another reference's data, NonFiniteLogits when the model answers NaN or infinity, ImageError when

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from quept.data.images import Batch, Images, image_folder, prepared, stored_images
+from quept.data.images import Batch, Images, image_folder, stored_images
 from quept.evaluate.forward import Gate, MakeCache, device_of
 from quept.evaluate.reference import BatchReference, open_reference
 
@@ -118,7 +118,7 @@ class ImageTask(EvalTask):
         if labels:
             raise ValueError("--labels tells the classes of the pictures in --data: give that folder too")
         if elastic.vision.images:
-            return prepared(stored_images(elastic.vision.images, elastic.vision, images), elastic.vision)
+            return stored_images(elastic.vision.images, elastic.vision, images)
         raise ValueError(
             f"{elastic.title} comes without pictures: give --data FOLDER, which holds a folder of "
             "pictures for each class"
