@@ -118,6 +118,34 @@ def test_baselines_of_ours(benchmark, model, text, tmp_path):
         assert figures["rtn--ours_w3_kl"] > figures["full-precision_w16_kl"]
 
 
+def test_ablation(benchmark, model, text, tmp_path):
+    stage = {"batch": 1, "context": 32, "clip_rate": 1e-2, "adapter_rates": [1e-3, 1e-3]}
+    table = {
+        "note": "for tests",
+        "group": 32,
+        "data": {"kind": "text", "sources": {text: 1}},
+        "adapters": {"groups": [[4], [2]], "steps": [1, 1]},
+        "clip": {"start": {"2": 4.0}},
+        "block_wise": stage | {"sequences": 2, "epochs": 2, "merge": [0.5, 0.5]},
+        "end_to_end": stage | {"steps": 1, "draws": [[2]]},
+    }
+    recipe = tmp_path / "both.toml"
+    recipe.write_text("\n".join(toml(table)))
+    options = ("--recipe", recipe, "--text", text, "--tokens", 256, "--set", "block_wise.epochs=1")
+    for _ in range(2):
+        found = benchmark("ablation", model, *options)
+        assert found["own ranks"]["w2"] > found["rtn"]["w8"]
+        assert found["no ranks"]["mb"] < found["published"]["mb"] < found["own ranks"]["mb"]
+
+
+def toml(table: dict, name: str = "") -> list[str]:
+    """The lines of a table of tables."""
+    inner = {key: value for key, value in table.items() if isinstance(value, dict)}
+    lines = [f"[{name}]"] if name else []
+    lines += [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items() if key not in inner]
+    return lines + [line for key, value in inner.items() for line in toml(value, f"{name}.{key}".lstrip("."))]
+
+
 def test_allocation(benchmark, model, text, table, tmp_path):
     small = (
         "--tokens",
