@@ -10,10 +10,12 @@ from typing import Any
 import gradio as gr
 
 from app.border import KEPT_S, guarded
+from app.components.menu import Menu
 from app.fair_queue import share_out
 from app.pages import PAGES
-from app.pages.context import LIGHT, Page, model_menu
+from app.pages.context import LIGHT, Page
 from app.service import Service
+from app.shell import workbench
 from app.splash import Splash
 from app.toast import shown
 from quept import load, zoo
@@ -23,21 +25,15 @@ from quept.evaluate.tasks import fitting
 from quept.runtime import ElasticModel
 
 STYLE = Path(__file__).parent / "style.css"
+ADDRESS = Path(__file__).parent / "shell" / "address.js"
 TITLE = "QuEPT · precision explorer"
+QUESTION = "How small can this model get before it gets worse?"
+TAGLINE = "Models opened once; every layer's bits are a drag away, and memory and quality answer at once."
 TEXT = "boolq-passages"
 THREADS = 200  # jobs wait at the gate in a thread each; one that waits must not keep a light one out
 UPLOADS_KEPT = (60, KEPT_S)  # every so many seconds files go that came so long ago and that nobody took
-# The address and the masthead know which page is in sight, and the equaliser of that page hears of it.
-SEEN_JS = """() => {
-  const name = "%s", url = new URL(location.href), first = !window.queptSeen;
-  window.queptSeen = true;
-  if (first && !name) return; // the page that everybody begins with
-  if (name) url.searchParams.set("p", name);
-  else url.searchParams.delete("p");
-  history.replaceState(history.state, "", url.href);
-  document.getElementById("masthead").dataset.page = name;
-  document.dispatchEvent(new CustomEvent("quept:page", { detail: name }));
-}"""
+# A tab that is chosen makes an entry in the browser's history.
+SEEN_JS = "() => window.queptSeen('%s')"
 THEME = gr.themes.Soft(
     primary_hue="indigo",
     neutral_hue="slate",
@@ -79,53 +75,61 @@ def build_app(service: Service, pages: Sequence[Page] = PAGES) -> gr.Blocks:
     pages = [page for page in pages if page.models(service)]
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=UPLOADS_KEPT) as demo:
         with gr.Row(elem_id="masthead"):
-            bases = {elastic.source for elastic in service.models.values()}
-            opened_once = "one model open" if len(bases) == 1 else "models opened once"
-            title = service.models[names[0]].title if len(names) == 1 else ""
-            what = title or f"{opened_once}, any precision a drag away"
-            gr.Markdown(f"# QuEPT precision explorer\n{shown(what)}", elem_id="title")
-            model = model_menu(service, names, "model")
-        query = gr.State(None)  # of the page's address when it was opened
-        plan = gr.State(service.plan_json_of(names[0], service.start(names[0])))
-        drawn: dict[str, Any] = {}
-        followers: dict[gr.Tab, Page] = {}
-        with gr.Tabs(elem_id="tabs") as tabs:
+            gr.Markdown(f"# {QUESTION}\n{shown(_opened(service))}", elem_id="title")
+            offered = [(service.models[name].title, name) for name in names]
+            model = Menu(names[0], choices=offered, name="Model", elem_id="model", visible=len(names) > 1)
+        bench = workbench.draw(service, model).held
+        panes: list[gr.Component] = []
+        with gr.Tabs(elem_id="tabs", selected=_begins(service, pages, names[0])) as tabs:
             for page in pages:
-                within_reach = not page.follows or page.shows(service.models[names[0]])
-                with gr.Tab(page.label, id=page.id, interactive=within_reach) as tab:
-                    seen = SEEN_JS % ("" if page is pages[0] else page.id)  # before anything that Python does
-                    tab.select(None, None, None, js=seen, trigger_mode="multiple")
-                    shell = {"model": model, "plan": plan, "query": query, "tab": tab, "drawn": drawn}
-                    drawn[page.id] = page.build(page.context(service, **shell))
-                if page.follows and len(page.models(service)) < len(names):
-                    followers[tab] = page
+                with gr.Tab(page.label, id=page.id) as tab:
+                    tab.select(None, None, None, js=SEEN_JS % page.id, trigger_mode="multiple")
+                    pane = _pane(page, service, names[0])
+                    with pane[1]:
+                        page.build(page.context(service, bench=bench, tab=tab))
+                panes += pane
 
-        def chosen(name: str):
-            reach = [page.shows(service.models[name]) for page in followers.values()]
-            return *map(_reach, reach), gr.skip() if all(reach) else gr.Tabs(selected=pages[0].id)
+        def reach(name: str) -> list:
+            return [part for page in pages for part in _reach(page.refusal(service, name))]
 
-        if followers:
-            model.change(chosen, model, [*followers, tabs], **LIGHT)
+        def opened(query: dict):
+            known = {page.id for page in pages}
+            return gr.Tabs(selected=query["p"]) if query.get("p") in known else gr.skip()
 
-        def opened(request: gr.Request):
-            asked = {key: str(value)[:2000] for key, value in request.query_params.items()}
-            known = asked.get("p") in {page.id for page in pages}
-            return gr.Tabs(selected=asked["p"]) if known else gr.skip(), asked
-
-        demo.load(opened, None, [tabs, query], **LIGHT)
+        bench.opened.change(reach, bench.opened, panes, **LIGHT)
+        bench.query.change(opened, bench.query, tabs, **LIGHT)
     demo.queue(default_concurrency_limit=16)
     share_out(demo)
     return demo
 
 
-def _reach(within: bool) -> gr.Tab:
-    return gr.Tab(interactive=within)
+def _opened(service: Service) -> str:
+    """What is open, under the title."""
+    titles = list(dict.fromkeys(elastic.title for elastic in service.models.values()))
+    return f"{titles[0]}, opened once: any precision is a drag away" if len(titles) == 1 else TAGLINE
+
+
+def _begins(service: Service, pages: Sequence[Page], model: str) -> str:
+    """The page that the app begins with: the first that is for models of this one's kind."""
+    return next(page.id for page in pages if page.shows(service.models[model]))
+
+
+def _pane(page: Page, service: Service, model: str) -> tuple[gr.Markdown, gr.Column]:
+    """Words where the page cannot show the model, and what it is drawn in."""
+    refusal = page.refusal(service, model)
+    words = gr.Markdown(shown(refusal), visible=bool(refusal), elem_classes="refusal")
+    return words, gr.Column(visible=not refusal, elem_classes="pane")
+
+
+def _reach(refusal: str) -> tuple[gr.Markdown, gr.Column]:
+    return gr.Markdown(shown(refusal), visible=bool(refusal)), gr.Column(visible=not refusal)
 
 
 def look(pages: Sequence[Page] = PAGES) -> dict[str, Any]:
     """Theme, style and head, as Blocks.launch takes them."""
     css = "".join([STYLE.read_text(encoding="utf-8"), *(page.css for page in pages)])
-    return {"theme": THEME, "css": css, "head": "".join(page.head for page in pages)}
+    head = [f"<script>{ADDRESS.read_text(encoding='utf-8')}</script>", *(page.head for page in pages)]
+    return {"theme": THEME, "css": css, "head": "".join(head)}
 
 
 def launch(service: Service, splash: Splash, host: str, public: bool = False) -> None:

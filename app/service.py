@@ -270,7 +270,7 @@ class Service:
     def choices(self, model: str) -> list[tuple[str, str]]:
         """Menu of precisions: (label, value)."""
         named = [(_label(name), name) for name in self.opened[model].named_plans]
-        return [("Equaliser (Explore page)", EQUALIZER), *named, *setting_choices()]
+        return [("Your plan", EQUALIZER), *named, *setting_choices()]
 
     def tasks(self, model: str) -> list[tuple[str, str]]:
         """Menu of what plans are measured by: (label, value), the default first. `state`, `measure`,
@@ -347,7 +347,7 @@ class Service:
         """What there is to compare: the menu of plans, and where the model's layers lie."""
         opened, task = self._task(model, task)
         described, named = opened.description, opened.named_plans
-        own = [("Equaliser", EQUALIZER)]
+        own = [("Your plan", EQUALIZER)]
         history = [(f"Tried: {p.name}", f"{TRIED}{i}") for i, p in enumerate(tried) if p.name not in named]
         choices = [*own, *((_label(name), name) for name in named), *reversed(history)]
         return {

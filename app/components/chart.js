@@ -1,6 +1,6 @@
 /* The chart: quality against memory of every plan measured, and below it the same plans as a table.
 
-   This file, after bus.js, is the body of a function that gr.HTML calls once, with
+   This file is the body of a function that gr.HTML calls once, with
      element   where to draw;
      props     props.value ({metrics, headline, points, reference}, see chart.py), props.plotly_file (plotly.js);
      trigger   trigger("point", {id}) when the visitor chooses a plan, in the chart or in the table;
@@ -23,7 +23,7 @@ const MEMORIES = {
 };
 const MARKERS = {
   uniform: ["circle", 9], best: ["hexagon2", 11], named: ["diamond", 11], tried: ["square", 9],
-  baseline: ["triangle-up", 11],
+  baseline: ["triangle-up", 11], own: ["star-diamond", 12],
 };
 const STAR = "m0-9.6 2.6 6.2 6.7.6-5.1 4.4 1.6 6.6L0 4.7l-5.8 3.5 1.6-6.6-5.1-4.4 6.7-.6Z";
 const UNIFORM = /^(?:uniform )?W(\d+)$/i; // the label of a preset on the uniform line
@@ -41,7 +41,7 @@ const root = element.querySelector(".chart");
 const uid = "chart-" + Math.random().toString(36).slice(2, 9);
 let METRICS = {}; // by name, see metricOf
 let value = readValue();
-let prediction = told.queptPrediction ?? null; // the latest quept:predict
+let prediction = window.queptPrediction ?? null; // the latest quept:predict
 let met = null; // what was on the faders when the current plan's measurement arrived
 let metric = "", memory = "bytes";
 let zoom = {}; // by quantity: the range that the visitor chose
@@ -82,6 +82,7 @@ function series() {
     best: of((p) => p.kind === "best").sort((a, b) => a.bytes - b.bytes),
     tried: of((p) => p.kind === "tried"),
     baseline: of((p) => p.kind === "baseline"),
+    own: props.own ?? [],
   };
 }
 
@@ -152,8 +153,9 @@ function hover(p) {
   for (const { of, label, text } of Object.values(METRICS)) {
     if (known(of(p))) lines.push(`${plain(lowered(label))} ${plain(text(p))}`);
   }
-  const loads = p.kind !== "baseline";
-  lines.push(loads ? "<i>click to load this plan</i>" : "<i>another tool's: no plan to load</i>");
+  if (p.kind !== "own") {
+    lines.push(p.kind === "baseline" ? "<i>another tool's: no plan to load</i>" : "<i>click to load this plan</i>");
+  }
   return lines.map((line) => `\u00a0${line}\u00a0`).join("<br>");
 }
 
@@ -186,6 +188,7 @@ function glyph(kind) {
     named: '<path d="M10 2.4 15.6 8 10 13.6 4.4 8Z" class="fill named"/>',
     tried: '<path d="M6 4h8v8H6Z" class="fill tried"/>',
     baseline: '<path d="M10 3 15.2 12.4H4.8Z" class="fill baseline"/>',
+    own: '<path d="M10 2 12 6 16 8 12 10 10 14 8 10 4 8 8 6Z" class="fill own"/>',
     live: `<path d="${STAR}" transform="translate(10 8) scale(.82)" class="fill live"/>`,
     predicted: `<path d="${STAR}" transform="translate(10 8) scale(.82)" class="hollow live"/>`,
     reference: '<path d="M1 8h18" class="line reference"/>',
@@ -297,6 +300,7 @@ function writeLegend(groups) {
     groups.named.length && ["named", "presets"],
     groups.uniform.length && ["uniform", "same bits in every layer"],
     groups.baseline.length && ["baseline", "other tools"],
+    groups.own.length && ["own", "your own data"],
     value.points.length && ["front", "best for its size"],
     full !== 0 && known(full) && ["reference", "full precision"],
     known(floor) && ["floor", "noise floor"],
@@ -576,7 +580,7 @@ function listen() {
     }
     drawSoon();
   };
-  const isPlan = (hit) => typeof hit?.customdata === "string";
+  const isPlan = (hit) => typeof hit?.customdata === "string" && hit.data.name !== "own";
   view.canvas.on("plotly_click", ({ points: [hit] }) => {
     if (isPlan(hit)) trigger("point", { id: hit.customdata });
   });
@@ -624,7 +628,7 @@ const size = new ResizeObserver(() => { if (box && view.canvas.clientWidth) draw
 const theme = new MutationObserver(drawSoon);
 
 function stop() {
-  bus.removeEventListener("quept:predict", onPredict);
+  document.removeEventListener("quept:predict", onPredict);
   for (const observer of [sight, size, theme]) observer.disconnect();
   if (box) Plotly.purge(view.canvas);
 }
@@ -638,7 +642,8 @@ size.observe(view.canvas);
 for (const node of [document.body, document.documentElement]) {
   theme.observe(node, { attributes: true, attributeFilter: ["class"] });
 }
-bus.addEventListener("quept:predict", onPredict);
+document.addEventListener("quept:predict", onPredict);
+watch("own", draw);
 watch("value", () => {
   const before = JSON.stringify(measuredCurrent()), names = String(Object.keys(METRICS));
   value = readValue();

@@ -4,7 +4,9 @@ In: {"metrics": a list of `Metric.to_dict()`, with a "floor" where differences m
      are not used), "headline": the name of the one that is shown first,
      "points": [{"id", "label", "kind": "preset" | "best" | "tried" | "baseline" | "current", "bytes",
      "bits_per_param", "measured", and of each metric its name, name_low and name_high}],
-     "reference": {"bytes", "bits_per_param"} of full precision}. What is not known is None. Presets labelled
+     "reference": {"bytes", "bits_per_param"} of full precision}; `own`, points of the visitor's own (a
+     conversation, their pictures): {"id", "label", "bytes", "bits_per_param", metrics}, returned alone as
+     `Chart(own=[...])`; they go with the model. What is not known is None. Presets labelled
      W2 ... W16 are joined as the uniform line, the best plans found for their sizes as another; tried plans
      come oldest first and are listed newest first; a baseline is another tool's: it has no plan, and so no
      "Load" button; `current` is the plan on the faders, once measured. Where it was not measured the browser
@@ -20,7 +22,7 @@ into sight.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from app.components.widget import Widget, finite
 from app.toast import refusal
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-KINDS = ("preset", "best", "tried", "baseline", "current")
+KINDS = ("preset", "best", "tried", "baseline", "current", "own")
 MEMORY = ("bytes", "bits_per_param")
 LONGEST_ID = 120
 
@@ -51,21 +53,29 @@ class Chart(Widget):
     """Scatter chart with a table of the same plans below it; see the module's docstring."""
 
     NAME = "chart"
-    SCRIPTS = ("bus.js",)
-    PROPS = ("plotly_file",)
+    SCRIPTS = ()
+    PROPS = ("plotly_file", "own")
     EMPTY = {"points": []}
 
     EVENTS = [
         EventListener("point", doc="Triggered when the visitor chooses a point; `point_id` reads which.")
     ]
 
-    def __init__(self, value: Mapping[str, Any] | None = None, **options: Any):
+    def __init__(
+        self,
+        value: Mapping[str, Any] | None = None,
+        *,
+        own: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ):
         """
         Parameters:
             value: metrics, points and reference; None shows that nothing has been measured yet.
+            own: points of the visitor's own; a metric's interval are its name with "_low" and "_high".
         """
         gr.set_static_paths(PLOTLY)
-        super().__init__(value, plotly_file=PLOTLY.as_posix(), **options)
+        points = [_own(point) for point in own or ()]
+        super().__init__(value, plotly_file=PLOTLY.as_posix(), own=points, **options)
 
     def postprocess(self, value: Mapping[str, Any] | None) -> dict[str, Any]:
         """The value as JSON to draw; ValueError for a point without an id, a label or a known kind."""
@@ -97,6 +107,11 @@ def _point(point: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
         "kind": kind,
         "measured": bool(point.get("measured")),
     } | numbers
+
+
+def _own(point: Mapping[str, Any]) -> dict[str, Any]:
+    names = [name for name in point if name not in ("id", "label", "kind")]
+    return _point({**point, "kind": "own", "measured": True}, names)
 
 
 def _number(value: Any) -> float | None:

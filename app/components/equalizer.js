@@ -1,6 +1,6 @@
 /* The equaliser: bits of every layer, one fader per block, painted by dragging; under it a map of all layers.
 
-   This file, after bus.js, dom.js, plan.js, why.js, locks.js and picker.js, is the body of a function that gr.HTML calls once, with
+   This file, after dom.js, plan.js, why.js, locks.js and picker.js, is the body of a function that gr.HTML calls once, with
      element   where to draw;
      props     props.description, what describe(model) returns; props.value, the plan, which tells Python;
      trigger   trigger("commit") after an edit, never while the pointer is down;
@@ -14,8 +14,6 @@
      quept:propose {plan: {w, e, a} or parts of it, done}: a plan to show, as if it were being painted, and
        with done to keep, as an edit of the visitor; plan null takes back what was shown;
      quept:look {layer}: go to this layer's cell.
-   All of this happens on the bus, see bus.js. When another page comes into sight `quept:page` says so on document,
-   with its name.
 
    The elements are made once per model; a change writes only the cells and faders it touches, once per frame.
    All text is written as text nodes: names may come from anywhere.
@@ -39,7 +37,6 @@ const SINGLES = { // widths that are one for the whole model: label, and its end
 };
 
 const root = element.querySelector(".equalizer");
-const page = bus.id ?? ""; // its name in the address
 let model; // the description, indexed
 let plan; // what the screen shows, changed in place during an edit
 let committed; // the last plan that Python knows
@@ -121,13 +118,7 @@ function send(words = "") {
 
 function publishLink() {
   if (fresh) return;
-  window.history.replaceState(window.history.state, "", addressOf(model, committed, window.location.href, page));
-}
-
-/* The address is that of the page in sight: a page with an equaliser of its own is drawn when it is opened. */
-function onPage({ detail }) {
-  if (!element.isConnected) return document.removeEventListener("quept:page", onPage);
-  if (model && detail === page) publishLink();
+  window.history.replaceState(window.history.state, "", addressOf(model, committed, window.location.href));
 }
 
 function travel(from, to, words) {
@@ -158,7 +149,7 @@ function adoptValue() {
 
 /* A plan that the page proposes: shown while it is tried out, an edit once it is done. */
 function onPropose({ detail }) {
-  if (!element.isConnected) return bus.removeEventListener("quept:propose", onPropose);
+  if (!element.isConnected) return document.removeEventListener("quept:propose", onPropose);
   const parts = detail.plan;
   if (!model || drag || (parts?.w && parts.w.length !== model.layers.length)) return;
   if (!proposed) commit();
@@ -177,7 +168,7 @@ function keepLocked() {
 }
 
 function onLook({ detail }) {
-  if (!element.isConnected) return bus.removeEventListener("quept:look", onLook);
+  if (!element.isConnected) return document.removeEventListener("quept:look", onLook);
   const layer = model?.layers[detail.layer];
   if (!layer) return;
   focusMap(layer.role, layer.block);
@@ -195,8 +186,8 @@ function adoptDescription() {
 function tell() {
   const held = { plan: copyOf(plan), locked: locks.list(), dragging: Boolean(drag) || proposed };
   const detail = { ...tellingOf(model, plan), ...held };
-  told.queptPrediction = detail;
-  bus.dispatchEvent(new CustomEvent("quept:predict", { detail }));
+  window.queptPrediction = detail;
+  document.dispatchEvent(new CustomEvent("quept:predict", { detail }));
   view.summary.textContent = summaryWords(plan, detail);
 }
 
@@ -785,7 +776,7 @@ function openPicker(range, anchor) {
 }
 
 async function copyLink() {
-  const link = addressOf(model, plan, window.location.href, page);
+  const link = addressOf(model, plan, window.location.href);
   const copied = await copyText(link, root);
   view.copy.focus({ preventScroll: true });
   if (!copied) return showLink(link);
@@ -819,7 +810,6 @@ function start() {
   proposed = false;
   build();
   root.dataset.model = model.model;
-  if (page) publishLink();
 }
 
 /* Where all faders are in sight a finger may paint sideways too. */
@@ -837,9 +827,8 @@ root.addEventListener("pointerleave", () => {
   explain(null);
 });
 root.addEventListener("focusout", () => { if (view) explain(null); });
-bus.addEventListener("quept:propose", onPropose);
-bus.addEventListener("quept:look", onLook);
-document.addEventListener("quept:page", onPage);
+document.addEventListener("quept:propose", onPropose);
+document.addEventListener("quept:look", onLook);
 watch("description", adoptDescription);
 watch("value", adoptValue);
 start();

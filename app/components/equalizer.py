@@ -106,7 +106,7 @@ class Equalizer(Widget):
     """Faders for the bits of every layer; see the module's docstring."""
 
     NAME = "equalizer"
-    SCRIPTS = ("bus.js", "dom.js", "plan.js", "why.js", "locks.js", "picker.js")
+    SCRIPTS = ("dom.js", "plan.js", "why.js", "locks.js", "picker.js")
     PROPS = ("description",)  # what `describe(model)` returns; an update may leave it out
     EVENTS: ClassVar[list] = [
         EventListener("commit", doc="Triggered once when the visitor has let go after changing bits."),

@@ -1,6 +1,6 @@
 /* The live numbers: memory, bits per parameter, and whatever metrics the state brings (see numbers.py).
 
-   This file, after bus.js, is the body of a function that gr.HTML calls once, with element, props, watch as in equalizer.js.
+   This file is the body of a function that gr.HTML calls once, with element, props, watch as in equalizer.js.
    In comes props.value, the state of the measurement (see numbers.py), and the DOM event quept:predict.
 
    Each number is marked as exact, predicted or measured. Prediction rules while the visitor drags and until
@@ -9,7 +9,7 @@
 const root = element.querySelector(".numbers");
 const tiles = new Map();
 let drawn = ""; // the names of the metrics that there are tiles for
-let prediction = told.queptPrediction ?? null;
+let prediction = window.queptPrediction ?? null;
 let state = {};
 let status, conditions, detail, bar, live;
 
@@ -231,7 +231,7 @@ function draw() {
 }
 
 function onPrediction(event) {
-  if (!element.isConnected) return bus.removeEventListener("quept:predict", onPrediction);
+  if (!element.isConnected) return document.removeEventListener("quept:predict", onPrediction);
   prediction = event.detail;
   draw();
 }
@@ -246,6 +246,6 @@ function onState() {
 }
 
 build();
-bus.addEventListener("quept:predict", onPrediction);
+document.addEventListener("quept:predict", onPrediction);
 watch("value", onState);
 onState();

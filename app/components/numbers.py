@@ -28,7 +28,7 @@ class Numbers(Widget):
     """Memory and quality of the plan, predicted and measured; see the module's docstring."""
 
     NAME = "numbers"
-    SCRIPTS = ("bus.js",)
+    SCRIPTS = ()
     EMPTY = {"status": "idle"}
 
     def postprocess(self, value: dict[str, Any] | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 /* A row of pictures, each with what the plan on the faders answers to it, again whenever that plan changes.
 
-   This file, after bus.js and dom.js, is the body of a function that gr.HTML calls once, with
+   This file, after dom.js, is the body of a function that gr.HTML calls once, with
      element   where to draw;
      props     props.value (the pictures), props.answers (what was answered), props.again (another number asks
                anew), see pictures.py;
@@ -8,14 +8,14 @@
      watch     watch("value", f) calls f when Python sent others.
 
    One look is under way at a time, so that a drag asks as often as there are answers. The rows of one page tell
-   each other which picture is chosen by `quept:picture` on the bus: {id, item}. */
+   each other which picture is chosen by `quept:picture` on document: {id, item}. */
 
 const PATIENCE_MS = 20000; // after which an answer that did not come is given up
 const root = element.querySelector(".pictures");
 const { live, paste_into: input } = props.value ?? {};
 let value = {};
 let chosen = null; // the chosen picture's item
-let plan = told.queptPrediction?.plan ?? null;
+let plan = window.queptPrediction?.plan ?? null;
 let turn = 0, waiting = 0, stale = false, since = 0;
 let rows = {};
 let view = null;
@@ -84,7 +84,7 @@ function choose(item, quietly = false) {
   if (!item) return;
   chosen = item;
   mark();
-  if (!quietly) bus.dispatchEvent(new CustomEvent("quept:picture", { detail: { id: item.id, item } }));
+  if (!quietly) document.dispatchEvent(new CustomEvent("quept:picture", { detail: { id: item.id, item } }));
   if (!live) return;
   drawLarge();
   remember();
@@ -92,7 +92,7 @@ function choose(item, quietly = false) {
 }
 
 function onPicture({ detail }) {
-  if (!element.isConnected) return bus.removeEventListener("quept:picture", onPicture);
+  if (!element.isConnected) return document.removeEventListener("quept:picture", onPicture);
   if (detail.id !== chosen?.id) choose(detail.item, true);
 }
 
@@ -109,7 +109,7 @@ function mark() {
 function remember() {
   const url = new URL(window.location.href);
   const [kind, row] = chosen.id.split(":");
-  if (url.searchParams.get("p") !== bus.id) return;
+  if (url.searchParams.get("p") !== "classify") return;
   if (kind === "example") url.searchParams.set("i", row);
   else url.searchParams.delete("i");
   window.history.replaceState(window.history.state, "", url.href);
@@ -142,7 +142,7 @@ function ask() {
 }
 
 function onPredict({ detail }) {
-  if (!element.isConnected) return bus.removeEventListener("quept:predict", onPredict);
+  if (!element.isConnected) return document.removeEventListener("quept:predict", onPredict);
   const moved = JSON.stringify(detail.plan) !== JSON.stringify(plan);
   plan = detail.plan;
   if (moved) ask();
@@ -196,9 +196,9 @@ function onPaste(event) {
 }
 
 build();
-bus.addEventListener("quept:picture", onPicture);
+document.addEventListener("quept:picture", onPicture);
 if (live) {
-  bus.addEventListener("quept:predict", onPredict);
+  document.addEventListener("quept:predict", onPredict);
   document.addEventListener("paste", onPaste);
   new IntersectionObserver((seen) => { if (stale && seen.some((one) => one.isIntersecting)) ask(); }).observe(root);
   watch("answers", onAnswers);

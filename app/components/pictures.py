@@ -12,7 +12,6 @@ Out: nothing as an input. Event: `look`, when the plan on the faders or the pict
 
 A live row sends looks, shows the chosen picture large, and takes pictures that are pasted on the page to the
 picture input. Another row only tells the live one which picture was chosen.
-The row belongs to the equaliser around it (see bus.js).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Pictures(Widget):
     """Thumbnails with answers; see the module's docstring."""
 
     NAME = "pictures"
-    SCRIPTS = ("bus.js", "dom.js")
+    SCRIPTS = ("dom.js",)
     PROPS = ("answers", "again")
     EMPTY = {"items": []}
 

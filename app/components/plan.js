@@ -157,10 +157,9 @@ function linkOf(model, plan) {
   return link;
 }
 
-/* An address with the plan and the page in it; its other parameters stay. */
-function addressOf(model, plan, href, page = "") {
+/* An address with the plan in it; its other parameters stay. */
+function addressOf(model, plan, href) {
   const url = new URL(href);
-  if (page) url.searchParams.set("p", page);
   for (const name of ["m", "w", "a", "kv", "e"]) url.searchParams.delete(name);
   for (const [name, text] of Object.entries(linkOf(model, plan))) url.searchParams.set(name, text);
   return url.href;

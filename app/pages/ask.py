@@ -21,17 +21,18 @@ import gradio as gr
 from app.budget import sentence
 from app.components.budget import request_of
 from app.components.easel import Easel, picture_of
+from app.components.menu import Menu
 from app.components.picture_input import PictureInput
 from app.components.side_status import SideStatus
 from app.components.talk import Talk
 from app.conversation import Answer, Frame, chat
 from app.link import ASK
 from app.pages.chat_status import SIDES, piece, ready, refused, reported
-from app.pages.context import EVERY, LIGHT, WARNING, Page, PageContext, buttons, model_menu, precision_menu
+from app.pages.context import EVERY, LIGHT, WARNING, Page, PageContext, buttons, precision_menu
 from app.pictures import read_sent, read_upload, remove_upload
 from app.scenes import PAINTS, Gallery, Scene
 from app.service import PlanJson, Service
-from app.side import side_of
+from app.side import EQUALIZER, side_of
 from app.toast import shown, warn
 from quept.evaluate import ImageError
 from quept.plan import PrecisionPlan
@@ -40,7 +41,7 @@ from quept.runtime.generate import Sampling, context_length
 
 logger = logging.getLogger(__name__)
 
-STARTING = ("full precision", "W4")
+STARTING = ("full precision", EQUALIZER)
 INPUT = "ask-picture"
 LONGEST_QUESTION = 1000  # characters
 LONGEST_ANSWER = 128  # tokens, where the context has room for them
@@ -58,11 +59,11 @@ EMPTY = [
     "Both precisions read the same picture and the same words; what differs between their answers is marked, "
     "and short answers tell how sure each of them is.",
 ]
-# What the page shows is part of its address; the plan and the model of the Explore page are too.
-ADDRESS_JS = """(model, left, right) => {
+# What the page shows is part of its address; the plan and the model are too.
+ADDRESS_JS = """(left, right) => {
   const url = new URL(location.href);
   if (url.searchParams.get("p") !== "ask") return;
-  const shown = { ask: model, l: left, r: right };
+  const shown = { l: left, r: right };
   for (const [name, value] of Object.entries(shown)) url.searchParams.set(name, value);
   history.replaceState(history.state, "", url.href);
 }"""
@@ -70,17 +71,14 @@ ADDRESS_JS = """(model, left, right) => {
 
 @dataclass(frozen=True)
 class Setting:
-    """The page as it is: the model, the choices of both sides, and the equaliser's plan of each model that
-    the visitor has had on it."""
+    """The page as it is: the model, the choices of both sides, and the plan on the workbench."""
 
     model: str
     choices: tuple[str, str]
-    plan_jsons: Mapping[str, PlanJson]
+    plan_json: PlanJson | None = None
 
     def side(self, service: Service, choice: str) -> PrecisionPlan:
-        plan_json = self.plan_jsons.get(self.model)
-        plan_json = plan_json or service.plan_json_of(self.model, service.start(self.model))
-        return side_of(service.plan, self.model, choice, plan_json)
+        return side_of(service.plan, self.model, choice, self.plan_json)
 
 
 # Handlers
@@ -167,28 +165,19 @@ def switched(desk: PageContext, setting: Setting, visitor: str) -> dict:
 
 
 def enter(
-    desk: PageContext,
-    query: Mapping | None,
-    setting: Setting,
-    explored: str,
-    thread: list[dict],
-    visitor: str,
+    desk: PageContext, query: Mapping | None, setting: Setting, thread: list[dict], visitor: str
 ) -> dict:
-    """The page is opened: with what its address says, the first time (`query`, else None); else with the
-    model of the Explore page, if that is one of this page's. All components get a value: see SideStatus for
-    what skipping would do to those not drawn yet."""
-    linked = query is not None and query.get("p") == ASK
-    model = (query.get("ask") or query.get("m")) if linked else explored
-    model = model if model in desk.held else setting.model
-    values = [value for _, value in desk.service.choices(model)]
+    """The page is opened: with what its address says, the first time (`query`, else None). All components
+    get a value: see SideStatus for what skipping would do to those not drawn yet."""
+    if setting.model not in desk.held:
+        return {}
+    linked = bool(query) and query.get("p") == ASK
+    values = [value for _, value in desk.service.choices(setting.model)]
     asked = (query.get("l"), query.get("r")) if linked else setting.choices
     kept = [a if a in values else b for a, b in zip(asked, STARTING, strict=True)]
-    new = Setting(model, tuple(kept), setting.plan_jsons)
-    change = {"query": None if linked else query, "model": model}
-    if model != setting.model:
-        return change | switched(desk, new, visitor)
-    drawn = {"easel": easel(desk, model, visitor), "title": _title(desk, model)}
-    return change | drawn | _drawn(thread) | _menus(desk.service, new) | statuses(desk, new)
+    new = Setting(setting.model, tuple(kept), setting.plan_json)
+    drawn = {"easel": easel(desk, new.model, visitor), "title": _title(desk, new.model), "entered": True}
+    return drawn | _drawn(thread) | _menus(desk.service, new) | statuses(desk, new)
 
 
 def statuses(desk: PageContext, setting: Setting) -> dict:
@@ -432,7 +421,7 @@ def _memory(side: PrecisionPlan, elastic: ElasticModel) -> str:
 def _menus(service: Service, setting: Setting) -> dict:
     offered = service.choices(setting.model)
     pairs = zip(SIDES, setting.choices, strict=True)
-    return {f"plan_{side}": gr.Dropdown(offered, value=choice) for side, choice in pairs}
+    return {f"plan_{side}": Menu(choice, choices=offered) for side, choice in pairs}
 
 
 def _busy(cleared: bool) -> dict:
@@ -452,7 +441,6 @@ def _title(desk: PageContext, model: str) -> str:
 class AskPage:
     """The page's components by the names that changes use."""
 
-    model: gr.Dropdown
     title: gr.Markdown
     easel: Easel
     input: PictureInput
@@ -461,26 +449,25 @@ class AskPage:
     stop: gr.Button
     again: gr.Button
     clear: gr.Button
-    plan_left: gr.Dropdown
-    plan_right: gr.Dropdown
+    plan_left: Menu
+    plan_right: Menu
     status_left: SideStatus
     status_right: SideStatus
     talk: Talk
     thread: gr.State
-    query: gr.State
+    entered: gr.State
 
 
 def build(desk: PageContext) -> AskPage:
     """Draw the page and wire it."""
-    service, names = desk.service, list(desk.held)
-    start = Setting(names[0], STARTING, {})
+    service = desk.service
+    start = Setting(desk.first, STARTING, desk.plan.value if desk.first == desk.model.value else None)
     offered = service.choices(start.model)
     shown = statuses(desk, start)
-    drawn = {"thread": gr.State([]), "query": desk.query}
+    drawn = {"thread": gr.State([]), "entered": gr.State(False)}
     with gr.Column(elem_id=ASK):
         with gr.Row(elem_id="ask-head"):
             drawn["title"] = gr.Markdown(_title(desk, start.model), elem_id="ask-title")
-            drawn["model"] = model_menu(service, names, "ask-model")
         with gr.Row(elem_id="ask-middle", equal_height=False):
             with gr.Column(min_width=300, elem_id="ask-pictures"):
                 drawn["easel"] = Easel(easel(desk, start.model), elem_id="ask-easel")
@@ -533,16 +520,15 @@ def _wire(desk: PageContext, page: AskPage) -> None:
     both = [page.status_left, page.status_right]
     buttons = [page.send, page.stop, page.again]
     answers = [page.talk, page.thread, page.question, *both, *buttons]  # few: they change often
-    plan_jsons = gr.State({})
-    setting = [page.model, page.plan_left, page.plan_right, plan_jsons]
+    setting = [desk.model, page.plan_left, page.plan_right, desk.plan]
     running = EVERY | {"queue": True, "concurrency_id": ASK, "concurrency_limit": ASKING}
 
     def on_page(change: dict) -> dict:
         return {parts[name]: value for name, value in change.items()} or gr.skip()
 
     def now(values: tuple) -> Setting:
-        model, left, right, kept = values
-        return Setting(model, (left, right), kept)
+        model, left, right, plan_json = values
+        return Setting(model, (left, right), plan_json)
 
     def on_send(request: gr.Request, thread, picture, question, *values):
         for change in send(desk, now(values), thread, picture, question, request.session_hash):
@@ -569,22 +555,20 @@ def _wire(desk: PageContext, page: AskPage) -> None:
         return on_page(clear(desk, now(values), request.session_hash))
 
     def on_switch(request: gr.Request, *values):
-        return on_page(switched(desk, now(values), request.session_hash))
+        return on_page(switched(desk, now(values), request.session_hash) if values[0] in desk.held else {})
 
     def on_plan(*values):
-        return on_page(statuses(desk, now(values)))
+        return on_page(statuses(desk, now(values)) if values[0] in desk.held else {})
 
-    def on_enter(request: gr.Request, query, explored, thread, *values):
-        return on_page(enter(desk, query, now(values), explored, thread, request.session_hash))
-
-    def on_equaliser(model, plan_json, kept):
-        return {**kept, model: plan_json} if model in desk.held else gr.skip()
+    def on_enter(request: gr.Request, query, entered, thread, *values):
+        query = None if entered else query
+        return on_page(enter(desk, query, now(values), thread, request.session_hash))
 
     def on_leave(request: gr.Request):
         desk.forget(request.session_hash)
 
     def address(event) -> None:
-        event.then(None, setting[:3], None, js=ADDRESS_JS, show_progress="hidden", api_visibility="private")
+        event.then(None, setting[1:3], None, js=ADDRESS_JS, show_progress="hidden", api_visibility="private")
 
     asked = [page.thread, page.easel, page.question, *setting]
     gr.on([page.send.click, page.question.submit], on_send, asked, answers, **running)
@@ -592,12 +576,12 @@ def _wire(desk: PageContext, page: AskPage) -> None:
     page.again.click(on_again, [page.thread, *setting], answers, **running)
     page.stop.click(on_stop, None, None, **LIGHT)
     page.clear.click(on_clear, setting, answers, **LIGHT)
-    page.input.upload(on_given, [page.model, page.input], [page.input, page.easel], **EVERY | WARNING)
+    page.input.upload(on_given, [desk.model, page.input], [page.input, page.easel], **EVERY | WARNING)
     address(gr.on([page.plan_left.input, page.plan_right.input], on_plan, setting, both, **LIGHT))
-    address(page.model.input(on_switch, setting, outputs, **LIGHT))
-    entering = [page.query, desk.model, page.thread, *setting]
+    desk.on_model(on_switch, setting, outputs, **LIGHT)
+    desk.on_plan(on_plan, setting, both, **LIGHT)
+    entering = [desk.query, page.entered, page.thread, *setting]
     address(desk.tab.select(on_enter, entering, outputs, **LIGHT))
-    desk.plan.change(on_equaliser, [desk.model, desk.plan, plan_jsons], plan_jsons, **LIGHT)
     gr.context.Context.root_block.unload(on_leave)
 
 

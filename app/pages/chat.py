@@ -19,6 +19,7 @@ from typing import Any
 
 import gradio as gr
 
+from app.components.menu import Menu
 from app.components.side_status import SideStatus
 from app.conversation import Frame, chat
 from app.markdown import TAGS_SHOWN_AS_TEXT, as_markdown, as_typed
@@ -161,9 +162,7 @@ def switched(desk: PageContext, ask: Ask, visitor: str) -> dict:
     offered = desk.service.choices(ask.model)
     values = [value for _, value in offered]
     kept = [c if c in values else d for c, d in zip(ask.choices, _starting(values), strict=True)]
-    menus = {
-        f"plan_{side}": gr.Dropdown(offered, value=choice) for side, choice in zip(SIDES, kept, strict=True)
-    }
+    menus = {f"plan_{side}": Menu(choice, choices=offered) for side, choice in zip(SIDES, kept, strict=True)}
     ask = Ask(ask.model, tuple(kept), None)
     return clear(desk, ask, visitor) | menus
 
@@ -311,8 +310,8 @@ def _ready(desk: PageContext, ask: Ask, choice: str) -> dict:
 class ChatPage:
     """The page's components by the names that changes use."""
 
-    plan_left: gr.Dropdown
-    plan_right: gr.Dropdown
+    plan_left: Menu
+    plan_right: Menu
     chat_left: gr.Chatbot
     chat_right: gr.Chatbot
     status_left: SideStatus
@@ -333,17 +332,15 @@ class ChatPage:
 
 
 def _starting(values: list[str]) -> tuple[str, str]:
-    """Full precision against W4 where there are such plans."""
-    left = FULL_PRECISION if FULL_PRECISION in values else values[0]
-    return left, "W4" if "W4" in values else values[-1]
+    """Full precision, where there is such a plan, against the workbench's."""
+    return FULL_PRECISION if FULL_PRECISION in values else values[0], EQUALIZER
 
 
 def build(desk: PageContext) -> ChatPage:
     """Draw the page and wire it."""
-    service, model, plan = desk.service, desk.model, desk.plan
-    first = model.value if model.value in service.models else next(iter(service.models))
+    service, first = desk.service, desk.first
     offered = service.choices(first)
-    start = Ask(first, _starting([value for _, value in offered]), plan.value)
+    start = Ask(first, _starting([value for _, value in offered]), desk.plan.value)
     shown = statuses(desk, start)
     drawn: dict[str, Any] = {"history": gr.State([])}
     with gr.Row(elem_id="chat-sides", equal_height=False):
@@ -443,13 +440,12 @@ def build(desk: PageContext) -> ChatPage:
 
 
 def _wire(desk: PageContext, page: ChatPage) -> None:
-    model, plan = desk.model, desk.plan
     parts = {f.name: getattr(page, f.name) for f in fields(page)}
     asked = [
-        model,
+        desk.model,
         page.plan_left,
         page.plan_right,
-        plan,
+        desk.plan,
         page.system,
         page.temperature,
         page.top_p,
@@ -496,13 +492,13 @@ def _wire(desk: PageContext, page: ChatPage) -> None:
         return on_page(clear(desk, ask(values), request.session_hash))
 
     def on_switch(request: gr.Request, *values):
-        return on_page(switched(desk, ask(values), request.session_hash))
+        return on_page(switched(desk, ask(values), request.session_hash) if values[0] in desk.held else {})
 
     def on_plan(*values):
         return on_page(statuses(desk, ask(values)))
 
     def on_equaliser(*values):
-        return on_page(statuses(desk, ask(values), only=EQUALIZER))
+        return on_page(statuses(desk, ask(values), only=EQUALIZER) if values[0] in desk.held else {})
 
     both = [page.status_left, page.status_right]
     gr.on(
@@ -518,11 +514,10 @@ def _wire(desk: PageContext, page: ChatPage) -> None:
     page.stop.click(on_stop, None, None, **LIGHT)
     gr.on([page.clear.click, page.chat_left.clear, page.chat_right.clear], on_clear, asked, outputs, **LIGHT)
     gr.on([page.plan_left.input, page.plan_right.input], on_plan, asked, both, **LIGHT)
-    plan.change(on_equaliser, asked, both, **LIGHT)
+    desk.on_plan(on_equaliser, asked, both, **LIGHT)
     page.dice.click(None, None, page.seed, js=NEW_SEED_JS, **LIGHT)
-    if isinstance(model, gr.Dropdown):
-        model.change(on_switch, asked, outputs, **LIGHT)
+    desk.on_model(on_switch, asked, outputs, **LIGHT)
     gr.context.Context.root_block.unload(on_leave)
 
 
-PAGE = Page("chat", "Chat", build, kinds=("language",), head=HEAD, follows=True)
+PAGE = Page("chat", "Chat", build, kinds=("language",), head=HEAD)

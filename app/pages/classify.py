@@ -1,8 +1,7 @@
 """The Classify page: pictures, and what full precision and the visitor's plan answer to them, side by side.
 
 `build` draws and wires. The handlers above it are plain functions and generators: they take a
-`PageContext` (what all visitors share) and values. The page has an equaliser of its own; where the Explore
-page shows the same model the two pages hand their plan over when the visitor goes from one to the other.
+`PageContext` (what all visitors share) and values.
 """
 
 from __future__ import annotations
@@ -17,17 +16,14 @@ import gradio as gr
 
 from app.budget import sentence
 from app.components.budget import request_of
-from app.components.equalizer import Equalizer, check_plan
+from app.components.equalizer import check_plan
 from app.components.flips import Flips
-from app.components.numbers import Numbers
+from app.components.menu import Menu
 from app.components.picture_input import PictureInput
 from app.components.pictures import Pictures
 from app.components.side_status import SideStatus
-from app.link import CLASSIFY, LinkError, decode
-from app.pages.context import EVERY, LIGHT, RUNNING, WARNING, Page, PageContext, model_menu, precision_menu
-from app.pages.explore import Explore, named_plan
-from app.pages.explore import measure as measure_explored
-from app.pages.presets import Presets, build_presets, named_choices
+from app.link import CLASSIFY
+from app.pages.context import EVERY, LIGHT, WARNING, Page, PageContext, precision_menu
 from app.pictures import Answer, Classifier, Picture, read_upload, remove_upload
 from app.service import OpenModel, PlanJson, Service
 from app.side import EQUALIZER
@@ -144,75 +140,26 @@ def row(desk: PageContext, model: str, visitor: str = "", selected: str | None =
     }
 
 
-def measure(desk: PageContext, model: str, plan_json: PlanJson, visitor: str) -> Iterator[tuple]:
-    """Accuracy as it comes in: for the numbers, the table of flips, and the row of changed answers."""
-    try:
-        plan = desk.service.plan_of(model, plan_json)
-        ended = False
-        for state in desk.service.measure(model, plan, f"{visitor} classify"):
-            ended = state["status"] in ("done", "stored", "idle")
-            shown = _changed(desk, model, plan, state) if ended else gr.skip()
-            yield state, _flips(desk, model, plan, state), shown
-        if not ended:  # a newer edit took over; Gradio sends the last values again at the end: not ours, then
-            yield gr.skip(), gr.skip(), gr.skip()
-    except Exception as error:  # whatever went wrong, the visitor gets a sentence and keeps the plan
-        full = PrecisionPlan.full()
-        words = error if isinstance(error, ValueError) else "reload the page"
-        yield desk.service.state(model, full, status="error", message=str(words)), gr.skip(), gr.skip()
-        if not isinstance(error, ValueError):
-            raise
+def results(desk: PageContext, model: str, plan_json: PlanJson) -> tuple:
+    """What the plan on the workbench does to the labelled pictures, once measured: for the table of flips and
+    the row of changed answers."""
+    plan = desk.service.plan_of(model, plan_json)
+    state = desk.service.state(model, plan)
+    return _flips(desk, model, plan, state), _changed(desk, model, plan, state)
 
 
 def switch(desk: PageContext, model: str, visitor: str) -> tuple:
-    """Another of the operator's classifiers: its equaliser, plan, presets, sides and pictures."""
-    service = desk.service
-    plan_json = service.plan_json_of(model, service.start(model))
-    equalizer = Equalizer(plan_json, description=service.describe(model))
-    menus = [gr.Dropdown(choices(service, model), value=value) for value in _starting()]
-    named = gr.Dropdown(named_choices(service, model), value="")
-    return equalizer, plan_json, named, *menus, Pictures(row(desk, model, visitor)), _title(service, model)
+    """Another of the operator's classifiers: its sides, pictures and title."""
+    menus = [Menu(value, choices=choices(desk.service, model)) for value in _starting()]
+    return *menus, Pictures(row(desk, model, visitor)), _title(desk.service, model)
 
 
-def enter(
-    desk: PageContext,
-    query: Mapping | None,
-    explore_model: str,
-    explore_wire: PlanJson,
-    model: str,
-    plan_json: PlanJson,
-    visitor: str,
-) -> tuple:
-    """The page is opened: with what its address says, the first time (`query`, else None); else with the plan
-    of the Explore page, if that shows the same model. For the query, the menu of models, its title, the
-    equaliser, the plan and the pictures.
-
-    The equaliser gets a value whatever happens: see SideStatus for what skipping would do to it."""
-    if query is None or query.get("p") != CLASSIFY or query.get("m", model) not in desk.held:
-        plan_json = explore_wire if explore_model == model else plan_json
-        return None, gr.skip(), gr.skip(), plan_json, plan_json, gr.skip()
-    wanted, service = query.get("m", model), desk.service
-    try:
-        found = decode(query, service.describe(wanted))
-    except LinkError as error:
-        warn(f"The link was not restored: {error}.")
-        found = None
-    found = found or service.plan_json_of(wanted, service.start(wanted))
-    number = str(query.get("i", ""))
-    picture = f"example:{number}" if number.isdecimal() and len(number) < 8 else None
-    shown = row(desk, wanted, visitor, picture) if picture or wanted != model else gr.skip()
-    if wanted == model:
-        return None, gr.skip(), gr.skip(), found, found, shown
-    equalizer = Equalizer(found, description=service.describe(wanted))
-    return None, wanted, _title(service, wanted), equalizer, found, shown
-
-
-def handed_over(
-    from_model: str, from_wire: PlanJson, model: str, plan_json: PlanJson
-) -> tuple[PlanJson, PlanJson]:
-    """The plan of the page that the visitor leaves, for the equaliser and the plan of the one that is opened,
-    where both show one model; else that page's own."""
-    plan_json = from_wire if from_model == model else plan_json
-    return plan_json, plan_json
+def enter(desk: PageContext, query: Mapping | None, model: str, visitor: str):
+    """The page is opened: the pictures, with the one that its address says the first time (`query`, else
+    None)."""
+    number = str((query or {}).get("i", ""))
+    linked = query and query.get("p") == CLASSIFY and number.isdecimal() and len(number) < 8
+    return row(desk, model, visitor, f"example:{number}") if linked and model in desk.held else gr.skip()
 
 
 def forget(desk: PageContext, visitor: str) -> None:
@@ -227,7 +174,7 @@ def forget(desk: PageContext, visitor: str) -> None:
 
 def choices(service: Service, model: str) -> list[tuple[str, str]]:
     named = [(_upper(name), name) for name in service.opened[model].named_plans]
-    return [("Equaliser", EQUALIZER), *named]
+    return [("Your plan", EQUALIZER), *named]
 
 
 def _starting() -> tuple[str, str]:
@@ -386,16 +333,11 @@ def _title(service: Service, model: str) -> str:
 class ClassifyPage:
     """The page's components."""
 
-    model: gr.Dropdown
     title: gr.Markdown
-    plan: gr.State
-    numbers: Numbers
-    presets: Presets
-    equalizer: Equalizer
     input: PictureInput
     pictures: Pictures
-    plan_left: gr.Dropdown
-    plan_right: gr.Dropdown
+    plan_left: Menu
+    plan_right: Menu
     status_left: SideStatus
     status_right: SideStatus
     flips: Flips
@@ -404,18 +346,11 @@ class ClassifyPage:
 
 def build(desk: PageContext) -> ClassifyPage:
     """Draw the page and wire it."""
-    service, names = desk.service, list(desk.held)
-    first = names[0]
-    start = service.start(first)
-    plan_json = service.plan_json_of(first, start)
+    service, first = desk.service, desk.first
     offered = choices(service, first)
     sides = {}
-    with gr.Column(elem_id=CLASSIFY, elem_classes="own-faders"):
-        with gr.Row(elem_id="classify-head"):
-            title = gr.Markdown(_title(service, first), elem_id="classify-title")
-            model = model_menu(service, names, "classify-model")
-        plan = gr.State(plan_json)
-        numbers = Numbers(service.state(first, start), elem_id="classify-numbers")
+    with gr.Column(elem_id=CLASSIFY):
+        title = gr.Markdown(_title(service, first), elem_id="classify-title")
         with gr.Row(elem_id="classify-pictures-row", equal_height=False):
             picture = PictureInput(
                 sources=["upload", "webcam", "clipboard"],
@@ -430,61 +365,44 @@ def build(desk: PageContext) -> ClassifyPage:
             )
             pictures = Pictures(row(desk, first), elem_id="classify-pictures", scale=1, min_width=300)
         with gr.Row(elem_id="classify-middle", equal_height=False):
-            with gr.Column(min_width=340, elem_id="classify-faders"):
-                presets = build_presets(service, first, "classify-")
-                equalizer = Equalizer(
-                    plan_json, description=service.describe(first), elem_id="classify-equalizer"
-                )
-            with gr.Column(min_width=340, elem_id="classify-answers"):
-                with gr.Row(elem_id="classify-sides", equal_height=False):
-                    for side, choice in zip(SIDES, _starting(), strict=True):
-                        with gr.Column(min_width=240, elem_classes="classify-side"):
-                            sides[f"plan_{side}"] = precision_menu(CLASSIFY, side, offered, choice)
-                            sides[f"status_{side}"] = SideStatus(
-                                {"state": "idle", "words": "Choose a picture"},
-                                elem_id=f"classify-status-{side}",
-                            )
+            with gr.Row(elem_id="classify-sides", equal_height=False):
+                for side, choice in zip(SIDES, _starting(), strict=True):
+                    with gr.Column(min_width=240, elem_classes="classify-side"):
+                        sides[f"plan_{side}"] = precision_menu(CLASSIFY, side, offered, choice)
+                        sides[f"status_{side}"] = SideStatus(
+                            {"state": "idle", "words": "Choose a picture"},
+                            elem_id=f"classify-status-{side}",
+                        )
+            with gr.Column(min_width=340, elem_id="classify-changes"):
                 changed = Pictures(
                     {"title": "Answers that the plan changes", "items": [], "empty": "Measuring…"},
                     elem_id="classify-changed",
                 )
-        flips = Flips({"rows": [], "empty": "Measuring…"}, elem_id="classify-flips")
-    page = ClassifyPage(
-        model=model,
-        title=title,
-        plan=plan,
-        numbers=numbers,
-        presets=presets,
-        equalizer=equalizer,
-        input=picture,
-        pictures=pictures,
-        flips=flips,
-        changed=changed,
-        **sides,
-    )
+                flips = Flips({"rows": [], "empty": "Measuring…"}, elem_id="classify-flips")
+    page = ClassifyPage(title=title, input=picture, pictures=pictures, flips=flips, changed=changed, **sides)
     _wire(desk, page)
     return page
 
 
 def _wire(desk: PageContext, page: ClassifyPage) -> None:
-    explore: Explore = desk.drawn["explore"]  # the other page with an equaliser
     both = [page.plan_left, page.plan_right]
 
-    def measured(model: str, plan_json: PlanJson, request: gr.Request) -> Iterator:
-        yield from measure(desk, model, plan_json, request.session_hash)
-
-    def then_measure(event) -> None:
-        results = [page.numbers, page.flips, page.changed]
-        event.then(measured, [page.model, page.plan], results, **RUNNING | {"concurrency_id": "accuracy"})
-
     def looked(model: str, left: str, right: str, request: gr.Request, event: gr.EventData):
+        if model not in desk.held:
+            return (gr.skip(),) * 3
         return look(desk, model, (left, right), request_of(event), request.session_hash)
 
     def uploaded(model: str, path: str | None, request: gr.Request) -> Iterator:
         yield from given(desk, model, path, request.session_hash)
 
     def switched(model: str, request: gr.Request):
-        return switch(desk, model, request.session_hash)
+        return switch(desk, model, request.session_hash) if model in desk.held else (gr.skip(),) * 4
+
+    def measured(model: str, plan_json: PlanJson):
+        return results(desk, model, plan_json) if model in desk.held else (gr.skip(),) * 2
+
+    def entered(query: Mapping | None, known: bool, model: str, request: gr.Request):
+        return enter(desk, None if known else query, model, request.session_hash), True
 
     def again():
         return Pictures(again=time.time())
@@ -492,41 +410,14 @@ def _wire(desk: PageContext, page: ClassifyPage) -> None:
     def left(request: gr.Request) -> None:
         forget(desk, request.session_hash)
 
-    answers = [page.pictures, page.status_left, page.status_right]
-    page.pictures.look(looked, [page.model, *both], answers, **EVERY)
+    answers, known = [page.pictures, page.status_left, page.status_right], gr.State(False)
+    page.pictures.look(looked, [desk.model, *both], answers, **EVERY)
     gr.on([menu.input for menu in both], again, None, page.pictures, **LIGHT)
-    page.input.upload(uploaded, [page.model, page.input], [page.input, page.pictures], **EVERY | WARNING)
-
-    then_measure(page.equalizer.commit(lambda plan_json: plan_json, page.equalizer, page.plan, **EVERY))
-    loads = [page.equalizer, page.plan]
-    service = desk.service
-    for name, button in page.presets.uniform.items():
-        then_measure(button.click(partial(named_plan, service, name=name), page.model, loads, **LIGHT))
-    named = page.presets.named
-    then_measure(named.input(lambda m, n: named_plan(service, m, n), [page.model, named], loads, **LIGHT))
-    switching = [*loads, named, *both, page.pictures, page.title]
-    then_measure(page.model.input(switched, page.model, switching, **LIGHT))
-
+    page.input.upload(uploaded, [desk.model, page.input], [page.input, page.pictures], **EVERY | WARNING)
+    desk.on_model(switched, desk.model, [*both, page.pictures, page.title], **LIGHT)
+    desk.on_measured(measured, [desk.model, desk.plan], [page.flips, page.changed], **LIGHT)
+    desk.tab.select(entered, [desk.query, known, desk.model], [page.pictures, known], **WARNING)
     gr.context.Context.root_block.unload(left)
-
-    def entered(query, explore_model, explore_wire, model, plan_json, request: gr.Request):
-        return enter(desk, query, explore_model, explore_wire, model, plan_json, request.session_hash)
-
-    theirs, ours = [explore.model, explore.plan], [page.model, page.plan]
-    opening = [desk.query, page.model, page.title, *loads, page.pictures]
-    then_measure(desk.tab.select(entered, [desk.query, *theirs, *ours], opening, **WARNING))
-
-    def measured_there(
-        own: str, model: str, plan_json: PlanJson, tried: list, request: gr.Request
-    ) -> Iterator:
-        if own == model:
-            yield from measure_explored(service, model, plan_json, tried, request.session_hash)
-        else:
-            yield (gr.skip(),) * 4
-
-    back = explore.tab.select(handed_over, [*ours, *theirs], [explore.equalizer, explore.plan], **LIGHT)
-    results = [explore.numbers, explore.chart, explore.compare, explore.tried]
-    back.then(measured_there, [page.model, *theirs, explore.tried], results, **RUNNING)
 
 
 PAGE = Page(
@@ -535,5 +426,6 @@ PAGE = Page(
     build,
     kinds=("vision",),
     needs=lambda elastic: bool(elastic.vision.labels),
+    lacks="Classify is for models whose classes have names",
     holds=_classifier,
 )

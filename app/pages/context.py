@@ -13,6 +13,8 @@ from typing import Any
 
 import gradio as gr
 
+from app.components.chart import Chart
+from app.components.menu import Menu
 from app.conversation import CachePool, Running
 from app.pictures import Album
 from app.service import OpenModel, Service
@@ -24,16 +26,35 @@ LIGHT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 EVERY = LIGHT | {"trigger_mode": "multiple"}
 WARNING = LIGHT | {"queue": True, "concurrency_limit": 16}
 RUNNING = EVERY | {"queue": True, "concurrency_id": "measure", "concurrency_limit": 16}
+KINDS = {
+    "language": "language models",
+    "vision": "classifiers of pictures",
+    "vision-language": "models that answer questions about pictures",
+}
+
+
+@dataclass
+class Held:
+    """What the workbench holds of a visitor; see `app.pages`. opened, chosen, measured: states that change
+    with the model's name, with {"model", "plan"}, and with those of the plan that was measured."""
+
+    model: Menu
+    plan: gr.State
+    tried: gr.State
+    chart: Chart
+    query: gr.State
+    opened: gr.State
+    chosen: gr.State
+    measured: gr.State
 
 
 @dataclass
 class PageContext:
-    """What all visitors of a page share, and what is drawn around it.
+    """What all visitors of a page share, and what it has of the workbench.
 
     held: what the page keeps of each model that it is for, by the model's name; running, pool, album: the
-    answers under way, the key-value caches kept between turns, the pictures that visitors gave. model, plan:
-    the menu at the top and the visitor's plan of that model, as JSON; query: what the address said when the
-    page was opened; tab: the page's own; drawn: what the build functions of the pages before gave, by id.
+    answers under way, the key-value caches kept between turns, the pictures that visitors gave; bench, tab:
+    the components around the page, see `app.pages`.
     """
 
     service: Service
@@ -41,11 +62,45 @@ class PageContext:
     running: Running = field(default_factory=Running)
     pool: CachePool = field(default_factory=CachePool)
     album: Album = field(default_factory=Album)
-    model: gr.Dropdown | gr.State | None = None
-    plan: gr.State | None = None
-    query: gr.State | None = None
+    bench: Held | None = None
     tab: gr.Tab | None = None
-    drawn: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Menu:
+        return self.bench.model
+
+    @property
+    def plan(self) -> gr.State:
+        return self.bench.plan
+
+    @property
+    def tried(self) -> gr.State:
+        return self.bench.tried
+
+    @property
+    def chart(self) -> Chart:
+        return self.bench.chart
+
+    @property
+    def query(self) -> gr.State:
+        return self.bench.query
+
+    @property
+    def first(self) -> str:
+        """The model that the page is drawn with: the one in the menu, or one that it is for."""
+        return self.model.value if self.model.value in self.held else next(iter(self.held))
+
+    def on_model(self, *listener: Any, **options: Any):
+        """Another model was chosen."""
+        return self.bench.opened.change(*listener, **options)
+
+    def on_plan(self, *listener: Any, **options: Any):
+        """Another plan, or model, was chosen."""
+        return self.bench.chosen.change(*listener, **options)
+
+    def on_measured(self, *listener: Any, **options: Any):
+        """The plan on the workbench was measured whole."""
+        return self.bench.measured.change(*listener, **options)
 
     def forget(self, visitor: str) -> list[Any]:
         """The visitor has left: their answers and conversations go, and their pictures, which it returns."""
@@ -56,19 +111,19 @@ class PageContext:
 
 @dataclass(frozen=True)
 class Page:
-    """One entry of the table. build: draws the page inside its tab; kinds, needs: of the models it is for,
-    all where there are none, and what else such a model must have (a page for none that is open is left
-    out); holds: what it keeps of one, see PageContext; head: what it adds to the document's head; follows: it
-    shows the model of the menu at the top, so it is out of reach while that is one that it is not for."""
+    """One entry of the table. build: draws the page inside its tab; kinds, needs, lacks: of the models it is
+    for, all where there are none, what else such a model must have, and words for one that has it not (a
+    page for none that is open is left out); holds: what it keeps of one, see PageContext; head: what it adds
+    to the document's head."""
 
     id: str
     label: str
     build: Callable[[PageContext], Any]
     kinds: tuple[str, ...] = ()
     needs: Callable[[ElasticModel], bool] = lambda elastic: True
+    lacks: str = ""
     holds: Callable[[OpenModel], Any] = lambda opened: None
     head: str = ""
-    follows: bool = False
 
     @property
     def css(self) -> str:
@@ -86,31 +141,22 @@ class Page:
         held = {name: self.holds(service.opened[name]) for name in self.models(service)}
         return PageContext(service, held, **drawn)
 
-
-def model_menu(service: Service, names: list[str], elem_id: str) -> gr.Dropdown:
-    """The menu of those models, hidden where there is nothing to choose."""
-    return gr.Dropdown(
-        [(service.models[name].title, name) for name in names],
-        value=names[0],
-        visible=len(names) > 1,
-        show_label=False,
-        container=False,
-        filterable=False,
-        elem_id=elem_id,
-        elem_classes="model-menu",
-        min_width=220,
-    )
+    def refusal(self, service: Service, model: str) -> str:
+        """Why it cannot show the model, and what to choose; "" where it can."""
+        elastic = service.models[model]
+        if self.shows(elastic):
+            return ""
+        others = " or ".join(dict.fromkeys(service.models[name].title for name in self.models(service)))
+        if self.kinds and elastic.kind not in self.kinds:
+            reason = f"{self.label} is for {' and '.join(KINDS[kind] for kind in self.kinds)}"
+        else:
+            reason = self.lacks
+        return f"{reason}. {elastic.title} is not one: choose {others} in the menu at the top."
 
 
-def precision_menu(page: str, side: str, offered: list[tuple[str, str]], choice: str) -> gr.Dropdown:
+def precision_menu(page: str, side: str, offered: list[tuple[str, str]], choice: str) -> Menu:
     """The menu of precisions of one side of a page, "left" or "right"."""
-    return gr.Dropdown(
-        offered,
-        value=choice,
-        label=f"{side.capitalize()} precision",
-        elem_id=f"{page}-plan-{side}",
-        filterable=False,
-    )
+    return Menu(choice, choices=offered, name=f"{side.capitalize()} precision", elem_id=f"{page}-plan-{side}")
 
 
 def buttons(running: bool) -> dict[str, gr.Button]:

@@ -41,7 +41,7 @@ from tests.tiny_vlm import save_tiny_vlm
 from tests.training import script
 
 MODEL = "tiny"
-ALIKE, APART = Setting(MODEL, ("W8", "W8"), {}), Setting(MODEL, ("full precision", "W2"), {})
+ALIKE, APART = Setting(MODEL, ("W8", "W8")), Setting(MODEL, ("full precision", "W2"))
 
 
 def shape(kind: str = "circle", colour: str = "red", ground="#f4f8ff", size: int = 64) -> Image.Image:
@@ -227,16 +227,16 @@ def test_a_drawing_travels_as_png():
 
 
 def test_an_unknown_precision_is_refused(desk: PageContext, said):
-    page = asked(desk, "what?", setting=Setting(MODEL, ("W8", "nonsense"), {}))
+    page = asked(desk, "what?", setting=Setting(MODEL, ("W8", "nonsense")))
     assert page["thread"] == [] and "nonsense" in said[-1]
-    assert statuses(desk, Setting(MODEL, ("W8", "nonsense"), {}))["status_right"]["state"] == "error"
+    assert statuses(desk, Setting(MODEL, ("W8", "nonsense")))["status_right"]["state"] == "error"
 
 
 def test_the_equaliser_answers_at_the_plan_it_has(desk: PageContext, elastic: ElasticModel):
     plan_json = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
-    setting = Setting(MODEL, ("equaliser", "W2"), {MODEL: plan_json})
+    setting = Setting(MODEL, ("equaliser", "W2"), plan_json)
     facts = statuses(desk, setting)
-    first = statuses(desk, Setting(MODEL, ("equaliser", "W2"), {}))
+    first = statuses(desk, Setting(MODEL, ("equaliser", "W2")))
     assert facts["status_left"]["facts"][0][1] != first["status_left"]["facts"][0][1]
     turn = asked(desk, "what?", setting=setting)["thread"][0]
     assert turn["shown"]["sides"][0]["label"].startswith("equaliser")
@@ -314,12 +314,11 @@ def test_a_strip_is_refused_when_it_is_given(desk: PageContext, said, tmp_path: 
 
 def test_the_page_opens_with_what_its_address_says(desk: PageContext):
     query = {"p": "ask", "ask": MODEL, "l": "W3", "r": "nonsense"}
-    page = enter(desk, query, APART, MODEL, [], "a")
-    assert page["query"] is None and page["model"] == MODEL
-    assert (page["plan_left"].value, page["plan_right"].value) == ("W3", "W4")
+    page = enter(desk, query, APART, [], "a")
+    assert (page["plan_left"].value, page["plan_right"].value) == ("W3", "equaliser")
     assert page["easel"]["items"] and "talk" in page and "W3" in page["status_left"]["words"]
-    page = enter(desk, {"p": "chat"}, APART, "another", [], "a")
-    assert page["query"] == {"p": "chat"} and page["plan_left"].value == "full precision"
+    for query in (None, {"p": "chat", "l": "W3"}):
+        assert enter(desk, query, APART, [], "a")["plan_left"].value == "full precision"
     assert switched(desk, ALIKE, "a")["thread"] == [] == clear(desk, ALIKE, "a")["thread"]
 
 

@@ -16,6 +16,7 @@ from app.pages.chat import Ask
 from app.pages.context import PageContext
 from quept.engines.bitsandbytes import BitsAndBytes
 from quept.plan import PrecisionPlan
+from tests.app.tiny import bench
 
 needs_bitsandbytes = pytest.mark.skipif(bool(BitsAndBytes.missing()), reason="bitsandbytes is not installed")
 ASK = Ask("tiny", ("full precision", "W2"), None, max_tokens=16)
@@ -257,7 +258,7 @@ def test_a_baseline_without_bitsandbytes_is_not_offered_and_refused_in_words(des
 
 def test_choosing_another_model_empties_the_chat_and_keeps_what_choices_it_can(desk):
     page = chat.switched(desk, replace(ASK, choices=("W4", "gone")), "a")
-    assert page["plan_left"].value == "W4" and page["plan_right"].value == "W4"
+    assert page["plan_left"].value == "W4" and page["plan_right"].value == "equaliser"
     assert page["history"] == []
 
 
@@ -304,7 +305,7 @@ def test_tags_entities_and_formulas_reach_the_page_as_they_were_written():
 def test_the_page_is_drawn_with_names_and_labels(service):
     with warnings.catch_warnings(), gr.Blocks() as blocks:
         warnings.simplefilter("error", UserWarning)  # Gradio's, about handlers that do not fit
-        page = chat.build(PageContext(service, model=gr.State("tiny"), plan=gr.State({})))
+        page = chat.build(PageContext(service, {"tiny": None}, bench=bench("tiny")))
     ids = [part.elem_id for name, part in vars(page).items() if name != "history"]
     assert all(ids) and len(set(ids)) == len(ids)
     assert len(blocks.blocks) < 45

@@ -17,9 +17,8 @@ import torch
 from PIL import Image
 
 from app import pictures as module
-from app.link import encode
 from app.pages import classify
-from app.pages.classify import enter, given, handed_over, look, measure, row
+from app.pages.classify import enter, given, look, results, row
 from app.pages.context import PageContext
 from app.pictures import Album, Classifier, Picture, read_upload
 from app.service import Service
@@ -295,8 +294,8 @@ def test_visitors_at_once_get_the_answers_they_would_get_alone(desk, elastic, tm
 
 def test_accuracy_comes_in_with_its_interval_and_its_flips(desk: PageContext):
     plan_json = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
-    states = list(measure(desk, MODEL, plan_json, "a"))
-    state, flips, changed = states[-1]
+    *_, state = desk.service.measure(MODEL, PrecisionPlan.uniform(2), "a")
+    flips, changed = results(desk, MODEL, plan_json)
     estimate = state["estimate"]
     assert state["status"] == "done" and estimate["images"] == COUNT and state["unit"] == "pictures"
     assert estimate["top1_low"] < estimate["top1"] < estimate["top1_high"]
@@ -305,43 +304,14 @@ def test_accuracy_comes_in_with_its_interval_and_its_flips(desk: PageContext):
     answers = ask(desk, PrecisionPlan.uniform(2), id=changed["items"][0]["id"])[0].props["answers"]["rows"]
     theirs, _, ours, _ = answers[changed["items"][0]["id"]]
     assert changed["items"][0]["words"] == f"{theirs} → {ours}"
-    again = list(measure(desk, MODEL, plan_json, "b"))
-    assert [s["status"] for s, *_ in again] == ["stored"] and again[0][1:] == (flips, changed)
 
 
-def test_a_newer_plan_ends_the_older_measurement_of_this_page_only(desk: PageContext):
-    plan_jsons = [desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(bits)) for bits in (3, 4)]
-    older = measure(desk, MODEL, plan_jsons[0], "a")
-    explored = desk.service.measure(MODEL, PrecisionPlan.uniform(5), "a")
-    next(older), next(explored)
-    newer = measure(desk, MODEL, plan_jsons[1], "a")
-    next(newer)
-    assert all("status" not in part for part in list(older)[-1])
-    assert list(newer)[-1][0]["status"] == list(explored)[-1]["status"] == "done"
-
-
-def test_a_link_opens_the_page_as_it_was_once(desk: PageContext):
-    plan_json = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(3, 8, embeddings=8))
-    start = desk.service.plan_json_of(MODEL, desk.service.start(MODEL))
+def test_a_link_opens_the_page_with_its_picture_once(desk: PageContext):
     last = row(desk, MODEL)["items"][-1]["id"]
-    query = {"p": "classify", "i": last.split(":")[1], **encode(plan_json, MODEL)}
-    used, _, _, shown, plan, pictures = enter(desk, query, "other", start, MODEL, start, "a")
-    assert used is None and shown == plan == plan_json and pictures["selected"] == last
-    *_, shown, plan, _ = enter(desk, None, MODEL, plan_json, MODEL, start, "a")
-    assert shown == plan == plan_json, "the Explore page shows the same model: its plan comes along"
-    *_, shown, plan, _ = enter(desk, None, "other", {"w": [2]}, MODEL, start, "a")
-    assert shown == plan == start
-    assert handed_over(MODEL, plan_json, MODEL, start) == (plan_json, plan_json)
-    assert handed_over(MODEL, plan_json, "other", {"w": [2]}) == ({"w": [2]}, {"w": [2]})
-
-
-@pytest.mark.parametrize("query", [{"w": "!!"}, {"w": "AAAAA"}, {"a": "x"}, {"w": "A", "i": "x" * 999}])
-def test_a_broken_link_is_refused_in_words_and_the_page_opens(
-    desk: PageContext, said: list[str], query: dict
-):
-    start = desk.service.plan_json_of(MODEL, desk.service.start(MODEL))
-    *_, shown, plan, _ = enter(desk, {"p": "classify", "m": MODEL} | query, MODEL, start, MODEL, start, "a")
-    assert shown == plan == start and len(said) == 1 and "not restored" in said[0]
+    query = {"p": "classify", "i": last.split(":")[1]}
+    assert enter(desk, query, MODEL, "a")["selected"] == last
+    for other in (None, query | {"i": "x" * 999}, {"p": "chat", "i": "3"}):
+        assert "items" not in enter(desk, other, MODEL, "a")
 
 
 def test_a_classifier_without_pictures_takes_those_of_visitors(tmp_path, monkeypatch):
@@ -353,7 +323,8 @@ def test_a_classifier_without_pictures_takes_those_of_visitors(tmp_path, monkeyp
         and "no labelled pictures lie beside this model" in desk.service.opened[MODEL].conditions()
     )
     plan_json = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(3))
-    ((state, flips, changed),) = measure(desk, MODEL, plan_json, "a")
+    (state,) = desk.service.measure(MODEL, PrecisionPlan.uniform(3), "a")
+    flips, changed = results(desk, MODEL, plan_json)
     assert state["status"] == "idle" and state["message"] == "no labelled pictures lie beside this model"
     assert not flips["rows"] and not changed["items"]
     shown = sent(desk, saved(tmp_path, "mine.png", half()))

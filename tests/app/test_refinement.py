@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app.pages import explore
 from app.refinement import refinement
 from app.service import Sample, Service
+from app.shell.measuring import refine
 from quept.evaluate import Results
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
@@ -152,7 +152,7 @@ def test_whatever_goes_wrong_the_page_gets_a_sentence(service, elastic, monkeypa
         yield
 
     monkeypatch.setattr(service, "refine", broken)
-    states = explore.refine(service, MODEL, service.plan_json_of(MODEL, PLAN), request(elastic), "a")
+    states = refine(service, MODEL, service.plan_json_of(MODEL, PLAN), request(elastic), "a")
     assert next(states)["status"] == "error"
     with pytest.raises(RuntimeError):
         next(states)

@@ -1,4 +1,4 @@
-"""The service and the Explore page's handlers, on a tiny model: every visitor gets the numbers of the plan
+"""The service and the workbench's handlers, on a tiny model: every visitor gets the numbers of the plan
 they asked for."""
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import gradio as gr
 import pytest
 
 from app.link import encode
-from app.pages import explore
-from app.pages.presets import named_choices
+from app.pages.compare import pair
 from app.service import Sample, Service
+from app.shell.measuring import measure
+from app.shell.plans import chosen_point, linked, uploaded
+from app.shell.presets import named_choices
 from quept.allocate.front import Front, Point
 from quept.artifact import Source
 from quept.evaluate import Estimate, ResultKey, Results
@@ -61,7 +63,7 @@ def test_a_release_of_a_fader_opens_the_results_file_twice_at_most(service: Serv
     tried = [service.plan_json_of(MODEL, PrecisionPlan.uniform(bits)) for bits in (8, 6, 5)]
     opened, connect = [], sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **kw: opened.append(args) or connect(*args, **kw))
-    states = list(explore.measure(service, MODEL, tried[0], tried, "a"))
+    states = list(measure(service, MODEL, tried[0], tried, "a"))
     assert states[-1][0]["status"] == "done" and len(states[-1][1]["points"]) > 1
     assert len(opened) <= 2
 
@@ -164,17 +166,17 @@ def test_while_measuring_perplexities_are_of_the_text_read_so_far(service: Servi
 
 def test_the_history_joins_the_chart_and_a_point_loads_its_plan(service: Service):
     plan_json = service.plan_json_of(MODEL, PrecisionPlan.of({"*.down_proj": 6}, default=3))
-    *_, (state, chart, _, tried) = explore.measure(service, MODEL, plan_json, [], "a")
-    assert state["status"] == "done" and tried == [plan_json]
+    *_, (state, chart, tried, done) = measure(service, MODEL, plan_json, [], "a")
+    assert state["status"] == "done" and tried == [plan_json] and done == {"model": MODEL, "plan": plan_json}
     point = next(p for p in chart["points"] if p["kind"] == "tried")
     assert point["bytes"] == state["deploy_bytes"]
-    assert explore.chosen_point(service, MODEL, tried, point["id"]) == (plan_json, plan_json)
+    assert chosen_point(service, MODEL, tried, point["id"]) == plan_json
     uniform = service.plan_json_of(MODEL, PrecisionPlan.uniform(5))
-    assert explore.chosen_point(service, MODEL, [], "W5") == (uniform, uniform)
+    assert chosen_point(service, MODEL, [], "W5") == uniform
 
 
 def test_a_measurement_that_was_taken_over_leaves_nothing_on_the_page(service: Service):
-    older = explore.measure(service, MODEL, service.plan_json_of(MODEL, PrecisionPlan.uniform(2)), [], "a")
+    older = measure(service, MODEL, service.plan_json_of(MODEL, PrecisionPlan.uniform(2)), [], "a")
     next(older)
     newer = service.measure(MODEL, PrecisionPlan.uniform(3), "a")
     next(newer)
@@ -183,9 +185,7 @@ def test_a_measurement_that_was_taken_over_leaves_nothing_on_the_page(service: S
 
 @pytest.mark.parametrize("identity", ["tried:7", "tried:-1", "tried:", "no such plan", "baseline:awq", ""])
 def test_an_unknown_point_changes_nothing(service: Service, identity: str):
-    equalizer, plan = explore.chosen_point(service, MODEL, [], identity)
-    assert isinstance(equalizer, dict) and isinstance(plan, dict)
-    assert "w" not in equalizer and "w" not in plan
+    assert chosen_point(service, MODEL, [], identity) is None
 
 
 def test_a_measured_baseline_is_a_point_that_loads_nothing_and_says_so(
@@ -201,8 +201,7 @@ def test_a_measured_baseline_is_a_point_that_loads_nothing_and_says_so(
     assert point["bytes"] == elastic.sizes.deploy(nf4)
     said: list[str] = []
     monkeypatch.setattr(gr, "Info", lambda text, **_: said.append(text))
-    equalizer, plan = explore.chosen_point(service, MODEL, [], point["id"])
-    assert "w" not in equalizer and "w" not in plan
+    assert chosen_point(service, MODEL, [], point["id"]) is None
     assert len(said) == 1 and "bitsandbytes NF4 has no bits per layer" in said[0]
 
 
@@ -214,22 +213,37 @@ def test_a_plan_of_another_size_is_refused(service: Service):
 def test_upload_reads_what_download_wrote(service: Service):
     plan_json = service.plan_json_of(MODEL, PrecisionPlan.of({"*.o_proj": 2}, default=7))
     text = service.plan_of(MODEL, plan_json).to_json(MODEL)
-    assert explore.uploaded(service, MODEL, text.encode()) == (plan_json, plan_json)
+    assert uploaded(service, MODEL, text.encode()) == plan_json
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\x00" * 99, b"[]", b'{"format": "quept-plan", "version": 9}', b"[" * 9999]
 )
 def test_a_bad_upload_changes_nothing(service: Service, content: bytes):
-    equalizer, plan = explore.uploaded(service, MODEL, content)
-    assert "w" not in equalizer and "w" not in plan
+    assert uploaded(service, MODEL, content) is None
 
 
-def test_a_link_restores_the_plan_and_a_broken_one_leaves_the_page_as_it_was(service: Service):
+def test_a_link_restores_the_plan_and_a_broken_one_gives_the_plan_to_begin_with(service: Service):
     plan_json = service.plan_json_of(MODEL, PrecisionPlan.uniform(3, kv=4, embeddings=8))
-    assert explore.restore(service, encode(plan_json, MODEL))[2] == plan_json
-    for query in ({"m": MODEL, "w": "!!"}, {}):
-        assert "w" not in explore.restore(service, query)[2]
+    assert linked(service, encode(plan_json, MODEL)) == (MODEL, plan_json)
+    start = service.plan_json_of(MODEL, service.start(MODEL))
+    for query in ({"m": MODEL, "w": "!!"}, {"w": "AAAAA"}, {"a": "x"}, {}):
+        assert linked(service, query) == (MODEL, start)
+
+
+def test_a_link_of_an_earlier_release_to_the_ask_page_opens_the_model_of_that_page(service: Service):
+    both = Service(service.models | {"other": service.models[MODEL]}, *_parts(service))
+    plan_json = service.plan_json_of(MODEL, PrecisionPlan.uniform(3))
+    start = service.plan_json_of(MODEL, service.start(MODEL))
+    asked = {"p": "ask", "l": "W2", "r": "W4"}
+    assert linked(both, asked | {"ask": "other"} | encode(plan_json, MODEL)) == ("other", start)
+    assert linked(both, asked | {"ask": "other"} | encode(plan_json, "other")) == ("other", plan_json)
+    assert linked(both, asked | {"ask": "gone"}) == (MODEL, start)
+
+
+def _parts(service: Service) -> tuple:
+    opened = service.opened[MODEL]
+    return opened.sample, opened.results, Path("unused")
 
 
 def shipped_front(service: Service, elastic: ElasticModel, folder: Path, **changes) -> Service:
@@ -269,7 +283,7 @@ def test_the_shipped_front_is_drawn_listed_and_loaded(service, elastic, tmp_path
     assert [(p["label"], p["kl"]) for p in best] == [("Best 3 bits", 0.25), ("Best 4 bits", 0.125)]
     assert ("best 3 bits", "best 3 bits") in named_choices(with_front, MODEL)
     assert ("Best 4 bits", "best 4 bits") in with_front.choices(MODEL)
-    plan_json, _ = explore.chosen_point(with_front, MODEL, [], best[0]["id"])
+    plan_json = chosen_point(with_front, MODEL, [], best[0]["id"])
     assert plan_json["e"] == 6 and with_front.plan_of(MODEL, plan_json).name == "best 3 bits"
     assert with_front.state(MODEL, with_front.plan(MODEL, "best 3 bits"))["estimate"]["kl"] == 0.25
 
@@ -286,12 +300,12 @@ def test_two_plans_are_given_beside_each_other(service: Service, elastic: Elasti
     measured(service, PrecisionPlan.uniform(4))
     own = service.plan_json_of(MODEL, PrecisionPlan.uniform(4, embeddings=8))
     request = {"turn": 3, "a": "W4", "b": "equaliser", "plan": own}
-    answer = explore.pair(service, MODEL, tried, request)
+    answer = pair(service, MODEL, tried, request)
     assert json.loads(json.dumps(answer))["turn"] == 3
     assert answer["a"]["metrics"][1]["value"] > 0 and answer["b"]["metrics"] is None
     assert answer["b"]["plan"] == own and answer["b"]["label"] == "W4E8"
     assert answer["b"]["bytes"] < answer["a"]["bytes"] and answer["a"]["predicted"] is None
-    assert explore.pair(service, MODEL, tried, request | {"a": "tried:0"})["a"]["plan"] == tried[0]
+    assert pair(service, MODEL, tried, request | {"a": "tried:0"})["a"]["plan"] == tried[0]
     menu = dict(
         service.comparable(MODEL, [service.plan_of(MODEL, plan_json) for plan_json in tried])["choices"]
     )
@@ -311,5 +325,5 @@ def test_two_plans_are_given_beside_each_other(service: Service, elastic: Elasti
     ],
 )
 def test_two_plans_that_cannot_be_compared_are_refused_in_words(service: Service, request_: dict):
-    answer = explore.pair(service, MODEL, [], {"turn": 1} | request_)
+    answer = pair(service, MODEL, [], {"turn": 1} | request_)
     assert "a" not in answer and len(answer["error"]) > 10

@@ -65,23 +65,24 @@ def toasts(monkeypatch) -> list[str]:
 
 @pytest.mark.parametrize("text", MARKUP)
 def test_every_toast_shows_what_it_quotes_as_text(text: str, elastic, tmp_path, toasts):
-    from app.pages import chat, explore
+    from app.pages import chat
     from app.service import Sample, Service
+    from app.shell.plans import chosen_point, linked, uploaded
 
     sample = Sample("The quick brown fox jumps over the lazy dog. " * 40, "foxes", tokens=256, context=64)
     elastic.origin = Source("tiny", "tiny")
     service = Service({"tiny": elastic}, sample, Results.open(tmp_path / "results.sqlite"), tmp_path)
     head = {"format": "quept-plan", "version": 1}
     for plan in ({"layers": {text: 4}}, {"model": text}, {text: 1}, {"version": text}, {"name": text}):
-        explore.uploaded(service, "tiny", json.dumps(head | plan).encode())
+        uploaded(service, "tiny", json.dumps(head | plan).encode())
     for query in (
         {"m": text, "w": "AAAA"},
         {"w": text},
         {"kv": text, "w": "x"},
         {"p": "classify", "w": text},
     ):
-        explore.restore(service, query)
-    explore.chosen_point(service, "tiny", [], text)
+        linked(service, query)
+    chosen_point(service, "tiny", [], text)
     chat._refuse(text)
     chat._refuse(KeyError(text))
     assert len(toasts) >= 8

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import math
 
+import gradio as gr
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from app.components.chart import Chart
+from app.components.menu import Menu
 from app.gate import Admission, Gate
+from app.pages.context import Held
 from app.side import setting_choices
 from quept.allocate import SensitivityTable
 from quept.artifact import Artifact
@@ -55,6 +59,12 @@ def tiny_elastic() -> ElasticModel:
     return ElasticModel(loaded, Artifact.rtn(loaded), dtype=torch.float32)
 
 
+def bench(model: str) -> Held:
+    """What a page has of the workbench; inside of Blocks."""
+    menu, chart = Menu(model, choices=[[model, model]], name="Model"), Chart()
+    return Held(menu, gr.State({}), gr.State([]), chart, *(gr.State(None) for _ in range(4)))
+
+
 class FakeService:
     """What the chat page needs of the service, over any models."""
 
@@ -65,7 +75,7 @@ class FakeService:
 
     def choices(self, model: str) -> list[tuple[str, str]]:
         return [
-            ("Equaliser (Explore page)", "equaliser"),
+            ("Your plan", "equaliser"),
             *((name.capitalize(), name) for name in self.named),
             *setting_choices(),
         ]

@@ -18,21 +18,21 @@ class Presets:
     named: gr.Dropdown
 
 
-def build_presets(service: Service, model: str, prefix: str = "") -> Presets:
-    """Draw the row; `prefix` comes before the elem_ids."""
-    with gr.Row(elem_id=f"{prefix}presets", elem_classes="presets"):
+def build_presets(service: Service, model: str) -> Presets:
+    """Draw the row."""
+    with gr.Row(elem_id="presets", elem_classes="presets"):
         uniform = {}
         for bits in (FULL, *reversed(QUANTIZED_BITS)):
             short = "Full" if bits == FULL else f"W{bits}"
             uniform[PrecisionPlan.uniform(bits).name] = gr.Button(
-                short, size="sm", min_width=48, elem_id=f"{prefix}preset-{short}"
+                short, size="sm", min_width=48, elem_id=f"preset-{short}"
             )
         named = gr.Dropdown(
             named_choices(service, model),
             value="",
             show_label=False,
             container=False,
-            elem_id=f"{prefix}preset-named",
+            elem_id="preset-named",
             elem_classes="preset-named",
             min_width=200,
             allow_custom_value=False,

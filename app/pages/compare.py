@@ -1,0 +1,64 @@
+"""The Compare page: two plans layer by layer, and what they weigh and cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import gradio as gr
+
+from app.budget import sentence
+from app.components.budget import request_of
+from app.components.compare import Compare
+from app.components.equalizer import check_plan
+from app.pages.context import EVERY, LIGHT, Page, PageContext
+from app.service import TRIED, PlanJson, Service
+from app.side import EQUALIZER
+from quept.plan import PrecisionPlan
+
+
+def pair(service: Service, model: str, tried: list[PlanJson], request: Mapping) -> dict:
+    """Two plans beside each other, as the menus name them; why not, in words, if one is not known."""
+    answer = {"turn": request.get("turn")}
+    try:
+        sides = (_named_by(service, model, tried, request.get(side), request.get("plan")) for side in "ab")
+        return answer | {key: service.compared(model, plan) for key, plan in zip("ab", sides, strict=True)}
+    except ValueError as error:
+        return answer | {"error": sentence(error)}
+
+
+def _named_by(
+    service: Service, model: str, tried: list[PlanJson], choice: object, own: object
+) -> PrecisionPlan:
+    """The plan behind a value of the menus; `own` is what the browser says is on the faders."""
+    kind, _, index = str(choice).partition(":")
+    if choice == EQUALIZER:
+        return service.plan_of(model, check_plan(own, service.describe(model)))
+    if f"{kind}:" == TRIED and index.isdigit() and int(index) < len(tried):
+        return service.plan_of(model, tried[int(index)])
+    return service.plan(model, str(choice))
+
+
+def comparable(service: Service, model: str, tried: list[PlanJson]) -> dict:
+    """What there is to choose from; another one each time."""
+    plans = [service.plan_of(model, plan_json) for plan_json in tried]
+    return service.comparable(model, plans) | {"stamp": time.time()}
+
+
+def build(context: PageContext) -> None:
+    """Draw the page and wire it."""
+    service, first = context.service, context.first
+    compare = Compare(plans=service.comparable(first), elem_id="compare")
+
+    def paired(model: str, tried: list, event: gr.EventData):
+        return Compare(answer=pair(service, model, tried, request_of(event)))
+
+    def offered(model: str, tried: list):
+        return Compare(plans=comparable(service, model, tried))
+
+    compare.compare(paired, [context.model, context.tried], compare, **EVERY)
+    for happened in (context.on_model, context.on_measured):
+        happened(offered, [context.model, context.tried], compare, **LIGHT)
+
+
+PAGE = Page("compare", "Compare", build)

@@ -1,0 +1,49 @@
+"""Numbers of the plan on the workbench as they come in, and its refinement: generators over the service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import gradio as gr
+
+from app.service import PlanJson, Service
+from quept.plan import PrecisionPlan
+
+TRIED_KEPT = 60
+
+
+def measure(
+    service: Service, model: str, plan_json: PlanJson, tried: list[PlanJson], visitor: str
+) -> Iterator[tuple]:
+    """Numbers as they come in; at the end the plan joins the plot and the visitor's history. For the numbers,
+    the plot, the history, and what was measured."""
+    try:
+        plan = service.plan_of(model, plan_json)
+        state = None
+        for state in service.measure(model, plan, visitor):
+            yield state, gr.skip(), gr.skip(), gr.skip()
+        if state and state["status"] in ("done", "stored"):
+            tried = [other for other in tried if other != plan_json][-TRIED_KEPT + 1 :] + [plan_json]
+            yield state, points(service, model, tried, plan), tried, {"model": model, "plan": plan_json}
+        else:  # a newer edit took over; Gradio sends the last values again at the end: not ours, then
+            yield (gr.skip(),) * 4
+    except Exception as error:  # whatever went wrong, the visitor gets a sentence and keeps the plan
+        failed = service.state(model, PrecisionPlan.full(), status="error", message=str(error))
+        yield failed, *(gr.skip(),) * 3
+        raise
+
+
+def points(service: Service, model: str, tried: list[PlanJson], current: PrecisionPlan | None = None) -> dict:
+    """What the plot shows."""
+    return service.points(model, [service.plan_of(model, plan_json) for plan_json in tried], current)
+
+
+def refine(
+    service: Service, model: str, plan_json: PlanJson, request: Mapping, visitor: str
+) -> Iterator[dict]:
+    """How far the refinement of the plan on the faders is; whatever goes wrong ends it in words."""
+    try:
+        yield from service.refine(model, service.plan_of(model, plan_json), request, visitor)
+    except Exception:
+        yield {"status": "error", "message": "The refinement failed. Try it again."}
+        raise
