@@ -25,6 +25,7 @@ models/     where a model's layers are; loading
 zoo/        built-in models and texts, and how they are fetched
 data/       what is measured and calibrated on: texts, pictures, pairs, questions
 transforms/ rotations and channel scales that leave the function as it is and make weights easier to round
+kernels/    products with packed weights of 2..8 bits, in C
 engines/    ways to make a layer's weight small: rtn, quept, bitsandbytes
 artifact/   what calibration leaves on disk
 runtime/    the elastic model, its views, text generation

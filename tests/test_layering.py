@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"numerics", "files", "checked", "stage", "progress"},
     {"models", "zoo"},
-    {"engines"},
+    {"engines", "kernels"},
     {"plan", "presets"},
     {"transforms"},
     {"artifact"},

@@ -1,0 +1,14 @@
+"""Products with packed weights of 2..8 bits on a CPU, in C.
+
+packed   PackedWeight: a layer's codes in the layout the kernels read; products, values, rows
+library  the compiled library: loaded() or why there is none, instruction sets, threads
+build    C sources -> library: when the package is installed, else at first use, into the cache
+c/       weight.h (layout and formula), products.c (once per instruction set), library.c (what Python calls)
+
+Where there is no C compiler `missing()` says so and weights are multiplied dense.
+"""
+
+from .library import Library, Missing, loaded, loaded_at, missing
+from .packed import FEW, PackedWeight, packed_nbytes
+
+__all__ = ["FEW", "Library", "Missing", "PackedWeight", "loaded", "loaded_at", "missing", "packed_nbytes"]

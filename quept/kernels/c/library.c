@@ -1,0 +1,260 @@
+/* What Python calls: packing, products and unpacking of whole weights, by several threads.
+
+   Nothing is checked here: the Python side knows shapes, sizes and ranges and has checked them. Threads are those of
+   the OpenMP runtime that torch has loaded, whose functions Python hands over: a pool of its own would fight with
+   torch's threads, which spin for a while after each of torch's operations. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "library.h"
+
+#if defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
+extern const Products products_plain;
+#if defined(HAVE_avx2)
+extern const Products products_avx2;
+#endif
+#if defined(HAVE_avx512)
+extern const Products products_avx512;
+#endif
+#if defined(HAVE_dotprod)
+extern const Products products_dotprod;
+#endif
+
+/* The instruction sets compiled in that this machine runs, best first. */
+static int found(const Products *sets[4]) {
+    int n = 0;
+#if defined(HAVE_avx512)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
+        sets[n++] = &products_avx512;
+#endif
+#if defined(HAVE_avx2)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets[n++] = &products_avx2;
+#endif
+#if defined(HAVE_dotprod) && defined(__linux__)
+    if (getauxval(AT_HWCAP) & (1 << 20)) sets[n++] = &products_dotprod;
+#elif defined(HAVE_dotprod)
+    sets[n++] = &products_dotprod;
+#endif
+    sets[n++] = &products_plain;
+    return n;
+}
+
+const Products *quept_products(const char *name) {
+    const Products *sets[4];
+    int n = found(sets);
+    for (int i = 0; i < n; i++)
+        if (!*name || !strcmp(sets[i]->name, name)) return sets[i];
+    return NULL;
+}
+
+const char *quept_name(const Products *products) { return products->name; }
+
+void run_threads(const Pool *pool, void (*job)(void *), void *data) {
+    if (pool->threads > 1 && pool->parallel)
+        pool->parallel(job, data, (unsigned)pool->threads, 0);
+    else
+        job(data);
+}
+
+int own_number(const Pool *pool) { return pool->threads > 1 && pool->parallel ? pool->number() : 0; }
+int team_size(const Pool *pool) { return pool->threads > 1 && pool->parallel ? pool->size() : 1; }
+
+Part part_of(const Pool *pool, int64_t n) {
+    int64_t me = own_number(pool), all = team_size(pool);
+    return (Part){n * me / all, n * (me + 1) / all};
+}
+
+/* ---- packing: rows of numerics.packing -> tiles */
+
+/* Codes i..i+31 of one row, of which `n` are there; a row is a little-endian stream of b bits a code. */
+static void read_codes(const uint8_t *row, int bits, int64_t i, int64_t n, uint8_t *codes) {
+    memset(codes, 0, BLOCK);
+    for (int64_t j = 0; j < n; j++) {
+        int64_t at = (i + j) * bits;
+        unsigned shift = at % 8, low = row[at / 8] >> shift;
+        if (shift + bits > 8) low |= (unsigned)row[at / 8 + 1] << (8 - shift);
+        codes[j] = low & ((1u << bits) - 1);
+    }
+}
+
+/* A row's 32 codes into its lane of a block, whose lines are zeros before. */
+static void write_lane(uint8_t *block, int bits, int lane, const uint8_t *codes) {
+    for (int j = 0; j < BLOCK; j++) {
+        int k = j / 4, done = 0;
+        uint8_t *plane = block + 4 * lane + j % 4;
+        for (int width = 8; width; width /= 2) {
+            if (!(bits & width)) continue;
+            int share = 8 / width; /* quads in a line */
+            unsigned part = codes[j] >> done & ((1u << width) - 1);
+            plane[LINE * (k / share)] |= (uint8_t)(part << width * (k % share));
+            plane += LINE * width;
+            done += width;
+        }
+    }
+}
+
+typedef struct {
+    const Pool *pool;
+    const Weight *w;
+    const uint8_t *codes, *zeros;
+    const uint16_t *scales;
+    uint8_t *to_codes, *to_zeros;
+    uint16_t *to_scales;
+} Packing;
+
+static void pack_part(void *data) {
+    const Packing *job = data;
+    const Weight *w = job->w;
+    int64_t groups = groups_of(w), row_bytes = ceil_div(w->columns, 8) * w->bits;
+    int64_t zero_bytes = ceil_div(groups, 8) * w->bits;
+    Part part = part_of(job->pool, tiles_of(w));
+    for (int64_t tile = part.first; tile < part.last; tile++) {
+        memset(job->to_codes + tile * tile_bytes(w), 0, tile_bytes(w));
+        for (int lane = 0; lane < TILE; lane++) {
+            int64_t r = tile * TILE + lane;
+            uint8_t *block = job->to_codes + tile * tile_bytes(w);
+            for (int64_t g = 0; g < groups; g++) {
+                int64_t at = (tile * groups + g) * TILE + lane, n = columns_of(w, g);
+                job->to_scales[at] = r < w->rows ? job->scales[r * groups + g] : 0;
+                uint8_t codes[BLOCK] = {0};
+                if (job->zeros) {
+                    if (r < w->rows) read_codes(job->zeros + r * zero_bytes, w->bits, g, 1, codes);
+                    job->to_zeros[at] = codes[0];
+                }
+                for (int64_t from = 0; from < n; from += BLOCK, block += w->bits * LINE) {
+                    if (r >= w->rows) continue;
+                    read_codes(job->codes + r * row_bytes, w->bits, g * w->group + from, least(BLOCK, n - from), codes);
+                    write_lane(block, w->bits, lane, codes);
+                }
+            }
+        }
+    }
+}
+
+void quept_pack(const Pool *pool, const Weight *w, const uint8_t *codes, const uint16_t *scales, const uint8_t *zeros,
+                uint8_t *to_codes, uint16_t *to_scales, uint8_t *to_zeros) {
+    Packing job = {pool, w, codes, zeros, scales, to_codes, to_zeros, to_scales};
+    run_threads(pool, pack_part, &job);
+}
+
+/* ---- products of a few rows */
+
+int64_t input_bytes(const Weight *w) {
+    int64_t blocks = w->bits >= BF16 ? ceil_div(w->columns, BLOCK) : blocks_of(w);
+    return blocks * (BLOCK * (sizeof(float) + 1) + sizeof(float) + sizeof(int32_t)) + 4 * LINE;
+}
+
+Input input_in(const Weight *w, void *memory, int fast) {
+    int64_t blocks = w->bits >= BF16 ? ceil_div(w->columns, BLOCK) : blocks_of(w);
+    char *at = (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE);
+    Input in = {.x = (float *)at};
+    at += blocks * BLOCK * sizeof(float);
+    in.scale = (float *)at;
+    in.sum = (int32_t *)(at + blocks * sizeof(float));
+    at += blocks * (sizeof(float) + sizeof(int32_t));
+    in.p = fast && w->bits < BF16 ? (int8_t *)at : NULL;
+    return in;
+}
+
+typedef struct {
+    const Pool *pool;
+    const Products *products;
+    const Weight *w;
+    const Input *inputs;
+    float *y;
+    int64_t n;
+} Multiplying;
+
+static void multiply_part(void *data) {
+    const Multiplying *job = data;
+    Part part = part_of(job->pool, tiles_of(job->w));
+    for (int64_t tile = part.first; tile < part.last; tile++) /* the codes of a tile stay near for all inputs */
+        for (int64_t i = 0; i < job->n; i++)
+            job->products->product(job->w, &job->inputs[i], tile, tile + 1, job->y + i * job->w->rows);
+}
+
+int quept_matmul(const Pool *pool, const Products *products, const Weight *w, const float *x, int64_t n, int fast,
+                 float *y) {
+    int64_t each = ceil_div(input_bytes(w), LINE) * LINE;
+    char *memory = malloc((size_t)(n * each));
+    Input *inputs = malloc((size_t)n * sizeof *inputs);
+    int failed = !memory || !inputs;
+    if (!failed) {
+        for (int64_t i = 0; i < n; i++) {
+            inputs[i] = input_in(w, memory + i * each, fast);
+            products->prepare(w, x + i * w->columns, &inputs[i]);
+        }
+        Multiplying job = {pool, products, w, inputs, y, n};
+        run_threads(pool, multiply_part, &job);
+    }
+    free(inputs);
+    free(memory);
+    return failed;
+}
+
+/* ---- values */
+
+typedef struct {
+    const Pool *pool;
+    const Products *products;
+    const Weight *w;
+    void *out;
+    int bf16;
+} Unpacking;
+
+static void unpack_part(void *data) {
+    const Unpacking *job = data;
+    Part part = part_of(job->pool, tiles_of(job->w));
+    int64_t offset = part.first * TILE * job->w->columns * (job->bf16 ? 2 : 4);
+    job->products->unpack(job->w, part.first, part.last, (char *)job->out + offset, job->w->columns, job->bf16);
+}
+
+void quept_unpack(const Pool *pool, const Products *products, const Weight *w, void *out, int bf16) {
+    Unpacking job = {pool, products, w, out, bf16};
+    run_threads(pool, unpack_part, &job);
+}
+
+/* One row: read from its lane, number by number. */
+void unpack_row(const Weight *w, int64_t row, float *out) {
+    if (w->bits >= BF16) {
+        for (int64_t j = 0; j < w->columns; j++) {
+            uint32_t bits = 0;
+            if (w->bits == BF16) {
+                bits = (uint32_t)((const uint16_t *)w->codes)[row * w->columns + j] << 16;
+                memcpy(out + j, &bits, sizeof bits);
+            } else
+                out[j] = ((const float *)w->codes)[row * w->columns + j];
+        }
+        return;
+    }
+    int64_t tile = row / TILE, lane = row % TILE, groups = groups_of(w);
+    const uint8_t *block = w->codes + tile * tile_bytes(w);
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t at = (tile * groups + g) * TILE + lane, n = columns_of(w, g);
+        float scale = half_to_float(w->scales[at]);
+        int zero = w->zeros ? w->zeros[at] : 128;
+        for (int64_t from = 0; from < n; from += BLOCK, block += w->bits * LINE)
+            for (int64_t j = 0; j < least(BLOCK, n - from); j++) {
+                int64_t k = j / 4;
+                int code = 0, done = 0;
+                const uint8_t *plane = block + 4 * lane + j % 4;
+                for (int width = 8; width; width /= 2) {
+                    if (!(w->bits & width)) continue;
+                    int share = 8 / width;
+                    code |= (plane[LINE * (k / share)] >> width * (k % share) & ((1 << width) - 1)) << done;
+                    plane += LINE * width;
+                    done += width;
+                }
+                *out++ = (float)(code - zero) * scale;
+            }
+    }
+}
+
+void quept_rows(const Weight *w, const int64_t *rows, int64_t n, float *out) {
+    for (int64_t i = 0; i < n; i++) unpack_row(w, rows[i], out + i * w->columns);
+}

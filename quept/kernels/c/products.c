@@ -1,0 +1,368 @@
+/* Products with packed weights (weight.h) in one instruction set: compiled once for each, with -DLEVEL=name.
+
+   Written with the vectors that gcc and clang know, LANES numbers of 32 bits; a tile is TILE / LANES of them side
+   by side. Only `dot4`, the product of bytes, names instructions.
+
+   exact  every code becomes a float and is multiplied by the input as it is.
+   fast   the input is rounded to 8 bits, one scale for at most 128 columns; sums of a span are whole numbers:
+          y[r] = sum over spans s of  scale[r,g] * t[s] * (sum of code * p - zero[r,g] * sum of p)            */
+
+#include <math.h>
+#include <string.h>
+
+#include "weight.h"
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
+
+typedef uint32_t U32 __attribute__((vector_size(4 * LANES)));
+typedef int32_t I32 __attribute__((vector_size(4 * LANES)));
+typedef float F32 __attribute__((vector_size(4 * LANES)));
+typedef uint16_t U16 __attribute__((vector_size(2 * LANES)));
+typedef uint8_t U8 __attribute__((vector_size(LANES)));
+typedef int8_t I8 __attribute__((vector_size(LANES)));
+
+INLINE U32 load(const void *from) {
+    U32 v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+INLINE F32 as_float(U32 bits) { return (F32)bits; }
+
+/* float16 -> float, finite ones: the exponent is moved by a product, which is right for subnormals as well. */
+INLINE F32 load_half(const uint16_t *from) {
+    U16 h;
+    memcpy(&h, from, sizeof h);
+    U32 bits = __builtin_convertvector(h, U32);
+    F32 size = as_float((bits & 0x7fff) << 13) * 0x1p112f;
+    return as_float((U32)size | (bits & 0x8000) << 16);
+}
+
+INLINE I32 load_zeros(const Weight *w, int64_t at) {
+    U8 z;
+    if (!w->zeros) return (I32){0} + 128;
+    memcpy(&z, w->zeros + at, sizeof z);
+    return __builtin_convertvector(z, I32);
+}
+
+/* The field of `width` bits that begins at bit `from` of every byte, moved to bit `to`. */
+INLINE U32 field(U32 v, int from, int to, int width) {
+    uint32_t mask = (((1u << width) - 1) << to) * 0x01010101u;
+    return (from >= to ? v >> (from - to) : v << (to - from)) & mask;
+}
+
+/* Quad k of a block: four codes of each row, one a byte. */
+INLINE U32 quad(const uint8_t *block, int bits, int k) {
+    if (bits == 8) return load(block + LINE * k);
+    U32 codes = {0};
+    if (bits & 4) {
+        codes |= field(load(block + LINE * (k / 2)), 4 * (k % 2), 0, 4);
+        block += 4 * LINE;
+    }
+    if (bits & 2) {
+        codes |= field(load(block + LINE * (k / 4)), 2 * (k % 4), bits & 4, 2);
+        block += 2 * LINE;
+    }
+    if (bits & 1) codes |= field(load(block), k, bits - 1, 1);
+    return codes;
+}
+
+/* sum + the products of four codes with p[0..3], in every lane. */
+#if defined(__AVX512VNNI__)
+INLINE I32 dot4(I32 sum, U32 codes, const int8_t *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return (I32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, _mm512_set1_epi32(four));
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+/* Signed bytes only: codes are brought down by 128, which 128 times the sum of p makes good. */
+INLINE I32 dot4(I32 sum, U32 codes, const int8_t *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four));
+    int8x16_t c = vreinterpretq_s8_u32((uint32x4_t)(codes ^ 0x80808080u));
+    int32x4_t lifted = vdotq_s32((int32x4_t)sum, c, x);
+    return (I32)vdotq_s32(vdotq_s32(lifted, vdupq_n_s8(64), x), vdupq_n_s8(64), x);
+}
+#else
+INLINE I32 dot4(I32 sum, U32 codes, const int8_t *p) {
+    for (int c = 0; c < 4; c++) sum += (I32)(codes >> (8 * c) & 0xff) * (int32_t)p[c];
+    return sum;
+}
+#endif
+
+/* sum + code * p over the 32 columns of a block. */
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+/* AVX2 multiplies unsigned by signed bytes into pairs of 16 bits, which hold the sums of a few quads; how many
+   depends on the width: 2 * 127 * (2^bits - 1) * quads < 2^15. Codes of 8 bits would not fit even once: they
+   are brought down by 128, and their signs moved to p. */
+INLINE I32 dot_block(I32 sum, const uint8_t *block, int bits, const int8_t *p) {
+    const int run = bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i pairs = _mm256_setzero_si256();
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; k++) {
+        int32_t four;
+        memcpy(&four, p + 4 * k, sizeof four);
+        __m256i x = _mm256_set1_epi32(four), codes = (__m256i)quad(block, bits, k);
+        if (bits == 8) {
+            __m256i low = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+            sum += (I32)_mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(low), _mm256_sign_epi8(x, low)), ones);
+            continue;
+        }
+        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes, x));
+        if ((k + 1) % run == 0) {
+            sum += (I32)_mm256_madd_epi16(pairs, ones);
+            pairs = _mm256_setzero_si256();
+        }
+    }
+    return sum;
+}
+enum { LOWERED = 128 }; /* by what codes of 8 bits were brought down */
+#else
+INLINE I32 dot_block(I32 sum, const uint8_t *block, int bits, const int8_t *p) {
+    I32 even = {0}, odd = {0};
+#pragma GCC unroll 4
+    for (int k = 0; k < 8; k += 2) {
+        even = dot4(even, quad(block, bits, k), p + 4 * k);
+        odd = dot4(odd, quad(block, bits, k + 1), p + 4 * k + 4);
+    }
+    return sum + even + odd;
+}
+enum { LOWERED = 0 };
+#endif
+
+/* y (LANES) of one part of a tile. `codes`: the part's first line; `at`: its place in scales and zero-points. */
+INLINE F32 part_fast(const Weight *w, int bits, const uint8_t *codes, int64_t at, const Input *in) {
+    F32 y = {0};
+    const int8_t *p = in->p;
+    int64_t groups = groups_of(w), span = 0;
+    for (int64_t g = 0; g < groups; g++, at += TILE) {
+        F32 scale = load_half(w->scales + at);
+        I32 zero = load_zeros(w, at) - (bits == 8 ? LOWERED : 0);
+        for (int64_t left = ceil_div(columns_of(w, g), BLOCK); left > 0; left -= SPAN, span++) {
+            I32 sum = {0};
+            for (int64_t b = least(left, SPAN); b > 0; b--, codes += bits * LINE, p += BLOCK)
+                sum = dot_block(sum, codes, bits, p);
+            sum -= zero * in->sum[span];
+            y += scale * in->scale[span] * __builtin_convertvector(sum, F32);
+        }
+    }
+    return y;
+}
+
+INLINE F32 part_exact(const Weight *w, int bits, const uint8_t *codes, int64_t at, const Input *in) {
+    F32 y = {0};
+    const float *x = in->x;
+    int64_t groups = groups_of(w);
+    for (int64_t g = 0; g < groups; g++, at += TILE) {
+        /* The bits of 2^23 with a code in the lowest byte are the float 2^23 + code. */
+        F32 offset = __builtin_convertvector(load_zeros(w, at), F32) + 0x1p23f;
+        F32 sum[4] = {{0}, {0}, {0}, {0}};
+        for (int64_t b = ceil_div(columns_of(w, g), BLOCK); b > 0; b--, codes += bits * LINE, x += BLOCK) {
+#pragma GCC unroll 8
+            for (int k = 0; k < 8; k++) {
+                U32 four = quad(codes, bits, k);
+#pragma GCC unroll 4
+                for (int c = 0; c < 4; c++)
+                    sum[c] += (as_float((four >> (8 * c) & 0xff) | 0x4b000000) - offset) * x[4 * k + c];
+            }
+        }
+        y += load_half(w->scales + at) * ((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    }
+    return y;
+}
+
+INLINE void product_of(const Weight *w, int bits, const Input *in, int64_t first, int64_t last, float *y) {
+    for (int64_t tile = first; tile < last; tile++) {
+        const uint8_t *codes = w->codes + tile * tile_bytes(w);
+        int64_t at = tile * groups_of(w) * TILE;
+        float rows[TILE];
+        for (int lane = 0; lane < TILE; lane += LANES) {
+            F32 part = in->p ? part_fast(w, bits, codes + 4 * lane, at + lane, in)
+                             : part_exact(w, bits, codes + 4 * lane, at + lane, in);
+            memcpy(rows + lane, &part, sizeof part);
+        }
+        memcpy(y + tile * TILE, rows, sizeof(float) * least(TILE, w->rows - tile * TILE));
+    }
+}
+
+static float dot(const float *a, const float *b, int64_t n) {
+    F32 sums[2] = {{0}, {0}};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        sums[0] += as_float(load(a + i)) * as_float(load(b + i));
+        sums[1] += as_float(load(a + i + LANES)) * as_float(load(b + i + LANES));
+    }
+    float sum = 0;
+    sums[0] += sums[1];
+    for (int lane = 0; lane < LANES; lane++) sum += sums[0][lane];
+    for (; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+static void axpy(float a, const float *x, float *y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] += a * x[i];
+}
+
+static float dot_bf16(const uint16_t *a, const float *b, int64_t n) {
+    F32 sums[2] = {{0}, {0}};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
+        for (int half = 0; half < 2; half++) {
+            U16 v;
+            memcpy(&v, a + i + half * LANES, sizeof v);
+            sums[half] += as_float(__builtin_convertvector(v, U32) << 16) * as_float(load(b + i + half * LANES));
+        }
+    float sum = 0;
+    sums[0] += sums[1];
+    for (int lane = 0; lane < LANES; lane++) sum += sums[0][lane];
+    for (; i < n; i++) {
+        uint32_t bits = (uint32_t)a[i] << 16;
+        float value;
+        memcpy(&value, &bits, sizeof value);
+        sum += value * b[i];
+    }
+    return sum;
+}
+
+static void product_dense(const Weight *w, const Input *in, int64_t first, int64_t last, float *y) {
+    int64_t end = least(last * TILE, w->rows), n = w->columns;
+    for (int64_t r = first * TILE; r < end; r++)
+        y[r] = w->bits == FLOAT ? dot((const float *)w->codes + r * n, in->x, n)
+                                : dot_bf16((const uint16_t *)w->codes + r * n, in->x, n);
+}
+
+static void product(const Weight *w, const Input *in, int64_t first, int64_t last, float *y) {
+    switch (w->bits) { /* a constant width in each, so that planes and shifts are known to the compiler */
+    case 2: product_of(w, 2, in, first, last, y); break;
+    case 3: product_of(w, 3, in, first, last, y); break;
+    case 4: product_of(w, 4, in, first, last, y); break;
+    case 5: product_of(w, 5, in, first, last, y); break;
+    case 6: product_of(w, 6, in, first, last, y); break;
+    case 7: product_of(w, 7, in, first, last, y); break;
+    case 8: product_of(w, 8, in, first, last, y); break;
+    default: product_dense(w, in, first, last, y);
+    }
+}
+
+/* x[n], n a multiple of BLOCK -> p[n] and its sum; returns the scale, NaN where a number is not finite. */
+static float rounded(const float *x, int64_t n, int8_t *p, int32_t *sum) {
+    I32 largest = {0}; /* of |x|, as bits: ordered like the numbers, infinity and NaN above all */
+    for (int64_t i = 0; i < n; i += LANES) {
+        I32 size = (I32)(load(x + i) & 0x7fffffff), above = size > largest;
+        largest = (size & above) | (largest & ~above);
+    }
+    int32_t top = 0;
+    for (int lane = 0; lane < LANES; lane++) top = largest[lane] > top ? largest[lane] : top;
+    if (top < 0x01800000 || top >= 0x7f800000) { /* nothing that could be divided by, or not finite */
+        memset(p, 0, n);
+        *sum = p[0] = top >= 0x7f800000;
+        return *sum ? NAN : 0;
+    }
+    float scale;
+    memcpy(&scale, &top, sizeof scale);
+    scale /= 127;
+    float inverse = 1 / scale;
+    I32 total = {0};
+    for (int64_t i = 0; i < n; i += LANES) { /* adding and taking 1.5 * 2^23 rounds to the nearest whole number */
+        F32 whole = (as_float(load(x + i)) * inverse + 0x1.8p23f) - 0x1.8p23f;
+        I32 q = __builtin_convertvector(whole, I32);
+        I8 bytes = __builtin_convertvector(q, I8);
+        memcpy(p + i, &bytes, sizeof bytes);
+        total += q;
+    }
+    *sum = 0;
+    for (int lane = 0; lane < LANES; lane++) *sum += total[lane];
+    return scale;
+}
+
+static void prepare(const Weight *w, const float *x, Input *in) {
+    if (w->bits >= BF16) {
+        memcpy(in->x, x, sizeof(float) * w->columns);
+        return;
+    }
+    int64_t groups = groups_of(w), span = 0;
+    float *to = in->x;
+    int8_t *p = in->p;
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t n = columns_of(w, g), filled = ceil_div(n, BLOCK) * BLOCK;
+        memcpy(to, x + g * w->group, sizeof(float) * n);
+        memset(to + n, 0, sizeof(float) * (filled - n));
+        for (int64_t at = 0; p && at < filled; at += SPAN * BLOCK, span++)
+            in->scale[span] = rounded(to + at, least(SPAN * BLOCK, filled - at), p + at, &in->sum[span]);
+        to += filled;
+        p = p ? p + filled : NULL;
+    }
+}
+
+static uint16_t to_bf16(float value) { /* to the nearest, ties to even */
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+INLINE void unpack_of(const Weight *w, int bits, int64_t first, int64_t last, void *out, int64_t stride, int bf16) {
+    int64_t groups = groups_of(w);
+    for (int64_t tile = first; tile < last; tile++) {
+        const uint8_t *block = w->codes + tile * tile_bytes(w);
+        int64_t rows = least(TILE, w->rows - tile * TILE), row = (tile - first) * TILE;
+        for (int64_t g = 0; g < groups; g++) {
+            int64_t at = (tile * groups + g) * TILE, n = columns_of(w, g);
+            for (int64_t from = 0; from < n; from += BLOCK, block += bits * LINE) {
+                float values[TILE][BLOCK];
+                for (int lane = 0; lane < TILE; lane += LANES) {
+                    F32 scale = load_half(w->scales + at + lane);
+                    F32 offset = __builtin_convertvector(load_zeros(w, at + lane), F32) + 0x1p23f;
+#pragma GCC unroll 8
+                    for (int k = 0; k < 8; k++) {
+                        U32 four = quad(block + 4 * lane, bits, k);
+                        for (int c = 0; c < 4; c++) {
+                            F32 value = (as_float((four >> (8 * c) & 0xff) | 0x4b000000) - offset) * scale;
+                            for (int i = 0; i < LANES; i++) values[lane + i][4 * k + c] = value[i];
+                        }
+                    }
+                }
+                int64_t width = least(BLOCK, n - from), column = g * w->group + from;
+                for (int64_t r = 0; r < rows; r++) {
+                    int64_t place = (row + r) * stride + column;
+                    if (bf16)
+                        for (int64_t j = 0; j < width; j++) ((uint16_t *)out)[place + j] = to_bf16(values[r][j]);
+                    else
+                        memcpy((float *)out + place, values[r], sizeof(float) * width);
+                }
+            }
+        }
+    }
+}
+
+static void unpack(const Weight *w, int64_t first, int64_t last, void *out, int64_t stride, int bf16) {
+    switch (w->bits) {
+    case 2: unpack_of(w, 2, first, last, out, stride, bf16); break;
+    case 3: unpack_of(w, 3, first, last, out, stride, bf16); break;
+    case 4: unpack_of(w, 4, first, last, out, stride, bf16); break;
+    case 5: unpack_of(w, 5, first, last, out, stride, bf16); break;
+    case 6: unpack_of(w, 6, first, last, out, stride, bf16); break;
+    case 7: unpack_of(w, 7, first, last, out, stride, bf16); break;
+    case 8: unpack_of(w, 8, first, last, out, stride, bf16); break;
+    }
+}
+
+const Products JOIN(products_, LEVEL) = {TEXT(LEVEL), prepare, product, unpack, dot, axpy};

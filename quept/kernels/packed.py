@@ -1,0 +1,177 @@
+"""PackedWeight: one linear layer's codes in the layout that the kernels read (c/weight.h), and what is done
+with it.
+
+    y[r] = sum over groups g of  scale[r,g] * sum over columns j of g of (code[r,j] - zero[r,g]) * x[j]
+
+Two ways to multiply, told apart everywhere: *exact* takes the input as it is, and differs from a dense
+product in the order of summation only; *fast* rounds the input to 8 bits, one scale for at most 128 columns
+of a group, which changes a product by about 0.7 %. Shapes, types and ranges are checked here; C trusts them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from quept.numerics.packing import packed_bytes
+
+from .library import Library, Weight, loaded
+
+TILE, BLOCK = 16, 32
+FEW = 16  # rows of an input up to which codes are multiplied; more are faster unpacked and multiplied dense
+SMALL = 1 << 17  # codes below which one thread is faster than waking others
+
+
+class Grid(Protocol):
+    """One weight at one width as quept.numerics.grid stores it (`Quantized`)."""
+
+    bits: int
+    group: int
+    columns: int
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """A weight (out, in) of 2..8 bits. codes (tiles, bytes of a tile) uint8, scales (tiles, groups, 16)
+    float16, zeros the same in uint8, or None where all are 128. Read by any number of threads at once; never
+    written to."""
+
+    shape: tuple[int, int]
+    bits: int
+    group: int
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+
+    @classmethod
+    def pack(cls, stored: Grid) -> PackedWeight:
+        """Lays what an engine stores of a layer out for the kernels. Raises Missing where there are none,
+        ValueError for what is no such layer."""
+        library, shape = loaded(), (stored.scales.shape[0], stored.columns)
+        group = min(stored.group, stored.columns)
+        codes, scales, zeros = _checked(stored, group)
+        tiles, groups, blocks = _sizes(*shape, group)
+        packed = cls(
+            shape,
+            stored.bits,
+            group,
+            torch.empty(tiles, blocks * stored.bits * 64, dtype=torch.uint8),
+            torch.empty(tiles, groups, TILE, dtype=torch.float16),
+            None if zeros is None else torch.empty(tiles, groups, TILE, dtype=torch.uint8),
+        )
+        given = (codes, scales, zeros, packed.codes, packed.scales, packed.zeros)
+        library.c.quept_pack(library.pool(), packed.structure, *map(_pointer, given))
+        return packed
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory: those of the stored form, and what fills up groups and the last rows."""
+        return sum(t.nbytes for t in (self.codes, self.scales, self.zeros) if t is not None)
+
+    @property
+    def structure(self) -> Weight:
+        """What C reads; it holds no reference, so the weight must outlive it."""
+        return Weight(
+            *map(_pointer, (self.codes, self.scales, self.zeros)), *self.shape, self.bits, self.group
+        )
+
+    def matmul(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        fast: bool = False,
+        threads: int | None = None,
+        library: Library | None = None,
+    ) -> Tensor:
+        """x (..., in), any float type -> (..., out) float32. Meant for up to FEW rows; more are right, and
+        slower than a dense product. library: another instruction set than the one that is used."""
+        rows, columns = self.shape
+        if x.shape[-1:] != (columns,):
+            raise ValueError(f"this weight multiplies (..., {columns}); got an input {tuple(x.shape)}")
+        library, inputs = library or loaded(), x.detach().float().contiguous()
+        y = torch.empty(*x.shape[:-1], rows)
+        threads = 1 if rows * columns <= SMALL else threads
+        n = inputs.numel() // columns
+        if n and library.c.quept_matmul(
+            library.pool(threads), library.products, self.structure, _pointer(inputs), n, fast, _pointer(y)
+        ):
+            raise MemoryError(f"no memory for {n} inputs of {columns} numbers")
+        return y if bias is None else y.add_(bias)
+
+    def unpack(
+        self, out: Tensor | None = None, threads: int | None = None, library: Library | None = None
+    ) -> Tensor:
+        """Writes the values (out, in) into a contiguous float32 or bfloat16 buffer, a new float32 one if none
+        is given, and returns it. Those of float32 are exactly `grid.dequantize`'s."""
+        library = library or loaded()
+        out = torch.empty(self.shape) if out is None else out
+        fits = out.shape == self.shape and out.dtype in (torch.float32, torch.bfloat16)
+        if not (fits and out.is_contiguous() and out.device.type == "cpu"):
+            raise ValueError(
+                f"unpacking takes a contiguous float32 or bfloat16 buffer {self.shape} on the CPU"
+            )
+        bf16 = out.dtype == torch.bfloat16
+        library.c.quept_unpack(library.pool(threads), library.products, self.structure, _pointer(out), bf16)
+        return out
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """ids (...) of any integer type -> their rows (..., in) float32: an embedding's look-up. IndexError
+        for one that is not there."""
+        ids = ids.detach().to(torch.int64).contiguous()
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.shape[0]:
+            raise IndexError(f"rows go from 0 to {self.shape[0] - 1}; got {int(ids.min())}..{int(ids.max())}")
+        out = torch.empty(*ids.shape, self.shape[1])
+        loaded().c.quept_rows(self.structure, _pointer(ids), ids.numel(), _pointer(out))
+        return out
+
+
+def packed_nbytes(rows: int, columns: int, bits: int, group: int) -> int:
+    """Bytes of a PackedWeight of this shape, without making it."""
+    tiles, groups, blocks = _sizes(rows, columns, min(group, columns))
+    return tiles * (blocks * bits * 64 + groups * TILE * (2 if bits == 8 else 3))
+
+
+def _sizes(rows: int, columns: int, group: int) -> tuple[int, int, int]:
+    """Tiles, groups and blocks: see c/weight.h."""
+    groups = -(-columns // group)
+    last = columns - (groups - 1) * group
+    return -(-rows // TILE), groups, (groups - 1) * -(-group // BLOCK) + -(-last // BLOCK)
+
+
+def _checked(stored: Grid, group: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes, scales and zeros of a stored layer, of the shapes and types that C reads; ValueError
+    otherwise."""
+    rows, groups = stored.scales.shape
+    if type(stored.bits) is not int or not 2 <= stored.bits <= 8 or group < 1 or rows < 1:
+        raise ValueError(f"a packed weight has 2..8 bits and groups of columns; got {stored.bits}, {group}")
+    expected = {
+        "codes": (stored.codes, torch.uint8, (rows, packed_bytes(stored.columns, stored.bits))),
+        "scales": (stored.scales, torch.float16, (rows, -(-stored.columns // group))),
+        "zeros": (stored.zeros, torch.uint8, (rows, packed_bytes(groups, stored.bits))),
+    }
+    for name, (tensor, dtype, shape) in expected.items():
+        if tensor is None and name == "zeros":
+            continue
+        if tensor.dtype != dtype or tuple(tensor.shape) != shape or tensor.device.type != "cpu":
+            raise ValueError(
+                f"{name} of {stored.bits} bits are {dtype} {shape} on the CPU; got {tensor.dtype} "
+                f"{tuple(tensor.shape)} on {tensor.device.type}"
+            )
+    if not stored.scales.isfinite().all():
+        raise ValueError("a scale of this weight is not finite")
+    return (
+        stored.codes.contiguous(),
+        stored.scales.contiguous(),
+        None if stored.zeros is None else stored.zeros.contiguous(),
+    )
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:
+    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
