@@ -3,7 +3,7 @@ to stdout, so they mix with nothing.
 
 A `Progress` is called with (stage, fraction), as every long function of this package does; fraction is None
 where the length is unknown. On a terminal the line is redrawn in place; in a log file a line is written at
-most every half minute.
+most every half minute. tqdm counts things of one kind and writes carriage returns into log files: not this.
 """
 
 from __future__ import annotations

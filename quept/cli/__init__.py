@@ -1,6 +1,6 @@
 """The command line: one subcommand per stage, in the order of the flow.
 
-    quept models | pull | calibrate | report | evaluate | sensitivity | allocate | front | export
+    quept models | pull | calibrate | report | evaluate | results | sensitivity | allocate | front | export
     quept generate | app
 
 Each is declared and run in the file of its name (models and pull: zoo); shared: what they have in common;
@@ -26,6 +26,7 @@ from .export import export_parser
 from .front import front_parser
 from .generate import generate_parser
 from .report import report_parser
+from .results import results_parser
 from .sensitivity import sensitivity_parser
 from .shared import DEFAULT_MODEL, visible
 from .terminal import forgiving
@@ -70,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     calibrate_parser(commands)
     report_parser(commands)
     evaluate_parser(commands)
+    results_parser(commands)
     sensitivity_parser(commands)
     allocate_parser(commands)
     front_parser(commands)

@@ -6,12 +6,12 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quept.files import dtype_name
-from quept.plan import PrecisionPlan
+from quept.plan import WEIGHT_BITS, PrecisionPlan
 from quept.progress import Progress
 
 from .shared import (
@@ -59,10 +59,7 @@ def evaluate_parser(commands) -> None:
         default=[],
         help="nf4 or int8, beside which no W4 is measured unless --plan asks for it; repeat for several",
     )
-    p.add_argument(
-        "--task", metavar="NAME", help="what to measure, for a model with several tasks (default: its first)"
-    )
-    _data_options(p)
+    data_options(p)
     p.add_argument(
         "--again", action="store_true", help="measure even what was measured already, full precision too"
     )
@@ -79,7 +76,11 @@ def evaluate_parser(commands) -> None:
     json_option(p)
 
 
-def _data_options(p: argparse.ArgumentParser) -> None:
+def data_options(p: argparse.ArgumentParser) -> None:
+    """The options that say what is measured: a task, and its data."""
+    p.add_argument(
+        "--task", metavar="NAME", help="what to measure, for a model with several tasks (default: its first)"
+    )
     text_options(p, 4096)
     p.set_defaults(**dict.fromkeys(DATA_OPTIONS))  # so that a given one is known from a missing one
     p.add_argument(
@@ -106,7 +107,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     with Progress() as progress:
         elastic = opened(options, progress)
         plans = _plans(options, elastic)
-        task = _task(options, elastic, progress)
+        task = task_of(options, elastic, progress)
         results = Results.open(zoo.cache_dir() / "results.sqlite")
         if options.again:  # full precision's answers too
             shutil.rmtree(task.reference.folder, ignore_errors=True)
@@ -159,7 +160,7 @@ def _speeds(elastic: ElasticModel, plans: list[PrecisionPlan], progress: Progres
     return speeds
 
 
-def _task(options: argparse.Namespace, elastic: ElasticModel, progress: Progress) -> EvalTask:
+def task_of(options: argparse.Namespace, elastic: ElasticModel, progress: Progress) -> EvalTask:
     """The task that was asked for, on the data that were given; ValueError for options of another one."""
     from quept.evaluate.tasks import TASKS, fitting
 
@@ -240,19 +241,28 @@ def _measured(
 
 
 def _plans(options: argparse.Namespace, elastic: ElasticModel) -> list[PrecisionPlan]:
-    from quept.plan import QUANTIZED_BITS
-
     others = options.presets or options.baseline
     asked = [*(options.plan or ([] if others else ["W4"])), *options.baseline]
     plans = [plan_of(text, elastic) for text in asked]
     if options.presets:
-        plans.append(PrecisionPlan.full())
-        plans += [
-            PrecisionPlan.uniform(bits).keeping(elastic.layout.vision_layers)
-            for bits in reversed(QUANTIZED_BITS)
-        ]
-        plans += elastic.presets
+        plans += uniform_plans(elastic) + elastic.presets
     return list({plan.key(elastic.layers): plan for plan in plans}.values())
+
+
+def uniform_plans(elastic: ElasticModel) -> list[PrecisionPlan]:
+    """Full precision and every uniform width, as they are meant for this model."""
+    vision = elastic.layout.vision_layers
+    return [PrecisionPlan.uniform(bits).keeping(vision) for bits in reversed(WEIGHT_BITS)]
+
+
+def named_plans(elastic: ElasticModel) -> list[PrecisionPlan]:
+    """Every plan that has a name for this model: uniform, preset, on its front, a setting of other tools."""
+    from quept.allocate.front import fitting_front
+
+    front = fitting_front(elastic.origin.beside("front.json"), elastic)
+    best = [replace(point.plan, name=point.name) for point in front.points] if front else []
+    others = [PrecisionPlan.uniform(setting) for setting in elastic.sizes.whole]
+    return [*others, *elastic.presets, *best, *uniform_plans(elastic)]
 
 
 def _conditions(options: argparse.Namespace, elastic: ElasticModel, task: EvalTask) -> dict:

@@ -124,11 +124,14 @@ class Results:
         """Put those of the rows whose keys were not measured yet, at once; returns how many."""
         return self._put(rows, lambda old, tokens: False)
 
-    def table(self, model: str, data: str, dtype: str | None = None, version: int = VERSION) -> pd.DataFrame:
-        """Every measurement of a model on some data, oldest first; of one `dtype` where it is given. Columns:
-        those of the key, `measured`, and one for each number of the payload."""
+    def table(
+        self, models: str | Iterable[str], data: str, dtype: str | None = None, version: int = VERSION
+    ) -> pd.DataFrame:
+        """Every measurement of a model (of one of its identities) on some data, oldest first; of one `dtype`
+        where it is given. Columns: those of the key, `measured`, and one for each number of the payload."""
         rows = self._run(lambda db: self._table).reset_index()
-        wanted = {"model": model, "data": data, "version": version} | ({"dtype": dtype} if dtype else {})
+        rows = rows[rows["model"].isin([models] if isinstance(models, str) else list(models))]
+        wanted = {"data": data, "version": version} | ({"dtype": dtype} if dtype else {})
         for name, value in wanted.items():
             rows = rows[rows[name] == value]
         rows = rows.sort_values("measured", kind="stable", ignore_index=True)

@@ -1,9 +1,9 @@
-"""The charts, as plotly figures: `{"data": [...], "layout": {...}}`, plain values only.
+"""The charts of the page, as plotly figures.
 
-Colours are names, "@ours" or "@c3": the page's script puts in those of the style sheet, light or dark, and
-does so for nothing but the entries called color and colorscale. Text is escaped here, because plotly reads
-names and tick labels as markup. Numbers that are not positive have no place on a log axis and are left out by
-plotly.
+Colors are names, `var(--ours)` or `var(--c3)`: the page's script puts in those of the style sheet, light or
+dark, and does so for nothing but the entries called color and colorscale. Text is escaped here, because
+plotly reads names and tick labels as markup. Numbers that are not positive have no place on a log axis and
+are left out by plotly.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import plotly.graph_objects as go
+
 from .course import BlockLoss
 from .learned import ENDS, ClipMeans
 from .words import by_width
 
-Figure = dict[str, Any]
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "pentagon")
-COLOURS = len(SYMBOLS)
-LEAST_RANGE = 0.01  # of the colours of clip factors: less than this is not worth a contrast
+COLORS = len(SYMBOLS)
+LEAST_RANGE = 0.01  # of the colors of clip factors: less than this is not worth a contrast
 _KL = "mean KL, log scale"
+_SILENT = {"hoverinfo": "skip", "showlegend": False}
 
 
 def quality(
@@ -30,160 +32,111 @@ def quality(
     plain: Mapping[str, float],
     name: str = "this artifact",
     errors: Mapping[str, float] | None = None,
-) -> Figure:
-    """Mean KL of each plan as calibrated and as plainly rounded, the two joined."""
+) -> go.Figure:
+    """Mean KL of each plan as calibrated and as rounded to nearest, the two joined."""
     shown = [plan for plan in plans if plan in ours or plan in plain]
-    labels = {plan: html.escape(plan, quote=False) for plan in shown}
+    labels = {plan: _text(plan) for plan in shown}
     both = [plan for plan in shown if plan in ours and plan in plain]
-    data: list[Figure] = []
-    if both:
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": [x for plan in both for x in (labels[plan], labels[plan], None)],
-                "y": [y for plan in both for y in (plain[plan], ours[plan], None)],
-                "line": {"color": "@join", "width": 4},
-                "hoverinfo": "skip",
-                "showlegend": False,
-            }
-        )
-    for title, values, colour, symbol, diameter in (
-        ("plain rounding", plain, "@plain", "circle-open", 14),
-        (name, ours, "@ours", "circle", 9),
+    x = [x for plan in both for x in (labels[plan], labels[plan], None)]
+    y = [y for plan in both for y in (plain[plan], ours[plan], None)]
+    line = {"color": _color("join"), "width": 4}
+    data = [go.Scatter(mode="lines", x=x, y=y, line=line, **_SILENT)] if both else []
+    for title, values, color, symbol, size in (
+        ("plain rounding", plain, _color("plain"), "circle-open", 14),
+        (name, ours, _color("ours"), "circle", 9),
     ):
         mine = [plan for plan in shown if plan in values]
         if not mine:
             continue
-        trace: Figure = {
-            "type": "scatter",
-            "mode": "markers",
-            "name": html.escape(title, quote=False),
-            "x": [labels[plan] for plan in mine],
-            "y": [values[plan] for plan in mine],
-            "marker": {
-                "color": colour,
-                "symbol": symbol,
-                "size": diameter,
-                "line": {"width": 2, "color": colour},
-            },
-            "hovertemplate": "%{x}: KL %{y:.3~g}",
-        }
+        x, y = [labels[plan] for plan in mine], [values[plan] for plan in mine]
+        marker = {"color": color, "symbol": symbol, "size": size, "line": {"width": 2, "color": color}}
+        hover = "%{x}: KL %{y:.3~g}"
+        data.append(
+            go.Scatter(mode="markers", name=_text(title), x=x, y=y, marker=marker, hovertemplate=hover)
+        )
         if errors and values is ours:
             bars = [errors.get(plan, 0) for plan in mine]
-            trace["error_y"] = {"type": "data", "array": bars, "color": colour, "thickness": 1.5, "width": 3}
-        data.append(trace)
-    order = [labels[plan] for plan in shown]
-    x = {
-        "type": "category",
-        "categoryorder": "array",
-        "categoryarray": order,
-        "range": [-0.5, len(order) - 0.5],
-    }
-    return {"data": data, "layout": _layout(x, _log(_KL, [*ours.values(), *plain.values()]), 320)}
+            data[-1].error_y = {"type": "data", "array": bars, "color": color, "thickness": 1.5, "width": 3}
+    order = list(labels.values())
+    x_axis = {"type": "category", "categoryorder": "array", "categoryarray": order}
+    x_axis["range"] = [-0.5, len(order) - 0.5]
+    return _figure(data, x_axis, _log(_KL, [*ours.values(), *plain.values()]), 320)
 
 
-def losses(series: Mapping[str, tuple[list[int], list[float]]]) -> Figure:
-    """Loss of every pass, faint, and the mean of its neighbours over a tenth of the passes, by plan."""
+def losses(series: Mapping[str, tuple[list[int], list[float]]]) -> go.Figure:
+    """Loss of every pass, faint, and the mean of its neighbors over a tenth of the passes, by plan."""
     data = []
     for i, name in enumerate(by_width(series)):
         steps, values = series[name]
-        colour, label = f"@c{i % COLOURS}", html.escape(name, quote=False)
-        common = {"type": "scatter", "x": steps, "legendgroup": label, "name": label}
-        data.append(
-            common
-            | {
-                "mode": "markers",
-                "y": values,
-                "marker": {"color": colour, "size": 4, "opacity": 0.4, "symbol": SYMBOLS[i % COLOURS]},
-                "showlegend": False,
-                "hovertemplate": "step %{x}: %{y:.3~g}",
-            }
-        )
-        smooth = _smooth(values)
+        color, symbol, smooth = _color(f"c{i % COLORS}"), SYMBOLS[i % COLORS], _smooth(values)
         ends = [0, len(steps) - 1] if len(steps) > 1 else [0]
-        data.append(
-            common
-            | {"mode": "lines", "y": smooth, "line": {"color": colour, "width": 2}, "showlegend": False}
-            | {"hoverinfo": "skip"}
-        )
-        data.append(
-            common
-            | {
-                "mode": "lines+markers",
-                "x": [steps[k] for k in ends],
-                "y": [smooth[k] for k in ends],
-                "line": {"color": colour, "width": 0},
-                "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[i % COLOURS]},
-                "hoverinfo": "skip",
-            }
-        )
+        common = {"legendgroup": _text(name), "name": _text(name)}
+        faint = {"color": color, "size": 4, "opacity": 0.4, "symbol": symbol}
+        said = {"hovertemplate": "step %{x}: %{y:.3~g}", "showlegend": False}
+        of_ends = {"x": [steps[k] for k in ends], "y": [smooth[k] for k in ends], "hoverinfo": "skip"}
+        line, marker = {"color": color, "width": 0}, {"color": color, "size": 8, "symbol": symbol}
+        data += [
+            go.Scatter(mode="markers", x=steps, y=values, marker=faint, **said, **common),
+            go.Scatter(mode="lines", x=steps, y=smooth, line=line | {"width": 2}, **_SILENT, **common),
+            go.Scatter(mode="lines+markers", line=line, marker=marker, **of_ends, **common),
+        ]
     x = {"title": {"text": "step"}, "rangemode": "tozero"}
-    return {
-        "data": data,
-        "layout": _layout(x, _log(_KL, [y for _, values in series.values() for y in values]), 380),
-    }
+    return _figure(data, x, _log(_KL, [y for _, values in series.values() for y in values]), 380)
 
 
-def blocks(found: Mapping[str, BlockLoss]) -> Figure:
+def blocks(found: Mapping[str, BlockLoss]) -> go.Figure:
     """Loss of each block before (open) and after (filled) its tuning, by bit group."""
-    names = list(found)
-    labels = [html.escape(_number_of(name), quote=False) for name in names]
+    labels = [_text(_number_of(name)) for name in found]
     if len(set(labels)) < len(labels):
-        labels = [html.escape(name, quote=False) for name in names]
-    groups = list(dict.fromkeys(g for loss in found.values() for g in (*loss.before, *loss.after)))
+        labels = list(map(_text, found))
     data = []
+    groups = dict.fromkeys(g for loss in found.values() for g in (*loss.before, *loss.after))
     for i, group in enumerate(groups):
-        colour, symbol = f"@c{i % COLOURS}", SYMBOLS[i % COLOURS]
-        for when in ("before", "after"):
-            values = [getattr(found[name], when).get(group) for name in names]
+        color, symbol = _color(f"c{i % COLORS}"), SYMBOLS[i % COLORS]
+        for when, dash, filling in (("before", "dot", "-open"), ("after", "solid", "")):
             data.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers",
-                    "name": html.escape(f"{group} {when}", quote=False),
-                    "x": labels,
-                    "y": values,
-                    "line": {"color": colour, "width": 1.5, "dash": "dot" if when == "before" else "solid"},
-                    "marker": {
-                        "color": colour,
-                        "size": 7,
-                        "symbol": symbol + ("-open" if when == "before" else ""),
-                    },
-                    "hovertemplate": f"block %{{x}}, {when}: %{{y:.3~g}}",
-                }
+                go.Scatter(
+                    mode="lines+markers",
+                    name=_text(f"{group} {when}"),
+                    x=labels,
+                    y=[getattr(loss, when).get(group) for loss in found.values()],
+                    line={"color": color, "width": 1.5, "dash": dash},
+                    marker={"color": color, "size": 7, "symbol": symbol + filling},
+                    hovertemplate=f"block %{{x}}, {when}: %{{y:.3~g}}",
+                )
             )
     seen = [y for loss in found.values() for y in (*loss.before.values(), *loss.after.values())]
-    x = {"title": {"text": "block"}, "type": "category"}
-    return {"data": data, "layout": _layout(x, _log("loss, log scale", seen), 380)}
+    return _figure(data, _blocks_axis(), _log("loss, log scale", seen), 380)
 
 
-def clips(means: ClipMeans, end: int) -> Figure:
-    """Mean clip factor of one end of the range, roles by blocks; both ends share their colours."""
+def clips(means: ClipMeans, end: int) -> go.Figure:
+    """Mean clip factor of one end of the range, roles by blocks; both ends share their colors."""
     values = [*means.values(0), *means.values(1)]
     middle, half = (min(values) + max(values)) / 2, max((max(values) - min(values)) / 2, LEAST_RANGE / 2)
-    trace = {
-        "type": "heatmap",
-        "z": means.ends[end],
-        "x": [str(block) for block in means.blocks],
-        "y": [html.escape(role, quote=False) for role in means.roles],
-        "zmin": middle - half,
-        "zmax": middle + half,
-        "xgap": 1,
-        "ygap": 1,
-        "colorscale": [[0, "@heat0"], [0.5, "@heat1"], [1, "@heat2"]],
-        "colorbar": {"thickness": 8, "outlinewidth": 0, "len": 1, "nticks": 5, "tickformat": ".3~f"},
-        "hovertemplate": f"%{{y}} of block %{{x}}: {ENDS[end]} %{{z:.3f}}<extra></extra>",
-    }
-    x = {"type": "category", "title": {"text": "block"}, "showgrid": False, "nticks": 12}
+    trace = go.Heatmap(
+        z=means.ends[end],
+        x=list(map(str, means.blocks)),
+        y=list(map(_text, means.roles)),
+        zmin=middle - half,
+        zmax=middle + half,
+        xgap=1,
+        ygap=1,
+        colorscale=[[at / 2, _color(f"heat{at}")] for at in range(3)],
+        colorbar={"thickness": 8, "outlinewidth": 0, "len": 1, "nticks": 5, "tickformat": ".3~f"},
+        hovertemplate=f"%{{y}} of block %{{x}}: {ENDS[end]} %{{z:.3f}}<extra></extra>",
+    )
     y = {"type": "category", "autorange": "reversed", "showgrid": False}
-    layout = _layout(x, y, 90 + 20 * len(means.roles))
-    return {"data": [trace], "layout": layout | {"margin": {"l": 44, "r": 8, "t": 6, "b": 40}}}
+    figure = _figure([trace], _blocks_axis(showgrid=False, nticks=12), y, 90 + 20 * len(means.roles))
+    return figure.update_layout(margin={"l": 44, "r": 8, "t": 6, "b": 40})
 
 
-def _log(title: str, values: Sequence[float]) -> Figure:
+def _blocks_axis(**more: Any) -> dict[str, Any]:
+    return {"title": {"text": "block"}, "type": "category"} | more
+
+
+def _log(title: str, values: Sequence[float]) -> dict[str, Any]:
     """A log axis with ticks that read as numbers: 1, 2 and 5 of each decade, over many decades fewer."""
-    axis: Figure = {"type": "log", "title": {"text": title}}
+    axis: dict[str, Any] = {"type": "log", "title": {"text": title}}
     positive = [value for value in values if value > 0]
     if not positive:
         return axis
@@ -194,17 +147,27 @@ def _log(title: str, values: Sequence[float]) -> Figure:
     return axis | {"tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
 
 
-def _layout(x: Figure, y: Figure, height: int) -> Figure:
+def _figure(data: list, x: Mapping[str, Any], y: Mapping[str, Any], height: int) -> go.Figure:
     axis = {"fixedrange": True, "zeroline": False, "automargin": True}
-    return {
-        "height": height,
-        "margin": {"l": 56, "r": 12, "t": 8, "b": 30},
-        "xaxis": axis | x,
-        "yaxis": axis | y,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemclick": "toggle"},
-        "hovermode": "closest",
-        "dragmode": False,
-    }
+    layout = go.Layout(
+        template=None,
+        height=height,
+        margin={"l": 56, "r": 12, "t": 8, "b": 30},
+        xaxis=axis | x,
+        yaxis=axis | y,
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemclick": "toggle"},
+        hovermode="closest",
+        dragmode=False,
+    )
+    return go.Figure(data, layout)
+
+
+def _color(name: str) -> str:
+    return f"var(--{name})"
+
+
+def _text(text: str) -> str:
+    return html.escape(text, quote=False)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

@@ -1,15 +1,15 @@
-// Draws the figures in #figures into the .chart elements, in the colours of the style sheet; again when the
-// reader's colour scheme changes, and for paper: light, as wide as a page, the recipe unfolded.
+// Draws the figures in #figures into the .chart elements, in the colors of the style sheet; again when the
+// reader's color scheme changes, and for paper: light, as wide as a page, the recipe unfolded.
 "use strict";
 (() => {
   const PAPER_WIDTH = 680;
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const places = [...document.querySelectorAll(".chart")];
   const root = document.documentElement;
-  const colour = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
-  const named = (value) => (typeof value === "string" && value[0] === "@" ? colour(value.slice(1)) : value);
+  const color = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
+  const named = (value) => (/^var\(--\w+\)$/.test(value) ? color(value.slice(6, -1)) : value);
 
-  // a copy of a figure in which "@name" is a colour, wherever a colour stands
+  // a copy of a figure in which "var(--name)" is a color, wherever a color stands
   function painted(value, key) {
     if (key === "color") return named(value);
     if (key === "colorscale") return value.map(([at, tone]) => [at, named(tone)]);
@@ -20,13 +20,13 @@
 
   function layout(figure, width) {
     const axis = (given) => ({
-      ...given, gridcolor: colour("grid"), linecolor: colour("line"), tickfont: { color: colour("soft") },
+      ...given, gridcolor: color("grid"), linecolor: color("line"), tickfont: { color: color("soft") },
     });
     return {
       ...figure.layout,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("ink") },
-      hoverlabel: { bgcolor: colour("paper"), bordercolor: colour("line"), font: { color: colour("ink") } },
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: color("ink") },
+      hoverlabel: { bgcolor: color("paper"), bordercolor: color("line"), font: { color: color("ink") } },
       xaxis: axis(figure.layout.xaxis), yaxis: axis(figure.layout.yaxis),
       ...(width ? { width } : {}),
     };

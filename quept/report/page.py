@@ -69,7 +69,7 @@ def page(
 def _render(title: str, summary: str, found: list[Section]) -> str:
     charts = [chart for section in found for part in section.parts for chart in _charts(part)]
     scripts = [_plotly(), _beside("page.js")] if charts else []
-    figures = json.dumps([chart.figure for chart in charts], allow_nan=False)
+    figures = json.dumps([chart.figure.to_plotly_json() for chart in charts], allow_nan=False)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_beside("page.html")).render(
         title=title,

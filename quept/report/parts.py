@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
+
+import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,10 @@ class Bars:
 
 @dataclass(frozen=True)
 class Chart:
-    """figure: `{"data", "layout"}` for plotly; see figures. described: what it shows, for those who cannot
-    see it."""
+    """figure: see figures. described: what it shows, for those who cannot see it."""
 
     caption: str
-    figure: dict[str, Any]
+    figure: go.Figure
     described: str
     kind: ClassVar[str] = "chart"
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from quept import ElasticModel
@@ -115,6 +116,25 @@ def test_evaluate_prints_a_table_for_people(model, text, capsys):
     assert "words.txt, 32 tokens, context 32" in conditions
     assert head.split()[:3] == ["plan", "bits/param", "MB"] and row.startswith("W4") and "±" in row
     assert os.path.dirname(model) not in out + err
+
+
+def test_results_lists_what_was_measured_and_writes_it_as_csv(model, text, cache, tmp_path, capsys):
+    data = ("--text", text, "--tokens", "64", "--context", "32")
+    assert main(["results", model, *data]) == 0
+    assert "nothing was measured" in capsys.readouterr().out
+    plan = PrecisionPlan.of({"*.q_proj": 5}, default=4)
+    plan.save(tmp_path / "own.json")
+    named, own = ("--plan", "W4"), ("--plan", str(tmp_path / "own.json"))
+    measured = run(capsys, "evaluate", model, *named, *own, *data)["results"]
+    assert main(["results", model, *data, "--csv", str(tmp_path / "all.csv")]) == 0
+    _, head, first, second, _ = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["plan", "dtype", "tokens", "perplexity"]
+    assert (
+        first.split()[0] == "W4" and first.split()[2] == "62" and second.startswith(measured[1]["key"][:12])
+    )
+    written = pd.read_csv(tmp_path / "all.csv", dtype={"plan": str})
+    assert written["kl"].tolist() == pytest.approx([r["kl"] for r in measured])
+    assert written["bytes"].tolist()[0] == measured[0]["deploy_bytes"] and pd.isna(written["bytes"][1])
 
 
 def test_exported_results_are_read_back_into_a_store(model, text, cache, tmp_path, capsys):

@@ -359,9 +359,9 @@ def test_a_recipe_reads_back_from_what_is_shown():
 def test_figures_are_plain_json_in_order_of_width():
     course = Course({s: {"W2": 1.0, "W4": 0.1, "mixed": 0.5} for s in range(40)})
     figure = losses(course.losses())
-    json.dumps(figure, allow_nan=False)
-    assert [t["name"] for t in figure["data"] if t.get("showlegend", True)] == ["W4", "W2", "mixed"]
-    assert json.dumps(blocks({})) and json.dumps(losses({}))
+    json.dumps(figure.to_plotly_json(), allow_nan=False)
+    assert [t.name for t in figure.data if t.showlegend is None] == ["W4", "W2", "mixed"]
+    assert blocks({}).to_json() and losses({}).to_json()
 
 
 def test_numbers_read_well():

@@ -14,18 +14,19 @@ app, `quept evaluate` and the results store take whatever metrics it gives.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import pandas as pd
 import torch
 from torch import nn
 
 from quept.engines.reports import Reports
 from quept.evaluate.forward import Gate, MakeCache
-from quept.evaluate.results import ResultKey
+from quept.evaluate.results import ResultKey, Results
 from quept.files import dtype_name
 from quept.plan import FULL, PrecisionPlan
 
@@ -165,6 +166,19 @@ class EvalTask(ABC):
         """Returns where measurements of a plan in a compute dtype (the model's own unless given) are kept."""
         filed, model = self.elastic.filed_under(plan)
         return ResultKey(filed, model, self.id, dtype_name(dtype or self.elastic.dtype))
+
+    def table(self, results: Results, plans: Iterable[PrecisionPlan] = ()) -> pd.DataFrame:
+        """Returns everything measured of this model on these data, oldest first: `Results.table`, before it
+        the `name`, `bytes` and `bits_per_parameter` of those of `plans` that were measured."""
+        sizes, models = self.elastic.sizes, {self.elastic.identity, self.elastic.base_identity}
+        about = {
+            key: (plan.name, sizes.deploy(plan), sizes.bits_per_parameter(plan))
+            for key, plan in ((self.elastic.filed_under(plan)[0], plan) for plan in plans)
+        }
+        found = results.table(models, self.id)
+        known = [about.get(key, ("", None, None)) for key in found["plan"]]
+        columns = pd.DataFrame(known, columns=["name", "bytes", "bits_per_parameter"])
+        return columns.astype({"bytes": "Int64"}).join(found)
 
 
 def reported(payload: Mapping[str, Any]) -> tuple[Metric, ...]:
