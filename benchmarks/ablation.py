@@ -115,7 +115,8 @@ def main() -> None:
     given = {key: getattr(options, key) for key in ("text", "tokens", "images") if getattr(options, key)}
     rows: dict[str, dict[str, float]] = {}
     if not options.only or "rtn" in options.only:
-        rows["rtn"] = kls(open_float32(f"{options.model}:rtn"), WIDTHS, given)
+        plain = options.model if Path(options.model).is_dir() else f"{options.model}:rtn"
+        rows["rtn"] = kls(open_float32(plain), WIDTHS, given)
     for name, change in VARIANTS.items():
         if not options.only or name in options.only:
             rows[name] = row(made(name, change(recipe), options), WIDTHS, given)

@@ -131,7 +131,7 @@ def test_ablation(benchmark, model, text, tmp_path):
     }
     recipe = tmp_path / "both.toml"
     recipe.write_text("\n".join(toml(table)))
-    options = ("--recipe", recipe, "--text", text, "--tokens", 256, "--set", "block_wise.epochs=1")
+    options = ("--recipe", recipe, "--text", text, "--tokens", 512, "--set", "block_wise.epochs=1")
     for _ in range(2):
         found = benchmark("ablation", model, *options)
         assert found["own ranks"]["w2"] > found["rtn"]["w8"]
