@@ -95,6 +95,14 @@ class ModelLayout:
         }
 
     @property
+    def same_input(self) -> tuple[tuple[str, ...], ...]:
+        """The layers of a block that read the same input and that engines make one product of: query, key and
+        value; gate and up."""
+        roles = (("q", "k", "v"), ("gate", "up"))
+        found = (tuple(b.layers[r] for r in rs if r in b.layers) for b in self.blocks for rs in roles)
+        return tuple(group for group in found if len(group) > 1)
+
+    @property
     def fused(self) -> frozenset[str]:
         """The layers that give query, key and value at once, a third of their outputs each."""
         return frozenset(block.layers["qkv"] for block in self.blocks if "qkv" in block.layers)

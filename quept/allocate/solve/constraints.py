@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 EMBEDDINGS = "embeddings"
 AS_WEIGHTS = "as weights"
-TIES = {"qkv": (("q", "k", "v"), ("gate", "up"))}  # roles that read the same input, which engines fuse
 
 
 class AllocationError(ValueError):
@@ -95,16 +94,11 @@ class Unit:
 def tied(layout: ModelLayout, kind: str) -> tuple[tuple[str, ...], ...]:
     """Groups of layers for `Constraints.ties`. "qkv": in each block q = k = v and gate = up, the layers that
     engines fuse; "block": all layers of a block."""
-    if kind == "block":
-        groups = [tuple(block.layers.values()) for block in layout.blocks]
-    elif kind in TIES:
-        groups = [
-            tuple(block.layers[role] for role in roles if role in block.layers)
-            for block in layout.blocks
-            for roles in TIES[kind]
-        ]
-    else:
+    if kind == "qkv":
+        return layout.same_input
+    if kind != "block":
         raise AllocationError(f'layers are tied by "qkv" or by "block"; got {kind!r:.100}')
+    groups = (tuple(block.layers.values()) for block in layout.blocks)
     return tuple(group for group in groups if len(group) > 1)
 
 
