@@ -1,5 +1,5 @@
-"""Logits and greedy tokens of a folder in transformers, in float32: used inside a virtual environment that has
-what the folder needs, such as compressed-tensors.
+"""Logits and greedy tokens of a folder in transformers, in float32: used inside a virtual environment
+that has what the folder needs, such as compressed-tensors.
 
     python logits_transformers.py FOLDER --ids FILE --greedy 64 --out FILE
 

@@ -3,6 +3,9 @@ compared.
 
 base    the contract
 packed  our own: the packed tensors of one plan in a safetensors file
+folder  what language models as folders have in common
+mlx     for mlx-lm
+compressed_tensors   for vLLM and transformers
 
 The table is read without importing any exporter, or torch.
 """
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from .base import Exporter
 
 EXPORTERS: Mapping[str, str] = {  # what a person types -> where its exporter is
+    "mlx": "quept.export.mlx:Mlx",
+    "compressed-tensors": "quept.export.compressed_tensors:CompressedTensors",
     "packed": "quept.export.packed:Packed",
 }
 _WHERE = {

@@ -1,8 +1,8 @@
 """compressed-tensors: a folder that vLLM runs, and transformers where that package is installed.
 
-    {layer}.weight_packed      int32    (out, ceil(columns x bits / 32))   codes, a little-endian stream a row
+    {layer}.weight_packed      int32    (out, ceil(columns x bits / 32))   codes, one stream of bits a row
     {layer}.weight_scale       float16  (out, groups)                      s
-    {layer}.weight_zero_point  int32    (ceil(out x bits / 32), groups)    z, packed along the rows; not at 8 bits
+    {layer}.weight_zero_point  int32    (ceil(out x bits / 32), groups)    z, likewise; not at 8 bits
     {layer}.weight_shape       int64    (2,)                               (out, columns)
 
     w = s (code - z), bit for bit ours; 8 bits are symmetric

@@ -26,14 +26,24 @@ from quept.numerics.packing import unpack
 from quept.plan import FULL, QUANTIZED_BITS, PrecisionPlan
 from quept.runtime import ElasticModel
 
-from .base import PLAN, Compared, Exporter, ExportError, Progress, full_nbytes, plan_room, plan_text, settings_of
+from .base import (
+    PLAN,
+    Compared,
+    Exporter,
+    ExportError,
+    Progress,
+    full_nbytes,
+    plan_room,
+    plan_text,
+    settings_of,
+)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Kind = tuple[torch.dtype, tuple[int, ...]]
 
 
 class Folder(Exporter):
-    """A format of such folders. families: those of the models that its engines know (quept.models.families)."""
+    """A format of such folders. families: of the models that its engines know, see quept.models.families."""
 
     families: ClassVar[tuple[str, ...]] = ()
 
@@ -115,7 +125,9 @@ class Folder(Exporter):
 
     def _config_room(self, elastic: ElasticModel) -> int:
         """Bytes that config.json takes at most: every layer quantized, at all the widths there are."""
-        there = {name: [bits for bits in held if bits != FULL] for name, held in self._places(elastic).items()}
+        there = {
+            name: [bits for bits in held if bits != FULL] for name, held in self._places(elastic).items()
+        }
         settings = {
             name: widths[place % len(widths)] if widths else FULL
             for place, (name, widths) in enumerate(there.items())
@@ -123,7 +135,7 @@ class Folder(Exporter):
         return len(self._config(elastic, settings)) + 64 * len(QUANTIZED_BITS)
 
     def _room(self, elastic: ElasticModel) -> int:
-        """Bytes that the header of model.safetensors takes at most: every layer in all the parts there are."""
+        """Bytes that the header of the tensors takes at most: every layer in all the parts there are."""
         shapes = dict(self._weights(elastic))
         kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
         for name, parameter in elastic.base.named_parameters():
