@@ -3,9 +3,11 @@
 main        the command: options, loading screen, launch
 proxies     what the environment says of proxies, made harmless
 splash      the loading screen
+opening     the models opened, the rest of them later
 serve       the pages put together over a service, and served
 border      what every request passes before Gradio sees it: host, size, uploads, headers, log
 fair_queue  Gradio's queue, shared out between visitors
+lazy        values made when first asked for
 service     opened models, measurements, results; knows nothing of gradio
 gate        turns at the model, shared by time
 budget      the best plan for a budget, and refinement: a better one by measuring

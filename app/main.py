@@ -8,10 +8,13 @@ app, and never by a visitor.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from app.proxies import settle_proxies
@@ -67,15 +70,17 @@ def opened_to_others(host: str, public: bool) -> str:
     )
 
 
-def bundled_sources() -> list[str]:
-    """The built-in models, opened where nobody asks for another: each of their artifacts by itself."""
+def bundled_sources() -> tuple[list[str], list[str]]:
+    """The built-in models, opened where nobody asks for another, each with each of its artifacts; and those
+    of them that can wait until somebody chooses them."""
     from quept import zoo
     from quept.artifact import variants
 
     sources = {name: zoo.MODELS[name].source for name in DEFAULTS}
     names = [name for name, source in sources.items() if not isinstance(source, Path) or source.is_dir()]
     rest = {name: [f"{name}:{variant}" for variant in variants(name)[1:]] for name in names}
-    return [source for name in names for source in (name, *rest[name])]
+    sources = [source for name in names for source in (name, *rest[name])]
+    return sources, [source for name in names for source in rest[name]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,16 +96,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     host = options.host or os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if public else "127.0.0.1")
     if opens := opened_to_others(host, public):
         print(f"quept app: {opens}", file=sys.stderr)
+    gc.disable()  # a fifth of the time that imports take; `open_service` turns it on again
     splash = Splash(host, port)
     try:
         splash.start()
         for proxy in settle_proxies(host):
             print(f"quept app: going on without the proxy {proxy}, of an unknown kind", file=sys.stderr)
-        splash.step("Importing torch, transformers and gradio")
-        from app.serve import launch, open_service  # heavy imports happen behind the loading screen
+        splash.step("Importing torch and transformers")
+        from app.opening import open_service  # heavy imports happen behind the loading screen
 
-        sources = [*options.sources, *options.model] or bundled_sources()
-        service = open_service(sources, int(options.budget * 1e9), splash.step)
+        pages = threading.Thread(target=import_module, args=("app.serve",), daemon=True)
+        pages.start()  # gradio is imported while weights are read and checked
+        asked = [*options.sources, *options.model]
+        sources, later = (asked, []) if asked else bundled_sources()
+        service = open_service(sources, int(options.budget * 1e9), splash.step, later)
+        splash.step("Importing gradio and drawing the pages")
+        pages.join()
+        from app.serve import launch
     except Exception as error:
         splash.fail(str(error))
         print(f"quept app: {error}", file=sys.stderr)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,14 @@ from app.service import Service
 from app.shell import workbench
 from app.splash import Splash
 from app.toast import shown
-from quept import load, zoo
-from quept.artifact import resolve_source
-from quept.evaluate import Results, Sample
-from quept.evaluate.tasks import fitting
-from quept.runtime import ElasticModel
 
 STYLE = Path(__file__).parent / "style.css"
 ADDRESS = Path(__file__).parent / "shell" / "address.js"
 TITLE = "QuEPT · precision explorer"
 QUESTION = "How small can this model get before it gets worse?"
 TAGLINE = "Models opened once; every layer's bits are a drag away, and memory and quality answer at once."
-TEXT = "boolq-passages"
 THREADS = 200  # jobs wait at the gate in a thread each; one that waits must not keep a light one out
+OPEN_AFTER_S = 5.0  # in which a browser has drawn the page
 UPLOADS_KEPT = (60, KEPT_S)  # every so many seconds files go that came so long ago and that nobody took
 # A tab that is chosen makes an entry in the browser's history.
 SEEN_JS = "() => window.queptSeen('%s')"
@@ -42,32 +38,6 @@ THEME = gr.themes.Soft(
 )
 
 
-def open_service(
-    sources: Sequence[str], budget: int, progress: Callable[[str, float | None], None]
-) -> Service:
-    """Open every model and prepare its measurements; raises in words."""
-    cache, bases = zoo.cache_dir(), {}
-    models: dict[str, ElasticModel] = {}
-    found = list(map(resolve_source, sources))
-    shares = [source.entry.share if source.entry else 1.0 for source in found]
-    for source, share in zip(found, shares, strict=True):
-        progress(f"Opening {source.name}", None)
-        if source.base not in bases:  # artifacts of one model share its weights
-            bases[source.base] = load(source.base, progress)
-        models[source.name] = ElasticModel.open(
-            source.asked, budget=int(budget * share / sum(shares)), base=bases[source.base]
-        )
-    sample = Sample("", "")
-    if any("text" in fitting(elastic) for elastic in models.values()):
-        progress("Reading the evaluation text", None)
-        sample = Sample(zoo.text(TEXT, progress), zoo.TEXTS[TEXT].title)
-    service = Service(models, sample, Results.open(cache / "results.sqlite"), cache)
-    progress("Drawing the pages", None)
-    gc.collect()
-    gc.freeze()  # what is loaded stays: without this a collection stops every visitor for some 150 ms
-    return service
-
-
 def build_app(service: Service, pages: Sequence[Page] = PAGES) -> gr.Blocks:
     """The whole app as Blocks: those of the pages that show a model that is open; serve it with `launch`'s
     options."""
@@ -76,7 +46,7 @@ def build_app(service: Service, pages: Sequence[Page] = PAGES) -> gr.Blocks:
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=UPLOADS_KEPT) as demo:
         with gr.Row(elem_id="masthead"):
             gr.Markdown(f"# {QUESTION}\n{shown(_opened(service))}", elem_id="title")
-            offered = [(service.models[name].title, name) for name in names]
+            offered = [(service.cards[name].title, name) for name in names]
             model = Menu(names[0], choices=offered, name="Model", elem_id="model", visible=len(names) > 1)
         bench = workbench.draw(service, model).held
         panes: list[gr.Component] = []
@@ -98,20 +68,27 @@ def build_app(service: Service, pages: Sequence[Page] = PAGES) -> gr.Blocks:
 
         bench.opened.change(reach, bench.opened, panes, **LIGHT)
         bench.query.change(opened, bench.query, tabs, **LIGHT)
+        if service.waiting:
+            demo.load(partial(_open_the_rest, service), None, None, **LIGHT)
     demo.queue(default_concurrency_limit=16)
     share_out(demo)
     return demo
 
 
+def _open_the_rest(service: Service) -> None:
+    """A page is open: the models that wait are opened behind it, so that choosing one takes no time."""
+    threading.Thread(target=service.open_waiting, args=(OPEN_AFTER_S,), daemon=True).start()
+
+
 def _opened(service: Service) -> str:
     """What is open, under the title."""
-    titles = list(dict.fromkeys(elastic.title for elastic in service.models.values()))
+    titles = list(dict.fromkeys(card.title for card in service.cards.values()))
     return f"{titles[0]}, opened once: any precision is a drag away" if len(titles) == 1 else TAGLINE
 
 
 def _begins(service: Service, pages: Sequence[Page], model: str) -> str:
     """The page that the app begins with: the first that is for models of this one's kind."""
-    return next(page.id for page in pages if page.shows(service.models[model]))
+    return next(page.id for page in pages if page.shows(service.cards[model]))
 
 
 def _pane(page: Page, service: Service, model: str) -> tuple[gr.Markdown, gr.Column]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from quept.engines import named_settings
 from quept.evaluate import EvalTask, Metric, Results, Sample, Stored, TaskEstimate, tasks_of
 from quept.evaluate.shipped import load_shipped
 from quept.files import dtype_name
-from quept.models import ModelLayout
+from quept.models import LoadedModel, ModelLayout, Vision
 from quept.plan import (
     ACTIVATION_BITS,
     EMBEDDING_BITS,
@@ -42,6 +42,7 @@ from quept.runtime import ElasticModel
 from .budget import AS_WEIGHTS, no_table, sentence, slider, solved
 from .conversation import Running
 from .gate import Admission, Gate
+from .lazy import Lazy
 from .link import encode
 from .refinement import SECONDS, refinement
 from .side import EQUALIZER, setting_choices
@@ -54,6 +55,22 @@ NO_KL = 1e-5  # weights rounded to 16 bits once after a transform show 2e-6: ful
 # A plan as the browser holds it: {"w": [bits per layer], "a": [bits per layer], "kv": bits,
 # "e": bits of the token embeddings and the output head}; all but "w" may be missing, which means 16
 PlanJson = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What menus and pages know of a model before it is opened: title, kind, and where it comes from; vision
+    as an ElasticModel has it."""
+
+    title: str
+    kind: str
+    source: str
+    provenance: str
+    vision: Vision | None
+
+    @classmethod
+    def of(cls, model: ElasticModel | LoadedModel, title: str = "") -> Card:
+        return cls(title or model.title, model.kind, model.source, model.provenance, model.vision)
 
 
 class OpenModel:
@@ -253,16 +270,46 @@ def _columns(layout: ModelLayout) -> dict:
 class Service:
     """All that visitors share."""
 
-    def __init__(self, models: Mapping[str, ElasticModel], sample: Sample, results: Results, cache: Path):
-        self.models = dict(models)
-        self.opened = {
-            name: OpenModel(name, elastic, sample, results, cache) for name, elastic in models.items()
-        }
+    def __init__(
+        self,
+        models: Mapping[str, ElasticModel],
+        sample: Sample,
+        results: Results,
+        cache: Path,
+        cards: Mapping[str, Card] | None = None,
+    ):
+        """models may be Lazy; cards say of those in it that are opened later what menus show of them."""
+        self.models = models
+        self.cards = {name: (cards or {}).get(name) or Card.of(models[name]) for name in models}
+
+        def opening(name: str) -> Callable[[], OpenModel]:
+            return lambda: OpenModel(name, models[name], sample, results, cache)
+
+        self.opened = Lazy({name: opening(name) for name in models})
+        for name in models:
+            if name not in (cards or {}):
+                self.opened[name]
         self.gate = Gate()
         self.admission = Admission(CHATS_AT_ONCE)
         self.refining = Running()
+        self._opening = threading.Lock()
         self._newest: dict[str, object] = {}
         self._lock = threading.Lock()
+
+    @property
+    def waiting(self) -> list[str]:
+        """Names of the models that nobody has asked for yet."""
+        return [name for name in self.opened if name not in self.opened.made]
+
+    def open_waiting(self, after: float) -> None:
+        """Open them after some seconds, one after the other; a thread that finds another at it leaves."""
+        if self._opening.acquire(blocking=False):
+            try:
+                time.sleep(after)
+                for name in self.waiting:
+                    self.opened[name]
+            finally:
+                self._opening.release()
 
     def describe(self, model: str) -> dict:
         return self.opened[model].description

@@ -40,15 +40,18 @@ def without_results() -> Iterator[Path]:
 
 
 @contextmanager
-def app(*options: str, cache: Path | None = None) -> Iterator[tuple[str, float, subprocess.Popen]]:
-    """Start `app.py` on a free port, with another cache folder if one is given: (its URL, when it was
-    started, the process). Killed at the end."""
+def app(
+    *options: str, cache: Path | None = None, root: Path = ROOT
+) -> Iterator[tuple[str, float, subprocess.Popen]]:
+    """Start `app.py` of a checkout on a free port, with another cache folder if one is given: (its URL, when
+    it was started, the process). Killed at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     start = time.perf_counter()
     command = [sys.executable, "app.py", "--port", str(port), *options]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"QUEPT_CACHE": str(cache or cache_dir())})
+    env = os.environ | {"QUEPT_CACHE": str(cache or cache_dir()), "PYTHONPATH": str(root)}
+    process = subprocess.Popen(command, cwd=root, env=env)
     try:
         yield f"http://127.0.0.1:{port}/", start, process
     finally:

@@ -23,7 +23,7 @@ import psutil
 from report import report
 
 from app.conversation import chat
-from app.serve import open_service
+from app.opening import open_service
 from app.service import Service
 from quept.plan import PrecisionPlan
 from quept.runtime import Sampling

@@ -59,10 +59,11 @@ def build(context: PageContext) -> None:
     """Draw the page."""
     service = context.service
     models = "\n".join(
-        f"- **{shown(elastic.title)}**: {shown(elastic.provenance)}" for elastic in service.models.values()
+        f"- **{shown(card.title)}**: {shown(card.provenance)}" for card in service.cards.values()
     )
     conditions = "\n".join(
-        f"- {shown(opened.elastic.title)}: {shown(opened.conditions())}" for opened in service.opened.values()
+        f"- {shown(opened.elastic.title)}: {shown(opened.conditions())}"
+        for opened in service.opened.made.values()
     )
     gr.Markdown(
         f"{METHOD}\n### The models here\n{models}\n\n### Measured on\n{conditions}\n", elem_id="about"

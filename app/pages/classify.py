@@ -165,7 +165,7 @@ def enter(desk: PageContext, query: Mapping | None, model: str, visitor: str):
 def forget(desk: PageContext, visitor: str) -> None:
     """The visitor has left: their pictures and what was answered to them go."""
     gone = desk.forget(visitor)
-    for classifier in desk.held.values():
+    for classifier in desk.held.made.values():
         classifier.forget(gone)
 
 
@@ -425,7 +425,7 @@ PAGE = Page(
     "Classify",
     build,
     kinds=("vision",),
-    needs=lambda elastic: bool(elastic.vision.labels),
+    needs=lambda card: bool(card.vision.labels),
     lacks="Classify is for models whose classes have names",
     holds=_classifier,
 )

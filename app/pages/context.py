@@ -6,7 +6,7 @@ that draws and wires. Its style is the file of its id beside it, `ask.css`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import gradio as gr
 from app.components.chart import Chart
 from app.components.menu import Menu
 from app.conversation import CachePool, Running
+from app.lazy import Lazy
 from app.pictures import Album
-from app.service import OpenModel, Service
-from quept.runtime import ElasticModel
+from app.service import Card, OpenModel, Service
 
 # How handlers run: LIGHT at once; EVERY, all of them, however fast they come; WARNING with words for the
 # visitor, which travel through the queue only; RUNNING the model.
@@ -58,7 +58,7 @@ class PageContext:
     """
 
     service: Service
-    held: dict[str, Any] = field(default_factory=dict)
+    held: Mapping[str, Any] = field(default_factory=dict)
     running: Running = field(default_factory=Running)
     pool: CachePool = field(default_factory=CachePool)
     album: Album = field(default_factory=Album)
@@ -120,7 +120,7 @@ class Page:
     label: str
     build: Callable[[PageContext], Any]
     kinds: tuple[str, ...] = ()
-    needs: Callable[[ElasticModel], bool] = lambda elastic: True
+    needs: Callable[[Card], bool] = lambda card: True
     lacks: str = ""
     holds: Callable[[OpenModel], Any] = lambda opened: None
     head: str = ""
@@ -130,28 +130,31 @@ class Page:
         file = Path(__file__).parent / f"{self.id}.css"
         return file.read_text(encoding="utf-8") if file.exists() else ""
 
-    def shows(self, elastic: ElasticModel) -> bool:
-        return (not self.kinds or elastic.kind in self.kinds) and self.needs(elastic)
+    def shows(self, card: Card) -> bool:
+        return (not self.kinds or card.kind in self.kinds) and self.needs(card)
 
     def models(self, service: Service) -> list[str]:
         """Names of the models that it is for."""
-        return [name for name, elastic in service.models.items() if self.shows(elastic)]
+        return [name for name, card in service.cards.items() if self.shows(card)]
 
     def context(self, service: Service, **drawn) -> PageContext:
-        held = {name: self.holds(service.opened[name]) for name in self.models(service)}
+        def holding(name: str) -> Callable[[], Any]:
+            return lambda: self.holds(service.opened[name])
+
+        held = Lazy({name: holding(name) for name in self.models(service)})
         return PageContext(service, held, **drawn)
 
     def refusal(self, service: Service, model: str) -> str:
         """Why it cannot show the model, and what to choose; "" where it can."""
-        elastic = service.models[model]
-        if self.shows(elastic):
+        card = service.cards[model]
+        if self.shows(card):
             return ""
-        others = " or ".join(dict.fromkeys(service.models[name].title for name in self.models(service)))
-        if self.kinds and elastic.kind not in self.kinds:
+        others = " or ".join(dict.fromkeys(service.cards[name].title for name in self.models(service)))
+        if self.kinds and card.kind not in self.kinds:
             reason = f"{self.label} is for {' and '.join(KINDS[kind] for kind in self.kinds)}"
         else:
             reason = self.lacks
-        return f"{reason}. {elastic.title} is not one: choose {others} in the menu at the top."
+        return f"{reason}. {card.title} is not one: choose {others} in the menu at the top."
 
 
 def precision_menu(page: str, side: str, offered: list[tuple[str, str]], choice: str) -> Menu:

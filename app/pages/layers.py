@@ -9,8 +9,13 @@ from app.pages.context import LIGHT, Page, PageContext
 def build(context: PageContext) -> None:
     """Draw the page and wire it."""
     opened = context.service.opened
-    heatmap = HeatMap(opened[context.first].heat, elem_id="heatmap")
-    context.on_model(lambda model: opened[model].heat, context.model, heatmap, **LIGHT)
+    heatmap = HeatMap(elem_id="heatmap")  # a tenth of the page's configuration: it comes when it is looked at
+
+    def heat(model: str):
+        return opened[model].heat
+
+    context.tab.select(heat, context.model, heatmap, **LIGHT)
+    context.on_model(heat, context.model, heatmap, **LIGHT)
 
 
 PAGE = Page("layers", "Layers", build)

@@ -50,7 +50,7 @@ def draw(service: Service, model: Menu) -> Workbench:
     start = service.start(first)
     plan_json = service.plan_json_of(first, start)
     presets = build_presets(service, first)
-    budget = Budget(path=service.slider(first), elem_id="budget")
+    budget = Budget(elem_id="budget")
     numbers = Numbers(value=service.state(first, start), elem_id="numbers")
     with gr.Row(elem_id="bench", equal_height=False):
         with gr.Column(elem_id="bench-faders", scale=7, min_width=340):

@@ -16,7 +16,7 @@ generate  streaming text, one forward step at a time
 from .bank import WeightBank
 from .generate import Sampling, interleave, stream
 from .kvcache import make_cache
-from .model import ElasticModel, compute_dtype
+from .model import ElasticModel, compute_dtype, title_of
 from .sizes import Sizes
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "interleave",
     "make_cache",
     "stream",
+    "title_of",
 ]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from quept.artifact import Artifact, Source, resolve_source
+from quept.artifact import Artifact, Manifest, Source, resolve_source
 from quept.engines import Setting
 from quept.engines.base import EngineError, Stored
 from quept.engines.rtn import Rtn
@@ -74,7 +74,7 @@ class ElasticModel:
             self.__dict__["_base"] = base
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or compute_dtype(self.device)
-        self.artifact, self.source, self.title = artifact, loaded.source, _title(loaded, artifact)
+        self.artifact, self.source, self.title = artifact, loaded.source, title_of(loaded, artifact.manifest)
         self.origin = Source(loaded.source, loaded.source)  # `open` knows better
         self.fingerprint, self.provenance = loaded.fingerprint, loaded.provenance
         self.base_identity = base.identity
@@ -368,9 +368,9 @@ class ElasticModel:
         return self._engines[setting].storage(setting) if setting in self._engines else setting
 
 
-def _title(loaded: LoadedModel, artifact: Artifact) -> str:
+def title_of(loaded: LoadedModel, manifest: Manifest) -> str:
     """The model's title, and by which recipe it was calibrated, if it was."""
-    recipe = str(artifact.manifest.recipe.get("name", ""))
+    recipe = str(manifest.recipe.get("name", ""))
     for model in (loaded.source, loaded.source.partition("-")[0]):
         recipe = recipe.removeprefix(f"{model}-")
     return f"{loaded.title} · {recipe}" if recipe else loaded.title

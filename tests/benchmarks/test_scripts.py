@@ -84,7 +84,7 @@ def test_switching(benchmark, model):
 
 
 def test_visitors(benchmark, model, monkeypatch):
-    monkeypatch.setattr("app.serve.zoo.text", lambda name, progress=None: TEXT)
+    monkeypatch.setattr("app.opening.zoo.text", lambda name, progress=None: TEXT)
     for _ in range(2):
         figures = benchmark("visitors", "--model", model, "--minutes", 0, "--visitors", 2)
         assert figures["errors"] == figures["texts_differ"] == 0
@@ -196,6 +196,12 @@ def test_exploring_in_the_browser(benchmark, chromium_path, tmp_path, monkeypatc
     for _ in range(2):
         figures = benchmark("explore_loop", "--model", model, "--repeats", 1)
         assert figures["requests_while_dragging"] == 0 < figures["first_estimate_s"]
+
+
+@pytest.mark.slow
+def test_startup(benchmark, model):
+    figures = benchmark("startup", "--model", model, "--repeats", 1)
+    assert figures["usable_s"] > 0 and 0 < figures["config_bytes"] < 300_000
 
 
 @pytest.mark.slow
