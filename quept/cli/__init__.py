@@ -1,7 +1,7 @@
 """The command line: one subcommand per stage, in the order of the flow.
 
     quept models | pull | calibrate | report | evaluate | results | sensitivity | allocate | front | export
-    quept generate | app
+    quept generate | run | app
 
 Each is declared and run in the file of its name (models and pull: zoo); shared: what they have in common;
 terminal: output where characters are missing. Results go to stdout, as a small table or, with --json, with
@@ -27,6 +27,7 @@ from .front import front_parser
 from .generate import generate_parser
 from .report import report_parser
 from .results import results_parser
+from .run import run_parser
 from .sensitivity import sensitivity_parser
 from .shared import DEFAULT_MODEL, visible
 from .terminal import forgiving
@@ -77,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     front_parser(commands)
     export_parser(commands)
     generate_parser(commands)
+    run_parser(commands)
     commands.add_parser("app", help="open the explorer in a browser (`quept app --help`)", add_help=False)
     return p
 

@@ -6,6 +6,8 @@ packed  our own: the packed tensors of one plan in a safetensors file
 folder  what language models as folders have in common
 mlx     for mlx-lm
 compressed_tensors   for vLLM and transformers
+hf      a plain folder in 16 bits
+gguf    llama.cpp, LM Studio, Ollama
 
 The table is read without importing any exporter, or torch.
 """
@@ -22,9 +24,11 @@ if TYPE_CHECKING:
     from .base import Exporter
 
 EXPORTERS: Mapping[str, str] = {  # what a person types -> where its exporter is
+    "gguf": "quept.export.gguf.exporter:Gguf",
     "mlx": "quept.export.mlx:Mlx",
     "compressed-tensors": "quept.export.compressed_tensors:CompressedTensors",
     "packed": "quept.export.packed:Packed",
+    "hf": "quept.export.hf:Hf",
 }
 _WHERE = {
     "Compared": "base",

@@ -173,7 +173,7 @@ def _rope(of: Any, freqs: gguf.ReaderTensor | None, head_dim: int, file: str) ->
     if freqs is not None:
         divisors = gguf.quants.dequantize(freqs.data, freqs.tensor_type)
         llama3 = {"rope_type": "llama3", "factor": float(divisors.max()), **LLAMA3}
-        if kind == "none" and np.allclose(divisors, _llama3_divisors(base["rope_theta"], head_dim, llama3)):
+        if kind == "none" and np.allclose(divisors, llama3_divisors(base["rope_theta"], head_dim, llama3)):
             return base | llama3
     elif kind == "none":
         return base | {"rope_type": "default"}
@@ -184,7 +184,7 @@ def _rope(of: Any, freqs: gguf.ReaderTensor | None, head_dim: int, file: str) ->
     raise SourceError(f"{file} scales its rotary frequencies in a way that is not read ({kind}): {INSTEAD}")
 
 
-def _llama3_divisors(theta: float, head_dim: int, rope: dict[str, Any]) -> np.ndarray:
+def llama3_divisors(theta: float, head_dim: int, rope: dict[str, Any]) -> np.ndarray:
     """(head_dim / 2,): what Llama 3.1 divides each rotary frequency by."""
     wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]

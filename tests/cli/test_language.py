@@ -17,7 +17,18 @@ from quept.plan import PrecisionPlan
 from quept.progress import Progress
 from tests.tiny import save_tiny
 
-COMMANDS = ("models", "pull", "calibrate", "report", "evaluate", "sensitivity", "export", "generate", "app")
+COMMANDS = (
+    "models",
+    "pull",
+    "calibrate",
+    "report",
+    "evaluate",
+    "sensitivity",
+    "export",
+    "generate",
+    "run",
+    "app",
+)
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +219,27 @@ def test_export_writes_the_bytes_it_tells(model, tmp_path, capsys):
     out = tmp_path / "w3.safetensors"
     told = run(capsys, "export", model, "--plan", "W3", "--out", str(out))
     assert open_packed(out).nbytes == told["tensor_bytes"]
+
+
+def test_a_plan_becomes_a_gguf_file_that_llama_cpp_runs(model, tmp_path, capsys):
+    pytest.importorskip("xllamacpp")
+    out, types = tmp_path / "w4.gguf", tmp_path / "types.txt"
+    asked = ("export", model, "--plan", "W4", "--to", "gguf", str(out), "--tensor-types", str(types))
+    told = run(capsys, *asked)
+    assert told["bytes"] == out.stat().st_size and 0 < told["relative"] < 1e-3
+    assert "blk\\.0\\.attn_q\\.weight$=q4_1\n" in types.read_text()
+    told = run(capsys, "run", str(out), "hello", "--max-tokens", "4", "--context", "256", "--threads", "1")
+    assert told["tokens_per_s"] > 0
+
+
+def test_what_a_format_does_not_hold_is_told_with_the_way_out(model, tmp_path, capsys):
+    out = str(tmp_path / "x.gguf")
+    said = fails(capsys, 2, "export", model, "--plan", "W4A8", "--to", "gguf", out)
+    assert "do not round activations to 8 bits" in said and "--nearest writes the closest plan" in said
+    told = run(capsys, "export", model, "--plan", "W4A8", "--to", "gguf", out, "--nearest")
+    assert told["plan"] == "W4A8 for GGUF"
+    assert "say once where" in fails(capsys, 2, "export", model)
+    assert "there is no file" in fails(capsys, 1, "run", str(tmp_path / "none.gguf"))
 
 
 def test_generate_streams_and_is_the_same_for_a_seed(model, capsys):

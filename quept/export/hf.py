@@ -1,0 +1,123 @@
+"""One plan as a plain folder of transformers or timm in 16 bits, whose weights have the plan's values: it
+loads anywhere and saves nothing.
+
+config.json, model.safetensors and, of a language model, tokenizer, chat template and generation config, as
+`from_pretrained` or timm reads them; quept-plan.json says which plan it was. Values of quantized weights are
+rounded once more, to the dtype that the model is stored in.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from quept.engines import WIDTHS, Setting
+from quept.files import dtype_name, save_tensors, tensors_header
+from quept.plan import FULL, PrecisionPlan
+from quept.runtime import ElasticModel
+
+from .base import (
+    PLAN,
+    Compared,
+    Exporter,
+    ExportError,
+    Progress,
+    full_nbytes,
+    plan_room,
+    plan_text,
+    settings_of,
+)
+
+WEIGHTS = "model.safetensors"
+METADATA = {"format": "pt"}
+
+
+class Hf(Exporter):
+    """See the module docstring."""
+
+    name, title = "hf", "a plain 16-bit folder"
+    engines = ("transformers", "timm", "whatever converts from these")
+    exact = "values are rounded once more, to 16 bits; the file is as large as the model was"
+    commands = ("transformers chat {path}", "quept evaluate {path}")
+
+    def widths(self, columns: int, group: int, embedding: bool = False) -> Mapping[Setting, str]:
+        return dict.fromkeys((*WIDTHS, FULL), "16 bits")
+
+    def nbytes(self, rows: int, columns: int, bits: Setting, group: int) -> int:
+        return full_nbytes(rows, columns)
+
+    def overhead(self, elastic: ElasticModel) -> int:
+        state = _stored(elastic)
+        kinds = {name: (dtype_name(t.dtype), tuple(t.shape)) for name, t in state.items()}
+        weights = sum(self.nbytes(rows, columns, FULL, 0) for _, (rows, columns, _) in self._weights(elastic))
+        with tempfile.TemporaryDirectory() as folder:
+            _write_beside(elastic, PrecisionPlan.full(), Path(folder))
+            beside = _nbytes(Path(folder))
+        return beside + len(tensors_header(kinds, METADATA)) + sum(t.nbytes for t in state.values()) - weights
+
+    def fill(self, elastic: ElasticModel, plan: PrecisionPlan, out: Path, progress: Progress) -> None:
+        state, settings = _stored(elastic), settings_of(elastic, plan)
+        for done, (layer, setting) in enumerate(settings.items()):
+            progress("writing values", done / len(settings))
+            if setting != FULL:
+                weight = state[f"{layer}.weight"]
+                state[f"{layer}.weight"] = (
+                    _values(elastic, layer, setting).view(weight.shape).to(weight.dtype)
+                )
+        save_tensors(out / WEIGHTS, state, METADATA)
+        _write_beside(elastic, plan, out)
+
+    def compare(self, elastic: ElasticModel, plan: PrecisionPlan, out: Path) -> Compared:
+        read, wanted, settings = load_file(out / WEIGHTS), _stored(elastic), settings_of(elastic, plan)
+        layers, weights, worst = 0, 0, 0.0
+        for name, tensor in wanted.items():
+            setting = settings.get(name.removesuffix(".weight"), FULL)
+            found = read[name]
+            if setting == FULL:
+                same = torch.equal(found, tensor.cpu())
+            else:
+                values = _values(elastic, name.removesuffix(".weight"), setting).view(tensor.shape)
+                same = torch.equal(found, values.to(tensor.dtype))
+                off = float((found.float() - values).abs().max() / values.abs().max().clamp(min=1e-30))
+                layers, weights, worst = layers + 1, weights + values.numel(), max(worst, off)
+            if not same:
+                raise ExportError("the folder does not read back as it was written: the disk may be failing")
+        size, computed = _nbytes(out), self.sizes(elastic).deploy(plan)
+        assert size == computed, f"{size} bytes written, {computed} computed"
+        return Compared(layers, weights, worst, size)
+
+
+def _stored(elastic: ElasticModel) -> dict[str, Tensor]:
+    """Parameters, tied ones once, and the buffers that a model's file holds."""
+    owners = {name for name, _ in elastic.base.named_parameters()}
+    tied = {name for name, _ in elastic.base.named_parameters(remove_duplicate=False)} - owners
+    return {name: t.detach() for name, t in elastic.base.state_dict().items() if name not in tied}
+
+
+def _values(elastic: ElasticModel, layer: str, setting: Setting) -> Tensor:
+    return elastic.values(layer, setting).cpu()
+
+
+def _write_beside(elastic: ElasticModel, plan: PrecisionPlan, folder: Path) -> None:
+    """All but the weights; the plan is filled up to the room that any plan of the model needs."""
+    (folder / PLAN).write_text(plan_text(elastic, plan).ljust(plan_room(elastic)), "utf-8")
+    config = elastic.config
+    if not isinstance(config, Mapping):
+        config = json.loads(config.to_json_string(use_diff=False))
+        config |= {"architectures": [type(elastic.base).__name__], "dtype": dtype_name(elastic.base.dtype)}
+        config.pop("_name_or_path", None)
+        if hasattr(elastic.base, "generation_config"):
+            elastic.base.generation_config.save_pretrained(folder)
+        (elastic.processor or elastic.tokenizer).save_pretrained(folder)
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, "utf-8")
+
+
+def _nbytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,134 @@
+"""A GGUF file holds the codes of the plan, llama.cpp's own readers agree, and llama.cpp runs it."""
+
+import importlib.util
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from quept.export import exporter
+from quept.export.gguf import blocks
+from quept.export.gguf.exporter import Gguf
+from quept.numerics.grid import dequantize, quantize
+from quept.plan import FULL, PrecisionPlan
+from quept.runtime import ElasticModel
+from quept.zoo.gguf_llama import convert
+from tests.tiny import CHAT, save_tiny, save_tiny_vision, token_ids
+
+LLAMA_CPP = pytest.mark.skipif(not importlib.util.find_spec("xllamacpp"), reason="needs xllamacpp")
+FAMILIES = ("llama", "llama-untied", "mistral", "qwen2", "qwen3")
+# 64 and 96 columns, and of llama-untied 80, which no block divides; heads of an even number of channels
+MIXED = PrecisionPlan.of({"*.q_proj": 3, "*.k_proj": 5, "*.up_proj": 6, "*.down_proj": 16}, default=4)
+
+
+def opened(family, folder, **changes):
+    save_tiny(family, folder / family, **changes)
+    return ElasticModel.open(folder / family, device="cpu", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("columns, group", [(192, 64), (96, 32), (512, 512), (768, 256)])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_llama_cpps_reader_of_a_block_gives_the_values_of_the_grid(bits, columns, group):
+    weight = torch.randn(6, columns, generator=torch.Generator().manual_seed(bits)) + 0.1
+    packed, values = quantize(weight, bits, group)
+    kind = blocks.kinds(columns, group)[bits]
+    content = blocks.to_blocks(packed, kind)
+    assert content.numel() == blocks.nbytes(6, columns, kind)
+    read = gguf.quants.dequantize(content.flatten(1).numpy(), gguf.GGMLQuantizationType[kind])
+    off = (torch.from_numpy(np.array(read)) - values).abs().max()
+    assert off == 0 if kind.endswith(("_K", "_0")) else off <= values.abs().max() * 2**-11
+    codes, d, m = blocks.from_blocks(content, kind)
+    wanted, scale, offset = blocks.expected(packed, kind)
+    assert torch.equal(codes, wanted) and torch.equal(d, scale) and torch.allclose(m, offset, rtol=2**-11)
+    same = (codes.float() * scale[..., None] + offset[..., None]).view(6, columns)
+    assert torch.allclose(same, dequantize(packed), atol=1e-6)
+
+
+def test_rows_of_one_scale_take_k_types_and_other_columns_none():
+    assert blocks.kinds(1024, 1024)[2] == "Q2_K" and blocks.kinds(1024, 64)[2] == "Q4_1"
+    assert blocks.kinds(80, 80) == blocks.kinds(96, 48) == {}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_file_converted_back_has_the_values_of_the_view(family, tmp_path):
+    from safetensors.torch import load_file
+
+    elastic, target = opened(family, tmp_path), Gguf()
+    plan = target.nearest(elastic, MIXED)
+    compared = target.write(elastic, plan, tmp_path / "x.gguf")
+    assert compared.relative < 2**-10
+    (tmp_path / "back").mkdir()
+    convert(tmp_path / "x.gguf", tmp_path / "back")
+    read, view = load_file(tmp_path / "back" / "model.safetensors"), elastic.view(plan)
+    for name, value in view.state_dict(keep_vars=True).items():
+        if name != "lm_head.weight" or name in read:
+            assert torch.allclose(read[name].float(), value.float(), rtol=2**-10, atol=2e-3), name
+    again = ElasticModel.open(tmp_path / "back", device="cpu", dtype=torch.float32)
+    assert again.config.rope_parameters == elastic.config.rope_parameters
+
+
+def test_the_plan_and_whose_it_is_stand_in_the_file(tmp_path):
+    elastic = opened("llama", tmp_path)
+    Gguf().write(elastic, PrecisionPlan.uniform(5, embeddings=8), tmp_path / "x.gguf")
+    reader = gguf.GGUFReader(tmp_path / "x.gguf")
+    plan = PrecisionPlan.from_json(reader.get_field("quept.plan").contents())
+    assert plan == PrecisionPlan.uniform(5, embeddings=8)
+    assert reader.get_field("quept.fingerprint").contents() == elastic.fingerprint
+    assert reader.get_field("tokenizer.chat_template").contents() == CHAT
+
+
+def test_what_gguf_cannot_hold_is_a_sentence(tmp_path):
+    target = Gguf()
+    assert "models of type opt are not written; export it as" in target.lacks(opened("opt", tmp_path))
+    vit = ElasticModel.open(save_tiny_vision("vit", tmp_path / "vit"), device="cpu")
+    assert "is no language model" in target.lacks(vit)
+    elastic = opened("llama-untied", tmp_path)
+    assert "does not hold model.layers.0.mlp.down_proj at 4 bits: it has 16 bits" in target.refuses(
+        elastic, PrecisionPlan.uniform(4)
+    )
+    near = target.nearest(elastic, PrecisionPlan.uniform(4, 8))
+    widths = {b.weights for n, b in near.resolve(elastic.layers).items() if not n.endswith("down_proj")}
+    assert widths == {4} and near.resolve(elastic.layers)["model.layers.1.mlp.down_proj"].weights == FULL
+    assert "do not round activations to 8 bits" in target.refuses(elastic, PrecisionPlan.uniform(16, 8))
+    assert "leave KV out" in target.refuses(elastic, PrecisionPlan.uniform(16, kv=4))
+
+
+def test_llama_quantize_is_told_the_type_of_every_weight(tmp_path):
+    elastic = opened("llama", tmp_path)
+    lines = Gguf().tensor_types(elastic, MIXED).splitlines()
+    assert r"^blk\.0\.attn_k\.weight$=q5_1" in lines and r"^token_embd\.weight$=f16" in lines
+    assert len(lines) == len(elastic.layers) + 1
+
+
+@LLAMA_CPP
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llama_cpp_answers_as_the_view(family, tmp_path):
+    from quept.export.gguf.llama_cpp import LlamaCpp
+
+    elastic, ids = opened(family, tmp_path), token_ids(1, 12)[0]
+    plan = exporter("gguf").nearest(elastic, MIXED)
+    exporter("gguf").write(elastic, plan, tmp_path / "x.gguf")
+    with torch.no_grad():
+        wanted = elastic.view(plan)(ids[None]).logits[0].double().log_softmax(-1)
+    with LlamaCpp(tmp_path / "x.gguf", context=64, threads=1) as llama:
+        for at in (3, 11):
+            read = llama.log_probabilities(ids[: at + 1].tolist(), len(wanted[at]))
+            kl = (wanted[at].exp() * (wanted[at] - read)).sum()
+            assert kl < 0.02 and read.exp().sum().sub(1).abs() < 1e-3
+
+
+@LLAMA_CPP
+def test_llama_cpp_cuts_text_and_writes_conversations_as_we_do(tmp_path):
+    from quept.export.gguf.llama_cpp import LlamaCpp
+
+    elastic = opened("llama", tmp_path)
+    exporter("gguf").write(elastic, PrecisionPlan.uniform(4), tmp_path / "x.gguf")
+    talk = [{"role": "user", "content": "Grüße 🙂 漢字\n\tif x[3]:  return"}]
+    wanted = elastic.tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+    with LlamaCpp(tmp_path / "x.gguf", context=256, threads=1) as llama:
+        assert llama.prompt(talk) == wanted
+        ids = elastic.tokenizer(wanted, add_special_tokens=False)["input_ids"]
+        assert llama.tokens(wanted) == ids
+        assert len(llama.greedy(ids, 5)) == 5
+        assert isinstance("".join(llama.answer(talk, 4)), str)

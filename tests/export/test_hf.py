@@ -1,0 +1,40 @@
+"""A plain folder loads with nothing of ours, and says what the view says."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from quept.export import exporter
+from quept.plan import PrecisionPlan
+from quept.runtime import ElasticModel
+from tests.tiny import FAMILIES, VISION, pictures, save_tiny, save_tiny_vision, token_ids
+
+PLAN = PrecisionPlan.uniform(3, embeddings=5)
+
+
+def close(one, other):
+    return (one - other).abs().max() < 0.02 * other.abs().max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_answers_as_the_view(family, tmp_path):
+    elastic = ElasticModel.open(save_tiny(family, tmp_path / "m"), device="cpu", dtype=torch.float32)
+    compared = exporter("hf").write(elastic, PLAN, tmp_path / "out")
+    assert compared.relative < 2**-10
+    model, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32), token_ids()
+    with torch.no_grad():
+        assert close(model(ids).logits, elastic.view(PLAN)(ids).logits)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer("Grüße")["input_ids"] == elastic.tokenizer("Grüße")["input_ids"]
+    written = "".join(f.read_text() for f in (tmp_path / "out").glob("*.json"))
+    assert str(tmp_path) not in written
+
+
+@pytest.mark.parametrize("architecture", VISION)
+def test_timm_answers_as_the_view(architecture, tmp_path):
+    folder = save_tiny_vision(architecture, tmp_path / architecture)
+    elastic = ElasticModel.open(folder, device="cpu", dtype=torch.float32)
+    exporter("hf").write(elastic, PLAN, tmp_path / "out")
+    again = ElasticModel.open(tmp_path / "out", device="cpu", dtype=torch.float32)
+    x = pictures(elastic.title)
+    assert close(again.reference(x), elastic.view(PLAN)(x))
