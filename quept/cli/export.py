@@ -31,7 +31,7 @@ def export_parser(commands) -> None:
         "Codes are kept as calibration made them; what is written is read back and compared.",
     )
     model_options(p)
-    p.add_argument("place", nargs="?", metavar="OUT", help="the file, or the folder, to write")
+    p.add_argument("place", metavar="OUT", help="the file, or the folder, to write")
     p.add_argument("--plan", default="W4", help=f"{PLAN_HELP} (default: W4)")
     p.add_argument(
         "--to",
@@ -50,7 +50,7 @@ def export_parser(commands) -> None:
         help="with --to gguf: also write the plan for `llama-quantize --tensor-type-file`, for those who "
         "round the original weights themselves",
     )
-    p.add_argument("--out", metavar="OUT", help="the same as OUT")
+    p.add_argument("--out", action="store_true", help="may stand before OUT")
     json_option(p)
 
 
@@ -59,9 +59,7 @@ def _export(options: argparse.Namespace) -> None:
     from quept.files import write_atomic
     from quept.plan import PlanError
 
-    out = options.out or options.place
-    if not out or (options.out and options.place):
-        raise ValueError("say once where to write it: quept export MODEL --plan W4 --to gguf OUT")
+    out = options.place
     if options.tensor_types and options.to != "gguf":
         raise ValueError("--tensor-types is for llama.cpp: give it with --to gguf")
     target = exporter(options.to)
