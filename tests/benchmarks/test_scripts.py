@@ -83,6 +83,14 @@ def test_switching(benchmark, model):
         assert figures["layer_warm_ms"] > 0 and figures["forward_ratio"] > 0
 
 
+def test_export(benchmark, model, text):
+    pytest.importorskip("xllamacpp")
+    for _ in range(2):
+        figures = benchmark("export", "--model", model, "--text", text, "--context", 64, "--positions", 2)
+        assert figures["gguf"]["codes_equal"] and figures["bytes_equal"]
+        assert figures["gguf"]["tokens_equal"] == figures["gguf"]["tokens"] == 200
+
+
 def test_visitors(benchmark, model, monkeypatch):
     monkeypatch.setattr("app.opening.zoo.text", lambda name, progress=None: TEXT)
     for _ in range(2):

@@ -182,21 +182,24 @@ def _name(parameter: str) -> str | None:
     return name and f"blk.{block[1]}.{name}.{leaf}" if block else name and f"{name}.{leaf}"
 
 
-def _order(elastic: ElasticModel, tensor: _Tensor) -> Tensor | slice:
-    """The order of a tensor's rows in the file: of q and k each head's halves interleaved where the
-    architecture wants that."""
-    heads = {
-        ".q_proj": elastic.config.num_attention_heads,
-        ".k_proj": elastic.config.num_key_value_heads,
-    }
-    heads = next((n for part, n in heads.items() if part in tensor.parameter), None)
+def tensor_names(elastic: ElasticModel) -> dict[str, str]:
+    """Returns llama.cpp's name of every parameter: `{blk.3.attn_q.weight: model.layers.3.self_attn...}`."""
+    return {_name(parameter): parameter for parameter, _ in elastic.base.named_parameters()}
+
+
+def row_order(elastic: ElasticModel, parameter: str) -> Tensor | slice:
+    """Returns which rows of a parameter follow one another in the file: of q and k each head's halves
+    interleaved where the architecture wants that."""
+    heads = {".q_proj": elastic.config.num_attention_heads, ".k_proj": elastic.config.num_key_value_heads}
+    heads = next((count for part, count in heads.items() if part in parameter), None)
     if heads is None or not keys.ARCHITECTURES[elastic.config.model_type][1]:
         return slice(None)
-    return torch.arange(tensor.shape[0]).view(heads, 2, -1).transpose(1, 2).flatten()
+    rows = elastic.base.get_parameter(parameter).shape[0]
+    return torch.arange(rows).view(heads, 2, -1).transpose(1, 2).flatten()
 
 
 def _in_order(elastic: ElasticModel, tensor: _Tensor, packed: Quantized) -> Quantized:
-    order = _order(elastic, tensor)
+    order = row_order(elastic, tensor.parameter)
     parts = {"codes": packed.codes, "scales": packed.scales, "zeros": packed.zeros}
     return replace(packed, **{name: t if t is None else t.cpu()[order] for name, t in parts.items()})
 
@@ -204,7 +207,7 @@ def _in_order(elastic: ElasticModel, tensor: _Tensor, packed: Quantized) -> Quan
 def _plain(elastic: ElasticModel, name: str, tensor: _Tensor) -> Tensor:
     if name == ROPE_FREQS:
         return torch.from_numpy(keys.rope_divisors(elastic.config))
-    value = elastic.base.get_parameter(tensor.parameter).detach().cpu()[_order(elastic, tensor)]
+    value = elastic.base.get_parameter(tensor.parameter).detach().cpu()[row_order(elastic, tensor.parameter)]
     return (value.float() if tensor.kind == "F32" else value).contiguous()
 
 

@@ -1,0 +1,283 @@
+"""Exported plans in the engines that run them: what each says of the view's logits, codes, sizes, tokens and
+speed.
+
+    python benchmarks/export.py [--model smollm2-135m] [--mlx PYTHON] [--compressed-tensors PYTHON]
+
+Plans: 8, 4, 3 and 2 bits, the model's best plans of 4 and 6 bits, a random mixture of 2 to 8.
+gguf: llama.cpp, in this process (xllamacpp). KL of what it says to what the view says, in nats a position,
+mean over positions of one text; kl_a8 is that of the view with activations rounded to 8 bits to the view
+without, which is what llama.cpp does, in its own blocks. Codes are those of the file as the package gguf
+dequantizes them. mlx and compressed_tensors need the interpreter of an environment that has mlx-lm, or
+compressed-tensors, and are left out without it: logits of one text in float32, the largest difference as a
+share of the largest logit, and the likeliest tokens that follow.
+to_running: from the plan on the page to llama.cpp ready to answer, against reading the model and its
+tokenizer from disk with transformers, both in this process, files in the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from report import report
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from quept import ElasticModel, PrecisionPlan, zoo
+from quept.cli.shared import plan_of
+from quept.evaluate import Sample
+from quept.export import exporter
+from quept.export.gguf import llama_cpp
+from quept.export.gguf.exporter import row_order, tensor_names
+from quept.numerics.grid import dequantize
+from quept.plan import FULL, QUANTIZED_BITS, Bits, PlanError
+
+TOOLS = Path(__file__).parent / "tools"
+FOLDERS = {"mlx": "logits_mlx.py", "compressed-tensors": "logits_transformers.py"}
+TOKENS = 64
+TEXTS = (
+    "Why is the sky blue?",
+    "Grüße aus Köln — naïve café, ½ €, “quotes”…",
+    "漢字とかな、全角！ 你好，世界。 한국어 문장입니다.",
+    "🙂👩‍👩‍👧 🇩🇪🏳️‍🌈 ✅ emoji",
+    "def f(x: int) -> str:\n\treturn f'{x:>8}' if x != 0 else \"\"  # done\n\n\n",
+    "SELECT * FROM t WHERE a<=10.5e-3 AND b LIKE '%x_1%';",
+    "   leading, \ttabs  and   runs of spaces \n\n and lines \r\n",
+    "Привет, мир! مرحبا بالعالم שלום עולם नमस्ते दुनिया",
+    "1234567890 3.14159 0xFF 1,000,000 ২০২৪ ٣٤",
+    "I'll we've don't THEY'RE she’d o'clock",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--text", default="boolq-passages")
+    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument(
+        "--positions", type=int, default=24, help="at which llama.cpp is asked, for each plan"
+    )
+    parser.add_argument("--mlx", metavar="PYTHON")
+    parser.add_argument("--compressed-tensors", metavar="PYTHON")
+    options = parser.parse_args()
+    if lack := llama_cpp.missing():
+        raise SystemExit(lack)
+
+    elastic = ElasticModel.open(options.model, device="cpu", dtype=torch.float32)
+    ids = Sample.read(options.text, options.context, options.context).windows(elastic).ids
+    plans = {plan.name: plan for plan in plans_of(elastic)}
+    figures: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        figures |= of_gguf(elastic, plans, ids[0], options.positions, Path(scratch))
+        for name, script in FOLDERS.items():
+            if python := getattr(options, name.replace("-", "_")):
+                found, equal = of_folder(
+                    name, [python, str(TOOLS / script)], elastic, plans, ids, Path(scratch)
+                )
+                figures[name.replace("-", "_")] = found
+                figures["bytes_equal"] &= equal
+            else:
+                print(f"{name} left out: give --{name} the interpreter of an environment that has it")
+    report(
+        "Exported plans in the engines that run them",
+        figures,
+        model=options.model,
+        text=options.text,
+        context=options.context,
+        positions=options.positions,
+        dtype="float32",
+        plans=list(plans),
+    )
+
+
+def plans_of(elastic: ElasticModel) -> Iterator[PrecisionPlan]:
+    yield from (PrecisionPlan.uniform(bits) for bits in (8, 4, 3, 2))
+    for name in ("best 4 bits", "best 6 bits"):
+        try:
+            yield plan_of(name, elastic)
+        except PlanError:
+            print(f"no plan {name!r} comes with this model: left out")
+    draw = random.Random(0)
+    mixed = {layer: draw.choice(QUANTIZED_BITS) for layer in elastic.layers}
+    yield PrecisionPlan.of(mixed, 4, name="random mixture", embeddings=8)
+
+
+def of_gguf(
+    elastic: ElasticModel, plans: Mapping[str, PrecisionPlan], ids: Tensor, positions: int, scratch: Path
+) -> dict[str, object]:
+    target, path = exporter("gguf"), scratch / "plan.gguf"
+    places = torch.linspace(len(ids) // 4, len(ids) - 1, positions).long().unique()
+    kls, rounded, equal, codes = {}, {}, True, True
+    for name, plan in plans.items():
+        plan = target.nearest(elastic, plan)
+        view = elastic.view(plan)
+        written = target.write(elastic, plan, path)
+        equal &= path.stat().st_size == written.nbytes == target.sizes(elastic).deploy(plan)
+        codes &= codes_equal(elastic, plan, path)
+        wanted = log_probabilities(view, ids)[places]
+        with llama_cpp.LlamaCpp(path, len(ids) + 8) as llama:
+            read = torch.stack(
+                [llama.log_probabilities(ids[: at + 1].tolist(), wanted.shape[1]) for at in places]
+            )
+        kls[name] = divergence(wanted, read)
+        rounded[name] = divergence(
+            wanted, log_probabilities(elastic.view(at_8_bits(plan, elastic)), ids)[places]
+        )
+        same = (wanted.argmax(-1) == read.argmax(-1)).float().mean()
+        print(
+            f"gguf: {name:<16} {written.nbytes / 1e6:7.1f} MB   KL in llama.cpp {kls[name]:.2e}, of 8-bit "
+            f"activations {rounded[name]:.2e}, same top {same:.1%}"
+        )
+    worst = max(kls, key=lambda name: kls[name] - rounded[name])
+    speeds, cut, ratio = run_in_llama_cpp(elastic, path)
+    return {
+        "gguf": {
+            "kl_max": max(kls.values()),
+            "kl_a8": rounded[max(kls, key=kls.get)],
+            "kl_above_a8": kls[worst] - rounded[worst],
+            "codes_equal": codes,
+            "tokens_equal": sum(cut),
+            "tokens": len(cut),
+        },
+        "bytes_equal": equal,
+        "to_running_ratio": ratio,
+        "llama_cpp_tokens_per_s": speeds,
+    }
+
+
+def run_in_llama_cpp(elastic: ElasticModel, path: Path) -> tuple[dict[str, float], list[bool], float]:
+    """Tokens a second of 8 and 4 bits, whether each prompt is cut as we cut it, and how long an export takes
+    until llama.cpp is ready, against loading the model anew."""
+    target, speeds, took = exporter("gguf"), {}, []
+    for plan in (PrecisionPlan.uniform(bits, embeddings=bits) for bits in (8, 4)):
+        plan = target.nearest(elastic, plan)
+        elastic.view(plan)
+        start = time.perf_counter()
+        target.write(elastic, plan, path)
+        with llama_cpp.LlamaCpp(path) as llama:
+            took.append(time.perf_counter() - start)
+            speeds[plan.name] = round(llama.speed(answer=TOKENS).write, 1)
+            cut = [llama.tokens(text) == ours(elastic, text) for text in prompts(elastic)]
+    return speeds, cut, min(took) / anew(elastic)
+
+
+def anew(elastic: ElasticModel) -> float:
+    """Seconds to read the model and its tokenizer from disk with transformers, the better of two."""
+    source = elastic.origin.base
+    folder = zoo.model_folder(source) if source in zoo.MODELS else source
+    took = []
+    for _ in range(2):
+        start = time.perf_counter()
+        AutoTokenizer.from_pretrained(folder)
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        took.append(time.perf_counter() - start)
+    return min(took)
+
+
+def codes_equal(elastic: ElasticModel, plan: PrecisionPlan, path: Path) -> bool:
+    """Whether the file, as the package gguf dequantizes it, has the view's codes, and its values within the
+    rounding of the offset to float16."""
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    widths = {layer: bits.weights for layer, bits in plan.resolve(elastic.layers).items()}
+    widths |= dict.fromkeys(elastic.embeddings, plan.embeddings)
+    for name, parameter in tensor_names(elastic).items():
+        layer = parameter.removesuffix(".weight")
+        if widths.get(layer, FULL) == FULL:
+            continue
+        packed = elastic.packed(layer, widths[layer])
+        wanted = dequantize(packed)[row_order(elastic, parameter)]
+        scale = packed.scales.float()[row_order(elastic, parameter)].repeat_interleave(packed.group, 1)
+        scale = scale[:, : packed.columns]
+        read = gguf.quants.dequantize(stored[name].data, stored[name].tensor_type)
+        off = (torch.from_numpy(np.array(read)) - wanted) / scale
+        if off.round().any() or (off.abs() > 2**packed.bits * 2**-11).any():
+            return False
+    return True
+
+
+def log_probabilities(view, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        return view(ids[None]).logits[0].double().log_softmax(-1)
+
+
+def divergence(wanted: Tensor, read: Tensor) -> float:
+    """Mean KL(wanted || read) in nats of log-probabilities (n, vocabulary)."""
+    return float((wanted.exp() * (wanted - read)).sum(-1).mean())
+
+
+def at_8_bits(plan: PrecisionPlan, elastic: ElasticModel) -> PrecisionPlan:
+    """The plan with the input of every quantized layer rounded to 8 bits."""
+    rules = {
+        layer: Bits(bits.weights, 8 if bits.weights != FULL else FULL)
+        for layer, bits in plan.resolve(elastic.layers).items()
+    }
+    return replace(PrecisionPlan.of(rules), embeddings=plan.embeddings)
+
+
+def prompts(elastic: ElasticModel) -> Iterator[str]:
+    """200 texts, half of them as the chat template writes them."""
+    for one, other in itertools.product(TEXTS, TEXTS):
+        yield one + other
+        talk = [{"role": "user", "content": one}, {"role": "assistant", "content": other}]
+        yield elastic.tokenizer.apply_chat_template(
+            [*talk, {"role": "user", "content": one}], tokenize=False, add_generation_prompt=True
+        )
+
+
+def ours(elastic: ElasticModel, text: str) -> list[int]:
+    return elastic.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def of_folder(
+    name: str,
+    command: list[str],
+    elastic: ElasticModel,
+    plans: Mapping[str, PrecisionPlan],
+    ids: Tensor,
+    scratch: Path,
+) -> tuple[dict[str, object], bool]:
+    """What the library of a folder says of each plan, and whether its bytes are those that were computed."""
+    target, folder, out = exporter(name), scratch / name, scratch / "read.safetensors"
+    save_file({"ids": ids}, scratch / "ids.safetensors")
+    differences, same, equal = [], True, True
+    for plan in plans.values():
+        plan = target.nearest(elastic, plan)
+        written = target.write(elastic, plan, folder)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        equal &= size == written.nbytes == target.sizes(elastic).deploy(plan)
+        asked = [str(folder), "--ids", scratch / "ids.safetensors", "--greedy", TOKENS, "--out", out]
+        subprocess.run([*command, *map(str, asked)], check=True)
+        read, view = load_file(out), elastic.view(plan)
+        with torch.no_grad():
+            wanted = view(ids).logits
+            same &= torch.equal(read["greedy"].long(), torch.stack([greedy(view, row) for row in ids]))
+        differences.append(float((read["logits"] - wanted).abs().max() / wanted.abs().max()))
+        print(f"{name}: {plan.name:<24} {size / 1e6:7.1f} MB, largest difference {differences[-1]:.1e}")
+    return {"max_rel": max(differences), "same_greedy": same}, equal
+
+
+def greedy(view, ids: Tensor) -> Tensor:
+    """ids (t,) -> the likeliest tokens (TOKENS,) that follow."""
+    cache, ids, found = None, ids[None], []
+    for _ in range(TOKENS):
+        out = view(ids, past_key_values=cache, use_cache=True)
+        cache, ids = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
+        found.append(ids.item())
+    return torch.tensor(found)
+
+
+if __name__ == "__main__":
+    main()
