@@ -83,6 +83,7 @@ class LlamaCpp:
             self._server = xllamacpp.Server(settings)
         except (RuntimeError, ValueError) as error:
             raise LlamaError(f"llama.cpp does not load {path}: {error}") from None
+        self.context: int = self._ask("/props")["default_generation_settings"]["n_ctx"]
 
     def __enter__(self) -> LlamaCpp:
         return self
@@ -155,7 +156,9 @@ class LlamaCpp:
         return values
 
     def speed(self, prompt: int = PROMPT_TOKENS, answer: int = ANSWER_TOKENS) -> Speed:
-        """Measures it on ordinary tokens, after one such run that does not count."""
+        """Measures it on ordinary tokens, fewer where the context holds fewer, after one such run that does
+        not count."""
+        prompt, answer = min(prompt, self.context // 2), min(answer, self.context // 4)
         ids = [100 + i % 50 for i in range(prompt)]
         for _ in range(2):
             found = self._complete(ids, n_predict=answer, ignore_eos=True, cache_prompt=False)["timings"]
@@ -168,9 +171,9 @@ class LlamaCpp:
             raise LlamaError(f"llama.cpp stopped: {_told(found)}")
         return found
 
-    def _ask(self, where: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(self, where: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
         head = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
-        body = json.dumps(content).encode()
+        body = content and json.dumps(content).encode()
         with urlopen(Request(self._server.listening_address + where, body, head), timeout=60) as answer:
             return json.load(answer)
 
