@@ -23,7 +23,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -39,9 +38,10 @@ from quept.cli.shared import plan_of
 from quept.evaluate import Sample
 from quept.export import exporter
 from quept.export.gguf import llama_cpp
+from quept.export.gguf.agreement import POSITIONS, agreement
 from quept.export.gguf.exporter import row_order, tensor_names
 from quept.numerics.grid import dequantize
-from quept.plan import FULL, QUANTIZED_BITS, Bits, PlanError
+from quept.plan import FULL, QUANTIZED_BITS, PlanError
 
 TOOLS = Path(__file__).parent / "tools"
 FOLDERS = {"mlx": "logits_mlx.py", "compressed-tensors": "logits_transformers.py"}
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--text", default="boolq-passages")
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument(
-        "--positions", type=int, default=24, help="at which llama.cpp is asked, for each plan"
+        "--positions", type=int, default=POSITIONS, help="at which llama.cpp is asked, for each plan"
     )
     parser.add_argument("--mlx", metavar="PYTHON")
     parser.add_argument("--compressed-tensors", metavar="PYTHON")
@@ -119,35 +119,26 @@ def of_gguf(
     elastic: ElasticModel, plans: Mapping[str, PrecisionPlan], ids: Tensor, positions: int, scratch: Path
 ) -> dict[str, object]:
     target, path = exporter("gguf"), scratch / "plan.gguf"
-    places = torch.linspace(len(ids) // 4, len(ids) - 1, positions).long().unique()
-    kls, rounded, equal, codes = {}, {}, True, True
+    found, equal, codes = {}, True, True
     for name, plan in plans.items():
         plan = target.nearest(elastic, plan)
-        view = elastic.view(plan)
         written = target.write(elastic, plan, path)
         equal &= path.stat().st_size == written.nbytes == target.sizes(elastic).deploy(plan)
         codes &= codes_equal(elastic, plan, path)
-        wanted = log_probabilities(view, ids)[places]
         with llama_cpp.LlamaCpp(path, len(ids) + 8) as llama:
-            read = torch.stack(
-                [llama.log_probabilities(ids[: at + 1].tolist(), wanted.shape[1]) for at in places]
-            )
-        kls[name] = divergence(wanted, read)
-        rounded[name] = divergence(
-            wanted, log_probabilities(elastic.view(at_8_bits(plan, elastic)), ids)[places]
-        )
-        same = (wanted.argmax(-1) == read.argmax(-1)).float().mean()
+            found[name] = one = agreement(elastic, plan, llama, ids, positions)
         print(
-            f"gguf: {name:<16} {written.nbytes / 1e6:7.1f} MB   KL in llama.cpp {kls[name]:.2e}, of 8-bit "
-            f"activations {rounded[name]:.2e}, same top {same:.1%}"
+            f"gguf: {name:<16} {written.nbytes / 1e6:7.1f} MB   KL in llama.cpp {one.kl:.2e}, of 8-bit "
+            f"activations {one.kl_a8:.2e}, same top {one.same_top:.1%}"
         )
-    worst = max(kls, key=lambda name: kls[name] - rounded[name])
+    worst = max(found.values(), key=lambda one: one.kl - one.kl_a8)
+    largest = max(found.values(), key=lambda one: one.kl)
     speeds, cut, ratio = run_in_llama_cpp(elastic, path)
     return {
         "gguf": {
-            "kl_max": max(kls.values()),
-            "kl_a8": rounded[max(kls, key=kls.get)],
-            "kl_above_a8": kls[worst] - rounded[worst],
+            "kl_max": largest.kl,
+            "kl_a8": largest.kl_a8,
+            "kl_above_a8": worst.kl - worst.kl_a8,
             "codes_equal": codes,
             "tokens_equal": sum(cut),
             "tokens": len(cut),
@@ -206,25 +197,6 @@ def codes_equal(elastic: ElasticModel, plan: PrecisionPlan, path: Path) -> bool:
         if off.round().any() or (off.abs() > 2**packed.bits * 2**-11).any():
             return False
     return True
-
-
-def log_probabilities(view, ids: Tensor) -> Tensor:
-    with torch.no_grad():
-        return view(ids[None]).logits[0].double().log_softmax(-1)
-
-
-def divergence(wanted: Tensor, read: Tensor) -> float:
-    """Mean KL(wanted || read) in nats of log-probabilities (n, vocabulary)."""
-    return float((wanted.exp() * (wanted - read)).sum(-1).mean())
-
-
-def at_8_bits(plan: PrecisionPlan, elastic: ElasticModel) -> PrecisionPlan:
-    """The plan with the input of every quantized layer rounded to 8 bits."""
-    rules = {
-        layer: Bits(bits.weights, 8 if bits.weights != FULL else FULL)
-        for layer, bits in plan.resolve(elastic.layers).items()
-    }
-    return replace(PrecisionPlan.of(rules), embeddings=plan.embeddings)
 
 
 def prompts(elastic: ElasticModel) -> Iterator[str]:
