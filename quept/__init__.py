@@ -13,7 +13,7 @@ The flow, which the folders follow from top to bottom; see `quept.flow` for what
     table = sensitivity(elastic)                    # which layer suffers at which width
     found = allocate(elastic, "60 MB")              # the best bits for a budget
     better = refine(elastic, found.allocation.plan) # searched on, by measuring whole plans
-    export(elastic, better.plan, "mine.safetensors")  # the packed tensors of one plan
+    export(elastic, better.plan, "mine.gguf", to="gguf")  # a file that llama.cpp runs
 
 flow        the functions above
 plan        what precision each layer runs at
@@ -32,7 +32,7 @@ runtime/    the elastic model, its views, text generation
 calibrate/  making an artifact: block by block, end to end
 evaluate/   tasks that plans are measured by, references, the results store
 allocate/   sensitivity of every layer at every width, the best plan for a budget
-export/     a plan as a file
+export/     a plan as a file: one exporter per target format
 report/     an artifact as a page to read
 cli/        one subcommand per stage
 """

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from quept.artifact import Artifact
     from quept.config import Recipe
     from quept.evaluate import Reference, TaskEstimate
-    from quept.export import PackedModel
+    from quept.export import Compared, PackedModel
     from quept.runtime import ElasticModel
 
 Progress = Callable[[str, float | None], None]
@@ -169,9 +169,16 @@ def refine(
     return deque(refine(elastic, start, budget, search, fresh, **options), maxlen=1).pop()
 
 
-def export(elastic: ElasticModel, plan: PrecisionPlan, out: str | Path) -> PackedModel:
-    """Writes the packed tensors of one plan, reads them back, compares and returns them. In full:
+def export(
+    elastic: ElasticModel, plan: PrecisionPlan, out: str | Path, to: str = "packed"
+) -> PackedModel | Compared:
+    """Writes one plan as a file or folder of a format ("gguf", "mlx", ... of `quept.export.EXPORTERS`), reads
+    it back and compares; returns what was compared or, of our own format, what was read. In full:
     `quept.export`."""
-    from quept.export.packed import export
+    if to == "packed":
+        from quept.export.packed import export
 
-    return export(elastic, plan, out)
+        return export(elastic, plan, out)
+    from quept.export import exporter
+
+    return exporter(to).write(elastic, plan, out)

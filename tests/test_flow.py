@@ -49,6 +49,9 @@ def test_the_readmes_flow_runs_from_a_model_to_a_file(elastic, text, tmp_path, m
     )
     assert better.final and elastic.sizes.deploy(better.plan) <= size
     packed = export(elastic, better.plan, tmp_path / "out.safetensors")
+    assert export(elastic, PrecisionPlan.uniform(4), tmp_path / "x.gguf", to="gguf").layers == len(
+        elastic.layers
+    )
     assert packed.nbytes == elastic.sizes.deploy(better.plan)
 
 
