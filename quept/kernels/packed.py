@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -75,7 +76,7 @@ class PackedWeight:
         """Bytes in memory: those of the stored form, and what fills up groups and the last rows."""
         return sum(t.nbytes for t in (self.codes, self.scales, self.zeros) if t is not None)
 
-    @property
+    @cached_property
     def structure(self) -> Weight:
         """What C reads; it holds no reference, so the weight must outlive it."""
         return Weight(

@@ -10,6 +10,7 @@ kvcache   a key-value cache stored at its own width
 template  chat templates, within bounds of time and memory
 prompt    a conversation -> token ids; what a visitor types never becomes a control token
 visual    a conversation about pictures -> what a vision-language model reads
+decode    one token in one call of C, for the families it knows
 generate  streaming text, one forward step at a time
 """
 

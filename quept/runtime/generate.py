@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import takewhile
 
 import torch
@@ -33,6 +33,7 @@ from transformers.cache_utils import Cache
 from quept.engines.reports import Reports
 from quept.models.context import context_length
 
+from .decode import OneToken, decoder_of
 from .kvcache import make_cache as full_cache
 from .prompt import PromptError, check_fits, check_known, prompt_ids, turn_end
 from .visual import VisualPrompt, VisualReader, shown, visual_prompt
@@ -282,6 +283,7 @@ def stream(
     pictures: Sequence[Image.Image] = (),
     prompt: list[int] | VisualPrompt | None = None,
     top: int = 0,
+    fast: bool = False,
 ) -> Stream:
     """Answer the conversation with a view, one bounded step per `next()`; see the module for what a step is.
 
@@ -289,13 +291,14 @@ def stream(
     the template. make_cache: makes the KV cache (`lambda: elastic.make_cache(plan)`); full precision if None.
     conversation: reuse of this chat's cache; the caller keeps its key in step with the plan. processor: of a
     vision-language model, whose messages may hold `pictures` (see prompt). prompt: what `prepare` made of
-    these messages, where it has been done. top: how many likeliest tokens each Token tells. Raises
-    PromptError here, and GenerationError while stepping."""
+    these messages, where it has been done. top: how many likeliest tokens each Token tells. fast: where one
+    call reads a token (see decode), packed layers round their inputs to 8 bits. Raises PromptError here, and
+    GenerationError while stepping."""
     sampling = sampling or Sampling()
     if prompt is None:
         (prompt,) = prepare(tokenizer, [messages], system, processor, pictures)
     visual = isinstance(prompt, VisualPrompt)
-    ids, read = (prompt.keys, VisualReader(view, prompt)) if visual else (prompt, partial(_forward, view))
+    ids, read = (prompt.keys, VisualReader(view, prompt)) if visual else (prompt, _Reader(view, fast))
     check_known(ids, view, tokenizer)
     check_fits(ids, context_length(view, tokenizer), sampling.max_tokens)
     stats = Stats(prompt_tokens=len(ids))
@@ -368,6 +371,27 @@ def _steps(
     finally:
         if loan:
             loan.give_back(fed, cache)
+
+
+class _Reader:
+    """(cache, tokens, how many are there) -> logits after the last: a single token in one call, where the
+    view's family allows it."""
+
+    def __init__(self, view: PreTrainedModel, fast: bool):
+        self._view, self._fast = view, fast
+
+    @cached_property
+    def _one(self) -> OneToken | None:
+        decoder = decoder_of(self._view, self._fast)
+        return decoder and OneToken(decoder)
+
+    @torch.inference_mode()
+    def __call__(self, cache: Cache, chunk: list[int], start: int) -> Tensor:
+        if len(chunk) == 1 and start and self._one:
+            logits = self._one(cache, chunk[0], start)
+            if logits is not None:
+                return logits
+        return _forward(self._view, cache, chunk, start)
 
 
 @torch.inference_mode()

@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from quept.kernels.decoder import Kept
 from quept.numerics.packing import pack, packed_bytes, unpack
 from quept.plan import FULL
 
@@ -110,19 +111,31 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         held = self.get_seq_length()
         length = held + key_states.shape[-2]
-        if not self._fits(length):
-            self._buffers = (
-                _larger(self.keys, key_states, held, length),
-                _larger(self.values, value_states, held, length),
-            )
+        self._make_room(held, length, key_states, value_states)
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, held:length] = new
-        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+        self.advance(key_states.shape[-2])
         return self.keys, self.values
+
+    def stretch(self) -> tuple[Kept, Kept]:
+        """Makes room for one more token after those that are there; returns the buffers, for others to write
+        it."""
+        held = self.get_seq_length()
+        self._make_room(held, held + 1, self.keys, self.values)
+        return tuple(Kept(buffer) for buffer in self._buffers)
+
+    def advance(self, tokens: int) -> None:
+        """Counts tokens in that have been written behind the others."""
+        length = self.get_seq_length() + tokens
+        self.keys, self.values = (buffer.narrow(-2, 0, length) for buffer in self._buffers)
 
     def reset(self) -> None:
         self._buffers = None
         super().reset()
+
+    def _make_room(self, held: int, length: int, keys: Tensor, values: Tensor) -> None:
+        if not self._fits(length):
+            self._buffers = _larger(self.keys, keys, held, length), _larger(self.values, values, held, length)
 
     def _fits(self, length: int) -> bool:
         """Is there room, and are `keys` still the head of the buffer? (Reordering a batch replaces them.)"""
@@ -161,6 +174,17 @@ class QuantizedLayer(DynamicLayer):
         ]
         keys, values = read[0] if alike else read
         return keys, values
+
+    def stretch(self) -> tuple[Kept, Kept]:
+        """See GrowingLayer."""
+        for i, part in enumerate(self._stored):
+            if part[0].shape[-2] == self._length:
+                self._stored[i] = tuple(_larger(t, t, self._length, self._length + 1) for t in part)
+        each = zip(*self._stored[0], strict=True) if len(self._stored) == 1 else self._stored
+        return tuple(Kept(*stored, self.bits, CLIP[self.bits]) for stored in each)
+
+    def advance(self, tokens: int) -> None:
+        self._length += tokens
 
     def get_seq_length(self) -> int:
         return self._length

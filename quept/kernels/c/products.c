@@ -222,6 +222,45 @@ static void axpy(float a, const float *x, float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] += a * x[i];
 }
 
+/* e^x to about two units in the last place (a polynomial of Cephes), for x clamped to [-87, 88]; NaN stays. */
+INLINE F32 exponential(F32 x) {
+    F32 low = {0}, high = {0};
+    low += -87;
+    high += 88;
+    x = as_float(((U32)(x < low) & (U32)low) | (~(U32)(x < low) & (U32)x));
+    x = as_float(((U32)(x > high) & (U32)high) | (~(U32)(x > high) & (U32)x));
+    F32 k = (x * 0x1.715476p0f + 0x1.8p23f) - 0x1.8p23f;
+    F32 r = x - k * 0.693359375f + k * 2.12194440e-4f;
+    F32 p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
+             1.6666665459e-1f) * r + 5.0000001201e-1f;
+    F32 e = p * r * r + r + 1;
+    return as_float((U32)e + ((U32)__builtin_convertvector(k, I32) << 23));
+}
+
+/* The first n numbers, at most LANES; zeros behind them. */
+INLINE F32 load_some(const float *from, int64_t n) {
+    F32 v = {0};
+    memcpy(&v, from, sizeof(float) * least(LANES, n));
+    return v;
+}
+
+INLINE void store_some(float *to, F32 v, int64_t n) { memcpy(to, &v, sizeof(float) * least(LANES, n)); }
+
+static void softmax(float *x, int64_t n) {
+    float top = -INFINITY, total = 0;
+    for (int64_t i = 0; i < n; i++) top = x[i] > top ? x[i] : top;
+    for (int64_t i = 0; i < n; i += LANES) store_some(x + i, exponential(load_some(x + i, n - i) - top), n - i);
+    for (int64_t i = 0; i < n; i++) total += x[i];
+    for (int64_t i = 0; i < n; i++) x[i] /= total;
+}
+
+static void gated(float *gate, const float *up, int64_t n) {
+    for (int64_t i = 0; i < n; i += LANES) {
+        F32 g = load_some(gate + i, n - i);
+        store_some(gate + i, g / (1 + exponential(-g)) * load_some(up + i, n - i), n - i);
+    }
+}
+
 static float dot_bf16(const uint16_t *a, const float *b, int64_t n) {
     F32 sums[2] = {{0}, {0}};
     int64_t i = 0;
@@ -365,4 +404,4 @@ static void unpack(const Weight *w, int64_t first, int64_t last, void *out, int6
     }
 }
 
-const Products JOIN(products_, LEVEL) = {TEXT(LEVEL), prepare, product, unpack, dot, axpy};
+const Products JOIN(products_, LEVEL) = {TEXT(LEVEL), prepare, product, unpack, dot, axpy, softmax, gated};

@@ -71,6 +71,9 @@ typedef struct {
     /* Sum of a[i] * b[i]; y += a * x; both over n floats. */
     float (*dot)(const float *a, const float *b, int64_t n);
     void (*axpy)(float a, const float *x, float *y, int64_t n);
+    /* x becomes softmax(x); gate becomes silu(gate) * up; over n floats. */
+    void (*softmax)(float *x, int64_t n);
+    void (*gated)(float *gate, const float *up, int64_t n);
 } Products;
 
 #endif
