@@ -14,14 +14,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
-import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
 from quept.checked import Share, checked, form
 from quept.data import SOURCES, DataError, DataSource, Wanted
@@ -147,7 +146,7 @@ class Recipe:
     note: str
     adapters: RankSchedule
     clip: Clip
-    data: DataSource
+    data: Annotated[DataSource, PlainValidator(lambda table: _source(table))]
     static: Static | None = None
     group: int | str | None = None
     seed: int = 0
@@ -155,6 +154,7 @@ class Recipe:
     transforms: tuple[Mapping[str, Any], ...] = ()
     block_wise: BlockWise | None = None
     end_to_end: EndToEnd | None = None
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
         widths = self.adapters.widths
@@ -267,73 +267,40 @@ def _need(sound: bool, entry: str, what: str) -> None:
         raise RecipeError(f"{entry} {what}")
 
 
-def _build(kind: type, data: object, where: str) -> Any:
-    """The dataclass `kind` from a table, checking names and types of its entries."""
-    if not isinstance(data, Mapping):
-        raise RecipeError(f"{where or 'the recipe'} must be a table of settings")
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    dot = f"{where}." if where else ""
-    unknown = sorted(set(data) - set(known))
-    if unknown:
-        raise RecipeError(f"unknown entry {dot}{unknown[0]}; there are {', '.join(known)}")
-    required = (
-        name
-        for name, f in known.items()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    )
-    missing = [name for name in required if name not in data]
-    if missing:
-        raise RecipeError(f"entry {dot}{missing[0]} is missing")
-    values = {name: _value(hints[name], value, dot + name) for name, value in data.items()}
+def _build(kind: type, table: object, where: str = "") -> Any:
+    """The dataclass `kind` from a table as JSON and TOML have it; RecipeError names what is wrong."""
     try:
-        return kind(**values)
-    except (RecipeError, DataError) as error:
-        raise RecipeError(f"{dot}{error}") from None
-    except ValueError as error:
-        raise RecipeError(f"{where}: {error}") from None
+        return TypeAdapter(kind).validate_json(json.dumps(table, default=str), strict=True)
+    except ValidationError as refused:
+        errors = {error["type"]: error for error in reversed(refused.errors(include_url=False))}
+        found = errors.get("unexpected_keyword_argument") or refused.errors(include_url=False)[0]
+    parts = [part for part in (where, *map(str, found["loc"])) if part not in ("", "int", "str", "[key]")]
+    entry, error = ".".join(parts), found.get("ctx", {}).get("error")
+    if isinstance(error, RecipeError) and parts == ["data"]:  # of `_source`, which named the entry
+        raise error from None
+    if error:
+        own = "." if isinstance(error, RecipeError | DataError) else ": "
+        raise RecipeError(f"{entry}{own}{error}" if entry else str(error)) from None
+    if found["loc"] and found["loc"][-1] == "[key]":
+        raise RecipeError(f"{'.'.join(parts[:-1])} has the entry {parts[-1]!r}, which is not a width")
+    if found["type"] == "unexpected_keyword_argument":
+        raise RecipeError(f"unknown entry {entry}; there are {_entries(kind, found['loc'][:-1])}")
+    if found["type"] == "missing":
+        raise RecipeError(f"entry {entry} is missing")
+    raise RecipeError(f"{entry or 'the recipe'} cannot be {found['input']!r:.200}")
 
 
-def _source(table: object, where: str) -> DataSource:
+def _entries(kind: type, path: Sequence[str]) -> str:
+    """The entries of a dataclass, or of one that is a field of it."""
+    for name in path:
+        hint = typing.get_type_hints(kind)[name]
+        kind = next(filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))))
+    return ", ".join(field.name for field in dataclasses.fields(kind))
+
+
+def _source(table: object) -> DataSource:
     """The data source that a table names by its kind."""
     kind = table.get("kind") if isinstance(table, Mapping) else None
     if not isinstance(kind, str) or kind not in SOURCES:
-        raise RecipeError(f"{where} must be a table with a kind: {', '.join(SOURCES)}")
-    return _build(SOURCES[kind], {key: value for key, value in table.items() if key != "kind"}, where)
-
-
-def _value(hint: Any, value: object, where: str) -> Any:
-    """One entry as the type its field is declared with."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in inner:
-            return None
-        for option in inner:
-            try:
-                return _value(option, value, where)
-            except RecipeError:
-                if dataclasses.is_dataclass(option):
-                    raise
-    elif hint is Any:
-        return value
-    elif hint is DataSource:
-        return _source(value, where)
-    elif dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)
-    elif origin is tuple and isinstance(value, list | tuple):
-        return tuple(_value(inner[0], item, where) for item in value)
-    elif origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
-        return {_key(inner[0], key, where): _value(inner[1], item, where) for key, item in value.items()}
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif hint in (int, str, bool) and type(value) is hint:
-        return value
-    raise RecipeError(f"{where} cannot be {value!r}")
-
-
-def _key(hint: type, key: str | int, where: str) -> Any:
-    """TOML and JSON keys are text; widths are numbers."""
-    try:
-        return hint(key)
-    except ValueError:
-        raise RecipeError(f"{where} has the entry {key!r}, which is not a width") from None
+        raise RecipeError(f"data must be a table with a kind: {', '.join(SOURCES)}")
+    return _build(SOURCES[kind], {key: value for key, value in table.items() if key != "kind"}, "data")

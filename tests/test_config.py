@@ -49,8 +49,8 @@ def test_a_built_in_model_may_leave_its_name_out():
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("steps = 3", "stepps = 3", "unknown entry end_to_end.stepps"),
-        ('note = "n"', 'note = "n"\nmystery = 1', "unknown entry mystery"),
+        ("steps = 3", "stepps = 3", "unknown entry end_to_end.stepps; there are steps, batch"),
+        ('note = "n"', 'note = "n"\nmystery = 1', "unknown entry mystery; there are name, note"),
         ("steps = 3", "", "entry end_to_end.steps is missing"),
         ("steps = 3", "steps = 0", "steps must be 1 or more"),
         ("steps = 3", "steps = true", "end_to_end.steps cannot be True"),

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from pydantic import ConfigDict
+
 from quept.models import LoadedModel
 
 from .batches import Inputs
@@ -60,6 +62,7 @@ class DataSource:
     transforms: ClassVar[tuple[str, ...]] = ()
     static: ClassVar[bool] = False
     together: ClassVar[int] = 1
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")  # of recipes that name one
 
     @property
     def given(self) -> bool:
