@@ -11,6 +11,7 @@ lazy        values made when first asked for
 service     opened models, measurements, results; knows nothing of gradio
 gate        turns at the model, shared by time
 budget      the best plan for a budget, and refinement: a better one by measuring
+payloads    what the browser asks for besides plans, checked
 side        the two sides that are compared, and what each answers at
 toast       messages for a visitor, the one place that makes them
 markdown    answers as text that no markup hides in

@@ -18,6 +18,7 @@ from quept.evaluate import TextTask
 from quept.plan import PrecisionPlan
 
 from .budget import Tabled, budget_of, constraints_of, no_table, sentence
+from .payloads import BudgetRequest
 
 SECONDS = 60.0
 WINDOWS = 4  # to search on; as many again to check on
@@ -85,10 +86,11 @@ def _trials(
     table, elastic = opened.sensitivity, opened.elastic
     if table is None:
         raise ValueError(no_table(elastic))
-    constraints = constraints_of(opened, request)
+    asked = BudgetRequest.read(request)
+    constraints = constraints_of(opened, asked)
     chosen = sorted({*constraints.embeddings, plan.embeddings})  # what the plan has it may keep
     constraints = replace(constraints, embeddings=tuple(chosen))
-    budget = max(budget_of(opened, request, constraints), elastic.sizes.deploy(plan))
+    budget = max(budget_of(opened, asked, constraints), elastic.sizes.deploy(plan))
     task = opened.task
     search, fresh = (task.reference_on(task.windows_from(first, WINDOWS)) for first in (0, WINDOWS))
     predicted = allocate(table, elastic.sizes, budget, constraints).plan

@@ -39,11 +39,12 @@ from quept.plan import (
 )
 from quept.runtime import ElasticModel
 
-from .budget import AS_WEIGHTS, no_table, sentence, slider, solved
+from .budget import no_table, sentence, slider, solved
 from .conversation import Running
 from .gate import Admission, Gate
 from .lazy import Lazy
 from .link import encode
+from .payloads import AS_WEIGHTS
 from .refinement import SECONDS, refinement
 from .side import EQUALIZER, setting_choices
 

@@ -12,6 +12,7 @@ import pytest
 from app.budget import constraints_of
 from app.components.budget import Budget
 from app.components.widget import FOLDER
+from app.payloads import BudgetRequest
 from app.service import Sample, Service
 from quept.allocate.solve.solver import path
 from quept.evaluate import Results
@@ -162,7 +163,7 @@ def test_a_model_without_a_table_says_so(service):
 def test_the_browser_walks_the_path_as_python_does(service, elastic):
     request = {"turn": 1, "ties": "qkv", "pins": [[6, 8]]}
     told = service.slider(MODEL, request)["path"]
-    constraints = constraints_of(service.opened[MODEL], request)
+    constraints = constraints_of(service.opened[MODEL], BudgetRequest.read(request))
     steps = path(service.opened[MODEL].sensitivity, elastic.sizes, constraints)
     low, high = told["start"]["bytes"], told["steps"][-1][2]
     budgets = [low + i * (high - low) // 40 for i in range(41)]

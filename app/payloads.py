@@ -1,0 +1,38 @@
+"""What the browser sends besides plans, as pydantic models: anybody's JSON, so all of it is checked here.
+
+A request that is not of its form is answered with NOT_UNDERSTOOD: no page of ours sends one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quept.plan import ACTIVATION_BITS, FULL
+
+AS_WEIGHTS = "as weights"
+NOT_UNDERSTOOD = "This request was not understood: reload the page"
+
+
+class BudgetRequest(BaseModel):
+    """A budget and what limits it; see components/budget.py. budget: bytes, or text that says one; None: no
+    budget is asked for. pins: (number of a layer or -1 for the embeddings, the bits it keeps)."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] | str | None = None
+    ties: Literal["none", "qkv", "block"] = "none"
+    activations: Literal[ACTIVATION_BITS] | Literal["as weights"] = FULL
+    full_embeddings: bool = False
+    pins: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = []
+    turn: int = 0
+
+    @classmethod
+    def read(cls, sent: Mapping[str, Any]) -> Self:
+        """Returns the request; ValueError with a sentence for the visitor."""
+        try:
+            return cls.model_validate(dict(sent))
+        except ValidationError:
+            raise ValueError(NOT_UNDERSTOOD) from None
