@@ -129,6 +129,7 @@ def test_a_cache_that_cannot_be_written_is_said_so(file, tmp_path, monkeypatch):
         fetch(file)
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_download_once(index, file):
     processes = [in_another_process(file) for _ in range(4)]
     stages = [process.communicate(timeout=120)[0] for process in processes]
@@ -136,6 +137,7 @@ def test_processes_that_start_together_download_once(index, file):
     assert sum("downloading" in said for said in stages) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kills with SIGKILL")
 @pytest.mark.parametrize("stage", ["downloading", "unpacking"])
 def test_a_process_killed_on_the_way_leaves_nothing_that_counts(cache, file, stage):
