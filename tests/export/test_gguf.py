@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from quept.artifact import Artifact
 from quept.export import exporter
 from quept.export.gguf import blocks
 from quept.export.gguf.exporter import Gguf
+from quept.models import load
 from quept.numerics.grid import dequantize, quantize
 from quept.plan import FULL, PrecisionPlan
 from quept.runtime import ElasticModel
+from quept.transforms import apply, rotation_record
 from quept.zoo.gguf_llama import convert
 from tests.tiny import CHAT, save_tiny, save_tiny_vision, token_ids
 
@@ -94,6 +97,14 @@ def test_what_gguf_cannot_hold_is_a_sentence(tmp_path):
     assert "leave KV out" in target.refuses(elastic, PrecisionPlan.uniform(16, kv=4))
 
 
+def test_a_layer_that_transforms_its_input_is_refused_in_words(tmp_path):
+    folder = save_tiny("llama", tmp_path / "m")
+    loaded = load(folder)
+    rotated = ElasticModel(apply(loaded, rotation_record()), Artifact.rtn(loaded), device="cpu")
+    why = Gguf().refuses(rotated, PrecisionPlan.uniform(4))
+    assert "down_proj" in why and "export a calibration without rotation" in why
+
+
 def test_llama_quantize_is_told_the_type_of_every_weight(tmp_path):
     elastic = opened("llama", tmp_path)
     lines = Gguf().tensor_types(elastic, MIXED).splitlines()
@@ -101,13 +112,25 @@ def test_llama_quantize_is_told_the_type_of_every_weight(tmp_path):
     assert len(lines) == len(elastic.layers) + 1
 
 
+ROPES = {
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "linear": {"factor": 2.0},
+    "yarn": {"factor": 4.0},
+}
+
+
 @LLAMA_CPP
-@pytest.mark.parametrize("family", FAMILIES)
-def test_llama_cpp_answers_as_the_view(family, tmp_path):
+@pytest.mark.parametrize(
+    "family, rope", [*((f, None) for f in FAMILIES), *(("llama", rope) for rope in ROPES)]
+)
+def test_llama_cpp_answers_as_the_view(family, rope, tmp_path):
     from quept.export.gguf.agreement import agreement
     from quept.export.gguf.llama_cpp import LlamaCpp
 
-    elastic, ids = opened(family, tmp_path), token_ids(1, 16)[0]
+    original = {} if rope == "linear" else {"original_max_position_embeddings": 16}
+    scaled = {"rope_type": rope, "rope_theta": 10000.0, **original, **ROPES[rope]} if rope else None
+    changes = {"rope_parameters": scaled, "head_dim": 32} if rope else {}
+    elastic, ids = opened(family, tmp_path, **changes), token_ids(1, 48)[0]
     plan = exporter("gguf").nearest(elastic, MIXED)
     exporter("gguf").write(elastic, plan, tmp_path / "x.gguf")
     with LlamaCpp(tmp_path / "x.gguf", context=64, threads=1) as llama:

@@ -62,9 +62,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, ends: tuple[int, .
         found["scores"] = [
             ranks.get(token, 0.0 if kinds[i] != NORMAL else -1e9) for i, token in enumerate(tokens)
         ]
-        found["add_space_prefix"] = "prepend" in json.dumps(
-            inside["normalizer"]
-        ).lower() or '"first"' in json.dumps(inside["pre_tokenizer"])
+        found["add_space_prefix"] = _prefixes(inside)
     else:
         found["merges"] = merges
     names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
@@ -109,6 +107,14 @@ def _is_spaced(inside: Mapping[str, Any]) -> bool:
     """Whether it writes spaces as sentencepiece does and has bytes for letters that it does not know."""
     return bool(inside["model"].get("byte_fallback")) and SPACE in json.dumps(
         [inside["normalizer"], inside["pre_tokenizer"]], ensure_ascii=False
+    )
+
+
+def _prefixes(inside: Mapping[str, Any]) -> bool:
+    """Whether it puts a space before a text."""
+    how = json.dumps([inside["normalizer"], inside["pre_tokenizer"]])
+    return any(
+        word in how for word in ('"Prepend"', '"prepend_scheme": "first"', '"prepend_scheme": "always"')
     )
 
 
