@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from quept.export import EXPORTERS
 from quept.flow import front_of, table_of
 from quept.progress import Progress
 
@@ -87,17 +88,29 @@ def allocate_parser(commands) -> None:
         metavar="BITS",
         help='width of every layer\'s inputs, or "as-weights" (default 16: untouched)',
     )
+    p.add_argument(
+        "--for",
+        dest="target",
+        choices=tuple(EXPORTERS),
+        help="count the bytes of a file for that engine, and give only widths that it holds (default: bytes "
+        "of the weights as we pack them)",
+    )
     json_option(p)
 
 
 def _allocate(options: argparse.Namespace) -> None:
     from quept.allocate.solve.best import best
     from quept.allocate.solve.budget import parse_budget
+    from quept.allocate.solve.container import within
+    from quept.export import exporter
 
     with Progress() as progress:
         elastic = opened(options, progress)
     table, sizes = table_of(elastic, options.table), elastic.sizes
     constraints = _constraints(options, elastic)
+    target = exporter(options.target) if options.target else None
+    if target:
+        sizes, constraints = within(target, elastic, constraints)
     budget = parse_budget(options.budget, table, sizes, constraints)
     known = best(table, sizes, budget, constraints, front_of(elastic, options.front))
     found, metrics = known.allocation, known.measured or known.allocation.predicted
@@ -127,6 +140,8 @@ def _allocate(options: argparse.Namespace) -> None:
         print(
             f"sum of sensitivities: {short(found.cost)}, at most {short(found.gap)} above the least possible"
         )
+    if target:
+        print(f"as a file for {target.title}: {found.bytes:,} bytes")
     if options.out:
         print(f"{options.out}: the plan; `quept evaluate {options.model} --plan {options.out}` measures it")
     if options.json:
@@ -135,6 +150,7 @@ def _allocate(options: argparse.Namespace) -> None:
                 "out": options.out,
                 "budget": budget,
                 "bytes": found.bytes,
+                "for": options.target,
                 "bits_per_parameter": bits,
                 "sensitivity": found.cost,
                 "gap": found.gap,

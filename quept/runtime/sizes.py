@@ -75,6 +75,11 @@ class Sizes:
             )
         return setting
 
+    def holds(self, plan: PrecisionPlan) -> bool:
+        """Whether every width of the plan is one of these: a file's may be fewer."""
+        layers = plan.resolve(self.layers).items()
+        return plan.embeddings in self.embeddings and all(b.weights in self.layers[n] for n, b in layers)
+
     def deploy(self, plan: PrecisionPlan) -> int:
         """Bytes of the model at this plan."""
         if setting := self.other_setting(plan):

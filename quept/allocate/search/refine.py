@@ -36,6 +36,7 @@ from quept.evaluate.forward import Gate
 from quept.evaluate.reference import Reference
 from quept.plan import PrecisionPlan
 from quept.runtime.model import ElasticModel
+from quept.runtime.sizes import Sizes
 
 from ..sensitivity.table import FULL_PRECISION, SensitivityTable
 from ..solve.constraints import FREE, AllocationError, Constraints
@@ -89,15 +90,17 @@ def refine(
     trials: int | None = None,
     seed: int = 0,
     gate: Gate = nullcontext,
+    sizes: Sizes | None = None,
     resume: str | Path | None = None,
 ) -> Iterator[Trial]:
-    """Search from `start`, a plan within the budget (bytes of `elastic.sizes.deploy`), and from `others`; one
-    Trial after every pass.
+    """Search from `start`, a plan within the budget (bytes of `sizes.deploy`), and from `others`; one Trial
+    after every pass.
 
     search, fresh: references of the windows to search and to verify on. table: sensitivities around full
     precision; without one, smaller layers and higher widths are taken to cost less. seconds: for all of it,
     the verification included; at the least the start and one uniform plan are measured. trials: plans
-    measured at most. gate: held during each pass with its comparison.
+    measured at most. gate: held during each pass with its comparison. sizes: what the budget counts (see
+    quept.allocate.solve.container), `elastic.sizes` unless given.
 
     AllocationError when a plan is over the budget or breaks a constraint; RefineError when `resume` holds
     metrics of another model; ValueError when a window is in both references, or nothing bounds the
@@ -109,7 +112,8 @@ def refine(
         raise ValueError("the windows to verify on must be others than those to search on")
     if table is not None and table.base != FULL_PRECISION:
         raise AllocationError(f"refining needs sensitivities around full precision, not around {table.base}")
-    space = Space.of(elastic, table or stand_in(elastic.sizes), constraints, budget)
+    sizes = sizes or elastic.sizes
+    space = Space.of(elastic, table or stand_in(sizes), constraints, budget, sizes)
     given, others = space.picks_of(start), [space.picks_of(plan) for plan in others]
     race = Race(Meter(elastic, search, space, MeasurementLog(resume, elastic), start.kv, gate))
     uniform: np.ndarray | None = None

@@ -44,9 +44,15 @@ class Space:
 
     @classmethod
     def of(
-        cls, elastic: ElasticModel, table: SensitivityTable, constraints: Constraints, budget: int
+        cls,
+        elastic: ElasticModel,
+        table: SensitivityTable,
+        constraints: Constraints,
+        budget: int,
+        sizes: Sizes | None = None,
     ) -> Space:
-        chosen = tuple(units(table, elastic.sizes, constraints))
+        sizes = sizes or elastic.sizes
+        chosen = tuple(units(table, sizes, constraints))
         blocks = {n: i for i, block in enumerate(elastic.layout.blocks) for n in block.layers.values()}
         roles = {n: role for block in elastic.layout.blocks for role, n in block.layers.items()}
         lengths = [len(unit.bits) for unit in chosen]
@@ -57,8 +63,8 @@ class Space:
             np.array([max(0.0, cost) for unit in chosen for cost in unit.costs]),
             np.array([min((blocks[name] for name in unit.layers), default=-1) for unit in chosen]),
             len(elastic.layout.blocks),
-            design(chosen, roles, blocks, elastic.sizes.weights),
-            budget - elastic.sizes.fixed,
+            design(chosen, roles, blocks, sizes.weights),
+            budget - sizes.fixed,
             elastic.layers,
             constraints,
         )

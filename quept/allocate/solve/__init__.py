@@ -4,6 +4,7 @@ constraints  what an allocation may choose from: pins, floors, ceilings, layers 
 budget       "60 MB", "3.2 bits", "2 % worse": what people type, in bytes
 solver       the plan within so many bytes, exactly; a budget slider's path
 knapsack     the solver behind it
+container    the same for the file of an export: its sizes, widths and ties
 best         that plan, or one that was measured whole and is known to be better
 uniform      what uniform plans would show at the same bytes: the yardstick
 """

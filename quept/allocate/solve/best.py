@@ -74,7 +74,8 @@ def best(
     `allocate` does. Its KL is never above that of a measured plan which fits and keeps the constraints."""
     solved = allocate(table, sizes, budget, constraints)
     front = front if front and _same_measurement(table, front) else None
-    fitting = [row for row in _measured(table, front) if sizes.deploy(row[1]) <= budget]
+    known = [row for row in _measured(table, front) if sizes.holds(row[1])]
+    fitting = [row for row in known if sizes.deploy(row[1]) <= budget]
     own = solved.plan.key(table.layers)
     same = [row for row in fitting if row[1].key(table.layers) == own]
     measured = same[0][2] if same else {}

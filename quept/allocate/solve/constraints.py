@@ -114,11 +114,12 @@ def units(table: SensitivityTable, sizes: Sizes, constraints: Constraints) -> li
     )
     found = []
     for group in tie_groups(names, constraints.ties):
-        widths = _allowed(group, constraints.widths, pins, floors, ceilings)
+        there = [bits for bits in WEIGHT_BITS if all(bits in sizes.layers[name] for name in group)]
+        widths = _allowed(group, constraints.widths, pins, floors, ceilings, there)
         found.append(unit_of(table, sizes, group, widths, constraints))
     if sizes.embeddings:
         on_offer = constraints.embeddings if table.embeddings else (FULL,)
-        widths = _allowed((EMBEDDINGS,), on_offer, pins, floors, ceilings)
+        widths = _allowed((EMBEDDINGS,), on_offer, pins, floors, ceilings, list(sizes.embeddings))
         found.append(unit_of(table, sizes, (), widths, constraints))
     return found
 
@@ -185,8 +186,9 @@ def _allowed(
     pins: Mapping[str, int],
     floors: Mapping[str, int],
     ceilings: Mapping[str, int],
+    there: Sequence[int],
 ) -> tuple[int, ...]:
-    """The widths that all of a group may have."""
+    """The widths that all of a group may have, of those that are `there` in what the sizes are of."""
     pinned = {pins[name]: name for name in group if name in pins}
     if len(pinned) > 1:
         said = " and ".join(f"{name} is pinned to {bits}" for bits, name in sorted(pinned.items()))
@@ -205,7 +207,14 @@ def _allowed(
                 f"{name} is pinned to {bits} bits"
                 + (f", but has a {side} of {limit}" if other == name else _tied_to(other, side, limit))
             )
-    allowed = tuple(pinned) or tuple(bits for bits in widths if lowest <= bits <= highest)
+    for bits, name in pinned.items():
+        if bits not in there:
+            raise AllocationError(
+                f"{name} is pinned to {bits} bits, and the file holds it at {_listed(there)}"
+            )
+    allowed = tuple(pinned) or tuple(b for b in widths if lowest <= b <= highest and b in there)
+    if not allowed and any(lowest <= bits <= highest for bits in widths):
+        raise AllocationError(f"the file holds {group[0]} at {_listed(there)} bits, not at {_listed(widths)}")
     if not allowed:
         limits = [f"at least {lowest}"] * (lowest > 0) + [f"at most {highest}"] * (highest < FULL)
         raise AllocationError(
