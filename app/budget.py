@@ -14,7 +14,8 @@ from quept.allocate import SensitivityTable
 from quept.allocate.front import Front
 from quept.allocate.solve.best import Best, best
 from quept.allocate.solve.budget import parse_budget
-from quept.allocate.solve.solver import Constraints, path, tied
+from quept.allocate.solve.constraints import Constraints, tied
+from quept.allocate.solve.solver import path
 from quept.evaluate.tasks import fitting
 from quept.plan import EMBEDDING_BITS, FULL, WEIGHT_BITS, PrecisionPlan
 from quept.runtime import ElasticModel

@@ -28,7 +28,8 @@ from app.pages.context import LIGHT, Page, PageContext, buttons, precision_menu
 from app.side import EQUALIZER, side_of
 from app.toast import inform, warn
 from quept.plan import PlanError, PrecisionPlan
-from quept.runtime.generate import PromptError, Sampling
+from quept.runtime.generate import Sampling
+from quept.runtime.prompt import PromptError
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,4 @@ from quept.stage import make_callable
 
 from .sensitivity import SensitivityError, SensitivityTable
 
-__all__ = ["SensitivityError", "SensitivityTable"]
-
 make_callable(__name__)

@@ -8,5 +8,3 @@ source      what a person types for a model, and the files that lie beside it
 from .manifest import ArtifactError, Manifest
 from .source import Source, resolve_source, variants
 from .store import Artifact
-
-__all__ = ["Artifact", "ArtifactError", "Manifest", "Source", "resolve_source", "variants"]

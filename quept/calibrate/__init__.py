@@ -21,6 +21,4 @@ from quept.stage import make_callable
 from .errors import CalibrationError
 from .job import calibrate, calibrate_rtn, worse
 
-__all__ = ["CalibrationError", "calibrate", "calibrate_rtn", "worse"]
-
 make_callable(__name__)

@@ -16,5 +16,3 @@ from .pictures import Pictures
 from .text import Text
 
 SOURCES: dict[str, type[DataSource]] = {"text": Text, "images": Pictures, "pairs": Conversations}
-
-__all__ = ["SOURCES", "Data", "DataError", "DataSource", "FolderSource", "Wanted"]

@@ -19,16 +19,3 @@ from .identity import fingerprint_of
 from .layout import Block, ModelLayout, layout_of
 from .load import LoadedModel, LoadError, load
 from .vision import Vision
-
-__all__ = [
-    "FAMILIES",
-    "ModelLayout",
-    "Block",
-    "Family",
-    "LoadError",
-    "LoadedModel",
-    "Vision",
-    "layout_of",
-    "fingerprint_of",
-    "load",
-]

@@ -11,14 +11,3 @@ packing   codes of 2..8 bits <-> bytes
 
 from .grid import Quantized, dequantize, fake_quantize_tokens, group_size, quantize
 from .packing import pack, packed_bytes, unpack
-
-__all__ = [
-    "Quantized",
-    "dequantize",
-    "fake_quantize_tokens",
-    "group_size",
-    "pack",
-    "packed_bytes",
-    "quantize",
-    "unpack",
-]

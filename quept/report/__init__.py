@@ -13,8 +13,6 @@ recipe    a recipe as TOML text
 words     numbers as people read them
 """
 
-__all__ = ["write_report"]
-
 
 def __getattr__(name: str):
     """write_report arrives when first asked for: the command line builds its options without torch."""

@@ -19,15 +19,3 @@ from .generate import Sampling, interleave, stream
 from .kvcache import make_cache
 from .model import ElasticModel, compute_dtype, title_of
 from .sizes import Sizes
-
-__all__ = [
-    "ElasticModel",
-    "Sampling",
-    "Sizes",
-    "WeightBank",
-    "compute_dtype",
-    "interleave",
-    "make_cache",
-    "stream",
-    "title_of",
-]

@@ -35,24 +35,8 @@ from quept.models.context import context_length
 
 from .decode import OneToken, decoder_of
 from .kvcache import make_cache as full_cache
-from .prompt import PromptError, check_fits, check_known, prompt_ids, turn_end
+from .prompt import check_fits, check_known, prompt_ids, turn_end
 from .visual import VisualPrompt, VisualReader, shown, visual_prompt
-
-__all__ = [
-    "Conversation",
-    "Failure",
-    "GenerationError",
-    "Progress",
-    "PromptError",
-    "Sampling",
-    "Stats",
-    "Stream",
-    "Token",
-    "context_length",
-    "interleave",
-    "prepare",
-    "stream",
-]
 
 PREFILL_CHUNK = 256
 MAX_TOKENS = 4096

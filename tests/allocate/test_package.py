@@ -8,7 +8,7 @@ import pytest
 from quept import cli
 from quept.allocate import SensitivityError
 from quept.allocate.front import FrontError
-from quept.allocate.search.refine import RefineError
+from quept.allocate.search.race import RefineError
 from quept.allocate.sensitivity.workers import WorkersError
 from quept.allocate.solve.constraints import AllocationError
 

@@ -11,8 +11,8 @@ import torch
 
 from quept.allocate import SensitivityTable
 from quept.allocate.search.correction import design, fit
-from quept.allocate.search.race import MeasurementLog, Meter, Race
-from quept.allocate.search.refine import RefineError, refine
+from quept.allocate.search.race import MeasurementLog, Meter, Race, RefineError
+from quept.allocate.search.refine import refine
 from quept.allocate.search.space import Space, stand_in
 from quept.allocate.sensitivity.measure import measure_sensitivity
 from quept.allocate.solve.constraints import AllocationError, Constraints, tied

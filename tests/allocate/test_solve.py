@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from quept.allocate import SensitivityTable
-from quept.allocate.solve.constraints import tie_groups
+from quept.allocate.solve.constraints import tie_groups, tied
 from quept.allocate.solve.knapsack import knapsack
 from quept.allocate.solve.solver import (
     AllocationError,
@@ -19,7 +19,6 @@ from quept.allocate.solve.solver import (
     allocate,
     explain,
     path,
-    tied,
 )
 from quept.models.families import FAMILIES
 from quept.models.layout import Block, ModelLayout

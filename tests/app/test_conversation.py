@@ -16,7 +16,8 @@ from app.gate import CLIENT, Admission, Client, Gate
 from quept.engines.bitsandbytes import BitsAndBytes
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
-from quept.runtime.generate import PromptError, Sampling
+from quept.runtime.generate import Sampling
+from quept.runtime.prompt import PromptError
 from tests.app.tiny import tiny_elastic
 from tests.tiny_vlm import picture, save_tiny_vlm
 

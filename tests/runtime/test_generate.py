@@ -21,7 +21,6 @@ from quept.runtime.generate import (
     Failure,
     GenerationError,
     Progress,
-    PromptError,
     Sampling,
     Token,
     context_length,
@@ -29,6 +28,7 @@ from quept.runtime.generate import (
     stream,
 )
 from quept.runtime.kvcache import make_cache
+from quept.runtime.prompt import PromptError
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

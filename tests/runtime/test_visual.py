@@ -6,7 +6,8 @@ from PIL import Image
 
 from quept import ElasticModel, PrecisionPlan
 from quept.models import load
-from quept.runtime.generate import Conversation, PromptError, Sampling, stream
+from quept.runtime.generate import Conversation, Sampling, stream
+from quept.runtime.prompt import PromptError
 from quept.runtime.visual import visual_prompt
 from tests import tiny_vlm
 

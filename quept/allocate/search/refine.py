@@ -40,10 +40,8 @@ from quept.runtime.sizes import Sizes
 
 from ..sensitivity.table import FULL_PRECISION, SensitivityTable
 from ..solve.constraints import FREE, AllocationError, Constraints
-from .race import MeasurementLog, Meter, Race, RefineError
+from .race import MeasurementLog, Meter, Race
 from .space import Space, stand_in
-
-__all__ = ["RefineError", "Trial", "refine"]
 
 SPREADS = (0.5, 0.7, 1.0, 1.5, 2.5)  # of a draw; the wider ones where the narrow give plans seen before
 GREEDY = 4  # every so manyth candidate is what the most likely costs say

@@ -8,5 +8,3 @@ kl       and compared with full precision to the last digit
 """
 
 from .table import SensitivityError, SensitivityTable
-
-__all__ = ["SensitivityError", "SensitivityTable"]

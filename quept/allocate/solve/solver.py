@@ -28,7 +28,6 @@ from .constraints import (
     Unit,
     megabytes,
     tie_groups,
-    tied,
     too_small,
     unit_of,
     units,
@@ -37,8 +36,6 @@ from .knapsack import Hull, knapsack, undominated
 
 if TYPE_CHECKING:
     from quept.runtime.sizes import Sizes
-
-__all__ = ["Allocation", "AllocationError", "Constraints", "Path", "allocate", "explain", "path", "tied"]
 
 
 @dataclass(frozen=True)

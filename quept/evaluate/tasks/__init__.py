@@ -48,18 +48,3 @@ def metrics_of(payload: Mapping[str, Any]) -> tuple[Metric, ...]:
             task.result.from_dict(payload)
             return task(None).metrics(payload) + reported(payload)
     return ()
-
-
-__all__ = [
-    "TASKS",
-    "EvalTask",
-    "ImageTask",
-    "Metric",
-    "Sample",
-    "TaskEstimate",
-    "TextTask",
-    "VqaTask",
-    "fitting",
-    "metrics_of",
-    "tasks_of",
-]

@@ -13,8 +13,6 @@ import torch
 
 from .dense import BoundLinear, Dense
 
-__all__ = ["BACKENDS", "BoundLinear", "Dense", "backend_for"]
-
 BACKENDS: dict[str, type[Dense]] = {"cpu": Dense, "cuda": Dense}  # by device
 
 
