@@ -15,10 +15,13 @@ from quept.allocate.front import Front
 from quept.allocate.solve.best import Best, best
 from quept.allocate.solve.budget import parse_budget
 from quept.allocate.solve.constraints import Constraints, tied
+from quept.allocate.solve.container import within
 from quept.allocate.solve.solver import path
 from quept.evaluate.tasks import fitting
+from quept.export import exporter
 from quept.plan import EMBEDDING_BITS, FULL, WEIGHT_BITS, PrecisionPlan
 from quept.runtime import ElasticModel
+from quept.runtime.sizes import Sizes
 
 from .payloads import NOT_UNDERSTOOD, BudgetRequest
 
@@ -33,6 +36,8 @@ class Tabled(Protocol):
     sensitivity: SensitivityTable | None
     front: Front | None
 
+    def file_sizes(self, target: str) -> Sizes: ...
+
 
 def no_table(elastic: ElasticModel) -> str:
     """Why there is no budget for a model without a table, and what to do."""
@@ -46,9 +51,9 @@ def solved(opened: Tabled, request: Mapping[str, Any]) -> tuple[Best, int]:
     if opened.sensitivity is None:
         raise ValueError(no_table(opened.elastic))
     asked = BudgetRequest.read(request)
-    constraints = constraints_of(opened, asked)
-    budget = budget_of(opened, asked, constraints)
-    return best(opened.sensitivity, opened.elastic.sizes, budget, constraints, opened.front), budget
+    sizes, constraints = limits_of(opened, asked)
+    budget = budget_of(opened, asked, sizes, constraints)
+    return best(opened.sensitivity, sizes, budget, constraints, opened.front), budget
 
 
 def slider(opened: Tabled, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -60,11 +65,32 @@ def slider(opened: Tabled, request: Mapping[str, Any] | None = None) -> dict[str
     try:
         asked = BudgetRequest.read(request or {})
         answer["turn"] = asked.turn
-        constraints = constraints_of(opened, asked)
-        answer["path"] = path(table, opened.elastic.sizes, constraints).to_dict()
+        sizes, constraints = limits_of(opened, asked)
+        answer["path"] = path(table, sizes, constraints).to_dict()
+        if asked.target:
+            answer["file"] = _file(asked.target, opened.elastic, sizes)
     except ValueError as error:
         answer["error"] = sentence(error)
     return answer
+
+
+def limits_of(opened: Tabled, asked: BudgetRequest) -> tuple[Sizes, Constraints]:
+    """What the bytes of a budget are, of weights in memory or of a file, and what the request's limits allow;
+    ValueError in words."""
+    constraints = constraints_of(opened, asked)
+    if not asked.target:
+        return opened.elastic.sizes, constraints
+    return within(exporter(asked.target), opened.elastic, constraints, opened.file_sizes(asked.target))
+
+
+def _file(target: str, elastic: ElasticModel, sizes: Sizes) -> dict[str, Any]:
+    """What the browser needs to weigh any plan as a file of this format; JSON, None for what it lacks."""
+    return {
+        "title": exporter(target).title,
+        "sizes": [[sizes.layers[name].get(bits) for bits in WEIGHT_BITS] for name in elastic.layers],
+        "embeddings": [sizes.embeddings.get(bits) for bits in EMBEDDING_BITS],
+        "fixed": sizes.fixed,
+    }
 
 
 def constraints_of(opened: Tabled, asked: BudgetRequest) -> Constraints:
@@ -82,9 +108,9 @@ def constraints_of(opened: Tabled, asked: BudgetRequest) -> Constraints:
     return Constraints(widths=WEIGHT_BITS, **limits)
 
 
-def budget_of(opened: Tabled, asked: BudgetRequest, constraints: Constraints) -> int:
+def budget_of(opened: Tabled, asked: BudgetRequest, sizes: Sizes, constraints: Constraints) -> int:
     """The request's budget in bytes, at most full precision's; ValueError in words."""
-    sizes, budget = opened.elastic.sizes, asked.budget
+    budget = asked.budget
     if budget is None:
         raise ValueError(NOT_UNDERSTOOD)
     if isinstance(budget, str):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from quept.export import EXPORTERS
 from quept.plan import ACTIVATION_BITS, FULL
 
 AS_WEIGHTS = "as weights"
@@ -18,7 +19,8 @@ NOT_UNDERSTOOD = "This request was not understood: reload the page"
 
 class BudgetRequest(BaseModel):
     """A budget and what limits it; see components/budget.py. budget: bytes, or text that says one; None: no
-    budget is asked for. pins: (number of a layer or -1 for the embeddings, the bits it keeps)."""
+    budget is asked for. pins: (number of a layer or -1 for the embeddings, the bits it keeps). target: the
+    format whose files the budget counts, "" for packed weights in memory."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -28,6 +30,7 @@ class BudgetRequest(BaseModel):
     full_embeddings: bool = False
     pins: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = []
     turn: int = 0
+    target: Literal["", *EXPORTERS] = ""
 
     @classmethod
     def read(cls, sent: Mapping[str, Any]) -> Self:

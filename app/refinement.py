@@ -15,9 +15,10 @@ from typing import Any, Protocol
 from quept.allocate.search.refine import Trial, refine
 from quept.allocate.solve.solver import allocate
 from quept.evaluate import TextTask
+from quept.export import exporter
 from quept.plan import PrecisionPlan
 
-from .budget import Tabled, budget_of, constraints_of, no_table, sentence
+from .budget import Tabled, budget_of, limits_of, no_table, sentence
 from .payloads import BudgetRequest
 
 SECONDS = 60.0
@@ -87,14 +88,16 @@ def _trials(
     if table is None:
         raise ValueError(no_table(elastic))
     asked = BudgetRequest.read(request)
-    constraints = constraints_of(opened, asked)
+    sizes, constraints = limits_of(opened, asked)
+    if asked.target:
+        plan = exporter(asked.target).nearest(elastic, plan)
     chosen = sorted({*constraints.embeddings, plan.embeddings})  # what the plan has it may keep
     constraints = replace(constraints, embeddings=tuple(chosen))
-    budget = max(budget_of(opened, asked, constraints), elastic.sizes.deploy(plan))
+    budget = max(budget_of(opened, asked, sizes, constraints), sizes.deploy(plan))
     task = opened.task
     search, fresh = (task.reference_on(task.windows_from(first, WINDOWS)) for first in (0, WINDOWS))
-    predicted = allocate(table, elastic.sizes, budget, constraints).plan
-    limits = {"table": table, "constraints": constraints, "others": [predicted]}
+    predicted = allocate(table, sizes, budget, constraints).plan
+    limits = {"table": table, "constraints": constraints, "others": [predicted], "sizes": sizes}
     return refine(elastic, plan, budget, search, fresh, seconds=seconds, gate=gate, **limits)
 
 

@@ -21,9 +21,11 @@ import torch
 
 from quept.allocate import SensitivityTable
 from quept.allocate.front import fitting_front
+from quept.allocate.solve.constraints import AllocationError
 from quept.engines import named_settings
 from quept.evaluate import EvalTask, Metric, Results, Sample, Stored, TaskEstimate, tasks_of
 from quept.evaluate.shipped import load_shipped
+from quept.export import exporter
 from quept.files import dtype_name
 from quept.models import LoadedModel, ModelLayout, Vision
 from quept.plan import (
@@ -38,6 +40,7 @@ from quept.plan import (
     PrecisionPlan,
 )
 from quept.runtime import ElasticModel
+from quept.runtime.sizes import Sizes
 
 from .budget import no_table, sentence, slider, solved
 from .conversation import Running
@@ -82,6 +85,7 @@ class OpenModel:
         self.tasks = tasks_of(elastic, cache / "reference", {"text": sample})
         self.task = next(iter(self.tasks.values()))  # where not asked for another one
         self.presets = elastic.presets
+        self._file_sizes: dict[str, Sizes] = {}
         beside = elastic.origin.beside
         table = beside("sensitivity.json")
         self.sensitivity = SensitivityTable.load(table).of(elastic) if table else None
@@ -130,6 +134,14 @@ class OpenModel:
     def slider(self) -> dict:
         """What the budget's slider runs through when nothing is tied or locked; JSON."""
         return slider(self)
+
+    def file_sizes(self, target: str) -> Sizes:
+        """The bytes of an export's file, by layer and width; AllocationError for a model it cannot hold."""
+        if target not in self._file_sizes:
+            if lacking := exporter(target).lacks(self.elastic):
+                raise AllocationError(lacking)
+            self._file_sizes[target] = exporter(target).sizes(self.elastic)
+        return self._file_sizes[target]
 
     @cached_property
     def heat(self) -> dict:

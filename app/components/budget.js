@@ -22,7 +22,11 @@ const TIES = [
   { value: "qkv", text: "q=k=v, gate=up", title: "Layers that read the same input share a width" },
   { value: "block", text: "whole block", title: "All layers of a block share a width" },
 ];
-const NO_LIMITS = { ties: "none", full_embeddings: false, activations: FULL, pins: [] };
+const TARGETS = [ // what the bytes are of
+  ["", "memory"], ["gguf", "GGUF file"], ["mlx", "MLX folder"], ["compressed-tensors", "vLLM folder"],
+  ["packed", "packed file"],
+];
+const NO_LIMITS = { ties: "none", full_embeddings: false, activations: FULL, pins: [], target: "" };
 const EXAMPLES = "60 MB, 3.2 bits or 2 % worse";
 
 const root = element.querySelector(".budget");
@@ -56,6 +60,7 @@ function limits() {
     ties: view.ties.querySelector('[aria-checked="true"]').dataset.value,
     full_embeddings: view.keep.checked,
     activations: view.inputs.checked ? "as weights" : inputWidth(plan),
+    target: view.target.value,
     pins: plan ? locked.map((i) => [i, i < 0 ? plan.e : plan.w[i]]) : [],
   };
 }
@@ -75,6 +80,8 @@ function build() {
       type: "text", class: "text", id: `${element.id}-text`, placeholder: EXAMPLES, maxlength: 40,
       autocomplete: "off", spellcheck: "false", "aria-describedby": `${element.id}-words`, "data-budget": "",
     }),
+    target: make("select", { class: "target", "aria-label": "What the budget is for", "data-target": "" },
+      ...TARGETS.map(([value, text]) => make("option", { value, text: `for: ${text}` }))),
     slider: make("input", {
       type: "range", class: "slider", min: 0, max: PLACES, step: 1, "aria-label": "Memory budget",
       "data-slider": "",
@@ -93,9 +100,13 @@ function build() {
   view.told = make("span", { class: "told", "data-told": "" });
   view.progress.append(view.track, view.told, view.load);
   const along = make("div", { class: "along" }, view.slider, view.ticks);
-  const bar = make("div", { class: "line" }, label, view.text, along, view.refine, view.more);
+  const bar = make("div", { class: "line" }, label, view.text, view.target, along, view.refine, view.more);
   root.replaceChildren(bar, view.words, view.progress, makeLimits(), view.live);
 
+  view.target.addEventListener("change", () => {
+    if (typeof wanted === "number") wanted = view.text.value.trim() || null; // the same words, of other bytes
+    limitsChanged();
+  });
   view.text.addEventListener("keydown", (event) => {
     if (event.key === "Enter") { event.preventDefault(); typed(); }
     if (event.key === "Escape") forget();
@@ -203,9 +214,22 @@ function onAnswer() {
 function predictedWords() {
   if (!faders) return "";
   const { bytes, bits_per_param: bits, predicted } = faders;
-  const size = `${sizeWords(bytes)}, ${bits.toFixed(2)} bits per parameter`;
+  const weights = `${sizeWords(bytes)}, ${bits.toFixed(2)} bits per parameter`;
+  const size = path?.file ? `${fileWords()} · ${sizeWords(bytes)} packed` : weights;
   if (!predicted) return size;
   return `${size} · predicted KL ${smallWords(predicted.kl)}, perplexity ${perplexityWords(predicted.ppl)}`;
+}
+
+/* "GGUF 84.1 MB": what the plan on the faders is as a file. */
+function fileWords() {
+  const bytes = fileBytes(path.file, faders.plan, LINK_BITS);
+  return bytes === null ? `${path.file.title} lacks a width of this plan` : `${path.file.title} ${sizeWords(bytes)}`;
+}
+
+/* Bytes of the plan on the faders, of what the budget is for. */
+function bytesNow() {
+  const bytes = path?.file && faders?.plan ? fileBytes(path.file, faders.plan, LINK_BITS) : null;
+  return bytes ?? faders?.bytes ?? 0;
 }
 
 function say(words, tone = "") {
@@ -221,7 +245,7 @@ function forget() {
   wanted = null;
   view.text.value = "";
   say(hint());
-  if (faders) drawSlider(faders.bytes);
+  if (faders) drawSlider(bytesNow());
 }
 
 function hint() {
@@ -233,6 +257,7 @@ function hint() {
 function drawSlider(bytes) {
   const usable = Boolean(path?.path);
   for (const control of [view.text, view.slider]) control.disabled = !usable;
+  view.target.disabled = !usable && !path?.turn; // as with other limits, what cannot be had can be undone
   if (!usable) return;
   const place = Math.round(PLACES * clamp(placeOf(endsOf(path.path), bytes), 0, 1));
   // Sizes are rounded: a place beside is the same one, and keys must be able to leave it.
@@ -275,7 +300,7 @@ function onPredict({ detail }) {
   if (!detail.dragging) limitsTimer = setTimeout(sendLimits, LIMITS_PAUSE_MS);
   if (telling || (owned && owned === linkNow())) return;
   if (owned) forget();
-  else drawSlider(detail.bytes);
+  else drawSlider(bytesNow());
 }
 
 function onPath() {
@@ -291,7 +316,7 @@ function onPath() {
     if (!faders || faders.link.m === path?.model) sendLimits(); // else the faders' first telling does
   }
   drawTicks();
-  drawSlider(typeof wanted === "number" ? wanted : faders?.bytes ?? 0);
+  drawSlider(typeof wanted === "number" ? wanted : bytesNow());
   drawRefine();
   view.more.disabled = !path?.path && !path?.turn; // without a table; limits in each other's way can be undone
   const stuck = Boolean(path?.error && path.turn);
@@ -309,7 +334,8 @@ function refine() {
   view.load.hidden = true;
   view.bar.style.transform = "scaleX(0)";
   drawRefine();
-  const budget = typeof wanted === "number" && owned ? Math.max(wanted, faders.bytes) : faders.bytes;
+  const now = bytesNow();
+  const budget = typeof wanted === "number" && owned ? Math.max(wanted, now) : now;
   trigger("refine", { budget, ...limits() });
 }
 

@@ -2,7 +2,9 @@
 
 In:  `path`, the plans that the slider runs through: {"model": its name, "path": what `Path.to_dict()` of
      quept.allocate.solve.solver returns, or None, "error": why there is none, in words, or "", "activations":
-     whether activation widths were measured too, "turn": the request it answers, 0 for none};
+     whether activation widths were measured too, "turn": the request it answers, 0 for none, and, where the
+     budget is of a file, "file": {"title", "sizes": [[bytes at each width, or null], ...], "embeddings":
+     [likewise], "fixed"}};
      `answer`, to the latest request: {"serial": the request's, "error": words} or {"serial", "plan": {"w",
      "e", and "a" if it changes}, "budget": bytes, "note": where the plan is from if the solver did not make
      it, else ""};
@@ -16,7 +18,8 @@ Out: nothing as an input. Events, whose listeners take a gr.EventData and read i
      `refine`   {"budget": bytes, and the limits};
      `cancel`   end the refinement.
    Limits: {"ties": "none|qkv|block", "full_embeddings": whether they stay at 16, "activations": 16 or less or
-   "as weights", "pins": [[number of a layer, or -1 for the embeddings, its bits], ...]}.
+   "as weights", "pins": [[number of a layer, or -1 for the embeddings, its bits], ...], "target": the format
+   whose files the budget is for, "" for weights in memory}.
 
 The plan goes from here to the equaliser inside the browser, see budget.js, and from there to Python as any
 edit does. While the slider is dragged nothing is sent.

@@ -21,6 +21,14 @@ function planWithin(path, budget) {
   return plan;
 }
 
+/* Bytes of a plan {w, e} as a file, see quept/export; null where its format lacks a width. `file` is
+   {sizes: [[bytes at each width], ...], embeddings: [bytes at each width], fixed}, `widths` those widths. */
+function fileBytes(file, plan, widths) {
+  const parts = plan.w.map((bits, i) => file.sizes[i][widths.indexOf(bits)]);
+  parts.push(file.embeddings[widths.indexOf(plan.e)]);
+  return parts.some((bytes) => bytes == null) ? null : parts.reduce((sum, bytes) => sum + bytes, file.fixed);
+}
+
 /* Widths of the layers' inputs where they go with the weights. */
 const inputsAsWeights = (widths) => widths.map((bits) => Math.max(LEAST_ACTIVATION_BITS, bits));
 

@@ -12,10 +12,11 @@ import pytest
 from app.budget import constraints_of
 from app.components.budget import Budget
 from app.components.widget import FOLDER
-from app.payloads import BudgetRequest
+from app.payloads import NOT_UNDERSTOOD, BudgetRequest
 from app.service import Sample, Service
 from quept.allocate.solve.solver import path
 from quept.evaluate import Results
+from quept.export import exporter
 from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
 from quept.runtime import ElasticModel
 from tests.allocate.test_browser_agrees import node
@@ -192,3 +193,26 @@ def test_the_box_is_json_and_its_templates_are_constant(service):
         assert way_in not in (FOLDER / "budget.js").read_text()
     for mark in ("${", "{{", "`", "\\", "@keyframes"):
         assert mark not in (FOLDER / "budget.css").read_text()
+
+
+@pytest.mark.parametrize("target", ["packed", "mlx", "compressed-tensors"])
+def test_a_budget_for_a_file_is_met_by_the_file_and_the_browser_weighs_it_alike(
+    target, service, elastic, tmp_path
+):
+    sizes = service.opened[MODEL].file_sizes(target)
+    four = exporter(target).nearest(elastic, PrecisionPlan.uniform(4))
+    plan, answer = answered(service, sizes.deploy(four), target=target)
+    file = service.slider(MODEL, {"target": target})["file"]
+    script = f"""
+        {(FOLDER / "path.js").read_text("utf-8")}
+        console.log(fileBytes({json.dumps(file)}, {json.dumps(answer["plan"])}, [2, 3, 4, 5, 6, 7, 8, 16]));
+        console.log(fileBytes({json.dumps(file)}, {json.dumps(answer["plan"] | {"e": 99})}, [2, 16]));
+    """
+    out = subprocess.run([node(), "-"], input=script, capture_output=True, text=True, check=True).stdout
+    written = exporter(target).write(elastic, plan, tmp_path / "out").nbytes
+    assert out.split() == [str(written), "null"] and written <= answer["budget"]
+
+
+def test_a_format_that_is_not_there_is_not_understood(service):
+    asked = {"serial": 1, "budget": "1 MB", "target": "ggml"}
+    assert service.solve(MODEL, asked)["error"] == f"{NOT_UNDERSTOOD}."
