@@ -1,8 +1,9 @@
-"""Products with packed weights of 2..8 bits on a CPU, in C.
+"""Products with packed weights of 2..8 bits on a CPU, in C; on CUDA, in Triton.
 
 packed   PackedWeight: a layer's codes in the layout the kernels read; products, values, rows
 decoder  Decoder: one token through a Llama-like model in one call
 library  the compiled library: loaded() or why there is none, instruction sets, threads
+triton_packed  the same products on CUDA, in Triton; imported by whoever has it
 build    C sources -> library: when the package is installed, else at first use, into the cache
 c/       weight.h (layout and formula), products.c (once per instruction set), library.c (what Python
          calls), decode.c (a token)

@@ -17,8 +17,6 @@ from pathlib import Path
 
 import torch
 
-from quept.zoo.cache import cache_dir
-
 from .build import BuildError, build, installed
 
 SWITCH = "QUEPT_KERNELS"
@@ -93,13 +91,19 @@ def _look_up(level: str) -> Library | str:
     if level == "off":
         return f"Packed kernels are switched off: unset {SWITCH} to have them."
     try:
-        c = _opened(installed() or build(cache_dir() / "kernels"))
+        c = _opened(installed() or _built())
     except (BuildError, OSError) as error:
         return f"Weights are multiplied dense: {error}."
     products = c.quept_products(level.encode())
     if not products:
         return f"This machine has no instruction set {level!r}: unset {SWITCH}, or set it to plain."
     return Library(c, products, c.quept_name(products).decode())
+
+
+def _built() -> Path:
+    from quept.zoo.cache import cache_dir  # here, since an installed library needs nothing of it
+
+    return build(cache_dir() / "kernels")
 
 
 def _opened(path: Path) -> ctypes.CDLL:

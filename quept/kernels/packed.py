@@ -11,7 +11,7 @@ of a group, which changes a product by about 0.7 %. Shapes, types and ranges are
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -71,10 +71,20 @@ class PackedWeight:
         library.c.quept_pack(library.pool(), packed.structure, *map(_pointer, given))
         return packed
 
+    def to(self, device: torch.device | str) -> PackedWeight:
+        """The same weight on another device; on CUDA triton_packed multiplies with it."""
+        zeros = None if self.zeros is None else self.zeros.to(device)
+        return replace(self, codes=self.codes.to(device), scales=self.scales.to(device), zeros=zeros)
+
     @property
     def nbytes(self) -> int:
         """Bytes in memory: those of the stored form, and what fills up groups and the last rows."""
         return sum(t.nbytes for t in (self.codes, self.scales, self.zeros) if t is not None)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Tiles, groups and blocks: see c/weight.h."""
+        return _sizes(*self.shape, self.group)
 
     @cached_property
     def structure(self) -> Weight:
@@ -94,8 +104,9 @@ class PackedWeight:
         """x (..., in), any float type -> (..., out) float32. Meant for up to FEW rows; more are right, and
         slower than a dense product. library: another instruction set than the one that is used."""
         rows, columns = self.shape
-        if x.shape[-1:] != (columns,):
-            raise ValueError(f"this weight multiplies (..., {columns}); got an input {tuple(x.shape)}")
+        if x.shape[-1:] != (columns,) or x.device.type != "cpu":
+            raise ValueError(f"this weight multiplies (..., {columns}); got {tuple(x.shape)} on {x.device}")
+        self._check_cpu()
         library, inputs = library or loaded(), x.detach().float().contiguous()
         y = torch.empty(*x.shape[:-1], rows)
         threads = 1 if rows * columns <= SMALL else threads
@@ -111,6 +122,7 @@ class PackedWeight:
     ) -> Tensor:
         """Writes the values (out, in) into a contiguous float32 or bfloat16 buffer, a new float32 one if none
         is given, and returns it. Those of float32 are exactly `grid.dequantize`'s."""
+        self._check_cpu()
         library = library or loaded()
         out = torch.empty(self.shape) if out is None else out
         fits = out.shape == self.shape and out.dtype in (torch.float32, torch.bfloat16)
@@ -125,12 +137,19 @@ class PackedWeight:
     def rows(self, ids: Tensor) -> Tensor:
         """ids (...) of any integer type -> their rows (..., in) float32: an embedding's look-up. IndexError
         for one that is not there."""
-        ids = ids.detach().to(torch.int64).contiguous()
+        self._check_cpu()
+        ids = ids.detach().to("cpu", torch.int64).contiguous()
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.shape[0]:
             raise IndexError(f"rows go from 0 to {self.shape[0] - 1}; got {int(ids.min())}..{int(ids.max())}")
         out = torch.empty(*ids.shape, self.shape[1])
         loaded().c.quept_rows(self.structure, _pointer(ids), ids.numel(), _pointer(out))
         return out
+
+    def _check_cpu(self) -> None:
+        if self.codes.device.type != "cpu":
+            raise ValueError(
+                f"C multiplies on the CPU; this weight is on {self.codes.device}: see triton_packed"
+            )
 
 
 def packed_nbytes(rows: int, columns: int, bits: int, group: int) -> int:
