@@ -97,6 +97,19 @@ def tiny_model(
     return model.eval()
 
 
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether a few rows multiplied by packed codes came out as multiplied by their values."""
+    limit = {torch.float32: 1e-4, torch.bfloat16: 2e-2}[expected.dtype]
+    return found.dtype == expected.dtype and bool(
+        (found - expected).abs().max() <= limit * expected.abs().max()
+    )
+
+
+def held(module: torch.nn.Module) -> object:
+    """What a module of a view multiplies by: packed codes, or a tensor."""
+    return module.codes if hasattr(module, "codes") else module.weight
+
+
 def save_tiny(
     name: str, folder: str | Path, seed: int = 0, dtype: torch.dtype = torch.float16, **changes
 ) -> Path:

@@ -27,6 +27,9 @@ FEW = 16  # rows of an input up to which codes are multiplied; more are faster u
 SMALL = 1 << 17  # codes below which one thread is faster than waking others
 
 
+DENSE = {torch.bfloat16: 16, torch.float16: 17}  # in place of a width: see c/weight.h
+
+
 class Grid(Protocol):
     """One weight at one width as quept.numerics.grid stores it (`Quantized`)."""
 
@@ -48,7 +51,7 @@ class PackedWeight:
     bits: int
     group: int
     codes: Tensor
-    scales: Tensor
+    scales: Tensor | None
     zeros: Tensor | None
 
     @classmethod
@@ -75,6 +78,27 @@ class PackedWeight:
         """The same weight on another device; on CUDA triton_packed multiplies with it."""
         zeros = None if self.zeros is None else self.zeros.to(device)
         return replace(self, codes=self.codes.to(device), scales=self.scales.to(device), zeros=zeros)
+
+    @classmethod
+    def dense(cls, values: Tensor) -> PackedWeight:
+        """Values (out, in) that nobody quantized, float16 or bfloat16, contiguous and on the CPU: read where
+        they lie. `bits` says which they are (see DENSE)."""
+        if values.dtype not in DENSE or values.ndim != 2 or not values.is_contiguous():
+            raise ValueError(f"a dense weight is a contiguous matrix of 16 bits; got {values.dtype}")
+        if values.device.type != "cpu":
+            raise ValueError(f"a dense weight lies on the CPU, not on {values.device.type}")
+        return cls(tuple(values.shape), DENSE[values.dtype], values.shape[1], values, None, None)
+
+    def part(self, start: int, stop: int) -> PackedWeight:
+        """Its rows start..stop - 1, over the same memory; start is a multiple of TILE."""
+        shape = (min(stop, self.shape[0]) - start, self.shape[1])
+        if self.scales is None:
+            return replace(self, shape=shape, codes=self.codes[start:stop])
+        if start % TILE:
+            raise ValueError(f"parts begin at a multiple of {TILE}; got {start}")
+        tiles = slice(start // TILE, -(-stop // TILE))
+        zeros = None if self.zeros is None else self.zeros[tiles]
+        return replace(self, shape=shape, codes=self.codes[tiles], scales=self.scales[tiles], zeros=zeros)
 
     @property
     def nbytes(self) -> int:

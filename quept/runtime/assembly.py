@@ -10,12 +10,13 @@ import copy
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quept.engines.base import Engine
 from quept.models import LoadedModel
-from quept.models.clone import clone
+from quept.models.clone import Mold, clone
 from quept.models.slots import emptied, put
+from quept.plan import Bits
 
 from .backends import Dense
 
@@ -34,8 +35,9 @@ class Template:
     ):
         self.slots = loaded.layout.slots
         self.weights = {name: slot.weight(loaded.model) for name, slot in self.slots.items()}
-        empty = emptied(self.slots.values(), loaded.model)
-        self.model = placed(loaded.model, empty, device, backend.dtype, moved)
+        self.untouched = {name: backend.untouched(weight) for name, weight in self.weights.items()}
+        replaced = emptied(self.slots.values(), loaded.model) | _ends(loaded, backend)
+        self.model = placed(loaded.model, replaced, device, backend.dtype, moved)
         self.layers = {
             name: backend.linear(
                 self.weights[name].shape,
@@ -45,17 +47,48 @@ class Template:
             )
             for name, slot in self.slots.items()
         }
+        self._device, self._dtype = device, backend.dtype
+        self._mold = Mold(self.model)
+        plain = all(slot.whole for slot in self.slots.values())
+        self._modules = {slot.module: name for name, slot in self.slots.items()} if plain else None
+
+    def full(self) -> nn.Module:
+        """Returns the view at full precision; where the backend needs copies of weights it has its own."""
+        held = {
+            name: self.weights[name].to(self._device, self._dtype) if weight is None else weight
+            for name, weight in self.untouched.items()
+        }
+        layers = {name: self.layers[name].bound(weight, Bits()) for name, weight in held.items()}
+        return self.assemble(layers, {}, ())
 
     def assemble(
         self, layers: Mapping[str, nn.Module], others: Mapping[str, nn.Module], made_of: Iterable[object]
     ) -> nn.Module:
         """Returns a view: `layers` by slot and `others` by module put in their places. It keeps `made_of`, so
         that the bank knows what is in use."""
-        view = clone(self.model, put(self.slots.values(), layers, self.model) | others)
+        if self._modules is None:
+            placed = put(self.slots.values(), layers, self.model)
+        else:
+            placed = {module: layers[name] for module, name in self._modules.items()}
+        view = self._mold.cast(placed | others)
         view.__dict__["made_of"] = tuple(made_of)
         if hasattr(view, "generation_config"):
             view.generation_config = copy.copy(view.generation_config)
         return view
+
+
+def _ends(loaded: LoadedModel, backend: Dense) -> dict[str, nn.Module]:
+    """Embedding and heads over the very weights of the loaded model, where the backend has modules for it."""
+    found, tied = {}, {}
+    for name in loaded.layout.ends:
+        module = loaded.model.get_submodule(name)
+        weight = getattr(module, "weight", None)  # a head may be none
+        if weight is not None and id(weight) not in tied:
+            tied[id(weight)] = backend.untouched(weight.data)
+        held = tied.get(id(weight))
+        if held is not None and not isinstance(held, Tensor) and (over := backend.over(module, held)):
+            found[name] = over
+    return found
 
 
 def placed(

@@ -1,19 +1,20 @@
 """(layer, setting) -> weight: made once when first wanted, shared by all views, bounded in bytes, safe
 between threads.
 
-Two things are kept of each pair: the stored form (what a deployed model stores, 2..8 bits a weight) and the
-weight that the backend multiplies by. When the budget is full the least recently used weights go first, since
-they can be unpacked again, until they fill no more than DENSE_SHARE of it, so that going back and forth
-between two widths stays a look-up; then stored forms, since they can be made again. A view keeps the weights
-it was made of: what somebody still uses is never taken from under them, and a second request finds it again
-instead of making a copy. What is kept and what is in use are both counted.
+What is kept of each pair is the weight that the backend multiplies by: packed codes, or values in the compute
+dtype. Of values the stored form is kept too (2..8 bits a weight), from which they can be unpacked again. When
+the budget is full the least recently used weights go first, until they fill no more than WEIGHTS_SHARE of it
+(all of it where nothing else is kept), so that going back and forth between two widths stays a look-up; then
+stored forms, since they can be made again. A view keeps the weights it was made of: what somebody still uses
+is never taken from under them, and a second request finds it again instead of making a copy. What is kept and
+what is in use are both counted.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from weakref import WeakValueDictionary
 
 from torch import Tensor
@@ -21,9 +22,10 @@ from torch import Tensor
 from quept.engines import Setting
 from quept.engines.base import Stored
 
+from .backends import Weight
+
 Key = tuple[str, Setting]  # layer, setting
-Weight = Tensor | Stored  # the latter where an engine runs its layers as they are stored
-DENSE_SHARE = 0.7
+WEIGHTS_SHARE = 0.7
 
 
 class WeightBank:
@@ -52,6 +54,11 @@ class WeightBank:
         self.filled = 0  # weights made or unpacked so far
         self.made = 0  # layers quantized so far: tells a cold switch from a warm one
 
+    def known(self, keys: Iterable[Key]) -> list[Weight | None]:
+        """The weights of many layers, as far as they are there."""
+        with self._lock:
+            return [self._found(key)[0] for key in keys]
+
     def weight(self, layer: str, setting: Setting) -> Weight:
         """What a layer at this setting is multiplied by. Shared: never write to it."""
         key = (layer, setting)
@@ -70,6 +77,7 @@ class WeightBank:
             values = None
             if stored is None:
                 stored, values = self._make(layer, setting)
+                self.made += stored is not None
             weight = self._ready(stored, values, setting)
             with self._lock:
                 self._keep(key, stored, weight)
@@ -90,10 +98,10 @@ class WeightBank:
 
     def _keep(self, key: Key, stored: Stored | None, weight: Weight) -> None:
         at = (key[0], self._storage(key[1]))
-        if stored is not None and at not in self._stored:
+        replaced = not isinstance(weight, Tensor) and weight is not stored
+        if stored is not None and not replaced and at not in self._stored:
             self._stored[at] = stored
             self._kept += stored.nbytes
-            self.made += 1
         self.filled += 1
         self._alive[key] = weight
         if weight is not stored:
@@ -101,7 +109,7 @@ class WeightBank:
             self._kept += weight.nbytes
             self._kept_weights += weight.nbytes
         while self._kept > self.budget and (self._weights or self._stored):
-            if self._weights and (self._kept_weights > DENSE_SHARE * self.budget or not self._stored):
+            if self._weights and (self._kept_weights > WEIGHTS_SHARE * self.budget or not self._stored):
                 freed = self._weights.popitem(last=False)[1].nbytes
                 self._kept_weights -= freed
             else:

@@ -381,7 +381,7 @@ class _Reader:
 @torch.inference_mode()
 def _forward(view: PreTrainedModel, cache: Cache, chunk: list[int], start: int) -> Tensor:
     """Read a few tokens into the cache -> logits (vocabulary,) after the last of them, float32 on the CPU."""
-    ids = torch.tensor([chunk], device=view.get_input_embeddings().weight.device)
+    ids = torch.tensor([chunk], device=view.device)
     logits = view(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1).logits
     return logits[0, -1].float().cpu()
 

@@ -30,9 +30,9 @@ from quept.models.slots import Slot
 from quept.plan import FULL, Bits, PlanError, PrecisionPlan
 from quept.presets import presets
 
-from .assembly import Template, placed
-from .backends import BoundLinear, Dense, backend_for
-from .bank import Weight, WeightBank
+from .assembly import Template
+from .backends import BoundLinear, Weight, backend_for
+from .bank import WeightBank
 from .generate import Sampling, Stream, stream
 from .kvcache import make_cache
 from .memory import release_freed
@@ -69,29 +69,26 @@ class ElasticModel:
         dtype: torch.dtype | None = None,
         budget: int = DEFAULT_BUDGET,
     ):
-        base, loaded = loaded, artifact.prepared(loaded)
-        if loaded is base:
-            self.__dict__["_base"] = base
+        self._base, loaded = loaded, artifact.prepared(loaded)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or compute_dtype(self.device)
         self.artifact, self.source, self.title = artifact, loaded.source, title_of(loaded, artifact.manifest)
         self.origin = Source(loaded.source, loaded.source)  # `open` knows better
         self.fingerprint, self.provenance = loaded.fingerprint, loaded.provenance
-        self.base_identity = base.identity
+        self.base_identity = self._base.identity
         self.kind, self.vision = loaded.kind, loaded.vision
         self.processor, self.questions = loaded.processor, loaded.questions
         self.layout: ModelLayout = loaded.layout
         self.layers: tuple[str, ...] = loaded.layout.layers
         self.embeddings: tuple[str, ...] = loaded.embeddings
         self.online: frozenset[str] = loaded.online
-        self.sizes = Sizes.of(loaded, artifact, base)
+        self.sizes = Sizes.of(loaded, artifact, self._base)
         self._engines = artifact.engines
         self._grid = Rtn(artifact.group)  # of the embeddings, whatever the engine of the layers
         self._backend = backend_for(self.device, self.dtype)
         self._tokenizer, self._prepared = loaded.tokenizer, loaded
         self._moved: dict[int, nn.Parameter] = {}
         self._template = Template(loaded, artifact.engine, self._backend, self.device, self._moved)
-        self._full_bytes = sum(p.nbytes for p in self._template.model.parameters() if not p.is_meta)
         self.bank = WeightBank(self._make, self._ready, budget, self._storage)
 
     @classmethod
@@ -184,9 +181,11 @@ class ElasticModel:
             raise EngineError(missing)
         template = self._as_loaded if other else self._template
         filled, layers, made_of = self.bank.filled, {}, []
-        for name, bits in plan.resolve(self.layers).items():
+        resolved = plan.resolve(self.layers)
+        known = self.bank.known((name, bits.weights) for name, bits in resolved.items())
+        for (name, bits), weight in zip(resolved.items(), known, strict=True):
             before = self.bank.filled
-            made_of.append(self._weight(name, bits.weights))
+            made_of.append(self._weight(name, bits.weights) if weight is None else weight)
             layers[name] = self._bound(template.layers[name], made_of[-1], bits)
             if self.bank.filled > before:
                 yield len(layers) / len(self.layers)
@@ -235,7 +234,7 @@ class ElasticModel:
                 f"look at {odd[0]!r}"
             )
         template = self._as_loaded
-        dense = {name: Dense(self.dtype).ready(weight.to(self.device)) for name, weight in weights.items()}
+        dense = {name: weight.to(self.device, self.dtype) for name, weight in weights.items()}
         layers = {name: template.layers[name].bound(weight, Bits()) for name, weight in dense.items()}
         return template.assemble(layers, {}, ())
 
@@ -260,13 +259,11 @@ class ElasticModel:
 
     def full_precision(self) -> nn.Module:
         """The full-precision model as it was loaded, which computes in float32 whatever the compute dtype.
-        Where that is narrower, or the weights are transformed, its weights are float32 copies: let it go
-        soon."""
-        if self.dtype != torch.float32:
-            return placed(self._base.model, {}, self.device, torch.float32, {})
-        if self._prepared is self._base:
-            return self.view(PrecisionPlan.full())
-        return self.with_weights(self._as_loaded.weights)
+        Where the backend cannot widen weights in passing, it has float32 copies of them: let it go soon."""
+        if self.dtype == torch.float32:
+            return self._as_loaded.full()
+        wide = backend_for(self.device, torch.float32)
+        return Template(self._base, self._grid, wide, self.device, {}).full()
 
     def make_cache(self, plan: PrecisionPlan) -> Cache:
         """An empty key-value cache at the plan's width, for one conversation; ValueError for a classifier of
@@ -299,21 +296,15 @@ class ElasticModel:
 
     @property
     def resident_bytes(self) -> int:
-        """The *elastic* memory: bytes of all weights in memory now, source, unquantized parts and bank."""
-        weights = sum(w.nbytes for w in self._template.weights.values())
-        return weights + self._full_bytes + self.bank.resident_bytes
+        """The *elastic* memory: bytes of all weights in memory or mapped into it now, those of the source,
+        what of them was copied into the compute dtype, the bank and what it is multiplied through."""
+        source = {p.data_ptr(): p.nbytes for p in self.base.parameters()}
+        moved = {p.data_ptr(): p.nbytes for p in self._template.model.parameters() if not p.is_meta}
+        return sum((source | moved).values()) + self.bank.resident_bytes + self._backend.scratch_bytes
 
     def _check_language(self, lack: str, error: type[ValueError] = ValueError) -> None:
         if not self.has_cache:
             raise error(f"{self.title} classifies pictures and {lack}")
-
-    @cached_property
-    def _base(self) -> LoadedModel:
-        """The model as it was loaded. Where it was transformed it was let go, and is read again for the few
-        who ask: a reference that is not cached yet, a baseline."""
-        base = load(self.artifact.base)
-        self.artifact.check_base(base)
-        return base
 
     @cached_property
     def _as_loaded(self) -> Template:
@@ -323,9 +314,8 @@ class ElasticModel:
         return Template(self._base, self._grid, self._backend, self.device, self._moved)
 
     def _weight(self, layer: str, setting: Setting) -> Weight:
-        source = self._template.weights[layer]
-        if setting == FULL and (source.dtype, source.device) == (self.dtype, self.device):
-            return source  # nothing to make, and nothing for the bank to count a second time
+        if setting == FULL and self._template.untouched[layer] is not None:
+            return self._template.untouched[layer]  # nothing to make, and nothing for the bank to count
         return self.bank.weight(layer, setting)
 
     def _bound(self, layer: BoundLinear, weight: Weight, bits: Bits) -> nn.Module:
@@ -342,13 +332,17 @@ class ElasticModel:
         values = {name: self.bank.weight(name, bits) for name in self.embeddings}
         shared = values[self.embeddings[0]]
         made_of += values.values()
-        return {
-            name: Slot(name, name).over(self._template.model, values.get(name, shared))
-            for name in self.layout.ends
-            if hasattr(
-                self._template.model.get_submodule(name), "weight"
-            )  # features only: nothing for a head
-        }
+        has = {name: hasattr(self.base.get_submodule(name), "weight") for name in self.layout.ends}
+        ends = [name for name in has if has[name]]  # a head may be none
+        return {name: self._end(name, values.get(name, shared)) for name in ends}
+
+    def _end(self, name: str, weight: Weight) -> nn.Module:
+        """The embedding or a head over a weight."""
+        if not isinstance(weight, Tensor):
+            if found := self._backend.over(self.base.get_submodule(name), weight):
+                return found
+            weight = weight.unpack().to(self.dtype)  # of patches of pictures: small
+        return Slot(name, name).over(self._template.model, weight)
 
     def _make(self, layer: str, setting: Setting) -> tuple[Stored | None, Tensor | None]:
         if layer in self.embeddings:
@@ -362,7 +356,8 @@ class ElasticModel:
         engine = self._engines.get(setting, self._grid)
         if engine.runs_itself:
             return stored
-        return self._backend.ready(engine.values(stored, setting) if values is None else values)
+        made = (lambda: engine.values(stored, setting)) if values is None else lambda: values
+        return self._backend.ready(stored, made)
 
     def _storage(self, setting: Setting) -> Setting:
         return self._engines[setting].storage(setting) if setting in self._engines else setting

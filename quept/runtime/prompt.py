@@ -84,7 +84,7 @@ def check_known(
 ) -> None:
     """Raises PromptError for a token that the model has no embedding for, as tokenizers make that were
     extended without the model. Numbers below zero, which stand for pictures, are not looked at."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().num_embeddings
     highest = int(ids.max() if isinstance(ids, Tensor) else max(ids))  # pictures go below what int64 holds
     if highest >= rows:
         raise PromptError(

@@ -103,7 +103,7 @@ class VisualReader:
             positions = None if self._positions is None else self._positions[..., start:end]
         else:
             words = view.get_input_embeddings()
-            embeds = words(torch.tensor([chunk], device=words.weight.device))
+            embeds = words(torch.tensor([chunk], device=view.device))
             positions = self._positions
             if positions is not None:  # of words: one after the other, on all axes
                 steps = torch.arange(start - len(self._prompt.ids), end - len(self._prompt.ids))
@@ -116,12 +116,12 @@ class VisualReader:
         return view.get_submodule(self._family.head)(hidden[0, -1]).float().cpu()
 
     def _look(self) -> None:
-        weight = self._view.get_input_embeddings().weight
+        view = self._view
         inputs = {
-            name: t.to(weight.device, weight.dtype if t.is_floating_point() else None)
+            name: t.to(view.device, view.dtype if t.is_floating_point() else None)
             for name, t in self._prompt.inputs.items()
         }
-        found = language_inputs(self._view, self._family.language, inputs)
+        found = language_inputs(view, self._family.language, inputs)
         self._embeds, self._positions = found["inputs_embeds"], found.get("position_ids")
 
 

@@ -227,10 +227,9 @@ def test_the_next_turn_reads_only_what_is_new_and_answers_the_same(elastic, monk
         for text in first
     ]
     read = []
-    forward = torch.nn.Embedding.forward
-    monkeypatch.setattr(
-        torch.nn.Embedding, "forward", lambda self, ids: read.append(ids.shape[-1]) or forward(self, ids)
-    )
+    words = type(elastic.view(FULL).get_input_embeddings())
+    forward = words.forward
+    monkeypatch.setattr(words, "forward", lambda self, ids: read.append(ids.shape[-1]) or forward(self, ids))
     fresh = texts(run(elastic, histories=again)[-1])
     whole, read[:] = max(read), []
     kept = texts(run(elastic, histories=again, pool=pool, visitor="a")[-1])

@@ -121,3 +121,27 @@ def test_without_a_compiler_there_is_a_reason(monkeypatch, tmp_path):
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(BuildError, match="install gcc or clang"):
         build(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_numbers_of_16_bits_are_read_where_they_lie(dtype, level):
+    for rows, columns, _ in SHAPES:
+        values = torch.randn(rows, columns).to(dtype)
+        values[0, 0] = 2.0**-24  # subnormal in float16
+        weight, x = PackedWeight.dense(values), torch.randn(3, columns) + 0.5
+        assert weight.codes is values and weight.nbytes == values.nbytes
+        assert torch.equal(weight.unpack(library=level), values.float())
+        narrow = weight.unpack(torch.empty(rows, columns, dtype=torch.bfloat16), library=level)
+        assert torch.equal(narrow, values.bfloat16())
+        ids = torch.randint(rows, (2, 3))
+        assert torch.equal(weight.rows(ids), values[ids].float())
+        assert relative(weight.matmul(x, library=level), x.double() @ values.double().T) < 1e-5
+
+
+def test_parts_are_rows_over_the_same_memory():
+    values = torch.randn(70, 96)
+    for weight in (PackedWeight.pack(quantize(values, 3, 32)[0]), PackedWeight.dense(values.half())):
+        parts = [weight.part(0, 32), weight.part(32, 64), weight.part(64, 96)]
+        assert torch.equal(torch.cat([part.unpack() for part in parts]), weight.unpack())
+        assert sum(part.nbytes for part in parts) == weight.nbytes
+        assert parts[1].codes.untyped_storage().data_ptr() == weight.codes.untyped_storage().data_ptr()

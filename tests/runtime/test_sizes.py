@@ -3,8 +3,9 @@ import torch
 
 from quept import ElasticModel, PrecisionPlan, load
 from quept.artifact import Artifact
+from quept.kernels import packed_nbytes
 from quept.plan import QUANTIZED_BITS
-from tests.tiny import FAMILIES, save_tiny
+from tests.tiny import FAMILIES, save_tiny, token_ids
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -58,14 +59,38 @@ def test_more_bits_weigh_more(loaded):
     assert deployed == sorted(set(deployed))
 
 
-def test_resident_bytes_are_the_source_the_rest_and_the_bank(loaded):
+def test_resident_bytes_are_the_source_once_and_the_codes(loaded):
+    elastic = ElasticModel(loaded, Artifact.rtn(loaded), dtype=torch.float32)
+    source = sum(p.nbytes for p in loaded.model.parameters())
+    others = (elastic.sizes.fixed + sum(_looked_up(loaded))) * 2  # norms, biases, positions in float32
+    assert elastic.resident_bytes == source + others
+    view = elastic.view(PrecisionPlan.uniform(4))
+    codes = sum(
+        packed_nbytes(*loaded.model.get_submodule(name).weight.shape, 4, elastic.packed(name, 4).group)
+        for name in elastic.layers
+    )
+    assert elastic.resident_bytes == source + others + codes
+    view(token_ids(2, 12))
+    assert elastic.resident_bytes - source - others - codes == elastic._backend.scratch_bytes > 0
+
+
+def _looked_up(loaded):
+    """Bytes of the embeddings that are copied into the compute dtype: those of unusual modules."""
+    return [
+        loaded.model.get_submodule(name).weight.nbytes
+        for name in loaded.embeddings
+        if type(loaded.model.get_submodule(name)) not in (torch.nn.Embedding, torch.nn.Linear)
+    ]
+
+
+def test_without_kernels_values_are_kept_beside_the_codes(loaded, monkeypatch):
+    monkeypatch.setenv("QUEPT_KERNELS", "off")
     elastic = ElasticModel(loaded, Artifact.rtn(loaded), dtype=torch.float32)
     source = sum(loaded.model.get_submodule(name).weight.nbytes for name in elastic.layers)
-    rest = (elastic.sizes.fixed + elastic.sizes.embeddings[16]) * 2  # float32
-    assert elastic.resident_bytes == source + rest
+    before = elastic.resident_bytes
     view = elastic.view(PrecisionPlan.uniform(4))
-    dense, packed = source * 2, sum(elastic.packed(name, 4).nbytes for name in elastic.layers)
-    assert elastic.resident_bytes == source + rest + dense + packed
+    packed = sum(elastic.packed(name, 4).nbytes for name in elastic.layers)
+    assert elastic.resident_bytes == before + source * 2 + packed
     assert view is not None
 
 

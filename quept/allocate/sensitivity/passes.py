@@ -79,7 +79,7 @@ def changed_hidden(elastic: ElasticModel, start: FullPass, changes: Mapping[str,
 def _bound(elastic: ElasticModel, layer: BoundLinear, name: str, bits: Bits) -> BoundLinear:
     """The layer at other widths; its weight is made new if that is what changes."""
     if bits.weights == layer.bits.weights:
-        return layer.bound(layer.weight, bits)
+        return layer.at(bits)
     return layer.bound(elastic.values(name, bits.weights).to(elastic.dtype), bits)
 
 

@@ -168,7 +168,7 @@ def answer_logits(model: nn.Module, group: Prepared, make_cache: MakeCache | Non
     question by question."""
     family = FAMILIES[family_of(model.config.model_type)]
     words = model.get_input_embeddings()
-    device, dtype = words.weight.device, words.weight.dtype
+    device, dtype = model.device, model.dtype
     language, seen = model.get_submodule(family.language), group.seen
     given = {
         name: t.to(device, dtype if t.is_floating_point() else None)

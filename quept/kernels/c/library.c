@@ -223,12 +223,12 @@ void quept_unpack(const Pool *pool, const Products *products, const Weight *w, v
 void unpack_row(const Weight *w, int64_t row, float *out) {
     if (w->bits >= BF16) {
         for (int64_t j = 0; j < w->columns; j++) {
-            uint32_t bits = 0;
-            if (w->bits == BF16) {
-                bits = (uint32_t)((const uint16_t *)w->codes)[row * w->columns + j] << 16;
+            uint16_t narrow = ((const uint16_t *)w->codes)[row * w->columns + j];
+            uint32_t bits = (uint32_t)narrow << 16;
+            if (w->bits == BF16)
                 memcpy(out + j, &bits, sizeof bits);
-            } else
-                out[j] = ((const float *)w->codes)[row * w->columns + j];
+            else
+                out[j] = w->bits == HALF ? half_to_float(narrow) : ((const float *)w->codes)[row * w->columns + j];
         }
         return;
     }

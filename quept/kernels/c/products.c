@@ -10,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "weight.h"
+#include "library.h"
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -261,32 +261,42 @@ static void gated(float *gate, const float *up, int64_t n) {
     }
 }
 
-static float dot_bf16(const uint16_t *a, const float *b, int64_t n) {
+/* Numbers of 16 bits -> floats. */
+INLINE F32 load_narrow(const uint16_t *from, int bits) {
+    if (bits == HALF) return load_half(from);
+    U16 v;
+    memcpy(&v, from, sizeof v);
+    return as_float(__builtin_convertvector(v, U32) << 16);
+}
+
+INLINE float narrow(uint16_t bits16, int bits) {
+    uint32_t wide = (uint32_t)bits16 << 16;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return bits == HALF ? half_to_float(bits16) : value;
+}
+
+INLINE float dot_narrow(const uint16_t *a, int bits, const float *b, int64_t n) {
     F32 sums[2] = {{0}, {0}};
     int64_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES)
-        for (int half = 0; half < 2; half++) {
-            U16 v;
-            memcpy(&v, a + i + half * LANES, sizeof v);
-            sums[half] += as_float(__builtin_convertvector(v, U32) << 16) * as_float(load(b + i + half * LANES));
-        }
+        for (int half = 0; half < 2; half++)
+            sums[half] += load_narrow(a + i + half * LANES, bits) * as_float(load(b + i + half * LANES));
     float sum = 0;
     sums[0] += sums[1];
     for (int lane = 0; lane < LANES; lane++) sum += sums[0][lane];
-    for (; i < n; i++) {
-        uint32_t bits = (uint32_t)a[i] << 16;
-        float value;
-        memcpy(&value, &bits, sizeof value);
-        sum += value * b[i];
-    }
+    for (; i < n; i++) sum += narrow(a[i], bits) * b[i];
     return sum;
 }
 
 static void product_dense(const Weight *w, const Input *in, int64_t first, int64_t last, float *y) {
     int64_t end = least(last * TILE, w->rows), n = w->columns;
-    for (int64_t r = first * TILE; r < end; r++)
-        y[r] = w->bits == FLOAT ? dot((const float *)w->codes + r * n, in->x, n)
-                                : dot_bf16((const uint16_t *)w->codes + r * n, in->x, n);
+    for (int64_t r = first * TILE; r < end; r++) {
+        const uint16_t *row = (const uint16_t *)w->codes + r * n;
+        y[r] = w->bits == FLOAT  ? dot((const float *)w->codes + r * n, in->x, n)
+               : w->bits == HALF ? dot_narrow(row, HALF, in->x, n)
+                                 : dot_narrow(row, BF16, in->x, n);
+    }
 }
 
 static void product(const Weight *w, const Input *in, int64_t first, int64_t last, float *y) {
@@ -392,6 +402,29 @@ INLINE void unpack_of(const Weight *w, int bits, int64_t first, int64_t last, vo
     }
 }
 
+/* Dense numbers of 16 bits. */
+INLINE void unpack_narrow(const Weight *w, int bits, int64_t first, int64_t last, void *out, int64_t stride, int bf16) {
+    for (int64_t r = first * TILE; r < least(last * TILE, w->rows); r++) {
+        const uint16_t *from = (const uint16_t *)w->codes + r * w->columns;
+        int64_t place = (r - first * TILE) * stride, j = 0;
+        for (; j + LANES <= w->columns; j += LANES) {
+            F32 values = load_narrow(from + j, bits);
+            if (bf16) {
+                U32 wide;
+                memcpy(&wide, &values, sizeof wide);
+                U16 rounded = __builtin_convertvector((wide + 0x7fff + (wide >> 16 & 1)) >> 16, U16);
+                memcpy((uint16_t *)out + place + j, &rounded, sizeof rounded);
+            } else
+                memcpy((float *)out + place + j, &values, sizeof values);
+        }
+        for (; j < w->columns; j++)
+            if (bf16)
+                ((uint16_t *)out)[place + j] = to_bf16(narrow(from[j], bits));
+            else
+                ((float *)out)[place + j] = narrow(from[j], bits);
+    }
+}
+
 static void unpack(const Weight *w, int64_t first, int64_t last, void *out, int64_t stride, int bf16) {
     switch (w->bits) {
     case 2: unpack_of(w, 2, first, last, out, stride, bf16); break;
@@ -401,6 +434,8 @@ static void unpack(const Weight *w, int64_t first, int64_t last, void *out, int6
     case 6: unpack_of(w, 6, first, last, out, stride, bf16); break;
     case 7: unpack_of(w, 7, first, last, out, stride, bf16); break;
     case 8: unpack_of(w, 8, first, last, out, stride, bf16); break;
+    case BF16: unpack_narrow(w, BF16, first, last, out, stride, bf16); break;
+    case HALF: unpack_narrow(w, HALF, first, last, out, stride, bf16); break;
     }
 }
 

@@ -26,7 +26,7 @@
 #include <stdint.h>
 
 enum { TILE = 16, BLOCK = 32, LINE = 64, SPAN = 4 /* blocks that share the scale of a rounded input */ };
-enum { BF16 = 16, FLOAT = 32 }; /* in place of a width: a dense weight (rows, columns) of such numbers */
+enum { BF16 = 16, HALF = 17, FLOAT = 32 }; /* in place of a width: a dense weight (rows, columns) of such numbers */
 
 typedef struct {
     const uint8_t *codes;   /* or the dense values */

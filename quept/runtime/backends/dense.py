@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from quept.models.clone import shallow_copy
+from quept.engines.base import Stored
+from quept.models.clone import caster
 from quept.numerics.grid import fake_quantize_tokens
 from quept.numerics.hadamard import hadamard_transform
 from quept.numerics.static import fake_quantize_static
 from quept.plan import FULL, Bits
+
+Weight = Tensor | Stored  # values in the compute dtype, or something that the backend knows to multiply by
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,29 @@ class Dense:
 
     dtype: torch.dtype
 
-    def ready(self, values: Tensor) -> Tensor:
-        return values.to(self.dtype)
+    @classmethod
+    def missing(cls, device: torch.device, dtype: torch.dtype) -> str:
+        """Returns why this backend does not run in this dtype on this device; "" if it does."""
+        return ""
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of the buffers that weights are unpacked into to be multiplied."""
+        return 0
+
+    def ready(self, stored: Stored | None, values: Callable[[], Tensor]) -> Weight:
+        """Returns what a layer is multiplied by: what an engine stored of it, None for an untouched one, and
+        its values (out, in), made when they are asked for."""
+        return values().to(self.dtype)
+
+    def untouched(self, weight: Tensor) -> Weight | None:
+        """Returns what a layer that nobody quantized is multiplied by without a copy of its weight; None
+        where it takes one."""
+        return weight if weight.dtype == self.dtype else None
+
+    def over(self, module: nn.Module, weight: Weight) -> nn.Module | None:
+        """Returns an embedding or a head over a weight that is no tensor; None where it has to be one."""
+        return None
 
     def linear(
         self, shape: tuple[int, int], bias: Tensor | None, online: bool, static: Mapping[int, Tensor]
@@ -39,6 +63,8 @@ class BoundLinear(nn.Module):
     static: `{bits: (2, sites)}`, the grids of the input and, of a layer that gives query, key and value, of
     these three, which are what attention multiplies. A width without a grid is rounded per token, and then
     the output is left alone."""
+
+    _cast: Callable[[], BoundLinear] | None = None
 
     def __init__(
         self,
@@ -58,23 +84,35 @@ class BoundLinear(nn.Module):
         }
         self.out_features, self.in_features = weight.shape
 
-    def bound(self, weight: Tensor, bits: Bits) -> BoundLinear:
-        """The same layer with these values; cheap, since a view needs one for every layer."""
-        other = shallow_copy(self)
+    def bound(self, weight: Weight, bits: Bits) -> BoundLinear:
+        """The same layer with this weight; cheap, since a view needs one for every layer."""
+        other = self._copy()
         other.__dict__["bits"] = bits
-        other._buffers["weight"] = weight
+        other.__dict__["_buffers"]["weight"] = weight
         return other
+
+    def _copy(self) -> BoundLinear:
+        if self._cast is None:  # one for all views
+            self.__dict__["_cast"] = caster(self)
+        return self._cast()
+
+    def at(self, bits: Bits) -> BoundLinear:
+        """The same layer with the same weight and other bits."""
+        return self.bound(self.weight, bits)
+
+    def product(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.online:
             x = hadamard_transform(x)
         bits = self.bits.activations
         if bits == FULL:
-            return linear(x, self.weight, self.bias)
+            return self.product(x)
         if bits not in self._grids:
-            return linear(fake_quantize_tokens(x, bits), self.weight, self.bias)
+            return self.product(fake_quantize_tokens(x, bits))
         before, *after = self._grids[bits]
-        y = linear(fake_quantize_static(x, (before,), bits), self.weight, self.bias)
+        y = self.product(fake_quantize_static(x, (before,), bits))
         return fake_quantize_static(y, after, bits) if after else y
 
     def extra_repr(self) -> str:

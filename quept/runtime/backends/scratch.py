@@ -1,0 +1,42 @@
+"""Buffers that weights are unpacked into while they are multiplied: lent and given back, so that a forward
+pass over hundreds of layers touches the same memory again and again. Safe between threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+KEPT = 2  # buffers that wait for the next layer; more are made while more threads compute at once
+
+
+class Scratch:
+    """Buffers of one dtype on the CPU."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+        self._free: list[Tensor] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lend(self, rows: int, columns: int) -> Iterator[Tensor]:
+        """Gives a matrix (rows, columns) with anything in it, until the end of the block."""
+        count = rows * columns
+        with self._lock:
+            buffer = self._free.pop() if self._free else None
+        if buffer is None or len(buffer) < count:
+            buffer = torch.empty(count, dtype=self.dtype)
+        try:
+            yield buffer[:count].view(rows, columns)
+        finally:
+            with self._lock:
+                self._free = sorted([*self._free, buffer], key=len)[-KEPT:]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers that wait."""
+        with self._lock:
+            return sum(buffer.nbytes for buffer in self._free)
