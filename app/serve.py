@@ -19,6 +19,7 @@ from app.service import Service
 from app.shell import workbench
 from app.splash import Splash
 from app.toast import shown
+from quept.runtime.memory import release_libraries
 
 STYLE = Path(__file__).parent / "style.css"
 ADDRESS = Path(__file__).parent / "shell" / "address.js"
@@ -115,6 +116,7 @@ def launch(service: Service, splash: Splash, host: str, public: bool = False) ->
     demo = build_app(service)
     splash.step("Ready")
     splash.stop()
+    release_libraries()  # what only starting needed
     demo.launch(
         server_name=host,
         server_port=splash.port,

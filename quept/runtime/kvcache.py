@@ -69,6 +69,15 @@ def cache_nbytes(cache: Cache) -> int:
     return total
 
 
+def cache_bytes(config: PretrainedConfig, bits: int, dtype: torch.dtype) -> int:
+    """Bytes that one more token takes in a cache at these bits; dtype: of keys and values at 16."""
+    text = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    each = dim * dtype.itemsize if bits == FULL else token_nbytes(dim, bits)
+    return 2 * text.num_hidden_layers * heads * each
+
+
 def token_nbytes(head_dim: int, bits: int) -> int:
     """Bytes of the keys (or the values) of one token and head in a quantized cache."""
     return packed_bytes(head_dim, bits) + 3 * (head_dim // group_size(head_dim))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ from .assembly import Template
 from .backends import BoundLinear, Weight, backend_for
 from .bank import WeightBank
 from .generate import Sampling, Stream, stream
-from .kvcache import make_cache
-from .memory import release_freed
+from .kvcache import cache_bytes, make_cache
+from .memory import release_freed, release_weights
 from .prompt import check_known
 from .sizes import Sizes
 
@@ -112,6 +113,7 @@ class ElasticModel:
         origin.check_cached(loaded.fingerprint)
         opened = cls(loaded, artifact or Artifact.rtn(loaded, loaded.group), **options)
         opened.origin = origin
+        opened.let_go()
         return opened
 
     @property
@@ -191,7 +193,7 @@ class ElasticModel:
                 yield len(layers) / len(self.layers)
         ends = {} if plan.embeddings == FULL else self._embeddings_at(plan.embeddings, made_of)
         if self.bank.filled - filled >= MANY:
-            release_freed()
+            self.let_go()
         return template.assemble(layers, ends, made_of)
 
     def steady(self, plan: PrecisionPlan) -> bool:
@@ -301,6 +303,19 @@ class ElasticModel:
         source = {p.data_ptr(): p.nbytes for p in self.base.parameters()}
         moved = {p.data_ptr(): p.nbytes for p in self._template.model.parameters() if not p.is_meta}
         return sum((source | moved).values()) + self.bank.resident_bytes + self._backend.scratch_bytes
+
+    def let_go(self) -> None:
+        """Gives back the memory that making weights took: what was freed, and what was read of files."""
+        release_freed()
+        learned = self.artifact.engine.tensors().values()
+        release_weights(chain(self._base.model.parameters(), self.base.parameters(), learned))
+
+    def memory(self, plan: PrecisionPlan, tokens: int = 0) -> dict[str, int]:
+        """Bytes that this plan takes of the memory here: its weights as they are multiplied, keys and values
+        of a conversation of so many tokens, and what layers are unpacked into."""
+        weights = self.sizes.deploy(plan)
+        cache = cache_bytes(self.config, plan.kv, self.dtype) * tokens if self.has_cache else 0
+        return {"weights": weights, "cache": cache, "scratch": self._backend.scratch_bytes}
 
     def _check_language(self, lack: str, error: type[ValueError] = ValueError) -> None:
         if not self.has_cache:

@@ -98,6 +98,13 @@ def test_visitors(benchmark, model, monkeypatch):
         assert figures["errors"] == figures["texts_differ"] == 0
 
 
+def test_memory(benchmark, model, monkeypatch):
+    monkeypatch.setattr("app.opening.zoo.text", lambda name, progress=None: TEXT)
+    for _ in range(2):
+        figures = benchmark("memory", model, "--visitors", 3, "--budget", 0.01)
+        assert 0 < figures["packed_gb"] < 0.01 and figures["open_gb"] < figures["resident_gb"] + 0.2
+
+
 def test_quality(benchmark, model, text, tmp_path):
     learned = {"sources": {text: 1}}
     stage = {"steps": 1, "batch": 1, "context": 32, "adapter_rates": [1e-3], "draws": [[4]]}
