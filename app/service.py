@@ -8,7 +8,6 @@ older one. What was measured once is kept in the results store.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from quept.allocate import SensitivityTable
 from quept.allocate.front import fitting_front
 from quept.allocate.solve.constraints import AllocationError
 from quept.engines import named_settings
-from quept.evaluate import EvalTask, Metric, Results, Sample, Stored, TaskEstimate, tasks_of
+from quept.evaluate import EvalTask, Results, Sample, Stored, TaskEstimate, tasks_of
 from quept.evaluate.shipped import load_shipped
 from quept.export import exporter
 from quept.files import dtype_name
@@ -54,6 +53,7 @@ from .side import EQUALIZER, setting_choices
 CHATS_AT_ONCE = 4
 UPDATE_S = 0.25  # between two estimates that a page is told of
 TRIED = "tried:"  # with a number: one of the plans that a visitor has measured
+STARTING = "best 5 bits"
 NO_KL = 1e-5  # weights rounded to 16 bits once after a transform show 2e-6: full precision, for a reader
 
 # A plan as the browser holds it: {"w": [bits per layer], "a": [bits per layer], "kv": bits,
@@ -228,27 +228,20 @@ class OpenModel:
         return table.predicted(plan) if table and table.covers(plan) else None
 
     def uniform_at(self, size: int, task: EvalTask | None = None) -> dict | None:
-        """Metrics of uniform plans at the same bytes, embeddings at whatever width is best: interpolated
-        between the two beside them that no smaller one beats; None outside their range."""
+        """Metrics and name of the best uniform plan that fits into so many bytes, embeddings at whatever
+        width is best; None where none does, or none was measured."""
         task = task or self.task
-        kinds = {metric.name: metric for metric in task.metrics({})}
-        worse = 1 if kinds[task.headline].better == "lower" else -1
-        points: list[tuple[int, str, Mapping[str, float]]] = []
-        for name, plan, values in sorted(
-            self._uniform_plans(task), key=lambda found: worse * found[2][task.headline]
-        ):
-            taken = self.elastic.sizes.deploy(plan)
-            if not points or taken < points[-1][0]:  # better ones came before: it has to be smaller
-                points.append((taken, name, values))
-        points.reverse()
-        for (below, low, poor), (above, high, good) in zip(points, points[1:], strict=False):
-            if below <= size <= above:
-                t = (size - below) / (above - below)
-                label = low if t == 0 else high if t == 1 else f"between {low} and {high}"
-                shared = [name for name in kinds if name in poor and name in good]
-                values = {name: _between(kinds[name], poor[name], good[name], t) for name in shared}
-                return {"label": f"uniform, equal bytes ({label})"} | values
-        return None
+        (head,) = (metric for metric in task.metrics({}) if metric.name == task.headline)
+        sign = 1 if head.better == "lower" else -1
+        fitting = [
+            (sign * values[head.name], name, values)
+            for name, plan, values in self._uniform_plans(task)
+            if self.elastic.sizes.deploy(plan) <= size
+        ]
+        if not fitting:
+            return None
+        _, name, values = min(fitting, key=lambda found: found[0])
+        return {"label": f"uniform {name}"} | {k: values[k] for k in values if k != "tokens"}
 
     def _uniform_plans(self, task: EvalTask) -> Iterator[tuple[str, PrecisionPlan, Mapping[str, float]]]:
         """Uniform plans of weights and embeddings that were measured, here or for the table."""
@@ -339,8 +332,11 @@ class Service:
         return [(f"{_label(name)}: {', '.join(m.label for m in own)}", name) for name, own in metrics.items()]
 
     def start(self, model: str) -> PrecisionPlan:
-        """The plan that a page opens with: 4 bits, of activations too where the model was calibrated so."""
-        elastic = self.models[model]
+        """The plan that the app opens with: the best one found for 5 bits a parameter; without any 4 bits in
+        every layer, of activations too where the model was calibrated so."""
+        elastic, opened = self.models[model], self.opened[model]
+        if best := next((plan for plan in opened.best if plan.name == STARTING), None):
+            return best
         quality = elastic.artifact.manifest.quality
         plan = PrecisionPlan.parse("W4A4" if "W4A4" in quality else "W4")
         return plan.keeping(elastic.layout.vision_layers)
@@ -486,6 +482,7 @@ class Service:
             "metrics": opened.metrics(task=task),
             "headline": task.headline,
             "points": [p for p in points if p],
+            "trail": [plan.name if plan.name in named else identity for identity, plan in history],
             "reference": {"bytes": sizes.deploy(full), "bits_per_param": sizes.bits_per_parameter(full)},
         }
 
@@ -596,14 +593,6 @@ def _scaled(uniform: dict | None, whole: list[dict], now: list[dict]) -> dict | 
         if metric["unit"] != "share" and metric["full"] and seen[metric["name"]]
     }
     return uniform and {k: v * scales[k] if k in scales else v for k, v in uniform.items()}
-
-
-def _between(metric: Metric, one: float, other: float, t: float) -> float:
-    """A metric at the share t of the way between two values: of shares straight, of others on a log scale,
-    where a measured zero stands at 1e-12."""
-    if metric.unit == "share":
-        return (1 - t) * one + t * other
-    return math.exp((1 - t) * math.log(max(one, 1e-12)) + t * math.log(max(other, 1e-12)))
 
 
 def _label(name: str) -> str:

@@ -8,7 +8,8 @@
      watch     watch("answer", f) calls f when Python sent another answer.
 
    It talks with the equaliser through DOM events only: quept:predict says what the faders show and which
-   layers are locked, quept:propose shows a plan on them and, at the end, hands it over as an edit. While the
+   layers are locked, quept:propose shows a plan on them and, at the end, hands it over as an edit; quept:budget
+   {words} is a budget as if it were typed. While the
    slider is dragged nothing leaves the browser: the path's steps up to the budget are proposed. On release,
    and on Enter in the text box, Python finds the exact answer. An answer to anything but the latest request,
    or to faders that were moved meanwhile, is dropped. */
@@ -27,7 +28,7 @@ const TARGETS = [ // what the bytes are of
   ["packed", "packed file"],
 ];
 const NO_LIMITS = { ties: "none", full_embeddings: false, activations: FULL, pins: [], target: "" };
-const EXAMPLES = "60 MB, 3.2 bits or 2 % worse";
+const EXAMPLES = "75 MB, 3.2 bits or 2 % worse";
 
 const root = element.querySelector(".budget");
 let faders = window.queptPrediction ?? null; // the latest quept:predict
@@ -303,6 +304,12 @@ function onPredict({ detail }) {
   else drawSlider(bytesNow());
 }
 
+function onBudget({ detail }) {
+  if (!element.isConnected) return document.removeEventListener("quept:budget", onBudget);
+  view.text.value = detail.words;
+  typed();
+}
+
 function onPath() {
   const before = path?.model, next = props.path ?? null;
   if (next?.turn && next.turn !== turn) return; // limits have changed since
@@ -406,6 +413,7 @@ onPath();
 drawLimits();
 new ResizeObserver(drawTicks).observe(view.slider);
 document.addEventListener("quept:predict", onPredict);
+document.addEventListener("quept:budget", onBudget);
 watch("path", onPath);
 watch("answer", onAnswer);
 watch("refined", onRefined);

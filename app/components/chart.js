@@ -1,9 +1,10 @@
-/* The chart: quality against memory of every plan measured, and below it the same plans as a table.
+/* The chart: quality against memory of every plan measured. It tells its points to the table of them, by the DOM
+   event quept:points {metrics, points}, and keeps them in window.queptPoints.
 
-   This file is the body of a function that gr.HTML calls once, with
+   This file, after dom.js, terms.js and points.js, is the body of a function that gr.HTML calls once, with
      element   where to draw;
      props     props.value ({metrics, headline, points, reference}, see chart.py), props.plotly_file (plotly.js);
-     trigger   trigger("point", {id}) when the visitor chooses a plan, in the chart or in the table;
+     trigger   trigger("point", {id}) when the visitor chooses a plan;
      watch     watch("value", f) calls f when Python sent another value.
 
    The visitor's own plan follows the DOM event quept:predict, which the equaliser sends with every change:
@@ -20,22 +21,17 @@ const MEMORIES = {
   bits_per_param: {
     button: "Bits", title: "Bits per parameter, scales included", of: (p) => p.bits_per_param,
   },
+  tokens_per_s: { button: "Speed", title: "Tokens a second, measured here", of: (p) => p.tokens_per_s, fast: true },
 };
 const MARKERS = {
   uniform: ["circle", 9], best: ["hexagon2", 11], named: ["diamond", 11], tried: ["square", 9],
   baseline: ["triangle-up", 11], own: ["star-diamond", 12],
 };
-const STAR = "m0-9.6 2.6 6.2 6.7.6-5.1 4.4 1.6 6.6L0 4.7l-5.8 3.5 1.6-6.6-5.1-4.4 6.7-.6Z";
-const UNIFORM = /^(?:uniform )?W(\d+)$/i; // the label of a preset on the uniform line
 const CROP = 6; // of what has another value than 0 at full precision: beyond this many times the best is above the edge
 const NAME_PX = 40; // room beside the outermost points for their names
 const NEAR = 0.98; // plans with this share of the full model's bytes start beyond the right edge
 
-const known = (number) => typeof number === "number" && Number.isFinite(number);
-const percent = (share) => (known(share) ? 100 * share : null);
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-const isUniform = (p) => p.kind === "preset" && UNIFORM.test(p.label);
-const nameOf = (p) => (isUniform(p) ? "W" + UNIFORM.exec(p.label)[1] : p.label);
 
 const root = element.querySelector(".chart");
 const uid = "chart-" + Math.random().toString(36).slice(2, 9);
@@ -48,43 +44,21 @@ let zoom = {}; // by quantity: the range that the visitor chose
 let shown = {}; // by quantity: the range on the screen
 let Plotly = null; // the library, once loaded
 let box = null; // once drawn: the figure's axes, {across, up, margin}
+let speeds = false; // whether speeds were measured, and so are an axis
 let legend = ""; // what the legend shows
 let frame = 0;
 
 function readValue() {
-  const { metrics, headline, points, reference } = props.value || {};
-  return { metrics: metrics ?? [], headline, points: points ?? [], reference: reference ?? {} };
-}
-
-/* How a metric is drawn: shares in percent on a straight axis, everything else on a log axis. of: a point's
-   value there; full, floor: full precision's value and the noise floor there; names: where names stand. */
-function metricOf({ name, label, title, unit, better, full, floor }) {
-  const share = unit === "share", scale = share ? percent : (x) => x;
-  return {
-    name, button: label, label, better, log: !share, share, full: scale(full), floor: scale(floor),
-    title: share ? `${title}, %` : title,
-    names: better === "higher" ? "bottom right" : full === 0 ? "bottom left" : "top right",
-    of: (p) => scale(p[name]),
-    error: (p) => (known(p[`${name}_low`]) ? scale((p[`${name}_high`] - p[`${name}_low`]) / 2) : null),
-    text: (p) => share ? interval(p[name], p[`${name}_low`], p[`${name}_high`])
-      : measurement(p[name], (p[`${name}_high`] - p[`${name}_low`]) / 2),
-  };
+  const { metrics, headline, points, reference, trail } = props.value || {};
+  const parts = { metrics: metrics ?? [], points: points ?? [], reference: reference ?? {}, trail: trail ?? [] };
+  window.queptPoints = parts;
+  document.dispatchEvent(new CustomEvent("quept:points", { detail: parts }));
+  return { headline, ...parts };
 }
 
 const readMetrics = () => Object.fromEntries(value.metrics.map((one) => [one.name, metricOf(one)]));
-const lowered = (label) => label[0].toLowerCase() + label.slice(1);
 
-function series() {
-  const of = (test) => value.points.filter(test);
-  return {
-    uniform: of(isUniform).sort((a, b) => a.bytes - b.bytes),
-    named: of((p) => p.kind === "preset" && !isUniform(p)),
-    best: of((p) => p.kind === "best").sort((a, b) => a.bytes - b.bytes),
-    tried: of((p) => p.kind === "tried"),
-    baseline: of((p) => p.kind === "baseline"),
-    own: props.own ?? [],
-  };
-}
+const series = () => ({ ...seriesOf(value.points), own: props.own ?? [] });
 
 const measuredCurrent = () => value.points.find((p) => p.kind === "current" && p.measured);
 const faders = () => JSON.stringify(prediction.link ?? [prediction.bytes, prediction.predicted]);
@@ -107,7 +81,8 @@ function live() {
 
 /* The points that no other point beats in both memory and quality, by memory. */
 function front(points) {
-  const x = MEMORIES[memory].of, y = METRICS[metric].of;
+  const { of: x, fast } = MEMORIES[memory], y = METRICS[metric].of;
+  if (fast) return [];
   const sign = METRICS[metric].better === "lower" ? 1 : -1;
   let best = Infinity;
   return points
@@ -116,34 +91,13 @@ function front(points) {
     .filter((p) => sign * y(p) < best && ((best = sign * y(p)), true));
 }
 
+const hasSpeeds = () => value.points.some((p) => known(p.tokens_per_s));
 const rated = (p) => known(METRICS[metric].of(p));
 
 /* Whether a point has its place on the axes: a log axis has none for 0. */
 function drawable(p) {
   const y = METRICS[metric].of(p);
   return known(MEMORIES[memory].of(p)) && known(y) && (y > 0 || !METRICS[metric].log);
-}
-
-const inEnglish = (number, options) => new Intl.NumberFormat("en", options).format(number);
-const rounded = (number, digits) => inEnglish(number, { maximumSignificantDigits: digits });
-const fixed = (number, decimals) =>
-  inEnglish(number, { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
-const megabytes = (p) => fixed(p.bytes / 1e6, 1);
-const share = (number) => fixed(100 * number, 1);
-
-/* A number and its standard error, as precise as the error allows (two digits of it up to 2, then one). */
-function measurement(number, error) {
-  if (!known(number)) return "–";
-  if (!known(error) || error <= 0 || number >= 10000) return rounded(number, number >= 10000 ? 2 : 3);
-  if (error < 5e-7) return Math.abs(number) < 5e-7 ? "≈ 0" : rounded(number, 3);
-  const decimals = Math.min(6, Math.max(0, 1 - Math.ceil(Math.log10(error / 2))));
-  return `${fixed(number, decimals)} ± ${fixed(error, decimals)}`;
-}
-
-/* A share and its 95 % interval. */
-function interval(number, low, high) {
-  if (!known(number)) return "–";
-  return `${share(number)} %` + (known(low) && known(high) ? ` (${share(low)}–${share(high)})` : "");
 }
 
 function hover(p) {
@@ -159,15 +113,6 @@ function hover(p) {
   return lines.map((line) => `\u00a0${line}\u00a0`).join("<br>");
 }
 
-function make(tag, attributes = {}, ...children) {
-  const { text, ...rest } = attributes;
-  const made = document.createElement(tag);
-  for (const [name, content] of Object.entries(rest)) made.setAttribute(name, content);
-  if (text !== undefined) made.textContent = text;
-  made.append(...children);
-  return made;
-}
-
 function choice(name, label, options, chosen, choose) {
   const group = make("div", { class: "choices", role: "radiogroup", "aria-label": label });
   for (const [key, { button }] of Object.entries(options)) {
@@ -179,27 +124,6 @@ function choice(name, label, options, chosen, choose) {
   return group;
 }
 
-/* The marker of a legend entry, drawn like the one in the figure. */
-function glyph(kind) {
-  const shapes = {
-    front: '<path d="M1 12 10 7 19 4" class="front"/>',
-    uniform: '<path d="M1 8h18" class="line uniform"/><circle cx="10" cy="8" r="4.2" class="fill uniform"/>',
-    best: '<path d="M1 8h18" class="line best"/><path d="M10 3 14.4 5.5v5L10 13 5.6 10.5v-5Z" class="fill best"/>',
-    named: '<path d="M10 2.4 15.6 8 10 13.6 4.4 8Z" class="fill named"/>',
-    tried: '<path d="M6 4h8v8H6Z" class="fill tried"/>',
-    baseline: '<path d="M10 3 15.2 12.4H4.8Z" class="fill baseline"/>',
-    own: '<path d="M10 2 12 6 16 8 12 10 10 14 8 10 4 8 8 6Z" class="fill own"/>',
-    live: `<path d="${STAR}" transform="translate(10 8) scale(.82)" class="fill live"/>`,
-    predicted: `<path d="${STAR}" transform="translate(10 8) scale(.82)" class="hollow live"/>`,
-    reference: '<path d="M1 8h18" class="line reference"/>',
-    guide: '<path d="M10 1v14" class="line guide"/>',
-    floor: '<path d="M1 8h18" class="line floor"/>',
-  };
-  const svg = make("span", { class: "glyph", "aria-hidden": "true" });
-  svg.innerHTML = `<svg viewBox="0 0 20 16" width="20" height="16">${shapes[kind]}</svg>`;
-  return svg;
-}
-
 const view = {
   hint: make("p", { class: "hint" }),
   canvas: make("div", { class: "canvas" }),
@@ -207,8 +131,6 @@ const view = {
   yTitle: make("p", { class: "y-title" }),
   message: make("p", { class: "message", text: "The chart is being loaded." }),
   legend: make("ul", { class: "legend", "aria-label": "Legend" }),
-  count: make("span", { class: "count" }),
-  body: make("tbody", { role: "rowgroup" }),
 };
 
 function build() {
@@ -216,77 +138,21 @@ function build() {
   metric = Object.hasOwn(METRICS, value.headline ?? "") ? value.headline : Object.keys(METRICS)[0];
   zoom = {};
   shown = {};
-  const title = make("h3", { text: "Quality against memory", id: `${uid}-title` });
+  speeds = hasSpeeds();
+  if (memory === "tokens_per_s" && !speeds) memory = "bytes";
+  const axes = Object.entries(MEMORIES).filter(([, { fast }]) => speeds || !fast);
+  const title = make("h3", { class: "unseen", text: "Quality against memory", id: `${uid}-title` });
   const toolbar = make(
-    "div", { class: "toolbar" },
-    make("div", { class: "heading" }, title, view.hint),
+    "div", { class: "toolbar" }, title,
     choice("metric", "Quality shown", METRICS, metric, (key) => (metric = key)),
-    choice("memory", "Memory shown", MEMORIES, memory, (key) => (memory = key)),
+    choice("memory", "Memory shown", Object.fromEntries(axes), memory, (key) => (memory = key)),
   );
   const plot = make("div", { class: "plot" }, view.yTitle, view.canvas, view.overlay);
   view.overlay.innerHTML =
     `<svg><line class="guide"/><g class="star" style="display: none"><line class="error"/><path d="${STAR}"/><text/></g></svg>`;
 
-  const qualities = Object.values(METRICS).map(({ label }) => label);
-  const columns = ["Plan", "MB", "Bits per parameter", ...qualities, "Load"];
-  const heading = (text) => make("th", { scope: "col", role: "columnheader" }, make("span", { text }));
-  const heads = columns.map(heading);
-  heads.at(-1).firstChild.className = "unseen";
-  const table = make(
-    "table", { role: "table", "aria-labelledby": `${uid}-plans` },
-    make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, ...heads)), view.body,
-  );
-  const region = { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": `${uid}-plans` };
-  view.history = make(
-    "section", { class: "history" },
-    make("h4", { id: `${uid}-plans`, text: "Measured so far " }, view.count),
-    make("div", region, table),
-  );
   const figure = make("figure", { "aria-labelledby": `${uid}-title` }, plot, view.message);
-  root.replaceChildren(toolbar, figure, view.legend, view.history);
-}
-
-view.body.addEventListener("click", (event) => {
-  const button = event.target.closest("button");
-  if (button) trigger("point", { id: button.dataset.id });
-});
-
-function row(p) {
-  const name = nameOf(p);
-  const cell = (about, text) => make("td", { role: "cell", "data-name": about, text });
-  const marker = p.kind === "preset" ? (isUniform(p) ? "uniform" : "named") : p.kind;
-  const load = { type: "button", "data-id": p.id, "aria-label": `Load ${name}`, text: "Load" };
-  return make(
-    "tr", { role: "row" },
-    make(
-      "th", { scope: "row", role: "rowheader" },
-      glyph(marker), make("span", { text: p.measured ? name : `${name} (predicted)` }),
-    ),
-    cell("MB", known(p.bytes) ? megabytes(p) : "–"),
-    cell("bits", known(p.bits_per_param) ? fixed(p.bits_per_param, 2) : "–"),
-    ...Object.values(METRICS).map(({ label, text }) => cell(lowered(label), text(p))),
-    make("td", { role: "cell" }, ...(p.kind === "baseline" ? [] : [make("button", load)])),
-  );
-}
-
-function writeTable() {
-  const focused = view.body.contains(document.activeElement) ? document.activeElement.dataset.id : null;
-  const { uniform, named, best, tried, baseline } = series();
-  const presets = [...named, ...uniform.reverse()];
-  const rows = [];
-  const list = (text, points) => {
-    if (!points.length) return;
-    const heading = make("th", { colspan: 4 + value.metrics.length, role: "cell", text });
-    rows.push(make("tr", { class: "group", role: "row" }, heading), ...points.map(row));
-  };
-  list("Tried by you, newest first", [...tried].reverse());
-  list("Best found for their size", best);
-  list("Presets", presets);
-  list("Other tools", baseline);
-  view.body.replaceChildren(...rows);
-  view.history.hidden = !rows.length;
-  view.count.textContent = String(tried.length + best.length + presets.length + baseline.length);
-  if (focused) [...view.body.querySelectorAll("button")].find((b) => b.dataset.id === focused)?.focus();
+  root.replaceChildren(toolbar, figure, make("div", { class: "under" }, view.legend, term("lines", "?")), view.hint);
 }
 
 function writeLegend(groups) {
@@ -295,6 +161,7 @@ function writeLegend(groups) {
   const state = own && (!rated(own) ? "guide" : own.measured ? "live" : "predicted");
   const entries = [
     own && [state, state === "predicted" ? "your plan, predicted" : "your plan"],
+    value.trail.length > 1 && ["trail", "your trail"],
     groups.tried.length && ["tried", "tried by you"],
     groups.best.length && ["best", "best found"],
     groups.named.length && ["named", "presets"],
@@ -321,7 +188,8 @@ function ranges(groups) {
   const x = MEMORIES[memory].of, { of: y, full: atFull, floor, log } = METRICS[metric];
   const full = x(value.reference);
   const kept = own && drawable(own) ? [...points, own] : points;
-  let xs = kept.filter((p) => p.kind === "current" || !known(full) || x(p) < NEAR * full).map(x);
+  const near = (p) => MEMORIES[memory].fast || !known(full) || x(p) < NEAR * full;
+  let xs = kept.filter((p) => p.kind === "current" || near(p)).map(x);
   if (own && known(x(own))) xs.push(x(own));
   if (!xs.length) xs = [known(full) ? full : 1];
   const low = Math.min(...xs), high = Math.max(...xs);
@@ -329,10 +197,16 @@ function ranges(groups) {
   const pad = Math.max(room * (high - low), 0.02 * high);
   const across = [low - pad, high + pad];
 
-  let ys = kept.map(y), up;
+  // Both ends of every interval: no axis is narrower than one of them.
+  const { error } = METRICS[metric];
+  const ends = (p) => {
+    const spread = (p.measured && error(p)) || 0;
+    return spread ? [Math.max(y(p) - spread, log ? 0.1 * y(p) : -Infinity), y(p) + spread] : [y(p)];
+  };
+  let ys = kept.flatMap(ends), up;
   if (log && atFull === 0) {
     // a prediction below the noise floor does not stretch the axis
-    if (floor > 0) ys = [floor, ...points.map(y), ...kept.map((p) => Math.max(y(p), floor))];
+    if (floor > 0) ys = [floor, ...points.flatMap(ends), ...kept.map((p) => Math.max(y(p), floor))];
     up = [Math.log10(Math.min(...ys)) - 0.4, Math.log10(Math.max(...ys)) + 0.3];
   } else if (log) {
     if (known(atFull) && atFull > 0) ys.push(atFull);
@@ -480,7 +354,9 @@ const RESET = {
   click: () => { zoom = {}; draw(); },
 };
 const CONFIG = {
-  displaylogo: false, showSendToCloud: false, responsive: true, scrollZoom: false, doubleClick: false,
+  displaylogo: false, showSendToCloud: false, responsive: true,
+  displayModeBar: matchMedia("(pointer: coarse)").matches ? false : "hover", // a finger has no hover: it would lie over the title
+  scrollZoom: false, doubleClick: false,
   modeBarButtons: [["zoomIn2d", "zoomOut2d", RESET]],
 };
 
@@ -489,7 +365,8 @@ function draw() {
   METRICS = readMetrics(); // what full precision and the noise floor are may have come
   if (!METRICS[metric]) return;
   const { better, title, log } = METRICS[metric];
-  view.hint.textContent = `Further left and ${better} is better. Choose a point to load its plan.`;
+  const side = MEMORIES[memory].fast ? "right" : "left";
+  view.hint.textContent = `Further ${side} and ${better} is better. Choose a point to load its plan.`;
   view.yTitle.textContent = title + (log ? ", log scale" : "");
   writeLegend(groups);
   if (!Plotly) return;
@@ -508,8 +385,11 @@ function draw() {
   const colour = colours();
   const range = ranges(groups);
   const line = { color: colour("--front"), width: 9 };
+  const steps = value.trail.map((id) => value.points.find((p) => p.id === id)).filter((p) => p && drawable(p));
+  const path = { color: colour("--live"), width: 1.4, dash: "dot" };
   const data = [
     trace(front(value.points), { name: "front", mode: "lines", hoverinfo: "skip", line }),
+    trace(steps, { name: "trail", mode: "lines", hoverinfo: "skip", line: path }),
     ...Object.keys(MARKERS).map((kind) => pointsTrace(kind, groups[kind], colour)),
   ];
   const style = layout(points, range, colour);
@@ -605,6 +485,11 @@ function loadPlotly() {
   return window.queptPlotly;
 }
 
+function onPoint({ detail }) {
+  if (!element.isConnected) return stop();
+  trigger("point", { id: detail.id });
+}
+
 function onPredict(event) {
   if (!element.isConnected) return stop();
   prediction = event.detail;
@@ -629,12 +514,12 @@ const theme = new MutationObserver(drawSoon);
 
 function stop() {
   document.removeEventListener("quept:predict", onPredict);
+  document.removeEventListener("quept:point", onPoint);
   for (const observer of [sight, size, theme]) observer.disconnect();
   if (box) Plotly.purge(view.canvas);
 }
 
 build();
-writeTable();
 meet();
 draw();
 sight.observe(root);
@@ -643,13 +528,13 @@ for (const node of [document.body, document.documentElement]) {
   theme.observe(node, { attributes: true, attributeFilter: ["class"] });
 }
 document.addEventListener("quept:predict", onPredict);
+document.addEventListener("quept:point", onPoint);
 watch("own", draw);
 watch("value", () => {
   const before = JSON.stringify(measuredCurrent()), names = String(Object.keys(METRICS));
   value = readValue();
-  if (String(value.metrics.map(({ name }) => name)) !== names) build();
+  if (String(value.metrics.map(({ name }) => name)) !== names || hasSpeeds() !== speeds) build();
   if (JSON.stringify(measuredCurrent()) !== before) met = null;
   meet();
-  writeTable();
-  draw();
+    draw();
 });

@@ -1,10 +1,12 @@
-"""Chart: quality against memory of every plan measured, with the visitor's own plan moving among them.
+"""Chart: quality against memory, or speed, of every plan measured, with the visitor's own moving among them.
 
 In: {"metrics": a list of `Metric.to_dict()`, with a "floor" where differences mean nothing below one (values
      are not used), "headline": the name of the one that is shown first,
      "points": [{"id", "label", "kind": "preset" | "best" | "tried" | "baseline" | "current", "bytes",
      "bits_per_param", "measured", and of each metric its name, name_low and name_high}],
-     "reference": {"bytes", "bits_per_param"} of full precision}; `own`, points of the visitor's own (a
+     "trail": ids of the points that the visitor has been at, in order,
+     "reference": {"bytes", "bits_per_param"} of full precision}; speeds, "tokens_per_s", are an axis where
+     points have them; `own`, points of the visitor's own (a
      conversation, their pictures): {"id", "label", "bytes", "bits_per_param", metrics}, returned alone as
      `Chart(own=[...])`; they go with the model. What is not known is None. Presets labelled
      W2 ... W16 are joined as the uniform line, the best plans found for their sizes as another; tried plans
@@ -12,7 +14,8 @@ In: {"metrics": a list of `Metric.to_dict()`, with a "floor" where differences m
      "Load" button; `current` is the plan on the faders, once measured. Where it was not measured the browser
      shows what the DOM event `quept:predict` predicts, without asking Python.
 Out: nothing. What a browser sends as the value is dropped. Event: `point`, a click on a point or on its
-     "Load" button in the table; its listener takes a gr.EventData and asks `point_id` which plan is meant.
+     "Load" button in the table (plan_table.py); its listener takes a gr.EventData and asks `point_id` which
+     plan is meant.
      Give the listeners that return this component `show_progress="hidden"`, or it fades while they run.
 
 plotly.js comes from the Python package plotly and is served by this app, once, when the chart first comes
@@ -36,7 +39,7 @@ from app.toast import refusal
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 KINDS = ("preset", "best", "tried", "baseline", "current", "own")
-MEMORY = ("bytes", "bits_per_param")
+MEMORY = ("bytes", "bits_per_param", "tokens_per_s")
 LONGEST_ID = 120
 
 
@@ -50,10 +53,10 @@ def point_id(event: gr.EventData) -> str:
 
 
 class Chart(Widget):
-    """Scatter chart with a table of the same plans below it; see the module's docstring."""
+    """Scatter chart; see the module's docstring."""
 
     NAME = "chart"
-    SCRIPTS = ()
+    SCRIPTS = ("dom.js", "terms.js", "points.js")
     PROPS = ("plotly_file", "own")
     EMPTY = {"points": []}
 
@@ -86,6 +89,7 @@ class Chart(Widget):
             "metrics": metrics,
             "headline": value.get("headline"),
             "points": [_point(point, (*MEMORY, *names)) for point in value.get("points") or ()],
+            "trail": list(value.get("trail") or ()),
             "reference": {name: _number((value.get("reference") or {}).get(name)) for name in MEMORY},
         }
 

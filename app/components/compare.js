@@ -6,7 +6,7 @@
      trigger   trigger("compare", {turn, a, b, plan}) when another pair is wanted;
      watch     watch("plans", f) calls f when Python sent others.
 
-   It asks when it is opened, when a menu changes, when the plan on the faders changes (quept:predict) and is
+   It asks when it comes into sight, when a menu changes, when the plan on the faders changes (quept:predict) and is
    one of the two, and when something was measured. An answer to an older request is dropped. */
 
 const OWN = "equaliser"; // the menu's value of the plan on the faders
@@ -22,10 +22,9 @@ let view = null;
 
 function build() {
   const body = make("div", { class: "body" });
-  const head = make("summary", {}, make("span", { class: "name", text: "Compare two plans" }),
+  const head = make("h3", {}, make("span", { class: "name", text: "Compare two plans" }),
     make("span", { class: "gist", text: "layer by layer: where the bits differ, and what it costs" }));
-  const fold = make("details", { class: "fold" }, head, body);
-  view = { fold, body, menus: ["a", "b"].map(makeMenu) };
+  view = { body, menus: ["a", "b"].map(makeMenu) };
   view.totals = make("tbody");
   view.strip = make("div", { class: "scroller" });
   view.words = make("p", { class: "words", "data-compare-words": "" });
@@ -37,10 +36,9 @@ function build() {
     make("thead", {}, view.columns), view.totals);
   body.append(make("div", { class: "toolbar" }, view.menus[0].label, swap, view.menus[1].label),
     make("div", { class: "scroller" }, table), view.strip, view.hover, view.words);
-  fold.addEventListener("toggle", () => { if (fold.open) ask(); });
   view.strip.addEventListener("pointerover", read);
   view.strip.addEventListener("pointerleave", () => { view.hover.textContent = ""; });
-  root.replaceChildren(fold);
+  root.replaceChildren(head, body);
 }
 
 const caption = (text) => make("caption", { class: "unseen", text });
@@ -77,7 +75,7 @@ function clear() {
 }
 
 function ask() {
-  if (!view.fold.open || !plans.choices) return;
+  if (!plans.choices || !root.offsetParent) return; // asked again when it comes into sight
   clearTimeout(timer);
   timer = setTimeout(() => {
     turn += 1;
@@ -89,7 +87,7 @@ function onPredict({ detail }) {
   if (!element.isConnected) return document.removeEventListener("quept:predict", onPredict);
   const moved = JSON.stringify(detail.link) !== JSON.stringify(faders?.link);
   faders = detail;
-  if (!moved || detail.dragging || !chosen?.includes(OWN) || !view.fold.open) return;
+  if (!moved || detail.dragging || !chosen?.includes(OWN)) return;
   clearTimeout(timer);
   timer = setTimeout(ask, PAUSE_MS);
 }
@@ -191,6 +189,7 @@ function differences({ a, b }) {
   return `${words[0].toUpperCase()}${words.slice(1)}.`;
 }
 
+new IntersectionObserver(([entry]) => { if (entry.isIntersecting) ask(); }).observe(root);
 build();
 onPlans();
 document.addEventListener("quept:predict", onPredict);

@@ -9,7 +9,7 @@ In:  `plans`, what there is to choose from: {"model": name, "choices": [[label, 
 Out: nothing as an input. Event: `compare`, whose listener takes a gr.EventData and reads it with
      `app.components.budget.request_of`: {"turn", "a": value, "b": value, "plan": the one on the faders}.
 
-It stays closed until it is opened, and asks for nothing before.
+It asks for nothing before it is in sight.
 """
 
 from __future__ import annotations

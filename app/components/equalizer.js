@@ -1,6 +1,6 @@
 /* The equaliser: bits of every layer, one fader per block, painted by dragging; under it a map of all layers.
 
-   This file, after dom.js, plan.js, why.js, locks.js and picker.js, is the body of a function that gr.HTML calls once, with
+   This file, after dom.js, terms.js, plan.js, why.js, locks.js and picker.js, is the body of a function that gr.HTML calls once, with
      element   where to draw;
      props     props.description, what describe(model) returns; props.value, the plan, which tells Python;
      trigger   trigger("commit") after an edit, never while the pointer is down;
@@ -9,10 +9,12 @@
    Nothing leaves the browser during a drag. Every change is told to the page at once, as the DOM event
    quept:predict on document, and kept in window.queptPrediction: what tellingOf in plan.js makes of it, with
      plan      what the faders show, and locked, the numbers of the layers that may not move;
-     dragging  whether the visitor has not let go yet.
+     dragging  whether the visitor has not let go yet;
+     undo, redo  whether there is anything to take back, or to do again.
    The page may speak to it too, with DOM events on document:
      quept:propose {plan: {w, e, a} or parts of it, done}: a plan to show, as if it were being painted, and
        with done to keep, as an edit of the visitor; plan null takes back what was shown;
+     quept:undo, quept:redo: as the keys do;
      quept:look {layer}: go to this layer's cell.
 
    The elements are made once per model; a change writes only the cells and faders it touches, once per frame.
@@ -25,11 +27,6 @@ const KEY_PAUSE_MS = 600; // a key that never comes up commits after this
 const SLOP_PX = 5; // a finger that moved less has tapped
 const EDGE_PX = 30; // painting this near to the edge scrolls
 const ALL = -1; // a row or column number that means all of them
-const ICONS = {
-  undo: "M6.5 3.5 3 7l3.5 3.5M3 7h6.5a3.5 3.5 0 0 1 0 7H7",
-  redo: "M9.5 3.5 13 7 9.5 10.5M13 7H6.5a3.5 3.5 0 0 0 0 7H9",
-  link: "M6.5 9.5l3-3M7 4.5l1.5-1.5a3 3 0 0 1 4.5 4.5L11.5 9M9 11.5 7.5 13A3 3 0 0 1 3 8.5L4.5 7",
-};
 const KINDS = { w: "weights", a: "activations" };
 const SINGLES = { // widths that are one for the whole model: label, and its end where there is room
   e: ["Embeddings", " and head"],
@@ -51,6 +48,7 @@ let why; // the tooltip, see why.js
 let picker; // the dialog over the map, see picker.js
 let view; // the elements
 let shown; // what the elements show: bits per layer
+let folded = Boolean(props.folded); // whether the map shows its first row only
 let frame = 0, keyTimer = 0;
 
 const rolesMoved = () => (filter === ALL ? model.roles.map((_, row) => row) : [filter]);
@@ -116,9 +114,16 @@ function send(words = "") {
   trigger("commit");
 }
 
-function publishLink() {
+function publishLink(how = "replaceState") {
   if (fresh) return;
-  window.history.replaceState(window.history.state, "", addressOf(model, committed, window.location.href));
+  const address = addressWith(linkOf(model, committed), window.location.href);
+  window.history[how](window.history.state, "", address);
+}
+
+/* Back and Forward change the tab or the model, never the plan: it goes along. */
+function onBack() {
+  if (!element.isConnected) return window.removeEventListener("popstate", onBack);
+  if (new URL(window.location.href).searchParams.get("m") === model?.model) publishLink();
 }
 
 function travel(from, to, words) {
@@ -171,6 +176,7 @@ function onLook({ detail }) {
   if (!element.isConnected) return document.removeEventListener("quept:look", onLook);
   const layer = model?.layers[detail.layer];
   if (!layer) return;
+  fold(false);
   focusMap(layer.role, layer.block);
   root.scrollIntoView({ block: "nearest" });
 }
@@ -179,12 +185,17 @@ function adoptDescription() {
   if (drag) endDrag();
   clearTimeout(keyTimer);
   picker?.close();
+  const before = model?.model;
   start();
-  publishLink();
+  publishLink(before === model.model || window.queptTravels ? "replaceState" : "pushState");
+  window.queptTravels = false;
 }
 
 function tell() {
-  const held = { plan: copyOf(plan), locked: locks.list(), dragging: Boolean(drag) || proposed };
+  const held = {
+    plan: copyOf(plan), locked: locks.list(), dragging: Boolean(drag) || proposed,
+    undo: past.length > 0 || !same(plan, committed), redo: future.length > 0,
+  };
   const detail = { ...tellingOf(model, plan), ...held };
   window.queptPrediction = detail;
   document.dispatchEvent(new CustomEvent("quept:predict", { detail }));
@@ -193,23 +204,37 @@ function tell() {
 
 function makeToolbar() {
   const bar = make("div", { class: "toolbar" });
+  const named = (key, text, row) => bar.append(make("span", { class: "named" }, term(key, text), row));
   if (model.levels.a.some((bits) => bits < FULL)) {
     const options = [{ value: "w", text: "Weights" }, { value: "a", text: "Activations" }];
-    bar.append(choices("Which bits the faders move", "kinds", options.map(withData("kind")), chooseKind));
+    named("kinds", "Bits of", choices("Which bits the faders move", "kinds", options.map(withData("kind")), chooseKind));
   }
   if (model.roles.length > 1) {
     const options = [{ value: ALL, text: "all", title: "The faders move every layer of a block" }];
     model.roles.forEach((text, value) => {
       options.push({ value, text, title: `The faders move ${text} only` });
     });
-    bar.append(choices("Layers the faders move", "roles", options.map(withData("filter")), chooseFilter));
+    named("roles", "in", choices("Layers the faders move", "roles", options.map(withData("filter")), chooseFilter));
   }
   bar.append(make("span", { class: "space" }));
   for (const name of ["e", "kv"]) {
     if (model.singles[name].some((bits) => bits < FULL)) bar.append(makeSingle(name));
   }
-  bar.append(makeActions());
+  if (model.roles.length > 1) bar.append(makeFold());
   return bar;
+}
+
+/* The map of the layers, a row for each role, unfolds under the faders. */
+function makeFold() {
+  view.fold = make("button", { type: "button", class: "fold-layers", "data-fold": "", text: "Layers" });
+  view.fold.addEventListener("click", () => fold(!folded));
+  return view.fold;
+}
+
+function fold(closed) {
+  folded = closed;
+  root.classList.toggle("folded", closed);
+  view.fold?.setAttribute("aria-expanded", String(!closed));
 }
 
 const withData = (name) => (option) =>
@@ -223,9 +248,9 @@ function makeSingle(name) {
   select.addEventListener("change", () => { plan[name] = Number(select.value); commit(); });
   view.single[name] = select;
   const [text, more] = SINGLES[name];
-  const words = make("span", { text }, make("span", { class: "long", text: more }));
-  const label = make("label", { class: "single" }, words, select);
-  return name === "e" ? withLock(label) : label;
+  select.setAttribute("aria-label", text + more);
+  const box = make("span", { class: "single" }, term(name, text), select);
+  return name === "e" ? withLock(box) : box;
 }
 
 /* The embeddings can be locked like a layer. */
@@ -237,7 +262,8 @@ function withLock(label) {
     : `Token embeddings and output head: one width for both, ${size} at 16 bits`;
   view.lockE = lockButton({ "data-lock": "e", "aria-label": "Lock embeddings" });
   view.lockE.addEventListener("click", () => locks.toggle([EMBEDDINGS]));
-  return make("span", { class: "single" }, label, view.lockE);
+  label.append(view.lockE);
+  return label;
 }
 
 /* A lock was opened or closed. */
@@ -246,21 +272,6 @@ function onLock(of, on) {
   const one = of.length === 1 && (of[0] === EMBEDDINGS ? "Embeddings" : model.layers[of[0]].name);
   const what = one || layersWords(of.length);
   announce(`${what} ${on ? "locked" : "unlocked"}.`);
-}
-
-function makeActions() {
-  const button = (action, label, path, onClick, title) => {
-    const word = make("span", { class: "word", text: label });
-    const attributes = { type: "button", class: "action", "data-action": action, title };
-    const made = make("button", attributes, icon(path), word);
-    made.addEventListener("click", onClick);
-    return made;
-  };
-  view.undo = button("undo", "Undo", ICONS.undo, undoEdit, "Undo (Ctrl+Z)");
-  view.redo = button("redo", "Redo", ICONS.redo, redoEdit, "Redo (Ctrl+Shift+Z)");
-  view.copy = button("copy", "Copy link", ICONS.link, copyLink, "Copy a link to this page with this plan");
-  view.copy.classList.add("wide");
-  return make("div", { class: "actions" }, view.undo, view.redo, view.copy);
 }
 
 /* Of a model in sections: their names over the faders; a name sets all layers of its section. */
@@ -366,6 +377,7 @@ function build() {
   picker = makePicker({ id: `${element.id}-picker`, home: root, bitsOfKey, closed: () => markRange(null) });
   root.append(makeFoot(), picker.box);
   why = makeWhy(root);
+  fold(folded);
   overflow.disconnect();
   overflow.observe(view.scroller);
   drawScale();
@@ -418,8 +430,6 @@ function drawNow() {
   });
   touched.forEach(drawFader);
   drawSingles();
-  view.undo.disabled = !past.length && same(plan, committed);
-  view.redo.disabled = !future.length;
   markLevel(drag?.at ? drag.at.level : null);
   tell();
   if (drag) scrollAtEdge();
@@ -775,27 +785,6 @@ function openPicker(range, anchor) {
   });
 }
 
-async function copyLink() {
-  const link = addressOf(model, plan, window.location.href);
-  const copied = await copyText(link, root);
-  view.copy.focus({ preventScroll: true });
-  if (!copied) return showLink(link);
-  const word = view.copy.querySelector(".word");
-  word.textContent = "Copied";
-  view.copy.classList.add("done");
-  announce("The link is on the clipboard.");
-  setTimeout(() => { word.textContent = "Copy link"; view.copy.classList.remove("done"); }, 2000);
-}
-
-/* Where no way of copying is allowed: the link itself, selected. */
-function showLink(link) {
-  root.querySelector(".link")?.remove();
-  const field = make("input", { class: "link", readonly: "", "aria-label": "Link to this plan to copy" });
-  field.value = link;
-  view.copy.closest(".toolbar").append(field);
-  field.select();
-}
-
 function start() {
   if (!props.description) return;
   model = readModel(props.description);
@@ -829,6 +818,9 @@ root.addEventListener("pointerleave", () => {
 root.addEventListener("focusout", () => { if (view) explain(null); });
 document.addEventListener("quept:propose", onPropose);
 document.addEventListener("quept:look", onLook);
+document.addEventListener("quept:undo", undoEdit);
+document.addEventListener("quept:redo", redoEdit);
+window.addEventListener("popstate", onBack);
 watch("description", adoptDescription);
 watch("value", adoptValue);
 start();

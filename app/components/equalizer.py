@@ -1,6 +1,7 @@
 """Equalizer: the bits of every layer as one fader per block, painted by dragging.
 
-In:  `description`, what `describe(model)` returns (blocks, roles, layers, bits, sizes, prediction); `value`,
+In:  `description`, what `describe(model)` returns (blocks, roles, layers, bits, sizes, prediction); `folded`,
+     whether the map of the layers begins folded; `value`,
      a plan as JSON: {"w": [bits per layer], "a": [bits per layer], "kv": 16, "e": 16}, layers in the same
      order; "e" is the width of the token embeddings and the output head.
 Out: the same dictionary, checked in `preprocess`, because what a browser sends is anybody's text. Wrong input
@@ -106,8 +107,8 @@ class Equalizer(Widget):
     """Faders for the bits of every layer; see the module's docstring."""
 
     NAME = "equalizer"
-    SCRIPTS = ("dom.js", "plan.js", "why.js", "locks.js", "picker.js")
-    PROPS = ("description",)  # what `describe(model)` returns; an update may leave it out
+    SCRIPTS = ("dom.js", "terms.js", "plan.js", "why.js", "locks.js", "picker.js")
+    PROPS = ("description", "folded")  # of which an update may leave out any
     EVENTS: ClassVar[list] = [
         EventListener("commit", doc="Triggered once when the visitor has let go after changing bits."),
         Events.change,

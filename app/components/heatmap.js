@@ -2,8 +2,8 @@
    itself at the chosen width.
 
    This file, after dom.js and plan.js, is the body of a function that gr.HTML calls once, with element, props
-   and watch as in equalizer.js; props.value is what heatmap.py says. The table is drawn when it is first
-   opened, and again for another width or model. A click on a cell tells the equaliser to go to that layer, by
+   and watch as in equalizer.js; props.value is what heatmap.py says. The table is drawn again for another
+   width or model. A click on a cell tells the equaliser to go to that layer, by
    the DOM event quept:look {layer: its number}.
 
    The scale is the chosen width's own, from its smallest figure to its largest; the legend has the numbers. */
@@ -25,17 +25,8 @@ const heat = (x) => (scale[1] > scale[0] ? clamp((log(x) - scale[0]) / (scale[1]
 function build() {
   data = props.value ?? {};
   view = { body: make("div", { class: "body" }) };
-  const head = make("summary", {}, make("span", { class: "name", text: "Only this layer low" }),
-    make("span", { class: "gist", text: "what each layer costs by itself, measured" }));
-  const fold = make("details", { class: "fold" }, head, view.body);
-  fold.open = root.querySelector("details")?.open ?? false;
-  fold.addEventListener("toggle", () => { if (fold.open) open(); });
-  root.replaceChildren(fold);
-  if (fold.open) open();
-}
-
-function open() {
-  if (view.body.childNodes.length) return;
+  root.replaceChildren(make("h3", {}, make("span", { class: "name", text: "Only this layer low" }),
+    make("span", { class: "gist", text: "what each layer costs by itself, measured" })), view.body);
   if (!data.sensitivity?.length) {
     const text = data.empty || "Nothing has been measured yet.";
     return view.body.append(make("p", { class: "empty", text }));

@@ -6,7 +6,7 @@ In:  {"blocks": [names], "roles": [names], "layers": [{"name", "block", "role"}]
 Out: nothing. A click on a cell is told to the equaliser inside the browser, see heatmap.js.
 
 It is a table, with a colour in every cell; each value is read by screen readers, and shown on hover and
-focus. It stays closed, and empty, until it is opened.
+focus.
 """
 
 from __future__ import annotations

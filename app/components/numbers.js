@@ -1,6 +1,6 @@
 /* The live numbers: memory, bits per parameter, and whatever metrics the state brings (see numbers.py).
 
-   This file is the body of a function that gr.HTML calls once, with element, props, watch as in equalizer.js.
+   This file, after dom.js and terms.js, is the body of a function that gr.HTML calls once, with element, props, watch as in equalizer.js.
    In comes props.value, the state of the measurement (see numbers.py), and the DOM event quept:predict.
 
    Each number is marked as exact, predicted or measured. Prediction rules while the visitor drags and until
@@ -11,7 +11,7 @@ const tiles = new Map();
 let drawn = ""; // the names of the metrics that there are tiles for
 let prediction = window.queptPrediction ?? null;
 let state = {};
-let status, conditions, detail, bar, live;
+let status, conditions, detail, bar, live, widths, line;
 
 let metrics = []; // the latest that a state brought
 const names = () => metrics.map(({ name }) => name).join();
@@ -88,7 +88,7 @@ function againstFull(metric) {
 
 function againstUniform(metric, uniform) {
   const margin = known(metric.low) && known(metric.high) ? metric.high - metric.low : 0; // two standard errors
-  return compare(metric, uniform?.[metric.name], margin, "uniform");
+  return compare(metric, uniform?.[metric.name], margin, uniform?.label ?? "uniform");
 }
 
 function drawTiles(measured) {
@@ -101,6 +101,8 @@ function drawTiles(measured) {
     tiles.get(metric.name).lines[0].title = known(metric.full) ? "Full precision on the same data" : "";
     tiles.get(metric.name).lines[1].title = (!metric.note && uniform?.label) || "";
   }
+  drawLine(found);
+  write(widths, prediction?.words ?? "");
   const head = found.find(({ name }) => name === state.headline);
   const against = head ? againstUniform(head, uniform) : { text: "" };
   put("versus", { value: against.short ?? "–", origin: against.text ? head.label : "", tone: against.tone });
@@ -175,19 +177,12 @@ function drawDetail(measured) {
   detail.title = detail.textContent;
 }
 
-/* Screen readers hear the end of a measurement and every change of its status, not each step of it. */
+/* Screen readers hear the end of every plan's measurement and each change of status, not each step of it. */
 function announce() {
   if (!["queued", "done", "stored", "error"].includes(state.status)) return;
   const lowered = (label) => label[0].toLowerCase() + label.slice(1);
   const result = quality(true).slice(0, 2).map((m) => `${lowered(m.label)} ${written(m, m.value)}`).join(", ");
   write(live, statusWords() + (isCurrent() && result ? `: ${result}` : ""));
-}
-
-function make(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
 }
 
 function makeTile(key, label) {
@@ -197,7 +192,7 @@ function makeTile(key, label) {
     origin: make("span", { class: "origin" }),
     lines: [make("div", { class: "line" }), make("div", { class: "line" })],
   };
-  const name = make("div", { class: "name" }, make("span", {}, label), parts.origin);
+  const name = make("div", { class: "name" }, term(key, label), parts.origin);
   parts.tile = make("div", { class: `tile ${key}`, "data-tile": key },
     name, make("div", { class: "figure" }, parts.value, parts.error), ...parts.lines);
   tiles.set(key, parts);
@@ -219,8 +214,34 @@ function build() {
   all.push(...metrics.map(({ name, label }) => [name, label]), ["versus", "Against uniform"]);
   const row = make("div", { class: "tiles" }, ...all.map(([key, label]) => makeTile(key, label)));
   row.style.setProperty("--tiles", all.length - 1); // the last is for narrow pages
-  root.replaceChildren(
-    row, detail, make("div", { class: "words" }, status, conditions), track, live);
+  widths = make("b", { class: "widths", "data-widths": "" });
+  line = make("div", { class: "state-line", "aria-hidden": "true", "data-state-line": "" });
+  const strip = make("div", { class: "strip" }, row, detail,
+    make("div", { class: "words" }, widths, status, term("origin", "?"), conditions), track);
+  root.replaceChildren(strip, line, live);
+  sight.disconnect();
+  sight.observe(strip);
+}
+
+/* The numbers in one line, for where the strip is out of sight: nothing on the page moves when it comes. */
+const sight = new IntersectionObserver(([entry]) => {
+  line.classList.toggle("seen", !entry.isIntersecting && entry.boundingClientRect.bottom < 60);
+}, { rootMargin: "-44px 0px 0px 0px" });
+
+function drawLine(found) {
+  const bytes = prediction?.bytes ?? state.deploy_bytes, full = state.full_bytes ?? prediction?.full_bytes;
+  const share = known(bytes / full) ? ` ${Math.round((100 * bytes) / full)} %` : "";
+  const parts = [make("b", { text: prediction?.words ?? "" }), make("span", { text: size(bytes) + share })];
+  for (const metric of found) {
+    if (!known(metric.value)) continue;
+    const { short, tone = "" } = metric.full ? compare(metric, metric.full, metric.margin, "full", true) : {};
+    const beside = short && tone !== "even" ? ` ${short}` : "";
+    const words = `${metric.label} ${written(metric, metric.value)}${beside}`;
+    parts.push(make("span", { "data-tone": tone, text: words }));
+  }
+  const origin = found.find(({ value }) => known(value))?.origin;
+  if (origin) parts.push(make("i", { text: origin }));
+  line.replaceChildren(...parts);
 }
 
 function draw() {
@@ -237,12 +258,12 @@ function onPrediction(event) {
 }
 
 function onState() {
-  const before = state.status;
+  const before = state.status + JSON.stringify(state.link ?? null);
   state = props.value && typeof props.value === "object" ? props.value : { status: "idle" };
   metrics = state.metrics ?? metrics;
   if (drawn !== names()) build();
   draw();
-  if (state.status !== before) announce();
+  if (state.status + JSON.stringify(state.link ?? null) !== before) announce();
 }
 
 build();

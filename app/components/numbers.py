@@ -11,8 +11,8 @@ In:  the state of the measurement: {"status": "idle|queued|measuring|done|stored
 Out: nothing; as an input of a handler it gives None. It has no events.
 
 Between Python's answers the strip shows what the equaliser predicts: it listens to the DOM event
-`quept:predict`. A handler that updates it should say `show_progress="hidden"`. It sticks to the top of its
-parent, so it must be in one column with what scrolls.
+`quept:predict`. A handler that updates it should say `show_progress="hidden"`. Once it is scrolled out of
+sight one line with the same numbers lies at the top of the window.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Numbers(Widget):
     """Memory and quality of the plan, predicted and measured; see the module's docstring."""
 
     NAME = "numbers"
-    SCRIPTS = ()
+    SCRIPTS = ("dom.js", "terms.js")
     EMPTY = {"status": "idle"}
 
     def postprocess(self, value: dict[str, Any] | None) -> dict[str, Any]:

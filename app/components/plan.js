@@ -133,6 +133,7 @@ function tellingOf(model, plan) {
     predicted: predictQuality(model, plan),
     reference: model.prediction?.reference ?? null,
     note: notPredicted(model, plan),
+    words: widthWords(model, plan),
     link: linkOf(model, plan),
   };
 }
@@ -150,6 +151,20 @@ function encodeBits(widths) {
   return btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
+/* The widths behind such a text. */
+function decodeBits(text, count) {
+  const bytes = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
+  const bit = (place) => (bytes.charCodeAt(place >> 3) >> (7 - (place & 7))) & 1;
+  return Array.from({ length: count }, (_, i) =>
+    LINK_BITS[(bit(3 * i) << 2) | (bit(3 * i + 1) << 1) | bit(3 * i + 2)]);
+}
+
+/* The plan in a link made here, for a model of so many layers. */
+function planOfLink({ w, a, kv = FULL, e = FULL }, layers) {
+  const inputs = a ? decodeBits(a, layers) : new Array(layers).fill(FULL);
+  return { w: decodeBits(w, layers), a: inputs, kv: Number(kv), e: Number(e) };
+}
+
 function linkOf(model, plan) {
   const link = { m: model.model, w: encodeBits(plan.w) };
   if (plan.a.some((bits) => bits !== FULL)) link.a = encodeBits(plan.a);
@@ -157,11 +172,11 @@ function linkOf(model, plan) {
   return link;
 }
 
-/* An address with the plan in it; its other parameters stay. */
-function addressOf(model, plan, href) {
+/* An address with the link of a plan in it; its other parameters stay. */
+function addressWith(link, href) {
   const url = new URL(href);
   for (const name of ["m", "w", "a", "kv", "e"]) url.searchParams.delete(name);
-  for (const [name, text] of Object.entries(linkOf(model, plan))) url.searchParams.set(name, text);
+  for (const [name, text] of Object.entries(link)) url.searchParams.set(name, text);
   return url.href;
 }
 
@@ -199,6 +214,16 @@ function spreadWords(widths) {
 function activationWords(widths) {
   const low = Math.min(...widths), high = Math.max(...widths);
   return low === high ? `A${low} activations` : `A${low} to A${high} activations (${spreadWords(widths)})`;
+}
+
+/* "W mixed 4.5 · A16 · E5 · KV16": a letter for each kind of width, the mean where layers differ. */
+function widthWords(model, plan) {
+  const one = (widths, mean) => (widths.every((bits) => bits === widths[0]) ? widths[0] : ` mixed ${mean()}`);
+  const inputs = () => Math.min(...plan.a) + "–" + Math.max(...plan.a);
+  const parts = [`W${one(plan.w, () => meanWeightBits(model, plan).toFixed(1))}`, `A${one(plan.a, inputs)}`];
+  if (model.singles.e.length > 1) parts.push(`E${plan.e}`);
+  if (model.singles.kv.length > 1) parts.push(`KV${plan.kv}`);
+  return parts.join(" · ");
 }
 
 function summaryWords(plan, told) {

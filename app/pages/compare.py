@@ -1,4 +1,4 @@
-"""The Compare page: two plans layer by layer, and what they weigh and cost."""
+"""The Compare page: two plans layer by layer, what they weigh and cost; and all measured plans as a table."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from app.budget import sentence
 from app.components.budget import request_of
 from app.components.compare import Compare
 from app.components.equalizer import check_plan
+from app.components.plan_table import PlanTable
 from app.pages.context import EVERY, LIGHT, Page, PageContext
 from app.service import TRIED, PlanJson, Service
 from app.side import EQUALIZER
@@ -49,6 +50,7 @@ def build(context: PageContext) -> None:
     """Draw the page and wire it."""
     service, first = context.service, context.first
     compare = Compare(plans=service.comparable(first), elem_id="compare")
+    PlanTable(elem_id="plan-table")
 
     def paired(model: str, tried: list, event: gr.EventData):
         return Compare(answer=pair(service, model, tried, request_of(event)))

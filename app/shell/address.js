@@ -1,5 +1,5 @@
 /* The browser's history: a tab that is chosen makes an entry, and Back shows the tab of the entry before. The
-   plan in the address is kept by equalizer.js. A model that is chosen makes an entry too, see menuSeen. */
+   plan in the address is kept by equalizer.js. A model that is chosen makes an entry too: see there. */
 
 (() => {
   const tabOf = (href) => new URL(href).searchParams.get("p") ?? "";
@@ -18,8 +18,7 @@
 
   addEventListener("popstate", () => {
     const id = tabOf(location.href) || first;
-    const tab = document.querySelector(`#tabs button[role="tab"]#${CSS.escape(id)}-button`);
-    document.dispatchEvent(new CustomEvent("quept:back"));
+    const tab = document.querySelector(`#tabs [role="tab"][data-tab-id="${CSS.escape(id)}"]`);
     if (!tab || tab.getAttribute("aria-selected") === "true") return;
     back = true;
     tab.click();

@@ -3,19 +3,83 @@ service; what cannot be had is said in a toast, and None is returned."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from app.link import ASK, LinkError, decode
-from app.service import TRIED, PlanJson, Service
+from app.components.equalizer import check_plan
+from app.link import ASK, LinkError, decode, encode
+from app.service import NO_KL, TRIED, PlanJson, Service
 from app.side import setting_named
 from app.toast import inform, warn
-from quept.plan import PlanError, PrecisionPlan
+from quept.evaluate import TaskEstimate
+from quept.plan import FULL, QUANTIZED_BITS, PlanError, PrecisionPlan
+
+DEMOS = {
+    "language": ("Talk to", "chat"),
+    "vision": ("Show pictures to", "classify"),
+    "vision-language": ("Ask", "ask"),
+}
+SQUEEZED = 0.28  # of full precision: what a visitor may try first
 
 
-def named(service: Service, model: str, name: str) -> PlanJson:
-    """The plan of that name; ValueError for one that is not known."""
-    return service.plan_json_of(model, service.plan(model, name))
+def shelf(service: Service, model: str) -> dict[str, Any]:
+    """What the plan bar offers: every plan by its name, with its bytes and its quality, and three states
+    worth seeing; JSON."""
+    opened = service.opened[model]
+    short = {PrecisionPlan.uniform(bits).name: f"W{bits}" for bits in reversed(QUANTIZED_BITS)}
+    short = {PrecisionPlan.uniform(FULL).name: "Full"} | short
+    best = {plan.name for plan in opened.best}
+    offered = [(short.get(name, name), "best" if name in best else "named") for name in opened.named_plans]
+    return {
+        "model": model,
+        "first": next(iter(service.models)),
+        "plans": [
+            _offered(service, model, name, label, "uniform" if name in short else kind)
+            for (label, kind), name in zip(offered, opened.named_plans, strict=True)
+        ],
+        "tries": _tries(service, model),
+    }
+
+
+def _offered(service: Service, model: str, name: str, label: str, kind: str) -> dict[str, Any]:
+    opened, plan = service.opened[model], service.plan(model, name)
+    link = encode(service.plan_json_of(model, plan))
+    size = opened.elastic.sizes.deploy(plan)
+    about = {"name": name, "label": label, "kind": kind, "link": link, "bytes": size}
+    return about | {"quality": _quality(opened.stored(plan), opened.task.headline)}
+
+
+def _quality(estimate: TaskEstimate | None, headline: str) -> str:
+    """What was measured of a plan first of all, in few characters."""
+    metric = estimate and estimate[headline]
+    if not metric:
+        return ""
+    if metric.unit == "share":
+        return f"{100 * metric.value:.1f} %"
+    digits = 2 if metric.value >= 0.01 else 1
+    return f"KL {metric.value:.{digits}g}" if metric.value >= NO_KL else "KL 0"
+
+
+def _tries(service: Service, model: str) -> list[dict[str, str]]:
+    elastic = service.models[model]
+    verb, tab = DEMOS[elastic.kind]
+    squeezed = elastic.sizes.deploy(PrecisionPlan.full()) * SQUEEZED / 1e6
+    words = f"{squeezed:.0f} MB" if squeezed >= 10 else f"{squeezed:.2g} MB"
+    smaller = {"budget": words} if service.opened[model].sensitivity else {"plan": "W2"}
+    return [
+        {"label": f"Squeeze it to {words if 'budget' in smaller else '2 bits'}"} | smaller,
+        {"label": f"{verb} 3 bits against full", "plan": "W3", "tab": tab},
+        {"label": "Which layers are fragile?", "tab": "layers"},
+    ]
+
+
+def file_of(service: Service, model: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan on the faders as a file, with a name that tells what it is."""
+    plan = service.plan_of(model, check_plan(request.get("plan"), service.describe(model)))
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{model} {plan.name}").strip("-")
+    text = plan.to_json(service.models[model].origin.models[0])
+    return {"turn": request.get("turn"), "name": f"{name}.json", "text": text}
 
 
 def chosen_point(service: Service, model: str, tried: list[PlanJson], identity: str) -> PlanJson | None:
@@ -32,13 +96,13 @@ def chosen_point(service: Service, model: str, tried: list[PlanJson], identity: 
                 title="Not a plan",
             )
             return None
-        return named(service, model, identity)
+        return service.plan_json_of(model, service.plan(model, identity))
     except ValueError as error:
         warn(str(error))
         return None
 
 
-def uploaded(service: Service, model: str, content: bytes) -> PlanJson | None:
+def uploaded(service: Service, model: str, content: str | bytes) -> PlanJson | None:
     """The plan in a file from the visitor's disk."""
     try:
         plan = PrecisionPlan.from_json(content, service.models[model].origin.models)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import gradio as gr
 
@@ -17,20 +16,11 @@ from app.components.chart import Chart, point_id
 from app.components.equalizer import Equalizer
 from app.components.menu import Menu
 from app.components.numbers import Numbers
+from app.components.planbar import PlanBar
 from app.pages.context import EVERY, LIGHT, RUNNING, WARNING, Held
 from app.service import PlanJson, Service
 from app.shell import plans
 from app.shell.measuring import measure, points, refine
-from app.shell.presets import Presets, build_presets, named_choices
-
-DOWNLOAD_JS = """(text) => {
-  if (!text) return;
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
-  link.download = "plan.json";
-  link.click();
-  URL.revokeObjectURL(link.href);
-}"""
 
 
 @dataclass
@@ -41,7 +31,7 @@ class Workbench:
     equalizer: Equalizer
     budget: Budget
     numbers: Numbers
-    presets: Presets
+    planbar: PlanBar
 
 
 def draw(service: Service, model: Menu) -> Workbench:
@@ -49,25 +39,15 @@ def draw(service: Service, model: Menu) -> Workbench:
     first = model.value
     start = service.start(first)
     plan_json = service.plan_json_of(first, start)
-    presets = build_presets(service, first)
+    planbar = PlanBar(plans=plans.shelf(service, first), elem_id="planbar")
     budget = Budget(elem_id="budget")
     numbers = Numbers(value=service.state(first, start), elem_id="numbers")
     with gr.Row(elem_id="bench", equal_height=False):
         with gr.Column(elem_id="bench-faders", scale=7, min_width=340):
-            equalizer = Equalizer(plan_json, description=service.describe(first), elem_id="equalizer")
+            about = {"description": service.describe(first), "folded": True}
+            equalizer = Equalizer(plan_json, **about, elem_id="equalizer")
         with gr.Column(elem_id="bench-plot", scale=5, min_width=340):
             chart = Chart(service.points(first), elem_id="chart")
-    with gr.Row(elem_id="plan-files"):
-        download = gr.Button("Download plan", size="sm", elem_id="plan-download", min_width=120)
-        upload = gr.UploadButton(
-            "Upload plan",
-            file_types=[".json"],
-            type="binary",
-            size="sm",
-            elem_id="plan-upload",
-            min_width=120,
-        )
-    text = gr.Textbox(visible=False)
     held = Held(
         model=model,
         plan=gr.State(plan_json),
@@ -78,16 +58,16 @@ def draw(service: Service, model: Menu) -> Workbench:
         chosen=gr.State(None),
         measured=gr.State(None),
     )
-    bench = Workbench(held, equalizer, budget, numbers, presets)
-    _wire(service, bench, download, upload, text)
+    bench = Workbench(held, equalizer, budget, numbers, planbar)
+    _wire(service, bench)
     _wire_budget(service, bench)
     return bench
 
 
-def _wire(service: Service, bench: Workbench, download, upload, text) -> None:
-    held = bench.held
+def _wire(service: Service, bench: Workbench) -> None:
+    held, planbar = bench.held, bench.planbar
     own = [bench.equalizer, held.plan, held.chosen]
-    about = [held.opened, held.tried, held.chart, bench.budget, bench.presets.named]
+    about = [held.opened, held.tried, held.chart, bench.budget, planbar]
 
     def loaded(model: str, plan_json: PlanJson | None) -> tuple:
         """A plan for the equaliser and the pages; None leaves them as they are."""
@@ -102,8 +82,8 @@ def _wire(service: Service, bench: Workbench, download, upload, text) -> None:
         """Another model at that plan: a new equaliser, an empty history."""
         equalizer = Equalizer(plan_json, description=service.describe(model))
         shown = Chart(points(service, model, []), own=[]), Budget(path=service.slider(model))
-        menu = gr.Dropdown(named_choices(service, model), value="")
-        return equalizer, *loaded(model, plan_json)[1:], model, [], *shown, menu
+        bar = PlanBar(plans=plans.shelf(service, model))
+        return equalizer, *loaded(model, plan_json)[1:], model, [], *shown, bar
 
     def chosen(model: str) -> tuple:
         return switched(model, service.plan_json_of(model, service.start(model)))
@@ -116,11 +96,17 @@ def _wire(service: Service, bench: Workbench, download, upload, text) -> None:
     def pointed(model: str, tried: list, event: gr.EventData):
         return loaded(model, plans.chosen_point(service, model, tried, point_id(event)))
 
-    def uploaded(model: str, content: bytes) -> tuple:
-        return loaded(model, plans.uploaded(service, model, content))
+    def travelled(event: gr.EventData) -> tuple:
+        query = request_of(event).get("query")
+        query = {key: str(value)[:2000] for key, value in query.items()} if isinstance(query, dict) else {}
+        model, plan_json = plans.linked(service, query)
+        return model, *switched(model, plan_json)
 
-    def named(model: str, name: str) -> tuple:
-        return loaded(model, plans.named(service, model, name) if name else None)
+    def uploaded(model: str, event: gr.EventData) -> tuple:
+        return loaded(model, plans.uploaded(service, model, str(request_of(event).get("text"))))
+
+    def downloaded(model: str, event: gr.EventData):
+        return PlanBar(file=plans.file_of(service, model, request_of(event)))
 
     def measured(model: str, plan_json: PlanJson, tried: list, request: gr.Request) -> Iterator:
         yield from measure(service, model, plan_json, tried, request.session_hash)
@@ -130,20 +116,13 @@ def _wire(service: Service, bench: Workbench, download, upload, text) -> None:
         event.then(measured, [held.model, held.plan, held.tried], results, **RUNNING)
 
     then_measure(bench.equalizer.commit(committed, [held.model, bench.equalizer], own[1:], **EVERY))
-    for name, button in bench.presets.uniform.items():
-        then_measure(button.click(partial(named, name=name), held.model, own, **LIGHT))
-    then_measure(bench.presets.named.input(named, [held.model, bench.presets.named], own, **LIGHT))
     then_measure(held.chart.point(pointed, [held.model, held.tried], own, **WARNING))
-    then_measure(upload.upload(uploaded, [held.model, upload], own, **WARNING))
+    then_measure(planbar.upload(uploaded, held.model, own, **WARNING))
+    then_measure(planbar.travel(travelled, None, [held.model, *own, *about], **WARNING))
+    planbar.download(downloaded, held.model, planbar, **EVERY)
     then_measure(held.model.input(chosen, held.model, [*own, *about], **LIGHT))
     blocks = gr.context.Context.root_block
     then_measure(blocks.load(restored, None, [held.query, held.model, *own, *about], **WARNING))
-    download.click(
-        lambda m, w: service.plan_of(m, w).to_json(service.models[m].origin.models[0]),
-        [held.model, held.plan],
-        text,
-        **LIGHT,
-    ).then(None, text, None, js=DOWNLOAD_JS)
 
 
 def _wire_budget(service: Service, bench: Workbench) -> None:

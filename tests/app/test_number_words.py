@@ -8,7 +8,7 @@ import pytest
 from tests.allocate.test_browser_agrees import SCRIPT, node
 
 NUMBERS = SCRIPT.with_name("numbers.js").read_text("utf-8")
-CHART = SCRIPT.with_name("chart.js").read_text("utf-8")
+POINTS = SCRIPT.with_name("points.js").read_text("utf-8")
 
 
 def written(script: str, *calls: str) -> list[str]:
@@ -36,7 +36,7 @@ def test_a_measured_number_that_is_nearly_nothing_is_not_a_row_of_zeros():
 
 def test_a_point_of_the_chart_is_not_a_row_of_zeros():
     script = "const known = (x) => typeof x === 'number' && Number.isFinite(x);"
-    script += between(CHART, "const inEnglish", "/* A share and its")
+    script += between(POINTS, "const inEnglish", "/* A share and its")
     calls = ("measurement(1e-8, 1e-9)", "measurement(0, 0)", "measurement(0.02, 0.001)")
     assert written(script, *calls) == ["≈ 0", "0", "0.0200 ± 0.0010"]
 

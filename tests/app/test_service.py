@@ -4,6 +4,7 @@ they asked for."""
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import threading
 from dataclasses import replace
@@ -16,8 +17,7 @@ from app.link import encode
 from app.pages.compare import pair
 from app.service import Sample, Service
 from app.shell.measuring import measure
-from app.shell.plans import chosen_point, linked, uploaded
-from app.shell.presets import named_choices
+from app.shell.plans import chosen_point, file_of, linked, shelf, uploaded
 from quept.allocate.front import Front, Point
 from quept.artifact import Source
 from quept.evaluate import Estimate, ResultKey, Results
@@ -119,19 +119,17 @@ def test_wire_and_plan_are_two_spellings_of_one_thing(service: Service, elastic:
     assert service.plan_of(MODEL, service.plan_json_of(MODEL, both)).name == "W4KV8E6"
 
 
-def test_uniform_at_equal_bytes_lies_between_its_neighbours(service: Service, elastic: ElasticModel):
+def test_uniform_is_the_best_uniform_plan_that_fits_by_name(service: Service, elastic: ElasticModel):
     three, four = (measured(service, PrecisionPlan.uniform(b)) for b in (3, 4))
-    size = (three["deploy_bytes"] + four["deploy_bytes"]) // 2
-    between = service.opened[MODEL].uniform_at(size)
-    assert sorted([three["estimate"]["kl"], four["estimate"]["kl"], between["kl"]])[1] == between["kl"]
-    assert "between W3 and W4" in between["label"]
-    assert service.opened[MODEL].uniform_at(four["deploy_bytes"])["kl"] == pytest.approx(
-        four["estimate"]["kl"]
-    )
-    assert service.opened[MODEL].uniform_at(10**12) is None
+    opened, size = service.opened[MODEL], (three["deploy_bytes"] + four["deploy_bytes"]) // 2
+    found = opened.uniform_at(size)
+    assert found["kl"] == three["estimate"]["kl"] and found["label"] == "uniform W3"
+    best = min((three, four), key=lambda state: state["estimate"]["kl"])
+    assert opened.uniform_at(10**12)["kl"] == best["estimate"]["kl"]
+    assert opened.uniform_at(three["deploy_bytes"] - 1) is None
 
 
-def test_uniform_plans_with_small_embeddings_compete_at_equal_bytes(service: Service, elastic: ElasticModel):
+def test_uniform_plans_with_small_embeddings_compete(service: Service, elastic: ElasticModel):
     opened, figures = service.opened[MODEL], {"ppl": 30.0, "same_top": 0.5, "tokens": 256}
     three = measured(service, PrecisionPlan.uniform(3))["estimate"]["kl"]
     whole = {
@@ -142,10 +140,8 @@ def test_uniform_plans_with_small_embeddings_compete_at_equal_bytes(service: Ser
     opened.sensitivity = tiny_table(elastic, whole=whole)
     size = {name: elastic.sizes.deploy(PrecisionPlan.parse(name)) for name in ("W3", *whole)}
     assert size["W2E4"] < size["W4E4"] < size["W3"]
-    assert opened.uniform_at(size["W4E4"])["kl"] == pytest.approx(three / 2)
-    between = opened.uniform_at((size["W2E4"] + size["W4E4"]) // 2)
-    assert three / 2 < between["kl"] < 9 and "between W2E4 and W4E4" in between["label"]
-    assert opened.uniform_at(size["W2E4"] - 1) is None
+    for fits, name in (("W3", "W4E4"), ("W4E4", "W4E4"), ("W2E4", "W2E4")):
+        assert opened.uniform_at(size[fits])["label"] == f"uniform {name}"
     opened.sensitivity = tiny_table(
         elastic, whole=whole, reference={"ppl": 20.0, "tokens": 99, "context": 64}
     )
@@ -212,8 +208,9 @@ def test_a_plan_of_another_size_is_refused(service: Service):
 
 def test_upload_reads_what_download_wrote(service: Service):
     plan_json = service.plan_json_of(MODEL, PrecisionPlan.of({"*.o_proj": 2}, default=7))
-    text = service.plan_of(MODEL, plan_json).to_json(MODEL)
-    assert uploaded(service, MODEL, text.encode()) == plan_json
+    file = file_of(service, MODEL, {"turn": 1, "plan": plan_json})
+    assert uploaded(service, MODEL, file["text"]) == plan_json
+    assert re.fullmatch(r"tiny-mixed-[\d.]+-bits\.json", file["name"])
 
 
 @pytest.mark.parametrize(
@@ -281,7 +278,9 @@ def test_the_shipped_front_is_drawn_listed_and_loaded(service, elastic, tmp_path
     with_front = shipped_front(service, elastic, tmp_path)
     best = [p for p in with_front.points(MODEL)["points"] if p["kind"] == "best"]
     assert [(p["label"], p["kl"]) for p in best] == [("Best 3 bits", 0.25), ("Best 4 bits", 0.125)]
-    assert ("best 3 bits", "best 3 bits") in named_choices(with_front, MODEL)
+    offered = {plan["name"]: plan for plan in shelf(with_front, MODEL)["plans"]}
+    assert offered["best 3 bits"]["kind"] == "best" and offered["best 3 bits"]["quality"] == "KL 0.25"
+    assert offered["W4"]["kind"] == "uniform" and offered["full precision"]["label"] == "Full"
     assert ("Best 4 bits", "best 4 bits") in with_front.choices(MODEL)
     plan_json = chosen_point(with_front, MODEL, [], best[0]["id"])
     assert plan_json["e"] == 6 and with_front.plan_of(MODEL, plan_json).name == "best 3 bits"

@@ -1,0 +1,178 @@
+/* The plan bar: plans by name, undo and redo, share, files, and three states worth seeing; see planbar.py.
+
+   This file, after dom.js, terms.js and plan.js, is the body of a function that gr.HTML calls once, with
+   element, props, trigger and watch as in equalizer.js. It speaks with the equaliser by DOM events alone:
+   quept:predict says what the faders show; quept:propose, quept:undo and quept:redo change it; quept:budget
+   {words} is a budget for budget.js to meet. */
+
+const LARGEST = 2_000_000; // characters of a plan file
+const ICONS = {
+  undo: "M6.5 3.5 3 7l3.5 3.5M3 7h6.5a3.5 3.5 0 0 1 0 7H7",
+  redo: "M9.5 3.5 13 7 9.5 10.5M13 7H6.5a3.5 3.5 0 0 0 0 7H9",
+  share: "M6.5 9.5l3-3M7 4.5l1.5-1.5a3 3 0 0 1 4.5 4.5L11.5 9M9 11.5 7.5 13A3 3 0 0 1 3 8.5L4.5 7",
+  download: "M8 2.5v8M4.8 7.5 8 10.7l3.2-3.2M3 13.5h10",
+  upload: "M8 10.7v-8M4.8 5.7 8 2.5l3.2 3.2M3 13.5h10",
+};
+const GROUPS = { best: "Best found for their size", named: "Other plans" };
+
+const root = element.querySelector(".planbar");
+let faders = window.queptPrediction ?? null; // the latest quept:predict
+let turn = 0;
+let view;
+
+const shelf = () => props.plans ?? { plans: [], tries: [] };
+const keyOf = (link) => ["w", "a", "kv", "e"].map((name) => link?.[name] ?? "").join("&");
+const sizeOf = ({ bytes }) => (bytes >= 1e8 ? `${Math.round(bytes / 1e6)} MB` : sizeWords(bytes));
+const detailOf = (plan) => [sizeOf(plan), plan.quality].filter(Boolean).join(" · ");
+
+function load(name) {
+  const found = shelf().plans.find((plan) => plan.name === name);
+  if (!found || !faders) return;
+  const plan = planOfLink(found.link, faders.plan.w.length);
+  document.dispatchEvent(new CustomEvent("quept:propose", { detail: { plan, done: true } }));
+  say(`${found.label}: ${detailOf(found)}`);
+}
+
+/* One of the states worth seeing. */
+function show({ plan, budget, tab }) {
+  if (plan) load(plan);
+  if (budget) document.dispatchEvent(new CustomEvent("quept:budget", { detail: { words: budget } }));
+  const button = tab && document.querySelector(`#tabs [role="tab"][data-tab-id="${tab}"]`);
+  if (!button) return;
+  button.click();
+  button.scrollIntoView({ block: "start", behavior: "smooth" });
+}
+
+function action(name, label, onClick, title) {
+  const word = make("span", { class: "word", text: label });
+  const made = make("button", { type: "button", class: "action", "data-action": name, title }, icon(ICONS[name]), word);
+  made.addEventListener("click", onClick);
+  return made;
+}
+
+const ask = (name) => () => document.dispatchEvent(new CustomEvent(`quept:${name}`));
+
+function build() {
+  const { plans, tries } = shelf();
+  view = { buttons: [], live: make("span", { class: "unseen", role: "status", "aria-live": "polite" }) };
+  const presets = make("div", { class: "presets", role: "group", "aria-label": "The same bits in every layer" });
+  for (const plan of plans.filter(({ kind }) => kind === "uniform")) presets.append(makePreset(plan));
+  const wanted = make("div", { class: "tries", role: "group", "aria-label": "Worth seeing" },
+    ...tries.map((one) => {
+      const button = make("button", { type: "button", class: "try", text: one.label });
+      button.addEventListener("click", () => show(one));
+      return button;
+    }));
+  view.undo = action("undo", "Undo", ask("undo"), "Undo (Ctrl+Z)");
+  view.redo = action("redo", "Redo", ask("redo"), "Redo (Ctrl+Shift+Z)");
+  view.share = action("share", "Share", share, "Copy a link to this page with this plan");
+  view.file = make("input", { type: "file", accept: ".json,application/json", hidden: "", "data-file": "" });
+  view.file.addEventListener("change", upload);
+  const actions = make("div", { class: "actions" }, view.undo, view.redo, view.share,
+    action("download", "Download", download, "The plan as a file, for the command line or to come back to"),
+    action("upload", "Upload", () => view.file.click(), "A plan file from your disk"), view.file);
+  root.replaceChildren(make("div", { class: "top" }, wanted, actions),
+    make("div", { class: "shelf" }, term("plan", "Plan"), presets, makeMenu(plans)), view.live);
+  draw();
+}
+
+function makePreset(plan) {
+  const id = plan.label.replace(/\W/g, "");
+  const button = make("button", { type: "button", class: "preset", id: `preset-${id}`, "aria-pressed": "false" },
+    make("b", { text: plan.label }), make("span", { text: detailOf(plan) }));
+  button.addEventListener("click", () => load(plan.name));
+  view.buttons.push({ button, key: keyOf(plan.link) });
+  return button;
+}
+
+function makeMenu(plans) {
+  view.select = make("select", { "data-plans": "", id: `${element.id}-named` }, make("option", { value: "", text: "–" }));
+  view.named = new Map(plans.filter(({ kind }) => GROUPS[kind]).map(({ link, name }) => [keyOf(link), name]));
+  for (const [kind, label] of Object.entries(GROUPS)) {
+    const options = plans.filter((plan) => plan.kind === kind)
+      .map((plan) => make("option", { value: plan.name, text: `${plan.label} · ${detailOf(plan)}` }));
+    if (options.length) view.select.append(make("optgroup", { label }, ...options));
+  }
+  view.select.addEventListener("change", () => load(view.select.value));
+  const label = make("label", { class: "menu", for: view.select.id }, make("span", { text: "Named" }), view.select);
+  label.hidden = !view.named.size;
+  return label;
+}
+
+/* The pressed button, and what the menu says, are those of the plan on the faders. */
+function draw() {
+  const key = keyOf(faders?.link);
+  for (const one of view.buttons) one.button.setAttribute("aria-pressed", String(one.key === key));
+  view.select.value = view.named.get(key) ?? "";
+  view.undo.disabled = !faders?.undo;
+  view.redo.disabled = !faders?.redo;
+}
+
+function say(words) {
+  view.live.textContent = words;
+}
+
+async function share() {
+  const link = addressWith(faders.link, window.location.href);
+  const copied = await copyText(link, root);
+  view.share.focus({ preventScroll: true });
+  if (!copied) return showLink(link);
+  const word = view.share.querySelector(".word");
+  word.textContent = "Copied";
+  say("The link is on the clipboard.");
+  setTimeout(() => { word.textContent = "Share"; }, 2000);
+}
+
+/* Where no way of copying is allowed: the link itself, selected. */
+function showLink(link) {
+  root.querySelector(".link")?.remove();
+  const field = make("input", { class: "link", readonly: "", "aria-label": "Link to this plan to copy" });
+  field.value = link;
+  root.append(field);
+  field.select();
+}
+
+function download() {
+  turn += 1;
+  trigger("download", { turn, plan: faders.plan });
+}
+
+function onFile() {
+  if (props.file?.turn !== turn) return;
+  const url = URL.createObjectURL(new Blob([props.file.text], { type: "application/json" }));
+  make("a", { href: url, download: props.file.name }).click();
+  URL.revokeObjectURL(url);
+}
+
+/* Too long a file is no plan: its first part says so to Python, which refuses it in words. */
+async function upload() {
+  const [file] = view.file.files;
+  view.file.value = "";
+  if (file) trigger("upload", { text: await file.slice(0, LARGEST).text() });
+}
+
+function onPredict({ detail }) {
+  if (!element.isConnected) return stop();
+  faders = detail;
+  draw();
+}
+
+/* Back or Forward: to another model Python has to go along. */
+function onBack() {
+  if (!element.isConnected) return stop();
+  const query = Object.fromEntries(new URL(window.location.href).searchParams);
+  if ((query.m ?? shelf().first) === faders?.link.m) return;
+  window.queptTravels = true;
+  trigger("travel", { query });
+}
+
+function stop() {
+  document.removeEventListener("quept:predict", onPredict);
+  window.removeEventListener("popstate", onBack);
+}
+
+build();
+document.addEventListener("quept:predict", onPredict);
+window.addEventListener("popstate", onBack);
+watch("plans", build);
+watch("file", onFile);
