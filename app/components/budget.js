@@ -79,7 +79,7 @@ function build() {
   view = {
     text: make("input", {
       type: "text", class: "text", id: `${element.id}-text`, placeholder: EXAMPLES, maxlength: 40,
-      autocomplete: "off", spellcheck: "false", "aria-describedby": `${element.id}-words`, "data-budget": "",
+      autocomplete: "off", spellcheck: "false", "aria-label": "Budget", "aria-describedby": `${element.id}-words`, "data-budget": "",
     }),
     target: make("select", { class: "target", "aria-label": "What the budget is for", "data-target": "" },
       ...TARGETS.map(([value, text]) => make("option", { value, text: `for: ${text}` }))),

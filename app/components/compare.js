@@ -26,7 +26,7 @@ function build() {
     make("span", { class: "gist", text: "layer by layer: where the bits differ, and what it costs" }));
   view = { body, menus: ["a", "b"].map(makeMenu) };
   view.totals = make("tbody");
-  view.strip = make("div", { class: "scroller" });
+  view.strip = make("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": "Differences" });
   view.words = make("p", { class: "words", "data-compare-words": "" });
   view.hover = make("p", { class: "hover", "data-compare-hover": "" });
   const swap = make("button", { type: "button", class: "swap", text: "⇄", "aria-label": "Swap the two plans" });
@@ -35,7 +35,7 @@ function build() {
   const table = make("table", {}, caption("The two plans, and the second less the first"),
     make("thead", {}, view.columns), view.totals);
   body.append(make("div", { class: "toolbar" }, view.menus[0].label, swap, view.menus[1].label),
-    make("div", { class: "scroller" }, table), view.strip, view.hover, view.words);
+    make("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": "Totals" }, table), view.strip, view.hover, view.words);
   view.strip.addEventListener("pointerover", read);
   view.strip.addEventListener("pointerleave", () => { view.hover.textContent = ""; });
   root.replaceChildren(head, body);

@@ -39,6 +39,7 @@ let plan; // what the screen shows, changed in place during an edit
 let committed; // the last plan that Python knows
 let past, future; // committed plans, for undo and redo
 let fresh; // a model was drawn before its plan came: the plan is then no edit
+let entry = "replaceState"; // how the address is written next: another model makes an entry in the history
 let kind = "w"; // which bits the faders move: "w" or "a"
 let filter = ALL; // the role the faders move
 let drag = null; // the paint stroke in progress
@@ -114,10 +115,11 @@ function send(words = "") {
   trigger("commit");
 }
 
-function publishLink(how = "replaceState") {
+function publishLink() {
   if (fresh) return;
   const address = addressWith(linkOf(model, committed), window.location.href);
-  window.history[how](window.history.state, "", address);
+  window.history[entry](window.history.state, "", address);
+  entry = "replaceState";
 }
 
 /* Back and Forward change the tab or the model, never the plan: it goes along. */
@@ -187,8 +189,9 @@ function adoptDescription() {
   picker?.close();
   const before = model?.model;
   start();
-  publishLink(before === model.model || window.queptTravels ? "replaceState" : "pushState");
+  if (before && before !== model.model && !window.queptTravels) entry = "pushState";
   window.queptTravels = false;
+  publishLink();
 }
 
 function tell() {
