@@ -65,7 +65,7 @@ def draw(service: Service, model: Menu) -> Workbench:
 
 
 def _wire(service: Service, bench: Workbench) -> None:
-    held, planbar = bench.held, bench.planbar
+    held, planbar, drawn = bench.held, bench.planbar, bench.held.model.value
     own = [bench.equalizer, held.plan, held.chosen]
     about = [held.opened, held.tried, held.chart, bench.budget, planbar]
 
@@ -91,7 +91,8 @@ def _wire(service: Service, bench: Workbench) -> None:
     def restored(request: gr.Request) -> tuple:
         query = {key: str(value)[:2000] for key, value in request.query_params.items()}
         model, plan_json = plans.linked(service, query)
-        return query, model, *switched(model, plan_json)
+        shown = switched(model, plan_json)
+        return query, model, *((plan_json, *shown[1:]) if model == drawn else shown)
 
     def pointed(model: str, tried: list, event: gr.EventData):
         return loaded(model, plans.chosen_point(service, model, tried, point_id(event)))
