@@ -1,4 +1,4 @@
-"""The Explore page of a tiny model in a real browser: the budget box, locks, why, the heat map, comparing."""
+"""The workbench of a tiny model in a real browser: the budget box, locks, why, the heat map, comparing."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import time
 from contextlib import closing
 from types import SimpleNamespace
 
-import gradio as gr
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from app import refinement
-from app.pages import explore
-from app.serve import STYLE
+from app.serve import build_app, look
 from app.service import Sample, Service
 from quept.evaluate import Results
 from quept.plan import FULL, PrecisionPlan
@@ -32,13 +30,8 @@ def site(tmp_path_factory):
     models = {MODEL: elastic, "bare": elastic}
     service = Service(models, sample, Results.open(folder / "results.sqlite"), folder)
     service.opened[MODEL].sensitivity = tiny_table(elastic)
-    with gr.Blocks() as demo:
-        model = gr.Dropdown(list(models), value=MODEL, visible=False)
-        plan = gr.State(service.plan_json_of(MODEL, service.start(MODEL)))
-        with gr.Tabs(), gr.Tab("Explore") as tab:
-            explore.build(explore.PAGE.context(service, model=model, plan=plan, tab=tab))
-    demo.queue()
-    _, url, _ = demo.launch(prevent_thread_lock=True, ssr_mode=False, quiet=True, css=STYLE.read_text())
+    demo = build_app(service)
+    _, url, _ = demo.launch(**look(), prevent_thread_lock=True, ssr_mode=False, quiet=True)
     yield SimpleNamespace(url=url, service=service, elastic=elastic)
     demo.close()
 
@@ -55,7 +48,8 @@ def visit(browser: Browser, site):
         page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(error.stack or str(error)))
         page.goto(site.url + query)
-        expect(page.locator("#equalizer .cell").last).to_be_visible(timeout=30_000)
+        page.locator("#equalizer [data-fold]").click(timeout=30_000)
+        expect(page.locator("#equalizer .cell").last).to_be_visible()
         if "m=bare" not in query:
             expect(page.locator("[data-slider]")).to_be_enabled(timeout=30_000)
         expect(status(page)).to_contain_text("Measured", timeout=30_000)
@@ -86,6 +80,10 @@ def shown(page: Page) -> list[int]:
         "all => all.map(c => [+c.dataset.block, +c.dataset.row, +c.innerText])"
     )
     return [bits for _, _, bits in sorted(cells)]
+
+
+def tab(page: Page, name: str) -> None:
+    page.locator(f'#tabs [role="tab"][data-tab-id="{name}"]').click()
 
 
 def told(page: Page, name: str):
@@ -315,8 +313,7 @@ def test_why_is_told_on_hover_and_on_focus(page, site):
 
 def test_the_heat_map_opens_reads_out_and_leads_to_the_layer(page, site):
     heat = page.locator("#heatmap")
-    expect(heat.locator(".cell")).to_have_count(0)
-    heat.locator("summary").click()
+    tab(page, "layers")
     expect(heat.locator(".cell")).to_have_count(LAYERS)
     table = site.service.opened[MODEL].sensitivity
     name = site.elastic.layers[9]
@@ -340,7 +337,7 @@ def test_two_plans_are_compared_layer_by_layer(page, site):
     page.keyboard.press("8")
     expect(status(page)).to_contain_text("Measured", timeout=30_000)
     compare = page.locator("#compare")
-    compare.locator("summary").click()
+    tab(page, "compare")
     said = page.locator("[data-compare-words]")
     expect(said).to_contain_text("B has more bits in 1 layer, fewer in 13 layers")
     assert compare.locator(".strip .more").all_inner_texts() == ["+4"]
@@ -412,19 +409,20 @@ def test_a_model_without_a_table_says_so_and_offers_no_budget(visit):
     expect(words(page)).to_contain_text("no sensitivity table")
     for control in ("[data-budget]", "[data-slider]", "[data-refine]", "[data-limits]"):
         expect(page.locator(control)).to_be_disabled()
-    page.locator("#heatmap summary").click()
+    tab(page, "layers")
     expect(page.locator("#heatmap")).to_contain_text("no sensitivity table")
     cell(page, 0, 0).hover()
     expect(page.locator(".why")).to_contain_text("what it costs is not known")
-    page.locator("#compare summary").click()
+    tab(page, "compare")
     expect(page.locator("#compare .strip")).to_be_visible()
 
 
 def test_a_phone_has_room_for_all_of_it(visit):
     phone = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     phone.locator("[data-limits]").click()
-    phone.locator("#heatmap summary").click()
-    phone.locator("#compare summary").click()
+    tab(phone, "layers")
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    tab(phone, "compare")
     expect(phone.locator("#compare .strip")).to_be_attached()
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     cell(phone, 0, 0).tap()

@@ -16,6 +16,7 @@ from fastapi import FastAPI, Response
 from playwright.sync_api import Browser, Page, expect
 
 from app.components.chart import LONGEST_ID, Chart, point_id
+from app.components.plan_table import PlanTable
 from quept.evaluate import TextTask
 
 PARAMS, FIXED, FULL = 134_515_008, 56_000_000, 269_030_016
@@ -68,6 +69,7 @@ def value(*more: dict) -> dict:
 def build(chosen: list[str]) -> gr.Blocks:
     with gr.Blocks() as demo:
         chart = Chart(value(), elem_id="chart")
+        PlanTable(elem_id="plan-table")
         out = gr.Textbox(elem_id="out", label="chosen")
         evil = point("evil", EVIL, "tried", 3.0, 0.9, 60.0, 0.6)
         third = point("tried:2", "third", "tried", 5.2, 0.05, 29.5, 0.89)
@@ -200,7 +202,7 @@ def ranges(page: Page) -> list[list[float]]:
 
 
 def names(page: Page) -> list[str]:
-    return page.locator("#chart tbody tr:not(.group) th span:last-child").all_inner_texts()
+    return page.locator("#plan-table tbody tr:not(.group) th span:last-child").all_inner_texts()
 
 
 @pytest.mark.parametrize("identity", ["w4", "gentle", "tried:1"])
@@ -220,7 +222,7 @@ def test_a_tap_on_a_phone_does_too(visit):
 def test_a_baseline_has_its_own_mark_and_nothing_to_load(page: Page, site):
     page.click("#other")
     expect(page.locator("#chart .legend")).to_contain_text("other tools")
-    row = page.locator("#chart tbody tr", has_text="bitsandbytes NF4")
+    row = page.locator("#plan-table tbody tr", has_text="bitsandbytes NF4")
     expect(row).to_contain_text("0.250 ± 0.010")
     expect(row.get_by_role("button")).to_have_count(0)
     page.mouse.move(*spot(page, "baseline:nf4"))
@@ -235,7 +237,7 @@ def test_the_best_plans_found_are_joined_and_load_like_presets(page: Page, site)
     expect(page.locator("#chart tr.group")).to_have_text(
         [re.compile("Tried"), "Best found for their size", "Presets"]
     )
-    rows = page.locator("#chart tbody tr", has_text="Best ").filter(has=page.locator("button"))
+    rows = page.locator("#plan-table tbody tr", has_text="Best ").filter(has=page.locator("button"))
     expect(rows).to_contain_text(["Best 3 bits", "Best 4 bits"])
     line = page.evaluate(
         """() => { const trace = document.querySelector('#chart .canvas').data.find(t => t.name === 'best');
@@ -360,19 +362,19 @@ def test_the_buttons_choose_what_is_shown(page: Page):
 
 def test_names_from_outside_stay_text(page: Page):
     page.click("#evil")
-    row = page.locator("#chart tbody th", has_text="onerror")
+    row = page.locator("#plan-table tbody th", has_text="onerror")
     expect(row).to_contain_text(EVIL)
     page.mouse.move(*spot(page, "evil"))
     expect(page.locator("#chart .hoverlayer")).to_contain_text('<img src=x onerror="window.owned=1">')
     assert page.evaluate("window.owned") is None
-    assert page.locator("#chart img").count() == 0
+    assert page.locator("#chart img, #plan-table img").count() == 0
 
 
 def test_nothing_measured_is_said_in_words_and_ends_with_the_first_point(page: Page):
     page.click("#empty")
     message = page.locator("#chart .message")
     expect(message).to_contain_text("Nothing has been measured yet")
-    expect(page.locator("#chart .history")).to_be_hidden()
+    expect(page.locator("#plan-table .plan-table")).to_be_hidden()
     page.click("#more")
     expect(message).to_be_hidden()
     expect(page.locator("#chart .main-svg").first).to_be_visible()

@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 from app import link
 from app.components.equalizer import Equalizer
 from app.components.numbers import Numbers
+from app.components.planbar import PlanBar
 from quept.evaluate import TextTask
 
 BITS = [2, 3, 4, 5, 6, 7, 8, 16]
@@ -88,7 +89,7 @@ def measured(plan: dict, model: str, tokens: int, status: str) -> dict:
         "estimate": estimate,
         "metrics": [metric.to_dict() for metric in TextTask(None).metrics(estimate)],
         "headline": "kl",
-        "uniform": {"label": "uniform, equal bytes", "kl": 0.3, "ppl": 34.3},
+        "uniform": {"label": "uniform W3", "kl": 0.3, "ppl": 34.3},
         "full_bytes": 269_000_000,
         "elastic_bytes": 641_000_000,
         "switch_ms": 38.4,
@@ -125,6 +126,7 @@ def site():
 
     with gr.Blocks() as demo:
         blank = [metric.to_dict() for metric in TextTask(None).metrics({})]
+        PlanBar(plans={"model": "big", "plans": [], "tries": []})
         numbers = Numbers({"status": "idle", "metrics": blank, "headline": "kl"})
         equalizer = Equalizer(START, description=described())
         preset = gr.Button("preset", elem_id="preset")
@@ -388,8 +390,8 @@ def test_copy_link_copies_the_address(visit, site):
     page = visit(permissions=["clipboard-read", "clipboard-write"])
     page.locator("#mixed").click()
     expect(cell(page, 2, 0)).to_have_text("8")
-    page.locator('[data-action="copy"]').click()
-    expect(page.locator('[data-action="copy"]')).to_have_text("Copied")
+    page.locator('[data-action="share"]').click()
+    expect(page.locator('[data-action="share"]')).to_have_text("Copied")
     copied = parse_qs(urlsplit(page.evaluate("navigator.clipboard.readText()")).query)
     assert {name: values[0] for name, values in copied.items()} == link.encode({"w": MIXED, "kv": 8}, "big")
 
@@ -399,7 +401,7 @@ def test_where_nothing_may_be_copied_the_link_is_shown(page):
         """() => { Object.defineProperty(navigator, 'clipboard', { value: undefined });
             document.execCommand = () => false; }"""
     )
-    page.locator('[data-action="copy"]').click()
+    page.locator('[data-action="share"]').click()
     shown_link = page.get_by_label("Link to this plan")
     assert link.encode(START)["w"] in shown_link.input_value()
 
@@ -574,7 +576,7 @@ def test_numbers_go_from_predicted_to_measured_without_moving(page, site):
     expect(tile).to_contain_text("31.2")
     expect(tile).to_contain_text("± 0.4")
     expect(tile).to_contain_text("▲ 13.2% worse than full, 27.6")
-    expect(tile).to_contain_text("▼ 3.1 better than uniform")
+    expect(tile).to_contain_text("▼ 3.1 better than uniform W3")
     expect(page.locator('[data-tile="same_top"]')).to_contain_text("80.0%78.8–81.2")
     heights.add(strip.bounding_box()["height"])
     assert len(heights) == 1
@@ -591,9 +593,10 @@ def test_numbers_of_a_plan_left_behind_are_not_shown(page, site):
     expect(tile).to_have_attribute("data-origin", "measured")
 
 
-def test_the_strip_stays_in_sight(page):
+def test_the_numbers_stay_in_sight_as_one_line(page):
     page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
-    expect(page.locator(".numbers")).to_be_in_viewport(ratio=1)
+    expect(page.locator("[data-state-line]")).to_be_in_viewport(ratio=1)
+    expect(page.locator("[data-state-line]")).to_contain_text("W4 · A16 · E16 · KV16")
 
 
 def swipe(page: Page, *points: tuple[float, float]) -> None:
