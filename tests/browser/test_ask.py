@@ -69,7 +69,7 @@ def address(tmp_path_factory) -> Iterator[str]:
         gr.close_all()
 
 
-def visit(browser: Browser, address: str, query: str = "?p=ask", width: int = 1280) -> Page:
+def visit(browser: Browser, address: str, query: str = "?p=ask&m=llava", width: int = 1280) -> Page:
     context = browser.new_context(viewport={"width": width, "height": 844}, has_touch=width < 500)
     page = context.new_page()
     page.wrong = []
@@ -112,8 +112,7 @@ def test_a_suggestion_is_answered_on_both_sides_and_followed_up(page: Page):
     newest = page.locator(TURNS).first
     expect(newest.locator("h3")).to_have_text("is there a dog?")
     expect(newest.locator(".note")).to_contain_text("a guess")
-    page.locator("#ask-plan-right input").click()
-    page.get_by_role("option", name="W8", exact=True).click()
+    page.locator("#ask-plan-right select").select_option("W8")
     page.locator("#ask-again").click()
     expect(newest.locator(".label").last).to_have_text("W8", timeout=30_000)
     answered(page, 2)
@@ -197,11 +196,10 @@ def test_pasted_pictures_are_taken_one_at_a_time(page: Page):
 
 
 def test_a_link_restores_the_page_and_its_precisions(page: Page, browser: Browser, address: str):
-    page.locator("#ask-plan-left input").click()
-    page.get_by_role("option", name="W3", exact=True).click()
-    page.wait_for_function("() => location.search.includes('l=W3') && location.search.includes('ask=llava')")
+    page.locator("#ask-plan-left select").select_option("W3")
+    page.wait_for_function("() => location.search.includes('l=W3') && location.search.includes('m=llava')")
     restored = visit(browser, address, page.url.removeprefix(address.rstrip("/")).lstrip("/"))
-    expect(restored.locator("#ask-plan-left input")).to_have_value("W3", timeout=15_000)
+    expect(restored.locator("#ask-plan-left select")).to_have_value("W3", timeout=15_000)
     expect(restored.get_by_role("tab", name="Chat")).to_be_enabled()
     assert restored.wrong == []
     restored.context.close()

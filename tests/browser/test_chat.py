@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 
 import gradio as gr
 import pytest
@@ -15,7 +16,7 @@ from app.gate import Gate
 from app.markdown import TAGS_SHOWN_AS_TEXT, as_markdown
 from app.pages import chat
 from app.pages.context import PageContext
-from tests.app.tiny import FakeService, tiny_elastic
+from tests.app.tiny import FakeService, bench, tiny_elastic
 
 EVIL = """Hi ![x](http://evil.test/1.png) <img src="http://evil.test/2.png"> <b id="owned">b</b>
 <div style="background:url(http://evil.test/3.png)">d</div><table background="http://evil.test/4.png"></table>
@@ -47,8 +48,8 @@ def address():
     service = FakeService({"tiny": tiny_elastic()})
     service.gate = SlowGate()
     with gr.Blocks(title="chat") as blocks:
-        plan = gr.State({"w": [2] * 14, "a": [16] * 14, "kv": 16})
-        chat.build(PageContext(service, model=gr.State("tiny"), plan=plan))
+        around = replace(bench("tiny"), plan=gr.State({"w": [2] * 14, "a": [16] * 14, "kv": 16}))
+        chat.build(PageContext(service, {"tiny": None}, bench=around))
     blocks.queue(max_size=20)
     _, address, _ = blocks.launch(
         css=chat.PAGE.css,
@@ -222,8 +223,7 @@ def test_a_new_seed_is_drawn_in_the_page_and_a_plan_choice_is_shown(desktop: Pag
     before = desktop.locator("#chat-seed input").input_value()
     desktop.locator("#chat-new-seed").click()
     expect(desktop.locator("#chat-seed input")).not_to_have_value(before)
-    desktop.locator("#chat-plan-right input").click()
-    desktop.get_by_role("option", name="W8").click()
+    desktop.locator("#chat-plan-right select").select_option("W8")
     expect(desktop.locator("#chat-status-right")).to_contain_text("Next answer: W8")
 
 

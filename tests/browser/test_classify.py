@@ -23,9 +23,10 @@ from tests.app.tiny import tiny_elastic
 from tests.tiny import save_tiny_vision
 
 COUNT = 120
-FADERS = '#classify-equalizer [role="slider"]'
+FADERS = '#equalizer [role="slider"]'
+HERE = "?p=classify&m=vit"
 FIRST = "#classify-pictures .strip button"
-STATUS = "#classify-numbers [data-status-line]"
+STATUS = "#numbers [data-status-line]"
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +79,8 @@ def visit(browser: Browser, address: str, width: int = 1280, height: int = 900) 
 
 @pytest.fixture
 def page(browser: Browser, app) -> Iterator[Page]:
-    page = visit(browser, app[0])
-    page.get_by_role("tab", name="Classify").click()
-    expect(page.locator(FADERS).first).to_be_visible(timeout=60_000)
+    page = visit(browser, app[0] + HERE)
+    expect(page.locator(FIRST).first).to_be_visible(timeout=60_000)
     yield page
     wrong = page.wrong
     page.context.close()
@@ -109,7 +109,7 @@ def paint(page: Page, share: float, release: bool = True) -> None:
 def test_answers_follow_the_faders_and_accuracy_comes_after_release(page: Page):
     expect(page.locator(f"{FIRST} .words").first).not_to_be_empty(timeout=30_000)
     expect(page.locator(STATUS)).to_contain_text(f"on {COUNT} pictures", timeout=60_000)
-    page.locator("#classify-preset-Full").click()
+    page.locator("#preset-Full").click()
     expect(page.locator("#classify-pictures .gist")).to_contain_text("as full precision does", timeout=30_000)
     before = answers(page)
     page.locator(FADERS).first.scroll_into_view_if_needed()
@@ -119,7 +119,7 @@ def test_answers_follow_the_faders_and_accuracy_comes_after_release(page: Page):
     assert answers(page) != before and page.locator(f"{FIRST}.changed").count() > 0
     page.mouse.up()
     expect(page.locator(STATUS)).to_have_text(re.compile("^Measured (earlier )?on"), timeout=60_000)
-    accuracy = page.locator('#classify-numbers [data-error="top1"]')
+    accuracy = page.locator('#numbers [data-error="top1"]')
     expect(accuracy).to_have_text(re.compile(r"^[\d.]+–[\d.]+$"))
     rows = page.locator("#classify-flips tbody tr")
     expect(rows.last).to_contain_text(str(COUNT))
@@ -139,8 +139,7 @@ def test_pictures_are_chosen_with_the_keyboard_and_sides_with_their_menus(page: 
     page.keyboard.press("ArrowRight")
     expect(page.locator(FIRST).nth(1)).to_have_attribute("aria-pressed", "true")
     assert chosen(page) != first
-    page.locator("#classify-plan-left input").click()
-    page.get_by_role("option", name="W2", exact=True).click()
+    page.locator("#classify-plan-left select").select_option("W2")
     expect(page.locator("#classify-status-left .words")).to_contain_text("W2", timeout=30_000)
 
 
@@ -164,8 +163,7 @@ def test_a_picture_of_ones_own_is_answered_and_no_file_of_it_stays(
     assert shape[0] > shape[1], "turned as the camera says"
     own = page.locator(FIRST).first.get_attribute("data-id")
 
-    other = visit(browser, address)
-    other.get_by_role("tab", name="Classify").click()
+    other = visit(browser, address + HERE)
     expect(other.locator(FIRST).first).to_be_visible(timeout=60_000)
     assert own not in other.content()
     other.context.close()
@@ -195,7 +193,7 @@ def test_a_pasted_picture_is_taken(page: Page):
 
 def test_a_link_restores_the_page_its_plan_and_its_picture(page: Page, browser: Browser):
     expect(page.locator(f"{FIRST} .words").first).not_to_be_empty(timeout=30_000)
-    page.locator("#classify-preset-W3").click()
+    page.locator("#preset-W3").click()
     expect(page.locator(FADERS).first).to_have_attribute("aria-valuenow", "3", timeout=30_000)
     page.locator(FIRST).nth(4).click()
     picture = chosen(page)
@@ -203,34 +201,12 @@ def test_a_link_restores_the_page_its_plan_and_its_picture(page: Page, browser: 
     restored = visit(browser, page.url)
     expect(restored.locator(FADERS).first).to_have_attribute("aria-valuenow", "3", timeout=60_000)
     expect(restored.locator(f'{FIRST}[aria-pressed="true"]')).to_have_attribute("data-id", picture)
-    restored.get_by_role("tab", name="Explore").click()
-    expect(restored.locator("#numbers")).to_contain_text("Perplexity")
-    restored.wait_for_function("() => !location.search.includes('p=') && location.search.includes('m=tiny')")
     assert restored.wrong == []
     restored.context.close()
 
 
-def test_explore_shows_accuracy_for_a_classifier_and_hands_its_plan_over(page: Page):
-    page.get_by_role("tab", name="Explore").click()
-    page.locator("#model input").click()
-    page.get_by_role("option", name="vit").click()
-    expect(page.locator("#numbers")).to_contain_text("Accuracy", timeout=30_000)
-    expect(page.get_by_role("tab", name="Chat")).to_be_disabled(timeout=15_000)
-    page.locator("#preset-W6").click()
-    expect(page.locator("#numbers [data-status-line]")).to_contain_text(f"{COUNT} pictures", timeout=60_000)
-    expect(page.locator("#chart")).to_contain_text("Same answer")
-    page.get_by_role("tab", name="Classify").click()
-    expect(page.locator(FADERS).first).to_have_attribute("aria-valuenow", "6", timeout=30_000)
-    page.locator(FADERS).first.focus()
-    page.keyboard.press("5")
-    expect(page.locator(FADERS).first).to_have_attribute("aria-valuenow", "5")
-    expect(page.locator(STATUS)).to_have_text(re.compile("^Measured"), timeout=60_000)
-    page.get_by_role("tab", name="Explore").click()
-    expect(page.locator('#equalizer [role="slider"]').first).to_have_attribute("aria-valuenow", "5")
-
-
 def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, app):
-    page = visit(browser, app[0] + "?p=classify", 390, 844)
+    page = visit(browser, app[0] + HERE, 390, 844)
     expect(page.locator("#classify-status-right .choice")).to_have_count(5, timeout=60_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.wrong == []

@@ -122,7 +122,8 @@ def test_drag_keyboard_preset_undo_link_and_chart(page: Page, app_url: str):
     assert [bits(restored, block) for block in range(30)] == left
 
     restored.close()
-    load = page.locator("#chart").get_by_role("button", name="Load W3", exact=True)
+    page.locator('#tabs [role="tab"][data-tab-id="compare"]').click()
+    load = page.locator("#plan-table").get_by_role("button", name="Load W3", exact=True)
     load.scroll_into_view_if_needed()
     load.click()
     expect(page.locator(SLIDERS).nth(29)).to_have_attribute("aria-valuenow", "3", timeout=15_000)
@@ -150,7 +151,7 @@ def test_a_malformed_link_is_refused_in_words_and_the_page_works(browser: Browse
     page = browser.new_page()
     page.goto(f"{app_url}?{query}")
     expect(page.get_by_text("The link was not restored").first).to_be_visible(timeout=60_000)
-    expect(page.locator(SLIDERS).first).to_have_attribute("aria-valuenow", "4")
+    expect(page.locator("#numbers [data-widths]")).to_have_text("W mixed 4.5 · A16 · E5 · KV16")
     assert "Traceback" not in page.content()
     page.close()
 
@@ -164,12 +165,12 @@ def test_a_plan_file_comes_back_as_it_went_and_a_bad_one_is_refused(
     expect(page.locator(SLIDERS).first).to_have_attribute("aria-valuenow", "6", timeout=15_000)
     page.wait_for_timeout(500)
     with page.expect_download() as download:
-        page.locator("#plan-download").click()
+        page.locator('[data-action="download"]').click()
     saved = tmp_path / "plan.json"
     download.value.save_as(saved)
     page.locator("#preset-W3").click()
     expect(page.locator(SLIDERS).first).to_have_attribute("aria-valuenow", "3", timeout=15_000)
-    chooser = page.locator('#plan-upload input[type="file"], input[type="file"]').first
+    chooser = page.locator("#planbar [data-file]")
     chooser.set_input_files(saved)
     expect(page.locator(SLIDERS).first).to_have_attribute("aria-valuenow", "6", timeout=15_000)
     bad = tmp_path / "bad.json"
