@@ -97,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if opens := opened_to_others(host, public):
         print(f"quept app: {opens}", file=sys.stderr)
     gc.disable()  # a fifth of the time that imports take; `open_service` turns it on again
-    splash = Splash(host, port)
+    from quept.zoo.cache import cache_dir
+
+    splash = Splash(host, port, record=cache_dir() / "start.json")
     try:
         splash.start()
         for proxy in settle_proxies(host):

@@ -1,14 +1,14 @@
 """The page that answers while the app is still starting: a tiny server on its port, with live steps.
 
-    splash = Splash(host, port)       # port None: 7860, or the next free one of the hundred after it
+    splash = Splash(host, port, record=file)  # port None: 7860, or the next free one of the hundred after it
     splash.start()                    # listens at once; SplashError, a sentence, when the port is taken
     splash.step("importing torch")
     splash.step("fetching the model", fraction=0.43)    # the same text again moves its bar
     splash.stop()                     # the port is free when this returns: launch the app on splash.port
 
 Every path answers 200 with splash.html, except `.../__loading`, the JSON that the page asks for: {"state":
-"loading" | "failed", "error", "elapsed", "steps": [{"text", "state": "running" | "done" | "failed",
-"fraction", "elapsed"}]}, times in seconds. When another server answers in its place the page reloads
+"loading" | "failed", "error", "elapsed", "expected", "steps": [{"text", "state": "running" | "done" | "failed",
+"fraction", "elapsed"}]}, times in seconds; expected is how long the last start took, as `record` keeps it. When another server answers in its place the page reloads
 itself, path and query kept. After `fail("sentence")` the page shows the sentence until `stop`.
 
 The standard library only, so that it can listen before anything slow is imported.
@@ -32,6 +32,7 @@ DEFAULT_PORT = 7860
 TRIES = 101
 PAGE = Path(__file__).with_name("splash.html")
 CLIENT_TIMEOUT_S = 10
+FIRST_START_S = 30.0  # expected where no start was timed before
 
 
 class SplashError(OSError):
@@ -41,8 +42,9 @@ class SplashError(OSError):
 class Splash:
     """A loading page on `host` and `port`; see the module's docstring."""
 
-    def __init__(self, host: str = "127.0.0.1", port: int | None = None):
-        self.host, self.port = host.strip("[]"), port
+    def __init__(self, host: str = "127.0.0.1", port: int | None = None, record: Path | None = None):
+        self.host, self.port, self.record = host.strip("[]"), port, record
+        self.expected = _recorded(record)
         self._template = re.split("<!--(?:steps|error)-->", PAGE.read_text(encoding="utf-8"))
         self._began = time.monotonic()
         self._steps: list[dict] = []
@@ -91,6 +93,10 @@ class Splash:
         server, self._server = self._server, None
         if server is None:
             return
+        if self.record and not self._error:
+            with contextlib.suppress(OSError):  # a cache that cannot be written: the next estimate is a guess
+                self.record.parent.mkdir(parents=True, exist_ok=True)
+                self.record.write_text(json.dumps({"seconds": round(time.monotonic() - self._began, 1)}))
         server.end()
         self._thread.join()
 
@@ -112,6 +118,7 @@ class Splash:
                 "state": state,
                 "error": self._error,
                 "elapsed": round(now - self._began, 2),
+                "expected": self.expected,
                 "steps": steps,
             }
 
@@ -217,6 +224,14 @@ class _Answer(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Nothing: the terminal shows the steps, not the browser's questions."""
+
+
+def _recorded(record: Path | None) -> float:
+    """Seconds that the last start took; a guess for the first one."""
+    try:
+        return max(1.0, float(json.loads(record.read_text())["seconds"])) if record else FIRST_START_S
+    except (OSError, ValueError, TypeError, KeyError):
+        return FIRST_START_S
 
 
 def _sentence(host: str, ports: Sequence[int], problem: Exception) -> str:

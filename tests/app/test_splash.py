@@ -197,3 +197,21 @@ def test_it_imports_nothing_heavy():
     root = Path(__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert not set(found.stdout.split()) & {"torch", "transformers", "gradio", "numpy", "quept", "uvicorn"}
+
+
+def test_the_share_is_of_the_time_that_the_last_start_took(tmp_path):
+    record = tmp_path / "cache" / "start.json"
+    first = Splash(HOST, 0, record)
+    assert first.expected == 30
+    first.start()
+    first.stop()
+    assert Splash(HOST, 0, record).expected == 1  # never less
+    record.write_text('{"seconds": 12.5}')
+    again = Splash(HOST, 0, record)
+    again.start()
+    assert status(again)["expected"] == 12.5
+    again.fail("no")
+    again.stop()
+    assert Splash(HOST, 0, record).expected == 12.5, "a start that failed is not timed"
+    record.write_text("[")
+    assert Splash(HOST, 0, record).expected == 30
