@@ -7,9 +7,10 @@
     splash.stop()                     # the port is free when this returns: launch the app on splash.port
 
 Every path answers 200 with splash.html, except `.../__loading`, the JSON that the page asks for: {"state":
-"loading" | "failed", "error", "elapsed", "expected", "steps": [{"text", "state": "running" | "done" | "failed",
-"fraction", "elapsed"}]}, times in seconds; expected is how long the last start took, as `record` keeps it. When another server answers in its place the page reloads
-itself, path and query kept. After `fail("sentence")` the page shows the sentence until `stop`.
+"loading" | "failed", "error", "elapsed", "expected": how long the last start took, as `record` keeps it,
+"steps": [{"text", "state": "running" | "done" | "failed", "fraction", "elapsed"}]}, times in seconds. When
+another server answers in its place the page reloads itself, path and query kept. After `fail("sentence")` the
+page shows the sentence until `stop`.
 
 The standard library only, so that it can listen before anything slow is imported.
 """
