@@ -234,10 +234,11 @@ function drawLine(found) {
   const parts = [make("b", { text: prediction?.words ?? "" }), make("span", { text: size(bytes) + share })];
   for (const metric of found) {
     if (!known(metric.value)) continue;
-    const { short, tone = "" } = metric.full ? compare(metric, metric.full, metric.margin, "full", true) : {};
-    const beside = short && tone !== "even" ? ` ${short}` : "";
-    const words = `${metric.label} ${written(metric, metric.value)}${beside}`;
-    parts.push(make("span", { "data-tone": tone, text: words }));
+    const own = metric.full && !(metric.unit === "share" && metric.full === 1); // full precision has a value of its own
+    const { short, tone = "" } = own ? compare(metric, metric.full, metric.margin, "full", true) : {};
+    const beside = make("span", { class: "beside", text: short && tone !== "even" ? ` ${short}` : "" });
+    const words = `${metric.label} ${written(metric, metric.value)}`;
+    parts.push(make("span", { "data-tone": tone, text: words }, beside));
   }
   const origin = found.find(({ value }) => known(value))?.origin;
   if (origin) parts.push(make("i", { text: origin }));

@@ -40,7 +40,8 @@ function show({ plan, budget, tab }) {
   const button = tab && document.querySelector(`#tabs [role="tab"][data-tab-id="${tab}"]`);
   if (!button) return;
   button.click();
-  button.scrollIntoView({ block: "start", behavior: "smooth" });
+  const wide = matchMedia("(min-width: 1280px)").matches; // faders, plot and demo in sight together
+  document.getElementById(wide ? "bench" : "tabs")?.scrollIntoView({ block: "start" });
 }
 
 function action(name, label, onClick, title) {
