@@ -5,7 +5,8 @@ Host     a page of another site must not reach an app on this machine by a name 
 Size     of a request, not only of a file; of all uploads of a while
 Uploads  each has a folder of its own with a name nobody can guess, is called by a path within the folder of
          uploads (the browser learns nothing of the disk), and goes after KEPT_S seconds
-Turns    calls that skip the queue: a few at once of each page
+Turns    calls that skip the queue: a few at once of each page; a page that the queue had no room for is not
+         heard for DEAF_S seconds, which costs nothing
 Headers  what a browser may do with the answers: no sniffing, no referrer elsewhere, no framing but by this
          app's own pages and, on a Space, by the hub's
 Log      one line for a request that Gradio did not understand; a traceback only where our own code failed
@@ -35,7 +36,7 @@ from typing import Any
 
 from gradio import queueing, route_utils, routes
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 
 from app.gate import CLIENT, Client
 
@@ -44,6 +45,7 @@ MOST_UPLOADED = 10_500_000  # bytes of a request with files
 MOST_SENT = 4_000_000  # of any other
 MOST_KEPT = 1_000_000_000  # of all uploads within KEPT_S; a fifth of it for one machine
 TRACEBACKS = 10  # a minute
+DEAF_S = 1.0
 AT_ONCE = 8  # calls of one page that skip the queue
 ALIAS = "uploads"
 SPACE = "https://huggingface.co https://*.huggingface.co https://*.hf.space"
@@ -87,6 +89,7 @@ class Border:
         ]
         self._arrived: deque[tuple[float, str, int]] = deque()
         self._under_way: Counter[bytes] = Counter()
+        self._deaf: dict[bytes, float] = {}  # pages, until when
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -128,14 +131,35 @@ class Border:
             if direct and self._under_way[session] >= AT_ONCE:
                 await refuse(429, "This page has asked for many things at once: let one of them end first.")
                 return
+            joins = scope["path"].endswith("/queue/join")
+            if joins and self._deaf.get(session, 0.0) > time.monotonic():
+                full = JSONResponse({"detail": "This page has filled its line: try again in a second."}, 503)
+                await full(scope, receive, answer)
+                return
             CLIENT.set(Client(address, session.decode()))
             self._under_way[session] += direct
             try:
-                await self.app(scope, _replay(self._named(body), receive), answer)
+                await self.app(
+                    scope,
+                    _replay(self._named(body), receive),
+                    self._noting(session, answer) if joins else answer,
+                )
             finally:
                 self._under_way[session] -= direct
                 if self._under_way[session] <= 0:
                     del self._under_way[session]
+
+    def _noting(self, session: bytes, send):
+        """`send` that notes where the queue had no room for a page."""
+
+        async def noting(message):
+            if message.get("status") == 503:
+                now = time.monotonic()
+                self._deaf = {page: until for page, until in self._deaf.items() if until > now}
+                self._deaf[session] = now + DEAF_S
+            await send(message)
+
+        return noting
 
     def _knows(self, host: str) -> bool:
         name = re.sub(r":\d*$", "", host).strip("[]").lower()

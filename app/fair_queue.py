@@ -20,10 +20,10 @@ from gradio.queueing import Queue
 from app.gate import CLIENT, Client
 
 WAITING = 16  # events of one page in line
-CROWDED = 512  # events in line: from here on a page may have one
+CROWDED = 512  # events in line: one machine has no more, and from here on a page may have one
 FULL = 4096
 RUNNING = 2  # events of one page and kind at work: a newer one and the older one that it ends
-SPARED = 4  # slots of each kind that one machine leaves to others
+SPARED = 4  # of so many slots of a kind one machine leaves one to others
 UNREAD_S = 20.0
 
 
@@ -49,12 +49,12 @@ class FairQueue(Queue):
     """See the module's docstring."""
 
     async def push(self, body, request, username):
-        every = [
-            e.session_hash for queue in self.event_queue_per_concurrency_id.values() for e in queue.queue
-        ]
-        own = every.count(body.session_hash)
-        if own >= WAITING or len(every) >= FULL or (own and len(every) >= CROWDED):
-            return False, f"{own} requests of this page are waiting: let one of them end first", "queue_full"
+        every = [e for queue in self.event_queue_per_concurrency_id.values() for e in queue.queue]
+        own = sum(e.session_hash == body.session_hash for e in every)
+        machine = _machine(request)
+        theirs = sum(_address(e) == machine for e in every) if len(every) >= CROWDED else 0
+        if own >= WAITING or theirs >= CROWDED or len(every) >= FULL or (own and len(every) >= CROWDED):
+            return False, f"{max(own, theirs)} requests are waiting: let one of them end first", "queue_full"
         if body.session_hash and body.session_hash not in self.pending_messages_per_session:
             messages = self.pending_messages_per_session[body.session_hash] = _Messages()
             messages.read_at = time.monotonic()
@@ -68,7 +68,7 @@ class FairQueue(Queue):
             at_work = [e for job in self.active_jobs if job for e in job if e.concurrency_id == kind]
             machines = Counter(map(_address, at_work))
             pages = Counter(e.session_hash for e in at_work)
-            most = max(1, limit - SPARED) if limit else len(at_work) + 1
+            most = limit - limit // SPARED if limit else len(at_work) + 1
             allowed = [
                 e for e in queue.queue if pages[e.session_hash] < RUNNING and machines[_address(e)] < most
             ]
@@ -90,5 +90,8 @@ class FairQueue(Queue):
 
 
 def _address(event) -> str:
-    client = event.request.client
-    return client.host if client else ""
+    return _machine(event.request)
+
+
+def _machine(request) -> str:
+    return request.client.host if request.client else ""

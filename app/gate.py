@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 RETURN_S = 0.004
-EARLY_S = 3.0  # of time at the gate that a page may have had more and still be next for a first answer
+EARLY_S = 3.0  # more of the gate's time that one may have had than another and still come first
 KNOWN = 4096  # machines and pages whose time is remembered
 
 
@@ -41,11 +41,23 @@ CLIENT: ContextVar[Client] = ContextVar("client", default=Client())  # noqa: B03
 
 
 @dataclass(eq=False)
-class _Turn:
+class Turn:
+    """One who waits at the gate or is inside; what `with gate as turn` gives.
+
+    first: what somebody waits to see. rests: stepped aside for one of those in the middle of its work."""
+
+    gate: Gate = field(repr=False)
     client: Client
+    first: bool = False
+    rests: bool = False
     ready: threading.Event = field(default_factory=threading.Event)
-    ahead: float = 0.0  # seconds of its time that do not count
     awaits: bool = False  # it is next unless one who has just left comes back
+
+    def pause(self) -> None:
+        """Let those in who wait for something first; where work may rest, such as between two blocks of a
+        forward pass."""
+        if not self.first:
+            self.gate._rest(self)
 
 
 class Gate:
@@ -53,8 +65,9 @@ class Gate:
     tells how many stand before it.
 
     `gate.early()` is the same for what a visitor waits to see first, such as the first window of a
-    measurement: EARLY_S of their time do not count then, so that it comes before what makes others' numbers
-    better.
+    measurement. Those come before what makes others' numbers better, in the order in which they were asked
+    for, but for one who has had EARLY_S more of the gate's time than another who waits. `turn.pause()` lets
+    them in at once.
 
     Who has left and would still be next, as a chat is between two tokens, is awaited for `returns` seconds:
     without that a long step would come after every short one, however short."""
@@ -62,31 +75,31 @@ class Gate:
     def __init__(self, clock: Callable[[], float] = time.perf_counter, returns: float = RETURN_S) -> None:
         self._clock, self._returns = clock, returns
         self._lock = threading.Lock()
-        self._line: list[_Turn] = []  # in order of arrival
-        self._inside: _Turn | None = None
+        self._line: list[Turn] = []  # in order of arrival
+        self._inside: Turn | None = None
         self._began = 0.0
         self._arrival = threading.Event()
         self._used: dict[str, float] = {}  # seconds at the gate, by machine and by page
         self._level: defaultdict[str, float] = defaultdict(float)  # who was served last had so much
 
     @contextmanager
-    def early(self) -> Iterator[None]:
-        self._enter(_Turn(CLIENT.get(), ahead=EARLY_S))
+    def early(self) -> Iterator[Turn]:
+        turn = self._enter(Turn(self, CLIENT.get(), first=True))
         try:
-            yield
+            yield turn
         finally:
             self.__exit__()
 
-    def __enter__(self) -> None:
-        self._enter(_Turn(CLIENT.get()))
+    def __enter__(self) -> Turn:
+        return self._enter(Turn(self, CLIENT.get()))
 
-    def _enter(self, turn: _Turn) -> None:
+    def _enter(self, turn: Turn) -> Turn:
         with self._lock:
             for key, among in _shares(turn.client):
                 self._used[key] = max(self._used.get(key, 0.0), self._level[among])
             if self._inside is None:
                 self._let_in(turn)
-                return
+                return turn
             self._line.append(turn)
             self._arrival.set()
         turn.ready.wait()
@@ -98,12 +111,11 @@ class Gate:
                 self._line.insert(0, turn)
                 self._next()
             turn.ready.wait()
+        return turn
 
     def __exit__(self, *_) -> None:
         with self._lock:
-            left, taken = self._inside, self._clock() - self._began
-            for key, _among in _shares(left.client):
-                self._used[key] += taken
+            left = self._count()
             self._inside = None
             if self._line:
                 self._arrival.clear()
@@ -111,18 +123,51 @@ class Gate:
             elif len(self._used) > KNOWN:  # nobody waits: all may begin as equals
                 self._used.clear(), self._level.clear()
 
-    def _next(self, left: _Turn | None = None) -> None:
+    def _rest(self, turn: Turn) -> None:
+        with self._lock:
+            if not any(other.first for other in self._line):
+                return
+            self._count()
+            turn.rests = True
+            turn.ready.clear()
+            self._line.insert(0, turn)
+            self._next()
+        turn.ready.wait()
+
+    def _count(self) -> Turn:
+        """Who is inside, whose time so far is counted."""
+        now = self._clock()
+        for key, _among in _shares(self._inside.client):
+            self._used[key] += now - self._began
+        self._began = now
+        return self._inside
+
+    def _next(self, left: Turn | None = None) -> None:
         """Lets the next in line in, who waits a moment for one who has just `left` and was served less."""
-        turn = min(self._line, key=self._rank)
+        ranks = self._ranks([*self._line, replace(left, first=False)] if left else self._line)
+        turn = min(self._line, key=lambda turn: ranks[self._line.index(turn)])
+        turn.awaits = left is not None and ranks[-1] < ranks[self._line.index(turn)]
         self._line.remove(turn)
-        turn.awaits = left is not None and self._rank(replace(left, ahead=0.0)) < self._rank(turn)
         self._let_in(turn)
         turn.ready.set()
 
-    def _rank(self, turn: _Turn) -> list[float]:
-        return [self._used[key] - turn.ahead for key, _among in _shares(turn.client)]
+    def _ranks(self, line: list[Turn]) -> list[tuple]:
+        """What each is let in by, the lowest first."""
+        least: dict[str, float] = {}
+        for turn in line:
+            for key, among in _shares(turn.client):
+                least[among] = min(self._used[key], least.get(among, math.inf))
 
-    def _let_in(self, turn: _Turn) -> None:
+        def rank(turn: Turn) -> tuple:
+            used = tuple(self._used[key] for key, _among in _shares(turn.client))
+            modest = all(self._used[k] <= least[among] + EARLY_S for k, among in _shares(turn.client))
+            if turn.first and modest:
+                return 0, turn.client.asked
+            return 1 if turn.rests else 2, *used
+
+        return list(map(rank, line))
+
+    def _let_in(self, turn: Turn) -> None:
         self._inside, self._began = turn, self._clock()
         if not turn.awaits:
             for key, among in _shares(turn.client):

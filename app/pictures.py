@@ -28,6 +28,7 @@ from torch import Tensor
 from quept.data.images import ImageError, transform_of
 from quept.evaluate import Images, read_picture
 from quept.models.strips import LONGEST
+from quept.models.vision import class_logits
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
 
@@ -85,7 +86,8 @@ class Classifier:
 
     def __init__(self, elastic: ElasticModel, images: Images | None):
         self.elastic, self.images = elastic, images
-        self.labels = elastic.vision.labels
+        labels = elastic.vision.labels
+        self.labels = labels if len(labels) > 1 else (*labels, "none of it")
         self.transform = transform_of(elastic.vision)
         self._answers: OrderedDict[tuple[str, str], Answer] = OrderedDict()
         self._lock = threading.Lock()
@@ -176,7 +178,7 @@ class Classifier:
 
     def _shares(self, view: torch.nn.Module, pixels: Tensor) -> Tensor:
         logits = view(pixels.to(self.elastic.device, self.elastic.dtype)).float().cpu()
-        shares = logits.softmax(-1) if logits.shape[-1] > 1 else logits.sigmoid()  # one class: yes or no
+        shares = class_logits(logits).softmax(-1)
         if not shares.isfinite().all():
             raise FloatingPointError("at this plan the model answers no numbers: try more bits")
         return shares

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -48,12 +48,26 @@ def checked(data: Mapping[str, Any], kind: Any, what: str, error: Callable[[str]
         return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
     except (ValidationError, ValueError, TypeError, RecursionError) as refused:
         found = refused.errors(include_url=False) if isinstance(refused, ValidationError) else []
-        parts = [str(part)[:80] for part in found[0]["loc"]] if found else []
-        where = ".".join(part for part in parts if not part.startswith(("[key]", "constrained-", "literal[")))
+        where = _place(found[0]["loc"] if found else ()) or "all of it"
         told = found[0]["msg"].removeprefix("Value error, ") if found else "it is no JSON"
         told = told.replace("Input should", "it should").replace("Field required", "it is missing")
         told = told.replace("Extra inputs are not permitted", "nothing of that name is known here")
-        raise error(f"{what} is damaged: {where or 'all of it'}: {told[:1].lower()}{told[1:]}") from None
+        raise error(f"{what} is damaged: {where}: {told[:1].lower()}{told[1:]}") from None
+
+
+def _place(parts: Iterable[str | int]) -> str:
+    """Where an entry is, in words: "measured.kl of entry 1 of plans"."""
+    where, names = "", []
+    for part in parts:
+        if isinstance(part, int):
+            where, names = " of ".join(filter(None, (f"entry {part + 1:,}", _within(names, where)))), []
+        elif not part.startswith(("[key]", "constrained-", "literal[")):
+            names.append(part[:80])
+    return _within(names, where)
+
+
+def _within(names: list[str], where: str) -> str:
+    return " of ".join(filter(None, (".".join(names), where)))
 
 
 def in_words(error: Exception) -> str:

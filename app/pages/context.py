@@ -25,7 +25,7 @@ from app.service import Card, OpenModel, Service
 LIGHT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 EVERY = LIGHT | {"trigger_mode": "multiple"}
 WARNING = LIGHT | {"queue": True, "concurrency_limit": 16}
-RUNNING = EVERY | {"queue": True, "concurrency_id": "measure", "concurrency_limit": 16}
+RUNNING = EVERY | {"queue": True, "concurrency_id": "measure", "concurrency_limit": 48}
 KINDS = {
     "language": "language models",
     "vision": "classifiers of pictures",

@@ -31,6 +31,7 @@ from quept.data.batches import Inputs, batches, samples
 from quept.engines.quept import Quept
 from quept.files import append_line, read_lines, resume_lines
 from quept.models import LoadedModel, ModelLayout, load
+from quept.models.vision import class_logits
 from quept.plan import ACTIVATION_BITS, FULL, KEPT_BITS, PrecisionPlan
 from quept.runtime import ElasticModel
 
@@ -287,7 +288,8 @@ def _sees(layout: ModelLayout) -> set[str]:
 def _reference(elastic: ElasticModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """Full-precision logits, where they count."""
     asked = arguments(inputs)
-    return answer_logits(elastic.reference(asked.get("x", asked)), inputs)
+    logits = elastic.reference(asked.get("x", asked))
+    return class_logits(logits) if "x" in asked else answer_logits(logits, inputs)
 
 
 def _check_kind(recipe: Recipe, loaded: LoadedModel) -> None:

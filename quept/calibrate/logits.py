@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from torch import LongTensor, Tensor, nn
 
 from quept.data.ragged import LOSS_MASK
+from quept.models.vision import class_logits
 
 
 def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Logits of a language model (samples, tokens, vocabulary) or a classifier (samples, classes); with a
     loss mask its logits there (positions, vocabulary)."""
     if "x" in inputs:
-        return model(**inputs)
+        return class_logits(model(**inputs))
     return answer_logits(model(**arguments(inputs), use_cache=False).logits, inputs)
 
 

@@ -5,7 +5,7 @@ its logits in.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 
 import torch
@@ -14,7 +14,8 @@ from transformers import Cache
 
 MakeCache = Callable[[], Cache]
 # Held for one step at a time: a window's forward pass and the arithmetic on its logits together. Both use all
-# cores; side by side with another visitor's step each would take several times as long.
+# cores; side by side with another visitor's step each would take several times as long. What `with gate() as
+# turn` gives may have a `pause()`, which is called between the blocks of a long pass: others may go first.
 Gate = Callable[[], AbstractContextManager]
 
 
@@ -28,15 +29,30 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def window_logits(model: nn.Module, ids: LongTensor, make_cache: MakeCache | None) -> Tensor:
+def window_logits(
+    model: nn.Module, ids: LongTensor, make_cache: MakeCache | None, turn: object = None
+) -> Tensor:
     """Logits (context, vocabulary) of one window of ids (context,), in the model's dtype, on its device.
 
     `make_cache` gives a fresh (for example quantized) KV cache for plans that quantize it; without it no
-    cache is used.
+    cache is used. turn: at the gate; a model that others run too is given none.
     """
     ids = ids[None].to(device_of(model))
     cache = {"use_cache": False} if make_cache is None else {"cache": make_cache(), "use_cache": True}
-    return model(input_ids=ids, **cache).logits[0]
+    with _pausing(model, getattr(turn, "pause", None)):
+        return model(input_ids=ids, **cache).logits[0]
+
+
+@contextmanager
+def _pausing(model: nn.Module, pause: Callable[[], None] | None) -> Iterator[None]:
+    """Calls `pause` before each block of the model."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)] if pause else []
+    hooks = [block.register_forward_pre_hook(lambda *_: pause()) for blocks in lists for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def chunks(rows: int, vocabulary: int, device: torch.device) -> Iterator[slice]:

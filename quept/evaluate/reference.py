@@ -53,6 +53,7 @@ from quept.files import write_tensors
 from quept.zoo import cache_dir
 
 from .forward import Gate, NonFiniteLogits, chunks
+from .intervals import mean_and_error
 
 if TYPE_CHECKING:
     from quept.runtime import ElasticModel
@@ -77,6 +78,10 @@ class ReferenceWindow:
     nll: Tensor
     top: Tensor
 
+    def first(self, positions: int) -> ReferenceWindow:
+        """The same of the first positions."""
+        return ReferenceWindow(*(getattr(self, name)[:positions] for name in _DTYPES))
+
     def log_probs(self, rows: slice, device: torch.device) -> Tensor:
         """Normalised fp32 log-probabilities of some rows, a new tensor on `device`."""
         return self.logits[rows].to(device, torch.float32).sub_(self.lse[rows, None].to(device))
@@ -94,6 +99,7 @@ class Reference:
     _checked: set[int] = field(
         default_factory=set, repr=False
     )  # windows whose checksum this object has seen right
+    _nll: dict[int, Tensor] = field(default_factory=dict, repr=False)  # of the windows read so far
 
     @classmethod
     def open(
@@ -115,6 +121,17 @@ class Reference:
     def stored(self) -> int:
         """How many windows are on disk."""
         return sum(self._path(i).exists() for i in range(len(self)))
+
+    def whole(self) -> tuple[float, float] | None:
+        """The mean of -log p(next token) over all windows and its standard error; None while any of them is
+        not known."""
+        for i in set(range(len(self))) - self._nll.keys():
+            try:
+                with safe_open(self._path(i), framework="pt") as file:
+                    self._nll[i] = file.get_tensor("nll")
+            except (SafetensorError, OSError):
+                return None
+        return mean_and_error(torch.cat([self._nll[i] for i in range(len(self))]))
 
     def window(self, i: int, gate: Gate = nullcontext) -> ReferenceWindow:
         """Window i. When it must be computed, `gate` is held around that.

@@ -149,8 +149,10 @@ def divergence(
     windows: Windows,
     make_cache: MakeCache | None = None,
     gate: Gate = nullcontext,
+    first: int | None = None,
 ) -> Iterator[Estimate]:
-    """One estimate after every window, over all windows so far; the last one covers them all.
+    """One estimate after every window, over all windows so far; the last one covers them all. first: one
+    more before them, over this many tokens of the first window where that is longer.
 
     Each window is one forward pass and its comparison with `gate()` held (a fair lock of the caller's; do not
     hold it around this generator yourself), and one more turn for a window that the reference does not have
@@ -163,11 +165,15 @@ def divergence(
         )
     start = time.perf_counter()
     seen: list[TokenScores] = []
-    for i in range(len(windows)):
-        full_precision = reference.window(i, gate)
-        with gate():
-            logits = window_logits(model, windows.ids[i], make_cache)
-            scores = compare(logits[:-1], full_precision, windows.targets[i])
+    whole = windows.context - 1
+    parts = [(i, whole) for i in range(len(windows))]
+    if first and first < whole:
+        parts.insert(0, (0, first))
+    for i, size in parts:
+        full_precision = reference.window(i, gate).first(size)
+        with gate() as turn:
+            logits = window_logits(model, windows.ids[i][: size + 1], make_cache, turn)
+            scores = compare(logits[:-1], full_precision, windows.targets[i][:size])
         del logits, full_precision  # 150 MB for SmolLM2: not kept while the consumer looks at the estimate
         broken = ~(scores.kl.isfinite() & scores.nll.isfinite())
         if broken.any():
@@ -176,8 +182,9 @@ def divergence(
                 f"the model's logits are not finite in window {i}, position {position}: "
                 "try more bits, or float32 instead of a half precision"
             )
-        seen.append(scores)
-        yield summarise(_joined(seen), time.perf_counter() - start)
+        yield summarise(_joined([*seen, scores]), time.perf_counter() - start)
+        if size == whole:
+            seen.append(scores)
 
 
 def _joined(scores: list[TokenScores]) -> TokenScores:

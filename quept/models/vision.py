@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from .complete import CONFIG, WEIGHTS, of_timm, stored, unquantized
@@ -88,6 +88,12 @@ def read(where: str, config: Mapping[str, Any]) -> tuple[nn.Module, Vision]:
     images = weights.with_name(IMAGES)
     vision = Vision(config, data, labels, names, images if images.is_file() else None)
     return model.to(_storage(tensors)), vision
+
+
+def class_logits(logits: Tensor) -> Tensor:
+    """Logits (..., classes) that answers are compared by: of a model with one class those of yes and no,
+    whose softmax is its sigmoid. As it stands one class would be every answer, certain at any precision."""
+    return torch.nn.functional.pad(logits, (0, 1)) if logits.shape[-1] == 1 else logits
 
 
 def _classes(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -8,6 +8,7 @@ memory    giving freed memory back to the system
 sizes     bytes of every layer at every width, and of what stays: the memory numbers
 kvcache   a key-value cache stored at its own width
 template  chat templates, within bounds of time and memory
+template_process the program that runs them
 prompt    a conversation -> token ids; what a visitor types never becomes a control token
 visual    a conversation about pictures -> what a vision-language model reads
 decode    one token in one call of C, for the families it knows

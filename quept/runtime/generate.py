@@ -11,7 +11,9 @@ A token is drawn from softmax(logits / temperature), cut to the smallest set of 
 probability reaches top_p; temperature 0 takes the most likely one. `logprob` is the token's log-probability
 under the model itself (temperature 1, nothing cut), so it can be compared between precisions. The texts of
 the tokens join to exactly `tokenizer.decode(ids, skip_special_tokens=True,
-clean_up_tokenization_spaces=False)`, the end token left out, and none holds half a character.
+clean_up_tokenization_spaces=False)`, what ends the answer left out, and none holds half a character. An
+answer ends with a token, or, where the chat template ends a turn with a text that the tokenizer spells in
+several ordinary ones, with that text.
 """
 
 from __future__ import annotations
@@ -287,8 +289,9 @@ def stream(
     check_fits(ids, context_length(view, tokenizer), sampling.max_tokens)
     stats = Stats(prompt_tokens=len(ids))
     make = make_cache or (lambda: full_cache(view.config))
-    ends = end_tokens(view, processor or tokenizer)
-    return Stream(_steps(read, tokenizer, ids, sampling, make, conversation, stats, ends, top), ids, stats)
+    ends, until = end_tokens(view, processor or tokenizer), _Until(turn_end(processor or tokenizer)[1])
+    steps = _steps(read, tokenizer, ids, sampling, make, conversation, stats, ends, until, top)
+    return Stream(steps, ids, stats)
 
 
 def interleave(streams: Sequence[Iterator]) -> Iterator[tuple[int, Progress | Token | Failure]]:
@@ -314,7 +317,7 @@ def interleave(streams: Sequence[Iterator]) -> Iterator[tuple[int, Progress | To
 
 
 def _steps(
-    read, tokenizer, ids, sampling, make_cache, conversation, stats, ends, top
+    read, tokenizer, ids, sampling, make_cache, conversation, stats, ends, until, top
 ) -> Iterator[Progress | Token]:
     """The generator behind a Stream: one turn of the loop is one step. `fed` are the tokens in the cache;
     read(cache, more of them, how many are there) gives the logits after the last."""
@@ -338,7 +341,9 @@ def _steps(
                 index = len(fed) - len(ids)
                 finished = "stop" if id in ends else "length" if index + 1 == sampling.max_tokens else None
                 piece = "" if finished == "stop" else text.add(id)
-                piece += text.flush() if finished else ""
+                piece = until.add(piece + text.flush() if finished else piece)
+                finished = "stop" if until.reached else finished
+                piece += until.held if finished else ""
                 likeliest = _likeliest(logits, top) if top else ()
                 event = Token(id, piece, index, logprob, finished, likeliest, found.last())
                 pending = [id]
@@ -423,11 +428,35 @@ def _draw(p: Tensor, top_p: float, generator: torch.Generator) -> int:
 def end_tokens(view: PreTrainedModel, owner: PreTrainedTokenizerBase | ProcessorMixin) -> set[int]:
     """Ids that end an answer: of the generation config (one or a list), the config and the tokenizer, and
     what the chat template of `owner`, the tokenizer or processor, writes behind one."""
-    ends, tokenizer = turn_end(owner), getattr(owner, "tokenizer", owner)
+    ends, tokenizer = {turn_end(owner)[0]} - {None}, getattr(owner, "tokenizer", owner)
     for said in (getattr(view, "generation_config", None), view.config.get_text_config(), tokenizer):
         ids = getattr(said, "eos_token_id", None)
         ends.update(() if ids is None else [ids] if isinstance(ids, int) else ids)
     return ends
+
+
+def spelled_end(owner: PreTrainedTokenizerBase | ProcessorMixin) -> set[int]:
+    """The first token of a text that ends a turn where no token of its own does; empty where one does."""
+    return set(getattr(owner, "tokenizer", owner).encode(turn_end(owner)[1], add_special_tokens=False)[:1])
+
+
+class _Until:
+    """Text up to a marker ("": all of it): what may be its beginning is `held` back."""
+
+    def __init__(self, marker: str):
+        self._marker, self.held, self.reached = marker, "", False
+
+    def add(self, piece: str) -> str:
+        text, self.held = self.held + piece, ""
+        if not self._marker:
+            return text
+        before, self.reached = text.partition(self._marker)[0], self._marker in text
+        if self.reached:
+            return before
+        longest = min(len(text), len(self._marker) - 1)
+        at = next(n for n in range(longest, -1, -1) if self._marker.startswith(text[len(text) - n :]))
+        self.held = text[len(text) - at :]
+        return text[: len(text) - at]
 
 
 class _Detokeniser:

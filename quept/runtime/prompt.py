@@ -38,6 +38,7 @@ from .template import TemplateFailure, rendered
 ROLES = ("system", "user", "assistant")
 MAX_CHARACTERS = 1_000_000  # more is refused unread: no context is that long, and counting takes a second
 START, END = "\ufdd0", "\ufdd1"
+_MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")  # what no answer writes: words are no end of one
 
 
 class PromptError(ValueError):
@@ -94,19 +95,23 @@ def check_known(
         )
 
 
-def turn_end(owner: PreTrainedTokenizerBase | ProcessorMixin) -> set[int]:
-    """The token that the chat template writes behind an answer, such as ChatML's <|im_end|>; empty where it
-    writes none or there is no template."""
+def turn_end(owner: PreTrainedTokenizerBase | ProcessorMixin) -> tuple[int | None, str]:
+    """What the chat template writes behind an answer, such as ChatML's <|im_end|>: the token, or, where the
+    tokenizer has none for it, the text; (None, "") where it writes nothing or there is no template."""
     tokenizer = getattr(owner, "tokenizer", owner)
     roles = (("user", "x"), ("assistant", START))
     turns = [{"role": role, "content": text, "pictures": 0} for role, text in roles]
     try:
         text, _ = _rendered(tokenizer, turns, None if owner is tokenizer else owner, answered=True)
     except PromptError:
-        return set()
+        return None, ""
     _, answered, behind = text.rpartition(START)
-    behind = tokenizer.encode(behind.strip() if answered else "", add_special_tokens=False)
-    return set(behind[:1]) & set(tokenizer.get_added_vocab().values())
+    marker = next(iter(behind.split()), "") if answered else ""
+    ids = tokenizer.encode(marker, add_special_tokens=False)
+    if ids and ids[0] in tokenizer.get_added_vocab().values():
+        return ids[0], ""
+    spelled = _MARKER.match(marker)
+    return None, spelled[0] if spelled else ""
 
 
 def check_fits(ids: Sequence[int], context: int | None, max_tokens: int) -> None:

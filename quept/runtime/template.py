@@ -1,34 +1,25 @@
 """A model's chat template, run within bounds: it is a program that came with the weights, from anybody.
 
 transformers runs it in jinja2's sandbox, which keeps it from the machine and not from time and memory:
-`{{ 'a' * 10**10 }}` takes 10 GB. Here constructs that no chat needs (powers, numbers beyond LARGEST, other
-files) are refused before the template is compiled, a trace ends it after SECONDS, and where the system can
-(Linux) it gets MEMORY bytes beyond what the process has. Whatever goes wrong is a TemplateFailure, one
-sentence.
+`{{ 'a' * 10**10 }}` takes 10 GB. Here a process of its own runs it (`template_process`), begun with the first
+conversation and kept: it is ended after SECONDS and gets, where the system can, MEMORY bytes beyond what it
+begins with. Whatever goes wrong is a TemplateFailure, one sentence.
 """
 
 from __future__ import annotations
 
-import re
+import json
+import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
-from jinja2 import Environment, nodes
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 SECONDS = 5.0
 MEMORY = 1_000_000_000
-LARGEST = 1_000_000
 LONGEST = 16_000_000  # characters of what it makes
-_ONE_AT_A_TIME = threading.Lock()  # the limit of memory is the process's
-_OTHER_FILES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
-_TRACED = ("<template>", str(Path(jinja2.__file__).parent))
 
 
 class TemplateFailure(ValueError):
@@ -40,79 +31,66 @@ def rendered(
 ) -> str:
     """The conversation as the template of a tokenizer or processor writes it; `asking` for an answer."""
     templates = owner.chat_template
-    for template in templates.values() if isinstance(templates, dict) else [templates]:
-        if why := _refused(str(template)):
-            raise TemplateFailure(f"This model's chat template {why}: it is not run.")
+    template = templates.get("default") if isinstance(templates, dict) else templates
+    if template is None:
+        raise TemplateFailure(f"This model has chat templates for {', '.join(templates)} only, none to chat.")
+    words = {
+        name: list(map(str, token)) if isinstance(token, list | tuple) else str(token)
+        for name, token in getattr(owner, "tokenizer", owner).special_tokens_map.items()
+    }
+    job = {"chat_template": template, "conversations": [list(messages)], "add_generation_prompt": asking}
+    answer = _PROCESS.ask(words | job)
+    if "text" not in answer:
+        raise TemplateFailure(f"This model's chat template {answer['why']}")
+    return answer["text"]
+
+
+class _Process:
+    """The process behind `rendered`: one job at a time, begun again after one that did not end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen | None = None
+
+    def ready(self) -> subprocess.Popen:
+        """It, begun where it is not running; takes a second then."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = _begun()
+        return self._process
+
+    def ask(self, job: Mapping) -> dict[str, str]:
+        with self._lock:
+            process = self.ready()
+            late = threading.Event()
+            timer = threading.Timer(SECONDS, lambda: (late.set(), process.kill()))
+            timer.start()
+            try:
+                process.stdin.write(json.dumps(job).encode() + b"\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            except OSError:
+                line = b""
+            finally:
+                timer.cancel()
+            if line.endswith(b"\n"):
+                return json.loads(line)
+            process.kill()
+            process.wait()
+            took = f"takes more than {SECONDS:.0f} s."
+            return {"why": took if late.is_set() else "wants too much: a loop or text without end."}
+
+
+def _begun() -> subprocess.Popen:
+    """A process that has said that it is ready."""
+    program = [sys.executable, "-P", Path(__file__).with_name("template_process.py"), MEMORY, LONGEST]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     try:
-        with _ONE_AT_A_TIME, _limited():
-            text = owner.apply_chat_template(messages, tokenize=False, add_generation_prompt=asking)
-    except TimeoutError:
-        raise TemplateFailure(f"This model's chat template takes more than {SECONDS:.0f} s.") from None
-    except (MemoryError, OverflowError, RecursionError):
-        raise TemplateFailure(
-            "This model's chat template wants too much: a loop or text without end."
-        ) from None
-    except jinja2.TemplateError as error:
-        raise TemplateFailure(
-            f"This model's chat template refuses the conversation: {str(error)[:300]}"
-        ) from error
-    except Exception as error:
-        raise TemplateFailure(f"This model's chat template is broken ({type(error).__name__}).") from error
-    if len(text) > LONGEST:
-        raise TemplateFailure(f"This model's chat template writes {len(text):,} characters.")
-    return text
+        process = subprocess.Popen(list(map(str, program)), **pipes)
+    except OSError as error:
+        raise TemplateFailure(f"This model's chat template cannot be run: {error}.") from error
+    if not process.stdout.readline():
+        raise TemplateFailure("This model's chat template cannot be run: its process does not start.")
+    return process
 
 
-@lru_cache(maxsize=16)
-def _refused(template: str) -> str:
-    """What keeps a template from being compiled, in words; "" for most. One that cannot even be parsed is
-    transformers' to refuse."""
-    plain = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", template)  # a tag of transformers alone
-    with suppress(jinja2.TemplateError, RecursionError, MemoryError):
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
-        for node in tree.find_all((nodes.Pow, nodes.Const, *_OTHER_FILES)):
-            if isinstance(node, _OTHER_FILES):
-                return "reads other files"
-            if isinstance(node, nodes.Pow):
-                return "computes powers"
-            wide = isinstance(node.value, str) and re.search(r"[%{][^}]*\d{7}", node.value)
-            if wide or (isinstance(node.value, int) and abs(node.value) > LARGEST):
-                return f"counts beyond {LARGEST:,}"
-    return ""
-
-
-@contextmanager
-def _limited() -> Iterator[None]:
-    """A deadline for what templates do in this thread, and a bound for the memory of the process."""
-    end, before = time.monotonic() + SECONDS, sys.gettrace()
-
-    def step(frame, event, arg):
-        if time.monotonic() > end:
-            raise TimeoutError
-        return step
-
-    def trace(frame, event, arg):
-        return step if frame.f_code.co_filename.startswith(_TRACED) else None
-
-    lift = _bound_memory()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-        lift()
-
-
-def _bound_memory():
-    """Lets the process have MEMORY more bytes, where there is such a limit; returns how to lift it."""
-    try:
-        import resource
-
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        wanted = pages * resource.getpagesize() + MEMORY
-        allowed = [wanted, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
-        resource.setrlimit(resource.RLIMIT_AS, (min(allowed), hard))
-        return lambda: resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    except (ImportError, OSError, ValueError):
-        return lambda: None
+_PROCESS = _Process()

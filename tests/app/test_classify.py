@@ -337,7 +337,7 @@ def test_one_class_is_a_yes_or_no_and_not_always_certain(tmp_path):
     elastic = ElasticModel.open(folder, device="cpu", dtype=torch.float32)
     pixels = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     shares = Classifier(elastic, None)._shares(elastic.view(PrecisionPlan.full()), pixels)
-    assert shares.shape == (4, 1) and len(shares.unique()) == 4 and 0 < shares.min() <= shares.max() < 1
+    assert shares.shape == (4, 2) and len(shares[:, 0].unique()) == 4 and 0 < shares.min() <= shares.max() < 1
 
 
 def test_features_without_classes_have_no_page(tmp_path):

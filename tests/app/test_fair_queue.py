@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from app.fair_queue import RUNNING, SPARED, UNREAD_S, WAITING, FairQueue, share_out
+from app.fair_queue import CROWDED, RUNNING, SPARED, UNREAD_S, WAITING, FairQueue, share_out
 
 
 @pytest.fixture
@@ -45,6 +45,12 @@ def test_a_page_may_fill_a_part_of_the_line_and_others_still_come_in(queue):
     assert all(ask(queue, f"visitor {i}") for i in range(12))
 
 
+def test_a_machine_of_many_pages_fills_a_part_of_the_line(queue):
+    asked = [ask(queue, f"greedy {i}") for i in range(CROWDED + 20)]
+    assert asked == [True] * CROWDED + [False] * 20
+    assert ask(queue, "visitor", "10.0.0.2")
+
+
 def test_the_page_with_the_least_at_work_is_next(queue):
     for session in ["greedy"] * 10 + ["a", "b"]:
         ask(queue, session)
@@ -57,7 +63,7 @@ def test_one_machine_leaves_slots_to_others(queue):
         ask(queue, f"greedy {i}")
     ask(queue, "other", "10.0.0.2")
     started = [start(queue) for _ in range(9)]
-    assert started.index("other") == 1 and sum(s is not None for s in started) == 8 - SPARED + 1
+    assert started.index("other") == 1 and sum(s is not None for s in started) == 8 - 8 // SPARED + 1
 
 
 def test_an_answer_that_nobody_reads_ends(queue):

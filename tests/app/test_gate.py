@@ -149,6 +149,54 @@ def test_a_first_answer_comes_before_what_makes_others_better_and_starves_nobody
     assert log.index("better") < 6  # a stream of first answers has a head start and no more
 
 
+def test_a_long_step_rests_for_a_first_answer_and_for_nothing_else():
+    gate, log = Gate(returns=0.0), []
+    waits = threading.Event()
+
+    def step(name: str, turn) -> None:
+        with turn:
+            log.append(name)
+
+    def long() -> None:
+        with gate as turn:
+            log.append("begins")
+            waits.set()
+            waiting_for(gate, 1)
+            turn.pause()  # for one who makes a number better it goes on
+            log.append("goes on")
+            first.start()
+            waiting_for(gate, 2)
+            turn.pause()
+            log.append("ends")
+
+    better = for_client(Client("b", "better"), lambda: step("better", gate))
+    first = for_client(Client("b", "first"), lambda: step("first", gate.early()))
+    working = for_client(Client("a", "long"), long)
+    working.start()
+    waits.wait(5)
+    better.start()
+    for thread in (working, better, first):
+        thread.join(10)
+    assert log == ["begins", "goes on", "first", "ends", "better"]
+
+
+def test_first_answers_come_in_the_order_in_which_they_were_asked_for():
+    gate, log = Gate(returns=0.0), []
+
+    def step(name: str) -> None:
+        with gate.early():
+            log.append(name)
+
+    asking = [for_client(Client("a", f"{i}", asked=-i), lambda i=i: step(str(i))) for i in range(4)]
+    with gate:
+        for count, thread in enumerate(asking):
+            thread.start()
+            waiting_for(gate, count + 1)
+    for thread in asking:
+        thread.join(10)
+    assert log == ["3", "2", "1", "0"]
+
+
 def test_many_jobs_of_one_page_do_not_keep_another_page_waiting():
     gate, log = Gate(), []
 

@@ -59,6 +59,19 @@ def test_estimates_grow_with_every_window_and_the_last_is_kept(service: Service)
     assert again[0]["estimate"]["kl"] == states[-1]["estimate"]["kl"]
 
 
+def test_perplexity_is_that_of_the_whole_text_from_the_first_estimate_on(service: Service, monkeypatch):
+    monkeypatch.setattr("app.service.UPDATE_S", 0.0)
+    monkeypatch.setattr("quept.evaluate.tasks.text.FIRST", 20)
+    full = measured(service, PrecisionPlan.full())["estimate"]["ppl"]
+    states = list(service.measure(MODEL, PrecisionPlan.uniform(3), "a"))
+    estimates = [state["estimate"] for state in states if state["estimate"]]
+    assert [e["tokens"] for e in estimates] == [20, 63, 126, 189, 252, 252]
+    for e in estimates:
+        assert e["ppl_ref"] == pytest.approx(full, rel=1e-4)
+        assert e["ppl"] == pytest.approx(full * e["ppl_ratio"], rel=1e-4) and e["ppl_se"] > 0
+    assert estimates[-2]["ppl"] == estimates[-1]["ppl"]
+
+
 def test_a_release_of_a_fader_opens_the_results_file_twice_at_most(service: Service, monkeypatch):
     tried = [service.plan_json_of(MODEL, PrecisionPlan.uniform(bits)) for bits in (8, 6, 5)]
     opened, connect = [], sqlite3.connect

@@ -151,7 +151,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(elastic, images, tmp_pat
     assert list(accuracy(elastic.view(PrecisionPlan.uniform(4)), images, reference))[-1].images == COUNT
 
 
-def test_the_gate_is_held_for_forward_passes_and_not_while_reading(elastic, images, reference):
+def test_the_gate_is_held_while_pictures_are_prepared_and_for_forward_passes(elastic, images, reference):
     lock, held_while = threading.Lock(), []
 
     @contextmanager
@@ -162,10 +162,26 @@ def test_the_gate_is_held_for_forward_passes_and_not_while_reading(elastic, imag
     picture = images.picture
     images = replace(images, picture=lambda row: (held_while.append(lock.locked()), picture(row))[1])
     view = elastic.view(PrecisionPlan.uniform(4))
-    view.register_forward_pre_hook(lambda *_: held_while.append(not lock.locked()))
+    view.register_forward_pre_hook(lambda *_: held_while.append(lock.locked()))
     for _ in accuracy(view, images, reference, gate):
         assert not lock.locked()
-    assert len(held_while) == COUNT + 5 and not any(held_while)
+    assert len(held_while) == COUNT + 5 and all(held_while)
+
+
+def test_a_model_with_one_class_answers_yes_or_no(tmp_path):
+    folder = save_tiny_vision("vit", tmp_path / "vit", num_classes=1)
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (COUNT, 16, 16), dtype=torch.uint8, generator=generator)
+    save_images(folder / "images.safetensors", "noise", pixels, torch.zeros(COUNT, dtype=torch.long))
+    elastic = ElasticModel.open(folder, device="cpu", dtype=torch.float32)
+    (task,) = tasks_of(elastic, tmp_path / "reference").values()
+    *_, last = task.estimates(elastic.view(PrecisionPlan.uniform(2)))
+    with torch.no_grad():
+        logits = torch.cat(
+            [elastic.reference(task.images.batch(i).pixels) for i in range(task.images.batches)]
+        )
+    assert last["top1"].full == (logits > 0).double().mean().item()
+    assert last["kl"].value > 0 and last["same_top"].value <= 1
 
 
 def test_a_broken_picture_is_counted_and_the_reference_fits_what_is_left(elastic, tmp_path):

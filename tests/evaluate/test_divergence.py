@@ -1,5 +1,7 @@
 import json
 from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +80,29 @@ def test_running_estimates_are_those_of_the_windows_so_far(model, other, referen
         expected = textbook(other, model, Windows(windows.ids[:n]))
         assert running.kl == pytest.approx(expected["kl"], rel=1e-3)
         assert running.ppl == pytest.approx(expected["ppl"], rel=2e-5)
+
+
+def test_a_first_estimate_is_over_the_beginning_of_the_first_window(model, other, reference, windows):
+    first, *rest = divergence(other, reference, windows, first=9)
+    expected = textbook(other, model, Windows(windows.ids[:1, :10]))
+    assert first.tokens == 9 and first.ppl == pytest.approx(expected["ppl"], rel=2e-5)
+    assert first.kl_se > 0 and first.ppl_ref == pytest.approx(
+        expected["ppl"] / expected["ppl_ratio"], rel=2e-5
+    )
+    whole = list(divergence(other, reference, windows, first=99))  # no longer than a window: none
+    assert [replace(e, seconds=0.0) for e in rest] == [replace(e, seconds=0.0) for e in whole]
+
+
+def test_a_pass_may_rest_before_each_block_and_leaves_nothing_on_the_model(other, reference, windows):
+    rests: list[int] = []
+
+    @contextmanager
+    def gate():
+        yield SimpleNamespace(pause=lambda: rests.append(1))
+
+    next(divergence(other, reference, windows, gate=gate))
+    assert len(rests) == len(other.model.layers)
+    assert not any(m._forward_pre_hooks for m in other.modules())
 
 
 def test_kl_is_never_negative_beyond_rounding_and_exact_for_wide_vocabularies():

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from quept.artifact import Artifact, ArtifactError, Manifest
+from quept.cli import main
 from quept.cli.report import report_parser
 from quept.config import Recipe
 from quept.engines.quept import LayerParameters, Quept
@@ -230,6 +231,21 @@ def test_the_page_draws_its_charts_and_runs_nothing_else(tmp_path, browser, sche
         assert tab.evaluate("document.documentElement.scrollWidth") == 390
     assert not errors
     assert [url for url in seen if not url.endswith(("report.html", "/x"))] == []  # x: that of EVIL, refused
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_older_page(tmp_path, monkeypatch, capsys):
+    calibrated(tmp_path / "run")
+    page = tmp_path / "r.html"
+    assert main(["report", str(tmp_path / "run"), "--out", str(page)]) == 0
+    before = page.read_bytes()
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(["report", str(tmp_path / "run"), "--out", str(page)]) == 2
+    assert "cannot write" in (said := capsys.readouterr().err) and "the disk is full" in said
+    assert page.read_bytes() == before and sorted(f.name for f in tmp_path.iterdir()) == ["r.html", "run"]
 
 
 def test_a_bad_folder_is_refused_in_words_and_nothing_is_written(tmp_path):

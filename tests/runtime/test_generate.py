@@ -28,7 +28,7 @@ from quept.runtime.generate import (
     stream,
 )
 from quept.runtime.kvcache import make_cache
-from quept.runtime.prompt import PromptError
+from quept.runtime.prompt import PromptError, turn_end
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -167,6 +167,31 @@ def test_what_the_template_writes_behind_an_answer_ends_it(special):
         model.lm_head.bias[tokenizer.convert_tokens_to_ids(end)] = 1
     answer = tokens(stream(model, tokenizer, HELLO, GREEDY))
     assert len(answer) == 1 and answer[0].finished == "stop" and answer[0].text == ""
+
+
+@pytest.mark.parametrize(
+    ("end", "said", "shown"),
+    [
+        ("<|im_end|>", "So be it.<|im_end|>\n<|im_end|>", "So be it."),
+        ("<|im_end|>", "a <|im_en or b", "a <|im_en or b"),
+        ("<|im_end|>", "ends in <|im", "ends in <|im"),
+        ("[/A]", "so <[[/A]", "so <["),
+    ],
+)
+def test_an_end_of_turn_that_no_token_is_ends_the_answer_and_is_not_shown(
+    view, monkeypatch, end, said, shown
+):
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", end).replace("<|im_start|>", "")
+    assert turn_end(tokenizer) == (None, end)
+    assert generate.spelled_end(tokenizer) == {tokenizer.encode(end)[0]}
+    spelled = tokenizer.encode(said)
+    saying = iter(spelled)
+    monkeypatch.setattr(generate, "_choose", lambda *_: (next(saying), 0.0))
+    answer = tokens(stream(view, tokenizer, HELLO, Sampling(0, max_tokens=len(spelled))))
+    assert text(answer) == shown
+    assert answer[-1].finished == ("stop" if end in said else "length")
 
 
 @pytest.mark.parametrize(

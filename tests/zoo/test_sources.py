@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -126,6 +127,24 @@ def test_a_cache_that_cannot_be_written_is_said_so(file, tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("a file, not a folder")
     monkeypatch.setenv("QUEPT_CACHE", str(tmp_path / "taken"))
     with pytest.raises(SourceError, match="Point QUEPT_CACHE at a folder"):
+        fetch(file)
+
+
+@pytest.mark.parametrize("where", ["pip says so", "nothing is free", "unpacking"])
+def test_a_full_disk_is_one_sentence_wherever_it_shows(file, monkeypatch, tmp_path, where):
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    if where == "pip says so":
+        python = tmp_path / "python"
+        python.write_text("#!/bin/sh\necho 'ERROR: [Errno 28] No space left on device'; exit 1\n")
+        python.chmod(0o755)
+        monkeypatch.setattr(sources.sys, "executable", str(python))
+    if where == "nothing is free":
+        monkeypatch.setattr(sources.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    if where == "unpacking":
+        monkeypatch.setattr(sources.os, "replace", full)
+    with pytest.raises(SourceError, match="the disk is full: make room.* Point QUEPT_CACHE"):
         fetch(file)
 
 

@@ -58,14 +58,15 @@ def batches(
     gate: Gate,
 ) -> Iterator[tuple[EvalBatch, dict[str, Tensor], dict[str, Tensor], int]]:
     """Yields (batch, full precision's answers, the model's, how many were left out so far) for every batch of
-    which anything can be read. what: one of the data, in words. `answers` runs with the gate held. ValueError
-    for another reference's data, NonFiniteLogits when the model answers NaN or infinity, ImageError when
-    nothing can be read."""
+    which anything can be read. what: one of the data, in words. The gate is held while a batch is prepared,
+    and again while `answers` runs. ValueError for another reference's data, NonFiniteLogits when the model
+    answers NaN or infinity, ImageError when nothing can be read."""
     if data.id != reference.data.id:
         raise ValueError("these data are not the reference's: open it with those you measure on")
     skipped = read = 0
     for number in range(data.batches):
-        batch = data.batch(number)
+        with gate():
+            batch = data.batch(number)
         skipped += batch.skipped
         if not len(batch.rows):
             continue

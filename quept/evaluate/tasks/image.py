@@ -7,6 +7,8 @@ With p full precision's distribution over the classes and q the model's, per pic
     same  = both models' most likely classes are equal      same_top: its share, likewise; a flip where not
     kl    = sum_c p_c (log p_c - log q_c)                   in nats; its mean and standard error
 
+A model with one class answers yes (0, its class) or no (1).
+
 Full precision's logits are computed once for a model and a set of pictures, and kept in one small file a
 batch: logits (k, classes) float32 and the numbers (k,) of the pictures that could be read. They share the
 folder, and its limit, with the references of language models.
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 from quept.data.images import Batch, Images, image_folder, stored_images
 from quept.evaluate.forward import Gate, MakeCache, device_of
 from quept.evaluate.reference import BatchReference, open_reference
+from quept.models.vision import class_logits
 
 from .agreement import Agreement, accuracy_metrics, batches, compared, finite
 from .base import EvalTask, Metric
@@ -80,7 +83,7 @@ def accuracy(
 ) -> Iterator[AccuracyEstimate]:
     """Yields an estimate after every batch, over all pictures so far; the last one covers them all.
 
-    Each batch is read and prepared, then goes through the model with `gate()` held (a fair lock of the
+    Each batch is read and prepared, then goes through the model, each with `gate()` held (a fair lock of the
     caller's; do not hold it around this generator yourself), after one more turn where the reference does not
     have it yet. Errors are those of `batches`."""
     start = time.perf_counter()
@@ -155,6 +158,7 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
 
 def _scores(logits: Tensor, expected: Tensor, batch: Batch) -> Tensor:
     """(5, k) float64: the picture's number, its label, full precision's class, the model's, kl."""
+    expected, logits = class_logits(expected), class_logits(logits)
     log_p, log_q = expected.log_softmax(-1), logits.log_softmax(-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)
     theirs, ours = expected.argmax(-1), logits.argmax(-1)

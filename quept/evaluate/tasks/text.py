@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +16,7 @@ from quept.data.windows import Windows, cut
 from quept.evaluate.forward import Gate, MakeCache
 from quept.evaluate.intervals import wilson
 from quept.evaluate.reference import Reference, open_reference
-from quept.evaluate.token_scores import Estimate, divergence
+from quept.evaluate.token_scores import Estimate, divergence, exp_capped
 from quept.files import read_text
 from quept.models.context import check_context, context_length
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from quept.runtime import ElasticModel
 
 DEFAULT_TEXT, TOKENS, CONTEXT = "boolq-passages", 4096, 512
+FIRST = 128  # tokens that the first estimate is over: a quarter of the time of a window
 Progress = Callable[[str, float | None], None]
 
 
@@ -114,8 +116,19 @@ class TextTask(EvalTask):
         return f"{self.sample.title}, {self.sample.tokens:,} tokens, context {self.sample.context}"
 
     def payloads(self, view: nn.Module, make_cache: MakeCache | None, gate: Gate) -> Iterator[Mapping]:
-        for estimate in divergence(view, self.reference, self.windows, make_cache, gate):
-            yield estimate.to_dict()
+        for estimate in divergence(view, self.reference, self.windows, make_cache, gate, FIRST):
+            yield self._of_all(estimate).to_dict()
+
+    def _of_all(self, estimate: Estimate) -> Estimate:
+        """The estimate with the perplexity that all windows are going to have: full precision's, which is
+        known there, by what the plan changes on those that were read. Passages differ more than plans do, so
+        that the perplexity of the first ones says little, and jumps."""
+        if estimate.tokens == self.total or not (whole := self.reference.whole()):
+            return estimate
+        nll, error = whole
+        ppl = exp_capped(nll + math.log(estimate.ppl_ratio))
+        error = ppl * math.hypot(error, estimate.ppl_ratio_se / estimate.ppl_ratio)
+        return replace(estimate, ppl=ppl, ppl_se=error, ppl_ref=exp_capped(nll))
 
     def metrics(self, payload: Mapping) -> tuple[Metric, ...]:
         ppl, kl, same, full, tail, paired = map(

@@ -36,7 +36,7 @@ from quept.models import FAMILIES
 from quept.models.context import check_context
 from quept.models.layout import family_of
 from quept.models.multimodal import language_inputs
-from quept.runtime.generate import end_tokens
+from quept.runtime.generate import end_tokens, spelled_end
 from quept.runtime.kvcache import make_cache as full_cache
 
 from .agreement import Agreement, accuracy_metrics, batches, compared, finite
@@ -92,11 +92,11 @@ def vqa(
     """Yields an estimate after every batch, over all questions so far; the last one covers them all.
 
     make_cache gives an empty KV cache, for plans that quantize it (`lambda: elastic.make_cache(plan)`). Each
-    batch is prepared, then goes through the model with `gate()` held (a fair lock of the caller's; do not
-    hold it around this generator yourself), after one more turn where the reference does not have it yet.
+    batch is prepared, then goes through the model, both with `gate()` held (a fair lock of the caller's; do
+    not hold it around this generator yourself), after one more turn where the reference does not have it yet.
     Errors are those of `batches`."""
     start = time.perf_counter()
-    ends = end_tokens(model, questions.processor)
+    ends = end_tokens(model, questions.processor) | spelled_end(questions.processor)
     scores: list[Tensor] = []
     answers = partial(_answer_log_probs, model, make_cache=make_cache)
     for batch, expected, found, skipped in batches("question", questions, reference, answers, gate):
