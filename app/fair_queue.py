@@ -1,9 +1,10 @@
 """Gradio's queue of events, shared out between visitors.
 
 Gradio has one length for all visitors and serves first come, first served: one client's eighty events answer
-everybody else 503. Here a page may have WAITING events in line and RUNNING of a kind at work; next is the
-machine, and then the page, with the fewest at work; and an answer that nobody has read for UNREAD_S seconds
-ends. What a job does is done in the name of its `Client` (see gate).
+everybody else 503. Here a page may have WAITING events in line and RUNNING of a kind at work, and begin
+OFTEN in PACE_S seconds while others have some at work; next is the machine, and then the page, with the
+fewest at work; and an answer that nobody has read for UNREAD_S seconds ends. What a job does is done in the
+name of its `Client` (see gate).
 
 `share_out(demo)` puts it in the place of the queue that `demo.queue()` made.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 
 import gradio as gr
 from gradio.queueing import Queue
@@ -24,6 +25,7 @@ CROWDED = 512  # events in line: one machine has no more, and from here on a pag
 FULL = 4096
 RUNNING = 2  # events of one page and kind at work: a newer one and the older one that it ends
 SPARED = 4  # of so many slots of a kind one machine leaves one to others
+OFTEN, PACE_S = 8, 4.0  # what nothing at the gate counts, such as drawing a page's chart, costs as much
 UNREAD_S = 20.0
 
 
@@ -48,6 +50,8 @@ def share_out(demo: gr.Blocks) -> None:
 class FairQueue(Queue):
     """See the module's docstring."""
 
+    _began: dict[str, deque[float]] = {}  # by page: when its newest OFTEN events began
+
     async def push(self, body, request, username):
         every = [e for queue in self.event_queue_per_concurrency_id.values() for e in queue.queue]
         own = sum(e.session_hash == body.session_hash for e in every)
@@ -70,13 +74,29 @@ class FairQueue(Queue):
             pages = Counter(e.session_hash for e in at_work)
             most = limit - limit // SPARED if limit else len(at_work) + 1
             allowed = [
-                e for e in queue.queue if pages[e.session_hash] < RUNNING and machines[_address(e)] < most
+                e
+                for e in queue.queue
+                if pages[e.session_hash] < RUNNING
+                and machines[_address(e)] < most
+                and not self._hurries(e.session_hash)
             ]
             if allowed:
                 event = min(allowed, key=lambda e: (machines[_address(e)], pages[e.session_hash]))
                 queue.queue.remove(event)
+                self._begins(event.session_hash)
                 return [event], False, kind
         return None
+
+    def _hurries(self, page: str) -> bool:
+        """Whether a page has begun as much as it may for now, others having something at work."""
+        began = self._began.get(page, ())
+        often = len(began) == OFTEN and time.monotonic() - began[0] < PACE_S
+        return often and any(e.session_hash != page for job in self.active_jobs if job for e in job)
+
+    def _begins(self, page: str) -> None:
+        now = time.monotonic()
+        lately = {key: began for key, began in self._began.items() if now - began[-1] < PACE_S}
+        self._began = lately | {page: deque([*lately.get(page, ()), now], maxlen=OFTEN)}
 
     async def process_events(self, events, batch, begin_time, fn):
         CLIENT.set(Client(_address(events[0]), events[0].session_hash, events[0].enqueue_time))

@@ -40,34 +40,45 @@ class Client:
 CLIENT: ContextVar[Client] = ContextVar("client", default=Client())  # noqa: B039 (frozen)
 
 
+class Unwanted(Exception):
+    """What somebody had asked for and does not want any more: it ends where it is."""
+
+
 @dataclass(eq=False)
 class Turn:
     """One who waits at the gate or is inside; what `with gate as turn` gives.
 
-    first: what somebody waits to see. rests: stepped aside for one of those in the middle of its work."""
+    first: what somebody waits to see. wanted: whether anybody still wants it. rests: stepped aside for a
+    first one in the middle of its work."""
 
     gate: Gate = field(repr=False)
     client: Client
     first: bool = False
+    wanted: Callable[[], bool] = lambda: True
     rests: bool = False
     ready: threading.Event = field(default_factory=threading.Event)
     awaits: bool = False  # it is next unless one who has just left comes back
 
     def pause(self) -> None:
         """Let those in who wait for something first; where work may rest, such as between two blocks of a
-        forward pass."""
+        forward pass. Raises Unwanted where nobody wants it any more."""
         if not self.first:
             self.gate._rest(self)
+        self.check()
+
+    def check(self) -> None:
+        if not self.wanted():
+            raise Unwanted
 
 
 class Gate:
     """One at a time, the least served first and among equals the first come; a context manager. `waiting`
     tells how many stand before it.
 
-    `gate.early()` is the same for what a visitor waits to see first, such as the first window of a
+    `gate.turn(first=True)` is the same for what a visitor waits to see first, such as the first estimate of a
     measurement. Those come before what makes others' numbers better, in the order in which they were asked
     for, but for one who has had EARLY_S more of the gate's time than another who waits. `turn.pause()` lets
-    them in at once.
+    them in at once. What is not `wanted` any more raises Unwanted as its turn comes, or pauses.
 
     Who has left and would still be next, as a chat is between two tokens, is awaited for `returns` seconds:
     without that a long step would come after every short one, however short."""
@@ -83,9 +94,10 @@ class Gate:
         self._level: defaultdict[str, float] = defaultdict(float)  # who was served last had so much
 
     @contextmanager
-    def early(self) -> Iterator[Turn]:
-        turn = self._enter(Turn(self, CLIENT.get(), first=True))
+    def turn(self, first: bool = False, wanted: Callable[[], bool] = lambda: True) -> Iterator[Turn]:
+        turn = self._enter(Turn(self, CLIENT.get(), first, wanted))
         try:
+            turn.check()
             yield turn
         finally:
             self.__exit__()

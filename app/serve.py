@@ -19,6 +19,7 @@ from app.service import Service
 from app.shell import workbench
 from app.splash import Splash
 from app.toast import shown
+from quept.runtime import template
 from quept.runtime.memory import release_libraries
 
 STYLE = Path(__file__).parent / "style.css"
@@ -84,7 +85,9 @@ def build_app(service: Service, pages: Sequence[Page] = PAGES) -> gr.Blocks:
 
 
 def _open_the_rest(service: Service) -> None:
-    """A page is open: the models that wait are opened behind it, so that choosing one takes no time."""
+    """A page is open: what the first message takes begins, and the models that wait are opened behind it, so
+    that choosing one takes no time."""
+    template.begin()
     threading.Thread(target=service.open_waiting, args=(OPEN_AFTER_S,), daemon=True).start()
 
 

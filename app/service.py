@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +43,7 @@ from quept.runtime.sizes import Sizes
 
 from .budget import no_table, sentence, slider, solved
 from .conversation import Running
-from .gate import Admission, Gate
+from .gate import Admission, Gate, Unwanted
 from .lazy import Lazy
 from .link import encode
 from .payloads import AS_WEIGHTS
@@ -528,7 +528,8 @@ class Service:
         with self._lock:
             self._newest[visitor] = ticket
         try:
-            yield from self._measure(model, plan, task, lambda: self._newest.get(visitor) is ticket)
+            with suppress(Unwanted):
+                yield from self._measure(model, plan, task, lambda: self._newest.get(visitor) is ticket)
         finally:
             with self._lock:
                 if self._newest.get(visitor) is ticket:
@@ -544,9 +545,12 @@ class Service:
             yield state | {"status": "queued", "position": self.gate.waiting}
         else:
             yield state | {"status": "measuring", "message": "preparing the weights"}
-        with self.gate.early():
-            if not wanted():
-                return
+        estimate, shown = None, 0.0
+
+        def turn() -> AbstractContextManager:
+            return self.gate.turn(first=estimate is None, wanted=wanted)
+
+        with turn():
             made, start = opened.elastic.bank.made, time.perf_counter()
             view = opened.elastic.view(plan)
             switch = 1000 * (time.perf_counter() - start)
@@ -555,11 +559,8 @@ class Service:
             "switch_kind": "cold" if opened.elastic.bank.made > made else "warm",
             "elastic_bytes": opened.elastic.resident_bytes,
         }
-        estimate, shown = None, 0.0
-        estimates = task.estimates(view, plan, lambda: self.gate if estimate else self.gate.early())
-        for estimate in estimates:
+        for estimate in task.estimates(view, plan, turn):
             if not wanted():
-                estimates.close()
                 return
             if time.monotonic() - shown < UPDATE_S:
                 continue

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -45,6 +46,11 @@ def rendered(
     return answer["text"]
 
 
+def begin() -> None:
+    """Starts the process behind `rendered` in the background, before it is needed: that takes a second."""
+    threading.Thread(target=_PROCESS.begin, daemon=True).start()
+
+
 class _Process:
     """The process behind `rendered`: one job at a time, begun again after one that did not end."""
 
@@ -52,15 +58,19 @@ class _Process:
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
 
-    def ready(self) -> subprocess.Popen:
-        """It, begun where it is not running; takes a second then."""
+    def begin(self) -> None:
+        with self._lock, suppress(TemplateFailure):  # whoever needs it is told
+            self._ready()
+
+    def _ready(self) -> subprocess.Popen:
+        """It, begun where it is not running."""
         if self._process is None or self._process.poll() is not None:
             self._process = _begun()
         return self._process
 
     def ask(self, job: Mapping) -> dict[str, str]:
         with self._lock:
-            process = self.ready()
+            process = self._ready()
             late = threading.Event()
             timer = threading.Timer(SECONDS, lambda: (late.set(), process.kill()))
             timer.start()

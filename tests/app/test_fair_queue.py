@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from app.fair_queue import CROWDED, RUNNING, SPARED, UNREAD_S, WAITING, FairQueue, share_out
+from app import fair_queue
+from app.fair_queue import CROWDED, OFTEN, RUNNING, SPARED, UNREAD_S, WAITING, FairQueue, share_out
 
 
 @pytest.fixture
@@ -56,6 +57,34 @@ def test_the_page_with_the_least_at_work_is_next(queue):
         ask(queue, session)
     assert [start(queue) for _ in range(5)] == ["greedy", "a", "b", "greedy", None]
     assert RUNNING == 2
+
+
+def test_a_page_that_begins_much_is_slowed_down_while_others_have_something_at_work(queue, monkeypatch):
+    def end() -> None:
+        queue.active_jobs[:] = [None] * 40
+        queue.event_queue_per_concurrency_id["measure"].current_concurrency = 0
+
+    def begun(page: str) -> int:
+        count = 0
+        while start(queue) == page:
+            count += 1
+            queue.active_jobs[:] = [
+                job for job in queue.active_jobs if not job or job[0].session_hash != page
+            ]
+            queue.active_jobs.append(None)
+            queue.event_queue_per_concurrency_id["measure"].current_concurrency = 0
+        return count
+
+    for session in ["greedy"] * (OFTEN + 2):
+        ask(queue, session)
+    assert begun("greedy") == OFTEN + 2  # alone it is served as it comes
+    end()
+    for session in ["visitor", *["greedy"] * 10]:
+        ask(queue, session)
+    assert start(queue) == "visitor"
+    assert begun("greedy") == 0
+    monkeypatch.setattr(fair_queue, "PACE_S", 0.0)
+    assert begun("greedy") > 0
 
 
 def test_one_machine_leaves_slots_to_others(queue):

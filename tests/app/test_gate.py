@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from app.gate import CLIENT, Admission, Client, Gate
+from app.gate import CLIENT, Admission, Client, Gate, Unwanted
 
 
 def waiting_for(gate: Gate, count: int) -> None:
@@ -135,7 +135,7 @@ def test_a_first_answer_comes_before_what_makes_others_better_and_starves_nobody
 
     def ask() -> None:
         for _ in range(8):
-            step("first", 1.0, gate.early())
+            step("first", 1.0, gate.turn(first=True))
 
     refining = for_client(Client("a", "refining"), refine)
     asking = for_client(Client("a", "asking"), ask)
@@ -170,7 +170,7 @@ def test_a_long_step_rests_for_a_first_answer_and_for_nothing_else():
             log.append("ends")
 
     better = for_client(Client("b", "better"), lambda: step("better", gate))
-    first = for_client(Client("b", "first"), lambda: step("first", gate.early()))
+    first = for_client(Client("b", "first"), lambda: step("first", gate.turn(first=True)))
     working = for_client(Client("a", "long"), long)
     working.start()
     waits.wait(5)
@@ -184,7 +184,7 @@ def test_first_answers_come_in_the_order_in_which_they_were_asked_for():
     gate, log = Gate(returns=0.0), []
 
     def step(name: str) -> None:
-        with gate.early():
+        with gate.turn(first=True):
             log.append(name)
 
     asking = [for_client(Client("a", f"{i}", asked=-i), lambda i=i: step(str(i))) for i in range(4)]
@@ -195,6 +195,19 @@ def test_first_answers_come_in_the_order_in_which_they_were_asked_for():
     for thread in asking:
         thread.join(10)
     assert log == ["3", "2", "1", "0"]
+
+
+def test_what_nobody_wants_any_more_ends_as_its_turn_comes_and_in_the_middle():
+    gate, wanted = Gate(), True
+    with pytest.raises(Unwanted), gate.turn(wanted=lambda: wanted) as turn:
+        turn.pause()
+        wanted = False
+        turn.pause()
+        raise AssertionError("it went on")
+    with pytest.raises(Unwanted), gate.turn(wanted=lambda: wanted):
+        raise AssertionError("it began")
+    with gate:
+        pass
 
 
 def test_many_jobs_of_one_page_do_not_keep_another_page_waiting():
