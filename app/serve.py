@@ -85,9 +85,7 @@ def build_app(service: Service, pages: Sequence[Page] = PAGES) -> gr.Blocks:
 
 
 def _open_the_rest(service: Service) -> None:
-    """A page is open: what the first message takes begins, and the models that wait are opened behind it, so
-    that choosing one takes no time."""
-    template.begin()
+    """A page is open: the models that wait are opened behind it, so that choosing one takes no time."""
     threading.Thread(target=service.open_waiting, args=(OPEN_AFTER_S,), daemon=True).start()
 
 
@@ -127,6 +125,9 @@ def launch(service: Service, splash: Splash, host: str, public: bool = False) ->
     splash.step("Ready")
     splash.stop()
     release_libraries()  # what only starting needed
+    behind = threading.Timer(OPEN_AFTER_S, template.begin)  # what the first message takes
+    behind.daemon = True
+    behind.start()
     demo.launch(
         server_name=host,
         server_port=splash.port,
