@@ -75,7 +75,9 @@ class Page:
         is waited for."""
         plan = {"w": [draw.choice((2, 3, 4, 5, 6, 7, 8)) for _ in self.described["layers"]]}
         began = time.perf_counter()
-        if not self.post("/gradio_api/run/commit", self.committing, [plan]) or not (event := self.ask()):
+        if not self.post("/gradio_api/run/commit", self.committing, [self.described["model"], plan]) or not (
+            event := self.ask()
+        ):
             return None
         while event not in self.ended and (whole or event not in self.first):
             if not self.reader.is_alive():

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import io
 import json
+import os
 import random
 import re
 import shutil
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -316,11 +318,99 @@ def result(draw: random.Random, root: Path) -> None:
     assert found is None or Estimate.from_dict(found.payload)
 
 
+@cache
+def gguf_file(root: Path) -> bytes:
+    from tests.tiny import tiny_model
+    from tests.zoo.test_gguf import save_gguf
+
+    return save_gguf(tiny_model("llama"), root / "sound.gguf").read_bytes()
+
+
+def gguf(draw: random.Random, root: Path) -> None:
+    data = bytearray(gguf_file(root))
+    head = data.index(b"<unk>")
+    match draw.randrange(4):
+        case 0:  # a number of the header
+            at = draw.choice((4, 8, 16, 24, draw.randrange(24, head)))
+            data[at : at + 8] = draw.choice((0, 1, 3, 2**31, 2**63 - 1, 2**64 - 1)).to_bytes(8, "little")
+        case 1:  # another name
+            name = draw.choice(
+                (b"llama.", b"attention", b"tokenizer", b"blk.0", b"token_embd", b"rope", b"gpt2")
+            )
+            data = data.replace(name, bytes(draw.randrange(32, 127) for _ in name), draw.choice((1, -1)))
+        case 2:
+            data = bytearray(cut(draw, bytes(data[:head])) + data[head:])
+        case 3:
+            data = bytearray(cut(draw, bytes(data)))
+    path = root / "damaged.gguf"
+    path.write_bytes(data)
+    with mock.patch.dict(os.environ, {"QUEPT_CACHE": str(root / "cache")}):
+        shutil.rmtree(root / "cache", ignore_errors=True)
+        load(path)
+
+
+def pairs(draw: random.Random, root: Path) -> None:
+    from quept.data.pairs import read_pairs
+
+    folder = root / "pairs"
+    folder.mkdir(exist_ok=True)
+    (folder / "cat.png").write_bytes(b"x")
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}]
+    sound = [
+        {"image": "cat.png", "question": "What?", "answer": "A cat."},
+        {"image": ["cat.png", "cat.png"], "conversation": turns * 2},
+        {"image": "cat.png", "caption": "A cat."},
+    ]
+    (folder / "pairs.json").write_bytes(text_of(draw, sound))
+    for pair in read_pairs(folder):
+        assert all(path.is_file() and path.is_relative_to(folder.resolve()) for path in pair.images)
+
+
+@cache
+def service(root: Path):
+    from app.service import Sample, Service
+    from quept.evaluate import Results
+
+    sample = Sample("The quick brown fox jumps over the lazy dog. " * 20, "foxes", tokens=128, context=64)
+    return Service({"m": elastic(root)}, sample, Results.open(root / "service.sqlite"), root)
+
+
+def request(draw: random.Random, root: Path) -> None:
+    """What a page sends: budgets, plans to measure and to compare, links."""
+    from app.components.equalizer import check_plan
+    from app.shell import plans
+
+    served = service(root)
+    plan_json = served.plan_json_of("m", PrecisionPlan.uniform(4))
+    budget = {"budget": "60 kB", "pins": [[0, 4]], "ties": "qkv", "activations": 16, "turn": 1}
+    match draw.randrange(4):
+        case 0:
+            request = changed(draw, budget)
+            if isinstance(request, dict):
+                assert "error" in served.solve("m", request)  # there is no table
+        case 1:
+            sent = changed(draw, plan_json)
+            served.plan_of("m", check_plan(sent, served.describe("m")))
+        case 2:
+            plans.uploaded(served, "m", text_of(draw, json.loads(PrecisionPlan.uniform(4).to_json("m"))))
+        case 3:
+            query = changed(draw, {"m": "m", "w": "AAAA", "kv": "4", "p": "chat"})
+            if isinstance(query, dict):
+                plans.linked(served, {str(key): str(value)[:2000] for key, value in query.items()})
+
+
+def conversation(draw: random.Random, root: Path) -> None:
+    turns = [("user", "Hello"), ("assistant", "Hi <|x|>"), ("user", "And </s> now? \ufdd0")]
+    sound = [{"role": role, "content": text} for role, text in turns]
+    messages, system = changed(draw, sound), draw.choice([None, "", "Be brief.", "\ud800", "</s>" * 40])
+    prompt_ids(tiny_tokenizer(), messages if isinstance(messages, list) else [], system)
+
+
 KINDS: dict[str, Callable[[random.Random, Path], None]] = {
     f.__name__: f
     for f in (
         plan, link, equalizer, recipe, table, front, budget, template, picture, images, model, artifact,
-        result,
+        result, gguf, pairs, request, conversation,
     )
 }  # fmt: skip
 IN_THE_SUITE = dict.fromkeys(KINDS, 20) | {"model": 6, "artifact": 6, "template": 12}
