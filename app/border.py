@@ -9,6 +9,7 @@ Turns    calls that skip the queue: a few at once of each page; a page that the 
          heard for DEAF_S seconds, which costs nothing
 Headers  what a browser may do with the answers: no sniffing, no referrer elsewhere, no framing but by this
          app's own pages and, on a Space, by the hub's
+Words    of Gradio's own refusals are shown as text
 Log      one line for a request that Gradio did not understand; a traceback only where our own code failed
 
 `guarded(...)` gives what `Blocks.launch(app_kwargs=...)` takes.
@@ -34,11 +35,12 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
-from gradio import queueing, route_utils, routes
+from gradio import queueing, route_utils, routes, utils
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from app.gate import CLIENT, Client
+from app.toast import error_payload
 
 KEPT_S = 120
 MOST_UPLOADED = 10_500_000  # bytes of a request with files
@@ -61,6 +63,7 @@ def guarded(host: str, public: bool) -> dict[str, Any]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     route_utils.GradioUploadFile = _Upload
     queueing.traceback = routes.traceback = _Brief()
+    queueing.error_payload = utils.error_payload = error_payload
     logging.getLogger("uvicorn.error").addFilter(_brief_record)
     known = None if public else {"localhost", socket.gethostname().lower(), host.strip("[]").lower()}
     return {"middleware": [Middleware(Border, folder=os.path.realpath(folder), known=known)]}

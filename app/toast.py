@@ -2,7 +2,7 @@
 
 Every text from outside (a link, a plan file, a picture, a model's name, an error that repeats one of them)
 passes `shown` on its way there, and nothing else in the app calls gr.Warning, gr.Info or gr.Error: a test
-sees to it.
+sees to it. What Gradio itself refuses passes `error_payload` (see border).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import html
 import re
 
 import gradio as gr
+from gradio.utils import error_payload as _error_payload
 
 LONGEST = 600
 
@@ -34,4 +35,17 @@ def inform(text: object, title: str = "Info") -> None:
 
 def refusal(text: object, title: str = "Error") -> gr.Error:
     """To raise where a request cannot be answered."""
-    return gr.Error(shown(text), title=title, print_exception=False)
+    return _Refusal(shown(text), title=title, print_exception=False)
+
+
+class _Refusal(gr.Error):
+    """Its words have passed `shown`."""
+
+
+def error_payload(error: BaseException | None, show_error: bool) -> dict:
+    """What Gradio answers where a handler failed, with Gradio's own words as text: they repeat what was sent,
+    such as a choice that a menu does not have."""
+    content = _error_payload(error, show_error)
+    if isinstance(error, _Refusal):
+        return content
+    return content | {key: shown(content[key]) for key in ("error", "title") if content.get(key)}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
+from gradio import queueing, utils
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
@@ -17,6 +18,7 @@ from app import border
 from app.border import ALIAS, MOST_SENT, Border, guarded, sweep
 from app.fair_queue import share_out
 from app.main import opened_to_others
+from app.toast import refusal
 
 
 async def echo(scope, receive, send):
@@ -148,6 +150,18 @@ def test_whoever_opens_the_app_to_others_is_told():
     assert opened_to_others("127.0.0.1", False) == opened_to_others("localhost", False) == ""
     assert "--public" in opened_to_others("0.0.0.0", False)
     assert "no password" in opened_to_others("0.0.0.0", True)
+
+
+def test_gradios_own_refusals_are_text(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    guarded("127.0.0.1", False)
+    evil = "<img src=//elsewhere.example/x> [a](javascript:b)"
+    for payload in (queueing.error_payload, utils.error_payload):
+        said = payload(gr.Error(f"Value: {evil} is not in the list of choices", title=evil), False)
+        assert "<" not in said["error"] + said["title"] and "](" not in said["error"]
+        ours = payload(refusal("a < b"), False)
+        assert ours["error"] == "a &lt; b"
+        assert payload(ValueError(evil), False)["error"] is None
 
 
 def test_two_visitors_with_one_picture_have_a_file_each(monkeypatch):
