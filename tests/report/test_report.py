@@ -243,7 +243,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_older_page(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    assert main(["report", str(tmp_path / "run"), "--out", str(page)]) == 2
+    assert main(["report", str(tmp_path / "run"), "--out", str(page)]) == 1
     assert "cannot write" in (said := capsys.readouterr().err) and "the disk is full" in said
     assert page.read_bytes() == before and sorted(f.name for f in tmp_path.iterdir()) == ["r.html", "run"]
 
