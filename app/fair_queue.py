@@ -103,7 +103,10 @@ class FairQueue(Queue):
         await super().process_events(events, batch, begin_time, fn)
 
     def send_message(self, event, event_message):
-        messages = self.pending_messages_per_session[event.session_hash]
+        messages = self.pending_messages_per_session.get(event.session_hash)
+        if messages is None:  # the page is gone
+            event.alive = False
+            return
         if isinstance(messages, _Messages) and not messages.empty():
             event.alive = event.alive and time.monotonic() - messages.read_at < UNREAD_S
         super().send_message(event, event_message)

@@ -45,9 +45,10 @@ def window_logits(
 
 @contextmanager
 def _pausing(model: nn.Module, pause: Callable[[], None] | None) -> Iterator[None]:
-    """Calls `pause` before each block of the model."""
+    """Calls `pause` before each block of the model and before its head."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)] if pause else []
-    hooks = [block.register_forward_pre_hook(lambda *_: pause()) for blocks in lists for block in blocks]
+    parts = [*(block for blocks in lists for block in blocks), model.get_output_embeddings()] if lists else []
+    hooks = [part.register_forward_pre_hook(lambda *_: pause()) for part in parts]
     try:
         yield
     finally:

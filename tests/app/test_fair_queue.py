@@ -104,3 +104,11 @@ def test_an_answer_that_nobody_reads_ends(queue):
     queue.pending_messages_per_session["gone"].read_at = time.monotonic() - UNREAD_S - 1
     queue.send_message(event, message)
     assert not event.alive
+
+
+def test_a_page_that_is_gone_costs_no_error(queue):
+    ask(queue, "gone")
+    event = queue.get_events()[0][0]
+    del queue.pending_messages_per_session["gone"]
+    queue.send_message(event, SimpleNamespace(event_id=None))
+    assert not event.alive
