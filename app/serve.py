@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -29,6 +30,8 @@ QUESTION = "How small can this model get before it gets worse?"
 TAGLINE = "Models opened once; every layer's bits are a drag away, and memory and quality answer at once."
 THREADS = 200  # jobs wait at the gate in a thread each; one that waits must not keep a light one out
 OPEN_AFTER_S = 5.0  # in which a browser has drawn the page
+# Between Python's threads; each of a forward pass's thousand operations waits so long while another computes.
+SWITCH_S = 0.0005
 UPLOADS_KEPT = (60, KEPT_S)  # every so many seconds files go that came so long ago and that nobody took
 # A tab that is chosen makes an entry in the browser's history.
 SEEN_JS = "() => window.queptSeen('%s')"
@@ -125,6 +128,7 @@ def launch(service: Service, splash: Splash, host: str, public: bool = False) ->
     splash.step("Ready")
     splash.stop()
     release_libraries()  # what only starting needed
+    sys.setswitchinterval(SWITCH_S)
     behind = threading.Timer(OPEN_AFTER_S, template.begin)  # what the first message takes
     behind.daemon = True
     behind.start()

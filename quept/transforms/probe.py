@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from quept.models import LoadedModel
 from quept.models.clone import clone
+from quept.models.vision import class_logits
 
 TOKENS, PICTURES = 16, 2
 LIMITS = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -60,7 +61,7 @@ def _answers(model: nn.Module, inputs: Tensor) -> Tensor:
                 lambda module, *_, narrow=narrow: module.__dict__.update(_parameters=narrow)
             )
     out = model(inputs) if inputs.is_floating_point() else model(input_ids=inputs, use_cache=False).logits
-    return out.double()
+    return class_logits(out.double())
 
 
 def _widen(module: nn.Module, _args) -> None:

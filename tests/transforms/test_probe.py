@@ -67,9 +67,9 @@ def test_a_vit_with_norms_behind_its_layers_is_refused(tmp_path, monkeypatch):
         apply(loaded, reparameterisation(ranges(loaded), 1.0, 1.0, 8))
 
 
-@pytest.mark.parametrize("name", ["vit", "swin"])
-def test_the_same_transform_is_taken_where_it_keeps_the_function(name, tmp_path):
-    loaded = load(save_tiny_vision(name, tmp_path))
+@pytest.mark.parametrize(("name", "classes"), [("vit", 10), ("swin", 10), ("vit", 1)])
+def test_the_same_transform_is_taken_where_it_keeps_the_function(name, classes, tmp_path):
+    loaded = load(save_tiny_vision(name, tmp_path, num_classes=classes))
     transformed = apply(loaded, reparameterisation(ranges(loaded), 1.0, 1.0, 8))
     assert 0 < difference(loaded, transformed) < 0.01
 
