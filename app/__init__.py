@@ -19,6 +19,7 @@ link        a plan as a URL
 conversation  two answers side by side
 pictures    pictures that visitors give, and what a classifier answers to them
 scenes      pictures that questions are asked about
+exports     plans as files of real engines: what each format makes of one, and the files
 llama       llama.cpp beside our own runtime: exported files that answer and are timed
 shell/      the workbench around all pages: model, plan, numbers and plot
 components/ the equaliser, the numbers strip, the chart and others: most with a script and a style

@@ -43,9 +43,11 @@ from quept.runtime.sizes import Sizes
 
 from .budget import no_table, sentence, slider, solved
 from .conversation import Running
+from .exports import Exports
 from .gate import Admission, Gate, Unwanted
 from .lazy import Lazy
 from .link import encode
+from .llama import LlamaRoom
 from .payloads import AS_WEIGHTS
 from .refinement import SECONDS, refinement
 from .side import EQUALIZER, setting_choices
@@ -298,6 +300,7 @@ class Service:
         self.gate = Gate()
         self.admission = Admission(CHATS_AT_ONCE)
         self.refining = Running()
+        self.exports, self.llama = Exports(), LlamaRoom()
         self._opening = threading.Lock()
         self._newest: dict[str, object] = {}
         self._lock = threading.Lock()

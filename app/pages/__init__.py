@@ -28,6 +28,7 @@ from app.pages.chat import PAGE as CHAT
 from app.pages.classify import PAGE as CLASSIFY
 from app.pages.compare import PAGE as COMPARE
 from app.pages.context import Page
+from app.pages.export import PAGE as EXPORT
 from app.pages.layers import PAGE as LAYERS
 
-PAGES: tuple[Page, ...] = (CHAT, CLASSIFY, ASK, LAYERS, COMPARE, ABOUT)
+PAGES: tuple[Page, ...] = (CHAT, CLASSIFY, ASK, LAYERS, COMPARE, EXPORT, ABOUT)

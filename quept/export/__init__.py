@@ -6,6 +6,7 @@ packed  our own: the packed tensors of one plan in a safetensors file
 folder  what language models as folders have in common
 mlx     for mlx-lm
 compressed_tensors   for vLLM and transformers
+onnx    for onnxruntime
 hf      a plain folder in 16 bits
 gguf    llama.cpp, LM Studio, Ollama
 
@@ -27,6 +28,7 @@ EXPORTERS: Mapping[str, str] = {  # what a person types -> where its exporter is
     "gguf": "quept.export.gguf.exporter:Gguf",
     "mlx": "quept.export.mlx:Mlx",
     "compressed-tensors": "quept.export.compressed_tensors:CompressedTensors",
+    "onnx": "quept.export.onnx:Onnx",
     "packed": "quept.export.packed:Packed",
     "hf": "quept.export.hf:Hf",
 }

@@ -105,7 +105,7 @@ class Exporter:
                 f"{_one(sorted(elastic.online))} pass their input through a Hadamard transform as the model "
                 f"runs, which no engine of {self.title} does: export a calibration without rotation"
             )
-        resolved, places = plan.resolve(elastic.layers), self._places(elastic)
+        resolved, places = plan.resolve(elastic.layers), self.places(elastic)
         resolved |= dict.fromkeys(elastic.embeddings, Bits(plan.embeddings))
         for layer, bits in resolved.items():
             if bits.weights not in places[layer]:
@@ -129,7 +129,7 @@ class Exporter:
             raise PlanError(lacking)
         if self.refuses(elastic, plan) is None:
             return plan
-        places = self._places(elastic)
+        places = self.places(elastic)
         wanted = {name: bits.weights for name, bits in plan.resolve(elastic.layers).items()}
         wanted = {name: 4 if isinstance(w, str) else w for name, w in wanted.items()}
         for tied in self.ties(elastic):
@@ -182,8 +182,8 @@ class Exporter:
     def _replacing(self, out: str | Path) -> AbstractContextManager[Path]:
         return replacing(out) if self.suffix else replacing_folder(out, PLAN)
 
-    def _places(self, elastic: ElasticModel) -> dict[str, Mapping[Setting, str]]:
-        """`{layer or embedding: what each of its widths becomes}`."""
+    def places(self, elastic: ElasticModel) -> dict[str, Mapping[Setting, str]]:
+        """Returns what each width becomes, of every layer and embedding by name."""
         return {
             name: self.widths(columns, group, name in elastic.embeddings)
             for name, (_, columns, group) in self._weights(elastic)

@@ -125,9 +125,7 @@ class Folder(Exporter):
 
     def _config_room(self, elastic: ElasticModel) -> int:
         """Bytes that config.json takes at most: every layer quantized, at all the widths there are."""
-        there = {
-            name: [bits for bits in held if bits != FULL] for name, held in self._places(elastic).items()
-        }
+        there = {name: [bits for bits in held if bits != FULL] for name, held in self.places(elastic).items()}
         settings = {
             name: widths[place % len(widths)] if widths else FULL
             for place, (name, widths) in enumerate(there.items())

@@ -1,0 +1,87 @@
+"""The Export page: the plan as a file of each engine, side by side; the file, and how to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+
+from app.budget import sentence
+from app.components.budget import request_of
+from app.components.exports import ExportTable
+from app.exports import offers
+from app.pages.context import EVERY, LIGHT, RUNNING, Page, PageContext
+from app.payloads import NOT_UNDERSTOOD
+from app.service import PlanJson, Service
+from quept.export import EXPORTERS
+
+JOB = RUNNING | {"concurrency_id": "export"}
+
+
+def offered(service: Service, model: str, plan_json: PlanJson) -> dict[str, Any]:
+    """What each format makes of the visitor's plan."""
+    plan = service.plan_of(model, plan_json)
+    rows = offers(service.opened[model], plan, lambda near: service.plan_json_of(model, near))
+    return {"model": model, "rows": rows, "llama": service.llama.missing}
+
+
+def make(service: Service, model: str, plan_json: PlanJson, request: Mapping) -> Iterator[dict[str, Any]]:
+    """The file of the visitor's plan in the making; whatever goes wrong ends it in words."""
+    name = request.get("format")
+    try:
+        if name not in EXPORTERS:
+            raise ValueError(NOT_UNDERSTOOD)
+        plan = service.plan_of(model, plan_json)
+        for state in service.exports.make(service.opened[model], plan, name, lambda: service.gate):
+            if "path" in state:
+                state["path"] = quote((service.exports.folder / state["path"]).as_posix())
+            yield state
+    except ValueError as error:
+        yield {"format": str(name)[:40], "status": "error", "message": sentence(error)}
+    except Exception:
+        yield {"format": name, "status": "error", "message": "The file could not be made. Try it again."}
+        raise
+
+
+def run(service: Service, model: str, plan_json: PlanJson) -> dict[str, str]:
+    """How the GGUF file of the visitor's plan runs in llama.cpp here: its size, and measured tokens/s."""
+    path = service.exports.path(service.opened[model], service.plan_of(model, plan_json), "gguf")
+    if path is None:
+        return {"words": "The plan has changed, or its file has gone: make it again."}
+    try:
+        words = service.llama.caption(path)
+    except RuntimeError as error:
+        return {"words": sentence(error)}
+    return {"words": f"{words[0].upper()}{words[1:]}, measured on this server"}
+
+
+def build(context: PageContext) -> None:
+    """Draw the page and wire it."""
+    service = context.service
+    gr.set_static_paths([service.exports.folder])
+    table = ExportTable(elem_id="exports")
+    seen = gr.State(False)  # until it is looked at nothing is weighed
+
+    def shown(model: str, plan_json: PlanJson):
+        return ExportTable(offers=offered(service, model, plan_json)), True
+
+    def changed(model: str, plan_json: PlanJson, seen: bool):
+        return ExportTable(offers=offered(service, model, plan_json)) if seen else gr.skip()
+
+    def made(model: str, plan_json: PlanJson, event: gr.EventData) -> Iterator:
+        for state in make(service, model, plan_json, request_of(event)):
+            yield ExportTable(made=state)
+
+    def ran(model: str, plan_json: PlanJson):
+        return ExportTable(ran=run(service, model, plan_json))
+
+    about = [context.model, context.plan]
+    context.tab.select(shown, about, [table, seen], **LIGHT)
+    context.on_plan(changed, [*about, seen], table, **EVERY)
+    table.make(made, about, table, **JOB)
+    table.run(ran, about, table, **JOB)
+
+
+PAGE = Page("export", "Export", build)

@@ -1,0 +1,66 @@
+"""Classifiers as ONNX: codes lie in MatMulNBits as it unpacks them, and onnxruntime answers as the view."""
+
+import numpy as np
+import pytest
+import torch
+
+from quept.export import exporter
+from quept.export.onnx import HELD, _group, _parts
+from quept.numerics.grid import quantize
+from quept.plan import PrecisionPlan
+from quept.runtime import ElasticModel
+from tests.tiny import VISION, pictures, save_tiny, save_tiny_vision
+
+PLANS = {
+    **{f"W{bits}": PrecisionPlan.uniform(bits) for bits in range(2, 9)},
+    "mixed": PrecisionPlan.of({"*.attn.*": 5, "*blocks.0.mlp.fc1": 16}, default=3, name="mixed"),
+}
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("columns, group", [(96, 32), (192, 64), (80, 80), (120, 24)])
+def test_groups_of_codes_and_zero_points_unpack_to_the_values(bits, columns, group):
+    packed, values = quantize(torch.randn(3, columns), bits, group)
+    if not (size := _group(columns, group)):
+        assert group == 24  # eight columns are too few
+        return
+    parts, held, groups = _parts(packed), HELD[bits], -(-columns // size)
+    scales = parts["scales"].view(3, groups)
+    for row in range(3):
+        for column in range(columns):
+            block, place = divmod(column, size)
+            byte, shift = divmod(place * held, 8)
+            code = int(parts["B"][row, block, byte]) >> shift & (1 << held) - 1
+            zero = 128
+            if bits < 8:
+                byte, shift = divmod(block * held, 8)
+                zero = int(parts["zero_points"][row, byte]) >> shift & (1 << held) - 1
+            assert scales[row, block].item() * (code - zero) == values[row, column].item()
+
+
+def test_language_models_are_refused_in_words(tmp_path):
+    elastic = ElasticModel.open(save_tiny("llama", tmp_path / "llama"), device="cpu")
+    assert "classifiers of pictures" in exporter("onnx").refuses(elastic, PrecisionPlan.uniform(4))
+
+
+@pytest.mark.parametrize("family", VISION)
+def test_onnxruntime_answers_as_the_view_from_a_file_of_the_bytes_that_were_said(family, tmp_path):
+    pytest.importorskip("onnx", reason="the package onnx writes these files: pip install onnx")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime runs them: pip install onnxruntime")
+    folder = save_tiny_vision(family, tmp_path / family)
+    elastic, target = ElasticModel.open(folder, device="cpu", dtype=torch.float32), exporter("onnx")
+    for name, plan in PLANS.items():
+        plan = target.nearest(elastic, plan)
+        target.write(elastic, plan, tmp_path / "a.onnx")
+        again = target.write(elastic, plan, tmp_path / "b.onnx")
+        content = (tmp_path / "a.onnx").read_bytes()
+        assert content == (tmp_path / "b.onnx").read_bytes(), name
+        assert len(content) == again.nbytes == target.sizes(elastic).deploy(plan), name
+        session = runtime.InferenceSession(content)
+        for count in (1, 3):  # one token at a time was wrong in some releases, so one picture counts
+            x = pictures(family, count)
+            with torch.no_grad():
+                wanted = elastic.view(plan)(x).numpy()
+            np.testing.assert_allclose(
+                session.run(None, {"pixels": x.numpy()})[0], wanted, rtol=1e-3, atol=1e-4
+            )
