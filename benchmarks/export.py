@@ -2,6 +2,7 @@
 speed.
 
     python benchmarks/export.py [--model smollm2-135m] [--mlx PYTHON] [--compressed-tensors PYTHON]
+                                [--classifier fashion-vit]
 
 Plans: 8, 4, 3 and 2 bits, the model's best plans of 4 and 6 bits, a random mixture of 2 to 8.
 gguf: llama.cpp, in this process (xllamacpp). KL of what it says to what the view says, in nats a position,
@@ -9,7 +10,8 @@ mean over positions of one text; kl_a8 is that of the view with activations roun
 without, which is what llama.cpp does, in its own blocks. Codes are those of the file as the package gguf
 dequantizes them. mlx and compressed_tensors need the interpreter of an environment that has mlx-lm, or
 compressed-tensors, and are left out without it: logits of one text in float32, the largest difference as a
-share of the largest logit, and the likeliest tokens that follow.
+share of the largest logit, and the likeliest tokens that follow. onnx: a classifier in onnxruntime, in this
+process, left out without the packages onnx and onnxruntime: top-1 on 1,000 pictures, in points.
 to_running: from the plan on the page to llama.cpp ready to answer, against reading the model and its
 tokenizer from disk with transformers, both in this process, files in the page cache.
 """
@@ -23,6 +25,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import gguf
@@ -35,7 +38,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quept import ElasticModel, PrecisionPlan, zoo
 from quept.cli.shared import plan_of
-from quept.evaluate import Sample
+from quept.evaluate import Sample, stored_images
 from quept.export import exporter
 from quept.export.gguf import llama_cpp
 from quept.export.gguf.agreement import POSITIONS, agreement
@@ -71,6 +74,7 @@ def main() -> None:
         "--positions", type=int, default=POSITIONS, help="at which llama.cpp is asked, for each plan"
     )
     parser.add_argument("--mlx", metavar="PYTHON")
+    parser.add_argument("--classifier", default="fashion-vit")
     parser.add_argument("--compressed-tensors", metavar="PYTHON")
     options = parser.parse_args()
     if lack := llama_cpp.missing():
@@ -91,6 +95,12 @@ def main() -> None:
                 figures["bytes_equal"] &= equal
             else:
                 print(f"{name} left out: give --{name} the interpreter of an environment that has it")
+        if all(map(find_spec, ("onnx", "onnxruntime"))):
+            found, equal = of_onnx(options.classifier, Path(scratch))
+            figures["onnx"] = found
+            figures["bytes_equal"] &= equal
+        else:
+            print("onnx left out: pip install onnx onnxruntime")
     report(
         "Exported plans in the engines that run them",
         figures,
@@ -239,6 +249,39 @@ def of_folder(
         differences.append(float((read["logits"] - wanted).abs().max() / wanted.abs().max()))
         print(f"{name}: {plan.name:<24} {size / 1e6:7.1f} MB, largest difference {differences[-1]:.1e}")
     return {"max_rel": max(differences), "same_greedy": same}, equal
+
+
+def of_onnx(model: str, scratch: Path) -> tuple[dict[str, float], bool]:
+    """The largest difference of top-1 from the view's, in points, and that of logits, one picture at a time
+    included, as a share of the largest logit; and whether the bytes are those that were computed."""
+    from onnxruntime import InferenceSession
+
+    elastic = ElasticModel.open(model, device="cpu", dtype=torch.float32)
+    images, target, path = (
+        stored_images(elastic.vision.images, elastic.vision, 1000),
+        exporter("onnx"),
+        scratch / "x",
+    )
+    batches, points, relative, equal = [images.read(i) for i in range(images.batches)], 0.0, 0.0, True
+    for plan in plans_of(elastic):
+        plan = target.nearest(elastic, plan)
+        written = target.write(elastic, plan, path)
+        equal &= path.stat().st_size == written.nbytes == target.sizes(elastic).deploy(plan)
+        session, view, right = InferenceSession(path), elastic.view(plan), [0, 0]
+        for pixels, labels in [(batch.pixels, batch.labels) for batch in batches] + [
+            (batches[0].pixels[:1], None)
+        ]:
+            read = torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
+            with torch.no_grad():
+                wanted = view(pixels)
+            relative = max(relative, float((read - wanted).abs().max() / wanted.abs().max()))
+            if labels is not None:
+                right = [
+                    r + int((t.argmax(1) == labels).sum()) for r, t in zip(right, (read, wanted), strict=True)
+                ]
+        points = max(points, 100 * abs(right[0] - right[1]) / len(images))
+        print(f"onnx: {plan.name:<24} {written.nbytes / 1e6:7.2f} MB, {right[0]} and {right[1]} right")
+    return {"top1_difference": points, "max_rel": relative}, equal
 
 
 def greedy(view, ids: Tensor) -> Tensor:
