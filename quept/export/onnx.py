@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +72,16 @@ class Onnx(Exporter):
         zeros = 0 if bits == SYMMETRIC_BITS else -(-groups * held // 8)
         return rows * (groups * size * held // 8 + 2 * groups + zeros)
 
+    def __init__(self):
+        self._overheads: WeakKeyDictionary[ElasticModel, int] = WeakKeyDictionary()
+
     def overhead(self, elastic: ElasticModel) -> int:
         """Measured on a graph without a quantized layer: what is there beside its weights, and room."""
+        if elastic not in self._overheads:
+            self._overheads[elastic] = self._traced_overhead(elastic)
+        return self._overheads[elastic]
+
+    def _traced_overhead(self, elastic: ElasticModel) -> int:
         full = PrecisionPlan.full()
         weights = sum(self.nbytes(rows, columns, FULL, 0) for _, (rows, columns, _) in self._weights(elastic))
         told = sum(NODE + 8 * len(layer) for layer in elastic.layers)

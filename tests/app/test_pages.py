@@ -52,7 +52,7 @@ def tabs(demo: gr.Blocks) -> list[str]:
 def test_a_page_is_one_module_and_one_entry(service: Service, tmp_path: Path):
     pages = (*PAGES, toy(tmp_path))
     demo = build_app(service, pages)
-    assert tabs(demo) == ["chat", "layers", "compare", "about", "toy"]
+    assert tabs(demo) == ["chat", "layers", "compare", "export", "about", "toy"]
     (said,) = [n for n, block in demo.blocks.items() if getattr(block, "elem_id", None) == "toy-said"]
     (handler,) = [fn for fn in demo.fns.values() if said in [block._id for block in fn.outputs]]
     assert handler.fn("tiny", "hello") == "tiny: hello"
@@ -61,7 +61,7 @@ def test_a_page_is_one_module_and_one_entry(service: Service, tmp_path: Path):
 
 def test_a_page_for_models_that_are_not_open_is_left_out(service: Service, tmp_path: Path):
     left = tabs(build_app(service, (*PAGES, toy(tmp_path, "vision"))))
-    assert left == ["chat", "layers", "compare", "about"]
+    assert left == ["chat", "layers", "compare", "export", "about"]
 
 
 def test_every_page_brings_its_own_style():
