@@ -1,7 +1,7 @@
 """The web app: pages over opened elastic models. `python app.py` starts it.
 
 main        the command: options, loading screen, launch
-proxies     what the environment says of proxies, made harmless
+proxies     what the environment says of proxies, corrected
 splash      the loading screen
 opening     the models opened, the rest of them later
 serve       the pages put together over a service, and served

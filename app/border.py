@@ -12,7 +12,7 @@ Headers  what a browser may do with the answers: no sniffing, no referrer elsewh
 Words    of Gradio's own refusals are shown as text
 Log      one line for a request that Gradio did not understand; a traceback only where our own code failed
 
-`guarded(...)` gives what `Blocks.launch(app_kwargs=...)` takes.
+`app_kwargs(...)` gives what `Blocks.launch(app_kwargs=...)` takes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SESSION = re.compile(rb'"session_hash"\s*:\s*"(\w{1,64})"')
 logger = logging.getLogger(__name__)
 
 
-def guarded(host: str, public: bool) -> dict[str, Any]:
+def app_kwargs(host: str, public: bool) -> dict[str, Any]:
     """Prepares Gradio's uploads and log; returns the `app_kwargs` of a launch on `host`."""
     folder = tempfile.mkdtemp(prefix="quept-uploads-", dir=os.environ.get("GRADIO_TEMP_DIR"))
     os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(folder)

@@ -1,11 +1,11 @@
 """Two answers side by side: one generator that steps both in turn and tells, ten to fifteen times a second,
 how far they are.
 
-`chat(...)` checks the prompt (PromptError in words, before anything is waited for), waits for admission, puts
-the two precisions together and steps both answers alternately. The gate is held for one step at a time, so
-that other visitors come in between. It yields a `Frame`: per side an `Answer` (text so far, state, speed,
-memory), and where the two part. A side that fails says so in its answer and the other goes on. Closing the
-generator, or `stopped()` turning true, ends it within one step and frees what it held.
+`chat(...)` checks the prompt (PromptError with a sentence before anything is waited for), waits for
+admission, puts the two precisions together and steps both answers alternately. The gate is held for one step
+at a time, so that other visitors come in between. It yields a `Frame`: per side an `Answer` (text so far,
+state, speed, memory), and where the two part. A side that fails says so in its answer and the other goes on.
+Closing the generator, or `stopped()` turning true, ends it within one step and frees what it held.
 
 `CachePool` keeps the key-value caches of a visitor's two sides between turns, so that only the new words are
 read: bounded in bytes, the longest unused dropped first, forgotten with the visitor. `Running` knows each
@@ -131,7 +131,8 @@ class Running:
                 del self._jobs[visitor]
 
     def stop(self, visitor: str) -> None:
-        """Ask the visitor's answer to stop, and those still in the queue; harmless where there is none."""
+        """Ask the visitor's answer to stop, and those still in the queue; does nothing where there is
+        none."""
         with self._lock:
             self._stops[visitor] = time.monotonic()
             self._stops.move_to_end(visitor)
@@ -146,7 +147,7 @@ class CachePool:
     """Conversations between turns, by visitor and side, at most `budget` bytes of keys and values. Safe
     between threads.
 
-    What is taken is on loan until it is given back; what a visitor who has been forgotten gives back is not
+    What is taken is on lease until it is given back; what a visitor who has been forgotten gives back is not
     kept."""
 
     def __init__(self, budget: int = SHELF_BYTES):

@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def opened_to_others(host: str, public: bool) -> str:
-    """What whoever reaches this address can do, in words; "" for this machine alone."""
+    """What whoever reaches this address can do, as a sentence; "" for this machine alone."""
     if host.strip("[]") in ("localhost", "::1") or host.startswith("127."):
         return ""
     named = "under any name" if public else "by its address (by a name of its own: --public)"

@@ -23,8 +23,8 @@ def open_service(
     progress: Callable[[str, float | None], None],
     later: Collection[str] = (),
 ) -> Service:
-    """Open every model and prepare its measurements; raises in words. later: of the sources, artifacts of
-    another one's base that are opened when they are first asked for."""
+    """Open every model and prepare its measurements; raises with a sentence. later: of the sources, artifacts
+    of another one's base that are opened when they are first asked for."""
     cache, bases, cards = zoo.cache_dir(), {}, {}
     found = {source.name: source for source in map(resolve_source, sources)}
     shares = {name: source.entry.share if source.entry else 1.0 for name, source in found.items()}

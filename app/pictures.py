@@ -135,7 +135,7 @@ class Classifier:
         timed: Picture | None = None,
     ) -> dict[str, Answer]:
         """By picture id; those not known yet go through the model together, in one turn at the gate, and
-        `timed` by itself. FloatingPointError, in words, where the model answers NaN."""
+        `timed` by itself. FloatingPointError with a sentence where the model answers NaN."""
         key = plan.key(self.elastic.layers)
         wanted = {picture.id: picture for picture in [*pictures, *([timed] if timed else [])]}
         with self._lock:
@@ -225,7 +225,8 @@ class Album:
 
 
 def read_upload(path: str | Path, channels: int) -> Image.Image:
-    """The picture in a file that a visitor sent. ImageError in words that never repeat what is in it."""
+    """The picture in a file that a visitor sent. ImageError with a sentence that never repeats what is in
+    it."""
     try:
         size = Path(path).stat().st_size
         if size > MOST_BYTES:

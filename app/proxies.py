@@ -1,4 +1,4 @@
-"""What the environment says of proxies, made harmless for an app on this machine.
+"""What the environment says of proxies, kept from breaking an app on this machine.
 
 A company's or a desktop's `http_proxy` catches requests to 127.0.0.1 too, with which Gradio asks itself
 whether it is up, and a proxy of a kind that httpx cannot use (`socks://`) stops the import of Gradio.

@@ -1,8 +1,8 @@
 """A visitor's refinement: the plan on the faders made better by measuring whole plans, for a minute.
 
-It searches on windows of the measuring text that come after those which the pages show figures of, and checks
+It searches on windows of the measuring text that come after those which the pages show numbers of, and checks
 what it found on windows that it has not seen either; so neither takes part in the choice that the pages'
-figures judge. Every forward pass is one turn at the gate.
+numbers judge. Every forward pass is one turn at the gate.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _trials(
 
 
 def _as_json(trial: Trial) -> dict[str, Any]:
-    """A trial as the browser shows it: at the end the figures of the windows that the search never saw."""
+    """A trial as the browser shows it: at the end the numbers of the windows that the search never saw."""
     kl, start, uniform = trial.kl, trial.start_kl, trial.uniform_kl
     if trial.final:
         seen = trial.verified

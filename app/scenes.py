@@ -2,7 +2,7 @@
 
 `Gallery` is one opened model with the questions stored beside it, if any: they give example pictures, each
 with questions whose answers are known, and with their name comes a `World`, the little that such a model was
-taught, which says in words when a question or a picture lies outside of it. A picture from a visitor comes in
+taught, which says when a question or a picture lies outside of it. A picture from a visitor comes in
 through `read_upload` or `read_sent` of app/pictures.py, and is kept, made smaller, in an `Album`.
 Nothing here knows of Gradio.
 """
@@ -62,7 +62,7 @@ class World:
     questions: tuple[str, ...]
 
     def outside(self, question: str, picture: Image.Image, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """Why an answer is a guess, in words; None where it is not."""
+        """Why an answer is a guess, as a sentence; None where it is not."""
         reason = _odd_question(question, tokenizer) or _odd_picture(picture)
         return reason and f"{reason}, so the answer is a guess."
 
@@ -103,10 +103,10 @@ class Gallery:
         found: dict[str, Scene] = {}
         seen = set()
         for row, asked in enumerate(self._stored.by_picture() if self._stored else ()):
-            told = frozenset(q.answer for q in asked if q.answer in ANSWERS[:-2])
-            if told in seen or len(asked) < 3:
+            known = frozenset(q.answer for q in asked if q.answer in ANSWERS[:-2])
+            if known in seen or len(asked) < 3:
                 continue
-            seen.add(told)
+            seen.add(known)
             kinds = {question_type(q.text): q.text for q in reversed(asked)}
             picture = Image.fromarray(self._stored.pixels[row].numpy())
             found[f"example:{row}"] = Scene(

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.border import KEPT_S, guarded
+from app.border import KEPT_S, app_kwargs
 from app.components.menu import Menu
 from app.fair_queue import share_out
 from app.pages import PAGES
@@ -123,7 +123,7 @@ def look(pages: Sequence[Page] = PAGES) -> dict[str, Any]:
 
 def launch(service: Service, splash: Splash, host: str, public: bool = False) -> None:
     """Hand the port over from the loading screen and serve until interrupted. public: under any host name."""
-    guard = guarded(host, public)  # first: components keep the folder of uploads
+    options = app_kwargs(host, public)  # first: components keep the folder of uploads
     demo = build_app(service)
     splash.step("Ready")
     splash.stop()
@@ -141,7 +141,7 @@ def launch(service: Service, splash: Splash, host: str, public: bool = False) ->
         enable_monitoring=False,
         max_file_size="10mb",
         max_threads=THREADS,
-        app_kwargs=guard,
+        app_kwargs=options,
         allowed_paths=[],
         share=False,
         quiet=False,

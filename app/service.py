@@ -53,7 +53,7 @@ from .refinement import SECONDS, refinement
 from .side import EQUALIZER, setting_choices
 
 CHATS_AT_ONCE = 4
-UPDATE_S = 0.25  # between two estimates that a page is told of
+UPDATE_S = 0.25  # between two estimates that a page is shown
 TRIED = "tried:"  # with a number: one of the plans that a visitor has measured
 STARTING = "best 5 bits"
 NO_KL = 1e-5  # weights rounded to 16 bits once after a transform show 2e-6: full precision, for a reader
@@ -168,7 +168,7 @@ class OpenModel:
         }
 
     def conditions(self, plan: PrecisionPlan | None = None, task: EvalTask | None = None) -> str:
-        """What numbers are measured on, in words; of a plan measured before, in the dtype it was measured
+        """What numbers are measured on, as text; of a plan measured before, in the dtype it was measured
         in."""
         task = task or self.task
         if task.lacking:
@@ -400,7 +400,7 @@ class Service:
         plan_json = self.plan_json_of(model, found.allocation.plan)
         changed = ("w", "a", "e") if request.get("activations") == AS_WEIGHTS else ("w", "e")
         plan = {key: plan_json[key] for key in changed}
-        return answer | {"plan": plan, "budget": budget, "note": found.words()}
+        return answer | {"plan": plan, "budget": budget, "note": found.describe()}
 
     def comparable(self, model: str, tried: Sequence[PrecisionPlan] = (), task: str | None = None) -> dict:
         """What there is to compare: the menu of plans, and where the model's layers lie."""
@@ -452,7 +452,7 @@ class Service:
             self.refining.end(visitor, job)
 
     def stop_refining(self, visitor: str) -> None:
-        """End the visitor's refinement after the pass it is in; harmless where there is none."""
+        """End the visitor's refinement after the pass it is in; does nothing where there is none."""
         self.refining.stop(visitor)
 
     def points(

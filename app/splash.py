@@ -90,7 +90,7 @@ class Splash:
             self._error = sentence
 
     def stop(self) -> None:
-        """Close every connection and free the port; harmless when nothing listens."""
+        """Close every connection and free the port; does nothing when nothing listens."""
         server, self._server = self._server, None
         if server is None:
             return

@@ -1,4 +1,4 @@
-"""Divergence and perplexity of the calibrated artifacts at every width, beside plain rounding on the same
+"""Divergence and perplexity of the calibrated artifacts at every width, beside round-to-nearest on the same
 grid.
 
     python benchmarks/quality.py --text wiki.test.raw.txt [--tokens 8192] [--out quality.json]
@@ -77,7 +77,7 @@ def main() -> None:
         "text": Path(options.text).name,
         "dtype": "float32",
     }
-    report("KL against plain rounding (ratio)", figures, **conditions)
+    report("KL against round-to-nearest (ratio)", figures, **conditions)
     line = json.dumps(rows | {"artifact_mb": sizes, "calibration_s": seconds, "conditions": conditions})
     if options.out:
         options.out.write_text(line + "\n")

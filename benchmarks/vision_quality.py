@@ -1,4 +1,4 @@
-"""Accuracy of the built-in image classifier at every width, against plain rounding and against calibrations
+"""Accuracy of the built-in image classifier at every width, against round-to-nearest and against calibrations
 for one width alone.
 
     python benchmarks/vision_quality.py [--model ARTIFACT ...] [--data FOLDER] [--singles] [--shapes]

@@ -1,4 +1,4 @@
-"""Accuracy of the built-in vision-language model's answers at every width, against plain rounding.
+"""Accuracy of the built-in vision-language model's answers at every width, against round-to-nearest.
 
     python benchmarks/vqa_quality.py [--model easy-vqa] [--data FOLDER] [--questions N]
 

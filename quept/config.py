@@ -140,7 +140,7 @@ class EndToEnd:
 class Recipe:
     """name: of the file. group: columns per scale, "auto", "row", or None for the model's own. transforms:
     steps that `quept.transforms` understands, in order. held_out: sequences, pictures or pairs kept from
-    training, on which every width is compared with plain rounding at the end."""
+    training, on which every width is compared with round-to-nearest at the end."""
 
     name: str
     note: str

@@ -3,7 +3,7 @@
 write_atomic, write_tensors, replacing   a temporary name in the same folder, mode 0644, then a rename
 replacing_folder                         the same for a folder
 save_tensors, tensors_header             the bytes of a safetensors file, the same for the same tensors
-read_json, parse_json                    one JSON object with "format" and a version, refused in words
+read_json, parse_json                    one JSON object with "format" and a version, refused with a sentence
 read_text                                a text in the encoding that it says, and nothing that is none
 read_lines, append_line, resume_lines    JSON lines; the line that a killed run was writing is left out
 

@@ -22,7 +22,7 @@ def test_perplexity_at_full_precision_and_w4_lies_in_its_band(smollm2):
         assert low < last["ppl"].value < high, f"perplexity {last['ppl'].value:.2f} at {bits} bits"
 
 
-# what 1,024 tokens may show at most, as a share of plain rounding's divergence; see benchmarks/quality.py
+# what 1,024 tokens may show at most, as a share of round-to-nearest's divergence; see benchmarks/quality.py
 AT_MOST = {
     "weight-only": {"W2": 0.2, "W3": 0.45, "W4": 0.5, "W5": 0.6, "W8": 0.7},
     "weight-act": {"W4A4": 0.35, "W6A6": 0.3, "W8A8": 0.3},

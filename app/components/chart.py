@@ -44,7 +44,7 @@ LONGEST_ID = 120
 
 
 def point_id(event: gr.EventData) -> str:
-    """The id of the point that a `point` event means; gr.Error in words when it is no short string."""
+    """The id of the point that a `point` event means; gr.Error with a sentence when it is no short string."""
     sent = event._data
     identity = sent.get("id") if isinstance(sent, Mapping) else None
     if not isinstance(identity, str) or not 0 < len(identity) <= LONGEST_ID or not identity.isprintable():

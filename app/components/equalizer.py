@@ -29,7 +29,7 @@ FULL = 16
 PLAN_KEYS = ("w", "a", "kv", "e")
 
 
-class WireError(ValueError):
+class PlanJsonError(ValueError):
     """A plan that does not fit the model; the message is a sentence for the visitor."""
 
 
@@ -42,14 +42,16 @@ def full_plan(description: Mapping[str, Any]) -> dict[str, Any]:
 def check_plan(plan: object, description: Mapping[str, Any]) -> dict[str, Any]:
     """A fresh, complete plan JSON; "a", "kv" and "e" may be left out and mean 16.
 
-    Raises WireError, which names layers, counts and allowed widths and never repeats text that was sent.
+    Raises PlanJsonError, which names layers, counts and allowed widths and never repeats text that was sent.
     """
     if not isinstance(plan, Mapping):
-        raise WireError('A plan is an object like {"w": [4, 4, ...], "kv": 16}. Move a fader to make one.')
+        raise PlanJsonError(
+            'A plan is an object like {"w": [4, 4, ...], "kv": 16}. Move a fader to make one.'
+        )
     if not set(plan) <= set(PLAN_KEYS):
-        raise WireError('A plan has the keys "w", "a", "kv" and "e" and no others.')
+        raise PlanJsonError('A plan has the keys "w", "a", "kv" and "e" and no others.')
     if "w" not in plan:
-        raise WireError('This plan has no weight bits: give "w", one number for each layer.')
+        raise PlanJsonError('This plan has no weight bits: give "w", one number for each layer.')
     full = full_plan(description)
     return {
         "w": _check_widths(plan["w"], "weight", _weight_bits(description), description),
@@ -80,9 +82,9 @@ def _embedding_bits(description: Mapping[str, Any]) -> list[int]:
 def _check_widths(widths: object, kind: str, allowed: list[int], description: Mapping[str, Any]) -> list[int]:
     layers = description["layers"]
     if not isinstance(widths, list | tuple):
-        raise WireError(f"The {kind} bits of a plan are a list with one number for each layer.")
+        raise PlanJsonError(f"The {kind} bits of a plan are a list with one number for each layer.")
     if len(widths) != len(layers):
-        raise WireError(
+        raise PlanJsonError(
             f"This plan gives {kind} bits for {len(widths):,} layers, but the model on this page has "
             f"{len(layers):,}. It belongs to another model: reload the page or choose a preset."
         )
@@ -95,7 +97,7 @@ def _check_widths(widths: object, kind: str, allowed: list[int], description: Ma
 def _check_width(width: object, owner: str, allowed: list[int]) -> int:
     if isinstance(width, bool) or not isinstance(width, int) or width not in allowed:
         said = f"not {width}" if isinstance(width, int) and abs(width) < 10**6 else "as a whole number"
-        raise WireError(f"{owner} can have {_listed(allowed)} bits, {said}.")
+        raise PlanJsonError(f"{owner} can have {_listed(allowed)} bits, {said}.")
     return int(width)
 
 
@@ -123,16 +125,16 @@ class Equalizer(Widget):
         return description
 
     def preprocess(self, payload: dict[str, Any] | None) -> dict[str, Any]:
-        """The visitor's plan, checked; gr.Error in words when it does not fit the model."""
+        """The visitor's plan, checked; gr.Error with a sentence when it does not fit the model."""
         if payload is None or payload == "":
             return full_plan(self.described)
         try:
             return check_plan(payload, self.described)
-        except WireError as error:
+        except PlanJsonError as error:
             raise refusal(error, title="Plan not understood") from None
 
     def postprocess(self, value: dict[str, Any] | None) -> dict[str, Any]:
-        """The plan to show, complete; WireError when it does not fit the description."""
+        """The plan to show, complete; PlanJsonError when it does not fit the description."""
         return full_plan(self.described) if value is None else check_plan(value, self.described)
 
     def api_info(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 In:  {"blocks": [names], "roles": [names], "layers": [{"name", "block", "role"}], "bits": [widths],
      "sensitivity": [[KL of each width] of each layer], "embeddings": [KL of each width] or None,
-     "conditions": what it was measured on, in words}, or {"empty": why there is nothing to show}.
+     "conditions": what it was measured on, as text}, or {"empty": why there is nothing to show}.
 Out: nothing. A click on a cell is told to the equaliser inside the browser, see heatmap.js.
 
 It is a table, with a colour in every cell; each value is read by screen readers, and shown on hover and
@@ -25,12 +25,12 @@ class HeatMap(Widget):
     EMPTY = {"empty": ""}
 
     def postprocess(self, value: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The value as JSON; ValueError where a layer has not one figure for each width."""
+        """The value as JSON; ValueError where a layer has not one number for each width."""
         if value is None or "empty" in value:
             return dict(value or {"empty": ""})
         for layer, row in zip(value["layers"], value["sensitivity"], strict=True):
             if len(row) != len(value["bits"]):
                 raise ValueError(
-                    f"{layer['name']} has {len(row)} figures for {len(value['bits'])} widths in the heat map"
+                    f"{layer['name']} has {len(row)} numbers for {len(value['bits'])} widths in the heat map"
                 )
         return finite(dict(value))

@@ -2,8 +2,8 @@
 
 In:  `value`, the value chosen; `choices`, [[label, value], ...]; `name`, its name, for everybody or (with
      `named=False`) for screen readers alone.
-Out: the value; gr.Error in words for one that is not offered. Events: `input`, a choice of the visitor's;
-     `change`, any other value.
+Out: the value; gr.Error with a sentence for one that is not offered.
+Events: `input`, a choice of the visitor's; `change`, any other value.
 
 To offer others, return `Menu(choices=..., value=...)` from a handler.
 """

@@ -41,7 +41,7 @@ def points(service: Service, model: str, tried: list[PlanJson], current: Precisi
 def refine(
     service: Service, model: str, plan_json: PlanJson, request: Mapping, visitor: str
 ) -> Iterator[dict]:
-    """How far the refinement of the plan on the faders is; whatever goes wrong ends it in words."""
+    """How far the refinement of the plan on the faders is; whatever goes wrong ends it with a sentence."""
     try:
         yield from service.refine(model, service.plan_of(model, plan_json), request, visitor)
     except Exception:

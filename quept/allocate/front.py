@@ -176,7 +176,7 @@ class Front:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Front:
-        """Read what `to_json` writes; FrontError in words for anything else."""
+        """Read what `to_json` writes; FrontError with a sentence for anything else."""
         data = parse_json(text, "a front", FORMAT, VERSION, FrontError)
         data = checked(data, _FORM, "this front", FrontError)
         try:

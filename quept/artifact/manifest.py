@@ -1,5 +1,5 @@
 """manifest.json: what an artifact is, in a form people can read. Unknown entries, other formats and newer
-versions are refused in words."""
+versions are refused with a sentence."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from quept.checked import in_words
+from quept.checked import quotable
 from quept.engines import ENGINES, Setting, engine_class
 from quept.engines.base import Engine
 from quept.files import write_atomic, write_tensors
@@ -102,7 +102,7 @@ class Artifact:
 
     @classmethod
     def open(cls, folder: str | Path) -> Artifact:
-        """Read and check an artifact; ArtifactError says in words what is wrong with it."""
+        """Read and check an artifact; ArtifactError says what is wrong with it."""
         folder = Path(folder)
         manifest = Manifest.read(folder)
         _verify(manifest, folder)
@@ -114,7 +114,7 @@ class Artifact:
             record = Record(manifest.transforms, theirs) if manifest.transforms else None
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, TransformError) as error:
             raise ArtifactError(
-                f"{folder} is damaged: its tensors are not those of its recipe ({in_words(error)}); "
+                f"{folder} is damaged: its tensors are not those of its recipe ({quotable(error)}); "
                 "calibrate again or copy it afresh"
             ) from None
         return cls(manifest, engine, record)

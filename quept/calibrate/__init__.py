@@ -1,6 +1,6 @@
 """Calibration: a model and a recipe in, an artifact on disk out.
 
-job         one run: transforms, stages, comparison with plain rounding; resumed where it was cut
+job         one run: transforms, stages, comparison with round-to-nearest; resumed where it was cut
 prepare     the transforms of a recipe
 observe     what layers are given at full precision: samples for static grids
 logits      logits of any model on its inputs, where they count

@@ -1,7 +1,7 @@
 """One calibration run: a model and a recipe in, an artifact folder out, re-opened and checked before it is
 called done.
 
-    transforms -> static grids -> block-wise stage -> end-to-end stage -> comparison with plain rounding
+    transforms -> static grids -> block-wise stage -> end-to-end stage -> comparison with round-to-nearest
     -> artifact
 
 What is in the folder while it runs: progress.jsonl, one line for every step and decision, and checkpoint.*,
@@ -203,8 +203,8 @@ def _compared(
 ) -> Artifact:
     """The artifact with each width at the best that is known of it, measured on held-out data as it will be
     stored: as it was learned, or the same (transformed) weights rounded to nearest with activations on the
-    grids where learning began or rounded by the range of each token. Where plain rounding of the base itself
-    is better at every width, nothing of it is left. plain: the artifact without anything learned."""
+    grids where learning began or rounded by the range of each token. Where round-to-nearest of the base
+    itself is better at every width, nothing of it is left. plain: the artifact without anything learned."""
     options = {"device": device, "dtype": torch.float32, "budget": 1}  # nothing is wanted twice
     rtn = ElasticModel(loaded, Artifact.rtn(loaded, artifact.group), **options)
     by_token = rtn
@@ -227,7 +227,7 @@ def _compared(
     activations = stage.activations if stage else True
     quality, comparisons = {}, _comparisons(recipe, loaded.layout, activations)
     for i, (bits, plan, decided) in enumerate(comparisons):
-        report(f"comparing {plan.name} with plain rounding", i / len(comparisons))
+        report(f"comparing {plan.name} with round-to-nearest", i / len(comparisons))
         found = {"kl_rtn": divergence(rtn, plan)}
         token = divergence(by_token, plan) if by_token is not rtn else found["kl_rtn"]
         found["kl_plain"] = divergence(on_grids, plan) if on_grids is not by_token else token
@@ -258,8 +258,8 @@ def _compared(
 
 
 def worse(quality: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The plans of `Manifest.quality` at which plain rounding of the base, which transforms and grids shared
-    by all widths cannot go back to, is better than what was stored, beyond what noise would show."""
+    """The plans of `Manifest.quality` at which round-to-nearest of the base, which transforms and grids
+    shared by all widths cannot go back to, is better than what was stored, beyond what noise would show."""
     return [plan for plan, row in quality.items() if row["kl"] > 1.05 * row["kl_rtn"] + 1e-5]
 
 

@@ -7,7 +7,7 @@ Each is declared and run in the file of its name (models and pull: zoo); shared:
 terminal: output where characters are missing. Results go to stdout, as a small table or, with --json, with
 one JSON object as the last line; progress and errors go to stderr. Exit code 0: done; 1: it could not be
 done; 2: what was typed makes no sense; 130: stopped; 70: a bug of ours, with a file to report; of `calibrate`
-also 3: done, and worse than plain rounding at some width. Every error is one sentence.
+also 3: done, and worse than round-to-nearest at some width. Every error is one sentence.
 """
 
 from __future__ import annotations
@@ -104,14 +104,14 @@ def _failed(command: str, error: object, code: int) -> int:
 
 def _bug(command: str, error: Exception) -> int:
     """What nobody thought of: said as such, with what a report needs in a file."""
-    told = "".join(traceback.format_exception(error))
+    trace = "".join(traceback.format_exception(error))
     try:
         handle, report = tempfile.mkstemp(prefix="quept-bug-", suffix=".txt")
         with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-            file.write(f"quept {' '.join(sys.argv[1:])}\nPython {sys.version}\n\n{told}")
+            file.write(f"quept {' '.join(sys.argv[1:])}\nPython {sys.version}\n\n{trace}")
         where = f"with {report}, which says what happened and names files of yours"
     except OSError:
-        where = f"and say: {type(error).__name__} at {told.splitlines()[-3].strip()}"
+        where = f"and say: {type(error).__name__} at {trace.splitlines()[-3].strip()}"
     return _failed(command, f"this is a bug of quept: report it where you got quept from, {where}", BUG)
 
 

@@ -132,8 +132,8 @@ def _allocate(options: argparse.Namespace) -> None:
     )
     counts = ", ".join(f"{count} at {width}" for width, count in sorted(layers.items()))
     print(f"bits of layers: {counts}; of embeddings: {found.plan.embeddings}")
-    if known.words():
-        print(known.words())
+    if known.describe():
+        print(known.describe())
     elif known.kl is not None and not math.isclose(known.kl, metrics["kl"], rel_tol=NEAR):
         print(f"the measured front lets expect a mean KL of {short(known.kl)}")
     elif found.gap:

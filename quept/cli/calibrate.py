@@ -16,7 +16,7 @@ from .shared import DEFAULT_MODEL, command, group, json_option, print_json, prin
 if TYPE_CHECKING:
     from quept.config import Recipe
 
-WORSE = 3  # exit code: the artifact is there, and at some width plain rounding is better
+WORSE = 3  # exit code: the artifact is there, and at some width round-to-nearest is better
 
 
 def calibrate_parser(commands) -> None:
@@ -100,7 +100,7 @@ def _calibrate(options: argparse.Namespace) -> int:
         )
     if lost := worse(m.quality):
         print(
-            f"quept calibrate: WARNING: {', '.join(lost)} came out worse than plain rounding, and its "
+            f"quept calibrate: WARNING: {', '.join(lost)} came out worse than round-to-nearest, and its "
             "transforms are shared by all widths: use `--recipe rtn` there, or a recipe without transforms",
             file=sys.stderr,
         )

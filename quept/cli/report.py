@@ -33,7 +33,7 @@ def report_parser(commands) -> None:
         default=[],
         metavar="FILE",
         help="measured results to show too: files of `quept evaluate --export-results` or of the quality "
-        "benchmark; results of plain rounding on the same text become the column to compare with",
+        "benchmark; results of round-to-nearest on the same text become the column to compare with",
     )
     p.add_argument(
         "--with-sizes",

@@ -82,7 +82,7 @@ class DataSource:
         raise NotImplementedError
 
     def describe(self) -> str:
-        """The data in words, for the artifact."""
+        """The data as text, for the artifact."""
         raise NotImplementedError
 
     def read(self, loaded: LoadedModel, wanted: Wanted, report: Progress) -> Data:

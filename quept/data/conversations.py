@@ -140,12 +140,12 @@ def _answers(processor: ProcessorMixin, messages: Sequence[dict]) -> list[tuple[
     """(start, end) of what the assistant says, counted from the end of the conversation (below 0): that is
     the same whatever number of tokens the pictures before it take."""
 
-    def told(count: int, answered: bool) -> list[int]:
+    def ids_of(count: int, answered: bool) -> list[int]:
         return prompt_ids(processor.tokenizer, messages[:count], None, processor, answered)
 
-    whole = told(len(messages), True)
+    whole = ids_of(len(messages), True)
     return [
-        tuple(_agreeing(whole, part) - len(whole) for part in (told(n, False), told(n + 1, True)))
+        tuple(_agreeing(whole, part) - len(whole) for part in (ids_of(n, False), ids_of(n + 1, True)))
         for n in range(1, len(messages), 2)
     ]
 

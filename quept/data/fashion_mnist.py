@@ -55,7 +55,8 @@ def fashion_mnist(
     split: str, folder: str | Path | None = None, progress: Progress | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, 28, 28) uint8 and labels (N,) uint8 of "train" or "test". folder: where the four original
-    .gz files lie, if they do. SourceError in words when they cannot be had or are not the real ones."""
+    .gz files lie, if they do. SourceError with a sentence when they cannot be had or are not the real
+    ones."""
     where = _found(Path(folder) if folder else None, progress)
     images, labels = (_idx(where / name, sha256) for name, sha256 in FILES[split])
     return images, labels

@@ -178,7 +178,7 @@ def image_folder(
 
     labels: a text file that tells the classes instead, a line for each picture or folder in `folder`: its
     path, then a tab, comma or space, then the class. count: only so many. The order is shuffled, always the
-    same way, so that the first few are a fair sample. ImageError in words for what does not fit."""
+    same way, so that the first few are a fair sample. ImageError with a sentence for what does not fit."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ImageError(f"there is no folder {folder}")

@@ -36,7 +36,7 @@ class Pair:
 
 
 def read_pairs(folder: str | Path) -> list[Pair]:
-    """The entries of `folder`/pairs.json in their order; PairsError in words."""
+    """The entries of `folder`/pairs.json in their order; PairsError with a sentence."""
     file = Path(folder) / FILE
     try:
         entries = json.loads(file.read_bytes())

@@ -141,7 +141,7 @@ def stored_questions(path: str | Path, processor: ProcessorMixin, count: int | N
 def question_folder(folder: str | Path, processor: ProcessorMixin, count: int | None = None) -> Questions:
     """The entries of `folder`/pairs.json: every turn of a conversation is a question, asked after the turns
     before it; types are `answer_type`'s. count: only so many entries. Their order is shuffled, always the
-    same way, so that the first few are a fair sample. PairsError in words."""
+    same way, so that the first few are a fair sample. PairsError with a sentence."""
     pairs = read_pairs(folder)
     random.Random(0).shuffle(pairs)
     pairs = pairs[:count]

@@ -8,7 +8,7 @@ stores, by layer:
     static (2, sites)       float32    for each width of its input: scale and zero-point of the input and,
                                        of a layer that gives query, key and value, of these three
 
-A width that was not calibrated, or for which plain rounding proved better in this layer, is not in `widths`
+A width that was not calibrated, or for which round-to-nearest proved better in this layer, is not in `widths`
 and is rounded to nearest.
 """
 

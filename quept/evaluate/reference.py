@@ -18,7 +18,7 @@ So a model compared with itself shows at most u^2 E_p[x^2] / 2, about 1e-6 nats 
 thousands of rounding errors of either sign, far below the standard error of the mean over tokens.
 
 Size: `P * (2 V + 12)` bytes a window and a small header, 50 MB for SmolLM2 with windows of 512, so 402 MB for
-4,096 tokens. All references together stay within `limit` bytes (4 GB unless told otherwise): the ones not
+4,096 tokens. All references together stay within `limit` bytes (4 GB unless `limit` is given): the ones not
 used for longest are removed, never the one being written; windows that would not fit beside the reference's
 own others are computed again each time instead of being stored.
 

@@ -50,8 +50,8 @@ class Exporter:
 
     name: its entry in EXPORTERS. title: as a reader sees it. engines: programs that run it. suffix: of the
     file; "" where a folder is written. exact: "" where the values are the view's bit for bit, else what is
-    rounded, in words. commands: lines to type that run it, with {path} for the file or folder. ours: whether
-    our own program reads it, which rounds activations and keys and values as the plan says."""
+    rounded, as a sentence. commands: lines to type that run it, with {path} for the file or folder. ours:
+    whether our own program reads it, which rounds activations and keys and values as the plan says."""
 
     name: ClassVar[str]
     title: ClassVar[str]

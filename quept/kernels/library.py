@@ -65,7 +65,7 @@ def loaded() -> Library:
 
 
 def missing() -> str:
-    """Returns why weights are multiplied dense here, in words; "" if the kernels are there."""
+    """Returns why weights are multiplied dense here, as a sentence; "" if the kernels are there."""
     try:
         loaded()
     except Missing as error:

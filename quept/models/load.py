@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from quept import zoo
-from quept.checked import in_words
+from quept.checked import quotable
 
 from . import complete, vision
 from .families import FAMILIES
@@ -137,7 +137,7 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
             pictures = None
         layout = layout_of(model)
     except Exception as error:  # a damaged folder makes transformers raise nearly anything
-        raise LoadError(f"cannot load {source!r}: {in_words(error)}") from error
+        raise LoadError(f"cannot load {source!r}: {quotable(error)}") from error
     model.eval().requires_grad_(False)
     questions = Path(where) / QUESTIONS
     report("checking the weights", None)

@@ -35,7 +35,8 @@ class BlockLoss:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean KL on held-out text of one plan as calibrated and as plainly rounded, and whether it was kept."""
+    """Mean KL on held-out text of one plan as calibrated and as rounded to nearest, and whether it was
+    kept."""
 
     kl: float
     kl_rtn: float

@@ -42,7 +42,7 @@ def quality(
     line = {"color": _color("join"), "width": 4}
     data = [go.Scatter(mode="lines", x=x, y=y, line=line, **_SILENT)] if both else []
     for title, values, color, symbol, size in (
-        ("plain rounding", plain, _color("plain"), "circle-open", 14),
+        ("round-to-nearest", plain, _color("plain"), "circle-open", 14),
         (name, ours, _color("ours"), "circle", 9),
     ):
         mine = [plan for plan in shown if plan in values]

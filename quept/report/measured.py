@@ -1,9 +1,9 @@
 """Results files: what was measured, under which conditions, and how it relates to an artifact.
 
 Two forms are read. The first is what `quept evaluate --export-results` writes (see evaluate.shipped); it
-names the model, so results of this artifact, of plain rounding of the same base, of other tools on it, and
+names the model, so results of this artifact, of round-to-nearest of the same base, of other tools on it, and
 of something else altogether are told apart. The second is what the quality benchmark prints, as a file
-of its own or as the last line of its output; it holds artifact and plain rounding side by side:
+of its own or as the last line of its output; it holds artifact and round-to-nearest side by side:
 
     {"w2": {"kl": 1.2, "kl_rtn": 9.9, "ppl": 60, "ppl_rtn": 3e5}, "w4a4": {…},
      "artifact_mb": {…}, "conditions": {…}}
@@ -27,7 +27,7 @@ from .words import number, plan_bits, short, without_folder
 # what a results file is about
 THIS, PLAIN, BASE, UNSAID, OTHER = (
     "this artifact",
-    "plain rounding",
+    "round-to-nearest",
     "other tools",
     "unsaid",
     "something else",
@@ -36,7 +36,7 @@ THIS, PLAIN, BASE, UNSAID, OTHER = (
 
 @dataclass(frozen=True)
 class Row:
-    """One plan; None where it was not measured. *_se: standard errors. *_rtn: of plain rounding. metrics:
+    """One plan; None where it was not measured. *_se: standard errors. *_rtn: of round-to-nearest. metrics:
     what the task it was measured by says, where that is known."""
 
     kl: float | None = None
@@ -51,7 +51,7 @@ class Row:
 @dataclass(frozen=True)
 class Measured:
     """One file. subject: one of the constants above. data: which text in which windows, "" if unsaid.
-    conditions: (name, value) in words. rows: `{plan name: Row}`."""
+    conditions: (name, value) as text. rows: `{plan name: Row}`."""
 
     file: str
     subject: str
@@ -61,7 +61,8 @@ class Measured:
 
 
 def read_measured(path: str | Path, artifact: Artifact) -> Measured:
-    """One results file; ResultsError in words if it cannot be read, holds no results, or is too new."""
+    """One results file; ResultsError with a sentence if it cannot be read, holds no results, or is too
+    new."""
     path = Path(path)
     try:
         data = _json(path.read_text(encoding="utf-8"))
@@ -85,7 +86,7 @@ def read_measured(path: str | Path, artifact: Artifact) -> Measured:
 
 
 def compared(files: list[Measured]) -> list[Measured]:
-    """Results of plain rounding go beside those of this artifact on the same text, as its *_rtn columns; a
+    """Results of round-to-nearest go beside those of this artifact on the same text, as its *_rtn columns; a
     file that is used up so is dropped."""
     plain = {found.data: found for found in files if found.subject == PLAIN}
     used = {found.data for found in files if found.subject == THIS and found.data in plain}
@@ -152,7 +153,7 @@ def _row(entry: Mapping[str, Any]) -> Row:
 
 
 def _conditions(data: Mapping[str, Any], but: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """All plain entries of a file, in words; those of a table in it with its name before theirs."""
+    """All plain entries of a file, as text; those of a table in it with its name before theirs."""
     found = []
     for name, value in data.items():
         if isinstance(value, dict) and name not in but and not plan_bits(name):

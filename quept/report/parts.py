@@ -35,7 +35,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Bars:
-    """(name, amount, the amount in words) as bars on a common scale from 0."""
+    """(name, amount, the amount as text) as bars on a common scale from 0."""
 
     caption: str
     rows: list[tuple[str, float, str]]

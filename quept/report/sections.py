@@ -25,7 +25,7 @@ from .words import by_width, duration, listed, number, plan_bits, short, size, w
 EVEN = 0.002  # half a step of the stored clip factors
 _ABOUT = {
     THIS: "Measured with this artifact.",
-    PLAIN: "Measured with plain rounding of the same base on the same grid, for comparison.",
+    PLAIN: "Measured with round-to-nearest of the same base on the same grid, for comparison.",
     BASE: "Other tools' quantizations of the same base, for comparison.",
     UNSAID: "The file does not say which artifact it was measured with; it is taken at its word.",
     OTHER: "This was measured with another base, grid or artifact than this one.",
@@ -59,7 +59,7 @@ def summary(artifact: Artifact, course: Course | None, quality: Mapping[str, tup
     lost = [plan for plan, found in (course.compared if course else {}).items() if not found.kept]
     if lost:
         verb = "was" if len(lost) == 1 else "were"
-        said.append(f"{listed(by_width(lost))} {verb} not better than plain rounding and went back to it.")
+        said.append(f"{listed(by_width(lost))} {verb} not better than round-to-nearest and went back to it.")
     said.append(f"What was learned takes {size(artifact.nbytes)} beyond the base weights.")
     if course and course.seconds:
         said.append(f"Calibration took {duration(sum(course.seconds.values()))}.")
@@ -100,10 +100,10 @@ def quality_section(
     artifact: Artifact, course: Course | None, quality: Mapping[str, tuple[float, float]]
 ) -> Section:
     """On held-out calibration data, from the manifest."""
-    section = Section("Quality against plain rounding")
+    section = Section("Quality against round-to-nearest")
     if not quality:
         why = (
-            "The manifest holds no comparison with plain rounding."
+            "The manifest holds no comparison with round-to-nearest."
             if artifact.engine.learned
             else "Nothing is learned in this artifact, so there is nothing to compare with rounding."
         )
@@ -121,7 +121,7 @@ def quality_section(
         )
     )
     rows = [(p, short(ours[p]), short(plain[p]), _gain(ours[p], plain[p], p, course)) for p in plans]
-    head = ("plan", "mean KL", "plain rounding", "how much lower")
+    head = ("plan", "mean KL", "round-to-nearest", "how much lower")
     section.parts.append(Table("Mean KL from full precision", head, rows, words=(3,)))
     return section
 
@@ -194,9 +194,9 @@ def course_section(artifact: Artifact, course: Course | None) -> Section:
     lost = {plan: found for plan, found in course.compared.items() if not found.kept}
     if lost:
         back = (f"{p} (KL {short(lost[p].kl)}, plain {short(lost[p].kl_rtn)})" for p in by_width(lost))
-        section.parts.append(Paragraph(f"Back to plain rounding, which was no worse: {listed(back)}."))
+        section.parts.append(Paragraph(f"Back to round-to-nearest, which was no worse: {listed(back)}."))
     elif course.compared:
-        section.parts.append(Paragraph("No width had to go back to plain rounding."))
+        section.parts.append(Paragraph("No width had to go back to round-to-nearest."))
     if course.seconds:
         rows = [(name, seconds, duration(seconds)) for name, seconds in course.seconds.items()]
         whole = duration(sum(course.seconds.values()))

@@ -161,7 +161,7 @@ class Conversation:
     key: what they were computed with: PrecisionPlan.key, which knows the KV bits too. Give one to `stream`
     for every turn of a chat, and call `switch` when the plan changes: what was kept is dropped, and read anew
     at the new plan; or with keep=True it stays, and `mixed` says so until the next drop. A running stream has
-    the cache on loan: a second one beside it starts from nothing."""
+    the cache on lease: a second one beside it starts from nothing."""
 
     key: str = ""
     ids: list[int] = field(default_factory=list)
@@ -179,7 +179,7 @@ class Conversation:
     def drop(self) -> None:
         self.ids, self.cache, self.mixed = [], None, False
 
-    def lend(self, prompt: list[int]) -> Loan:
+    def lease(self, prompt: list[int]) -> Lease:
         """The cache cut to the tokens it shares with the prompt, which keeps at least one token to read."""
         cache, held, mixed = self.cache, self.ids, self.mixed
         self.drop()
@@ -190,11 +190,11 @@ class Conversation:
                 cache.crop(shared - len(held))
             else:  # what has left a window cannot come back
                 shared = 0
-        return Loan(self, self.key, cache if shared else None, shared, mixed and shared > 0)
+        return Lease(self, self.key, cache if shared else None, shared, mixed and shared > 0)
 
 
 @dataclass(frozen=True)
-class Loan:
+class Lease:
     """A conversation's cache while a stream runs: it holds `length` tokens of the prompt (None where 0)."""
 
     conversation: Conversation
@@ -243,7 +243,7 @@ def prepare(
     pictures: Sequence[Image.Image] = (),
 ) -> list[list[int] | VisualPrompt]:
     """What `stream` reads of each of several conversations about the same pictures: the pictures, and
-    conversations that are equal, are prepared once. PromptError in words."""
+    conversations that are equal, are prepared once. PromptError with a sentence."""
     if processor is None:
         one = partial(prompt_ids, tokenizer, system=system)
     else:
@@ -322,8 +322,8 @@ def _steps(
     """The generator behind a Stream: one turn of the loop is one step. `fed` are the tokens in the cache;
     read(cache, more of them, how many are there) gives the logits after the last."""
     began = started = time.perf_counter()
-    loan = conversation.lend(ids) if conversation else None
-    cache, shared = (loan.cache, loan.length) if loan and loan.length else (make_cache(), 0)
+    lease = conversation.lease(ids) if conversation else None
+    cache, shared = (lease.cache, lease.length) if lease and lease.length else (make_cache(), 0)
     stats.reused_tokens = shared
     fed, pending = ids[:shared], ids[shared:]
     text = _Detokeniser(tokenizer)
@@ -355,11 +355,11 @@ def _steps(
     except GeneratorExit:  # closed between two steps
         raise
     except BaseException:  # stopped inside one: the cache may be half written
-        loan = None
+        lease = None
         raise
     finally:
-        if loan:
-            loan.give_back(fed, cache)
+        if lease:
+            lease.give_back(fed, cache)
 
 
 class _Reader:

@@ -106,7 +106,7 @@ class ElasticModel:
         at the default group, as "smollm2-135m:rtn" does for a built-in one.
 
         base: the model already loaded, to share it between artifacts. Options: device, dtype, budget (bytes).
-        Raises ArtifactError or LoadError in words."""
+        Raises ArtifactError or LoadError with a sentence."""
         origin = resolve_source(source)
         artifact = Artifact.open(origin.artifact) if origin.artifact else None
         loaded = base or load(origin.base, progress)

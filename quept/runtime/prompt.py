@@ -57,7 +57,7 @@ def prompt_ids(
     The last message is the user's or, where the conversation is `answered`, the assistant's; then nothing
     follows it that would ask for another. system: put in front as a system message; None or blank leaves that
     to the template. processor: of a vision-language model, whose template it is and whose messages may hold
-    pictures. Raises PromptError in words."""
+    pictures. Raises PromptError with a sentence."""
     control = _control_tokens(tokenizer)
     turns = _checked(messages, system, control, processor is not None, answered)
     marked = [turn | {"content": control.sub(f"{START}\\g<0>{END}", turn["content"])} for turn in turns]
@@ -190,12 +190,12 @@ def _rendered(
     """The conversation as text, and the ids that go before it."""
     owner = processor or tokenizer
     if owner.chat_template:
-        told = [
+        prepared = [
             {"role": turn["role"], "content": _parts(turn) if processor else turn["content"]}
             for turn in turns
         ]
         try:
-            return rendered(owner, told, not answered), []
+            return rendered(owner, prepared, not answered), []
         except TemplateFailure as error:
             raise PromptError(str(error)) from error
     around_nothing = tokenizer.encode("")

@@ -46,7 +46,7 @@ def visual_prompt(
     seen: Callable[[], dict[str, Tensor]] | None = None,
 ) -> VisualPrompt:
     """messages, answered: as `prompt_ids` takes them; pictures: those they speak of, in order, RGB; seen:
-    gives what `shown` made of them, where several prompts are about the same. PromptError in words;
+    gives what `shown` made of them, where several prompts are about the same. PromptError with a sentence;
     ValueError for another number of pictures than the messages hold, and for a strip (see `check_shape`)."""
     tokenizer = processor.tokenizer
     token = tokenizer.convert_tokens_to_ids(processor.image_token)

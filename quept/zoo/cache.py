@@ -108,7 +108,7 @@ def build_folder(
 
 
 def fault(folder: Path, recipe: str, verify: bool = False) -> str | None:
-    """What is wrong with a built folder, in words, or None if it may be used."""
+    """What is wrong with a built folder, as a sentence, or None if it may be used."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         version, built_by, files = manifest["format_version"], manifest["recipe"], manifest["files"]

@@ -83,7 +83,7 @@ def test_the_solvers_plan_stays_where_nothing_measured_is_better():
     bad = replace(costs, uniform={b: row | {"kl": 50.0 + b} for b, row in costs.uniform.items()})
     for budget in budgets(size):
         found = best(bad, size, budget)
-        assert found.origin == "allocated" and found.words() == ""
+        assert found.origin == "allocated" and found.describe() == ""
         assert found.allocation == allocate(bad, size, budget)
 
 
@@ -91,7 +91,7 @@ def test_what_another_plan_has_over_the_solvers_is_said():
     costs, size = table(whole={"W3E6": figures(1e-9)}), sizes()
     found = best(costs, size, size.deploy(PrecisionPlan.uniform(3, embeddings=6)) + 50)
     assert (found.origin, found.allocation.plan.name, found.kl) == ("uniform", "W3E6", 1e-9)
-    assert found.words().startswith("W3E6, a uniform plan: its measured KL of 1e-09 is below the ")
+    assert found.describe().startswith("W3E6, a uniform plan: its measured KL of 1e-09 is below the ")
     assert found.measured["ppl"] == 20 + 1e-9 and found.passed_over > found.kl
 
 
@@ -101,7 +101,7 @@ def test_a_plan_of_the_front_may_be_the_best():
     assert (found.origin, found.kl) == ("front", 1e-9)
     assert found.allocation.plan.name == f"best {size.deploy(plan)}"
     assert found.allocation.plan.key(LAYERS) == plan.key(LAYERS)
-    assert "from the measured front" in found.words()
+    assert "from the measured front" in found.describe()
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,4 +1,4 @@
-"""What people type for a budget, in bytes; and what strangers type, refused in words."""
+"""What people type for a budget, in bytes; and what strangers type, refused with a sentence."""
 
 import pytest
 

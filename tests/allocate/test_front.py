@@ -1,5 +1,5 @@
 """A front falls as it grows, keeps to its budgets, goes on where it was cut, and its file is read back or
-refused in words."""
+refused with a sentence."""
 
 import json
 from dataclasses import replace

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
 from app import border
-from app.border import ALIAS, MOST_SENT, Border, guarded, sweep
+from app.border import ALIAS, MOST_SENT, Border, app_kwargs, sweep
 from app.fair_queue import share_out
 from app.main import opened_to_others
 from app.toast import refusal
@@ -166,7 +166,7 @@ def test_gradios_own_refusals_are_text(monkeypatch, tmp_path):
 
 def test_two_visitors_with_one_picture_have_a_file_each(monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ.get("TMPDIR", "/tmp"))
-    options = guarded("127.0.0.1", False)
+    options = app_kwargs("127.0.0.1", False)
     with gr.Blocks(analytics_enabled=False) as demo:
         gr.Button()
     demo.queue()

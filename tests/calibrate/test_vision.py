@@ -127,7 +127,7 @@ def test_a_width_worse_than_plain_rounding_is_said_with_an_exit_code(data, tmp_p
         str(tmp_path / "o"),
     ]
     assert main(argv) == 3
-    assert "W8A8 came out worse than plain rounding" in capsys.readouterr().err
+    assert "W8A8 came out worse than round-to-nearest" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", ["vit", "swin"])

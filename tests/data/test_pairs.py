@@ -1,4 +1,4 @@
-"""A folder of pictures and pairs.json: what it may say, and what is refused in words."""
+"""A folder of pictures and pairs.json: what it may say, and what is refused with a sentence."""
 
 import json
 

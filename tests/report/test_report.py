@@ -156,7 +156,7 @@ def test_a_calibrated_artifact_with_its_log_fills_every_section(tmp_path):
     assert not Text(html).fetched
     assert "tiny, calibrated" in text and "models/tiny" in text
     assert "mean KL is 1.1 instead of 2.2, 2 times lower" in text
-    assert "W4 was not better than plain rounding and went back to it" in text
+    assert "W4 was not better than round-to-nearest and went back to it" in text
     assert "calibrated 0.4: back to plain" in text
     assert "2 min 5 s in all" in text
     assert "The tuning was kept in 1 of 2 blocks" in text

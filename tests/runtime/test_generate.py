@@ -493,7 +493,7 @@ def test_a_stopped_answer_keeps_what_was_read_and_a_failed_one_nothing(view, mon
     answer = stream(view, TOKENIZER, HELLO, FREE, conversation=conversation)
     for _ in range(3):
         next(answer)
-    assert conversation.cache is None  # on loan
+    assert conversation.cache is None  # on lease
     answer.close()
     assert len(conversation.ids) == conversation.cache.get_seq_length() == len(answer.prompt) + 2
 

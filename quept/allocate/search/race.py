@@ -1,4 +1,4 @@
-"""Measuring candidates against the best plan so far, window by window, and remembering every figure.
+"""Measuring candidates against the best plan so far, window by window, and remembering every measurement.
 
 A candidate's pass over a window starts at the first block in which it differs from the best plan, from the
 hidden state that the best plan's own pass left there (`Meter`). It runs on the windows in turn, beginning

@@ -16,7 +16,7 @@ and a new best plan has to win on all of them together. What wins among hundreds
 in the end the given plan, the best uniform one and the best found are measured on other windows, and the
 final trial's plan is the one that wins there.
 
-Every figure is appended to `resume`, a JSON-lines file that any number of searches on the same model may
+Every measurement is appended to `resume`, a JSON-lines file that any number of searches on the same model may
 share, and read from there before anything is measured. The path depends on the metrics and the seed alone:
 the same search gives the same plans again, and the clock only decides where it ends. Closing the generator
 stops it after the current pass. No candidate passes the budget or breaks a constraint.
@@ -55,7 +55,7 @@ SLACK = 1.15  # time to verify over that of its passes
 class Trial:
     """Where the search stands. plan: the best so far; kl: its mean on the search windows, beside that of the
     given plan (start_kl) and of the best uniform plan (uniform_kl; None where none fits). tried: plans
-    measured, wholly or in part. fraction: of the time or the trials. stage: in words.
+    measured, wholly or in part. fraction: of the time or the trials. stage: what is done, for people.
 
     final: the last one; `verified` then holds an Estimate's metrics on the fresh windows for "refined" (the
     best found), "start" (the given plan) and "uniform" (where one fits), and `chosen` says which of them

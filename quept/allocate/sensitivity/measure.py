@@ -8,7 +8,7 @@ table.
 
 as a mean over every position of the windows but each one's last, over the whole vocabulary, with both
 sides in the model's compute dtype (open the model in float32: a narrower one adds its own noise). The
-base plan is full precision unless told otherwise; then the second term is 0. Each pass starts at the
+base plan is full precision unless another is given; then the second term is 0. Each pass starts at the
 changed block, see `passes`.
 
 The work is a list of small tasks (one unit at all its widths on one window, or one whole plan), which

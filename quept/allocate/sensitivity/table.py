@@ -16,7 +16,7 @@ KV cache takes no part in it. The equaliser does the same arithmetic in the brow
 `prediction(...)`.
 
 A table may be measured around another plan than full precision, its `base`: S is then the *change* of KL
-from that plan, negative where a layer gets more bits, and holds a figure for 16 bits too. Such a table
+from that plan, negative where a layer gets more bits, and holds a number for 16 bits too. Such a table
 has no curve: its predictions are linear, the base's own KL plus the changes, and log perplexity and the
 share of differing tokens in proportion to KL. They are good near the base only.
 """
@@ -52,7 +52,7 @@ SHORT = re.compile(r"w\d+(a\d+)?(kv\d+)?(e\d+)?", re.IGNORECASE)  # what Precisi
 
 
 _ROW = dict[Width, Number]
-_FIGURES = form(kl=Number, ppl=Positive, same_top=Share, more=True)
+_METRICS = form(kl=Number, ppl=Positive, same_top=Share, more=True)
 _FORM = form(
     format=str,
     version=int,
@@ -63,8 +63,8 @@ _FORM = form(
     data=form(text=str, tokens=Count, context=Count, dtype=str),
     reference=form(ppl=Positive, tokens=Count, context=Count, more=True),
     layers=dict[str, _ROW],
-    uniform=dict[Width, _FIGURES],
-    whole=dict[str, _FIGURES],
+    uniform=dict[Width, _METRICS],
+    whole=dict[str, _METRICS],
     embeddings=_ROW,
     activations=dict[str, _ROW],
     base=str,
@@ -105,7 +105,7 @@ class SensitivityTable:
 
     @property
     def conditions(self) -> str:
-        """What the metrics were measured on, in words."""
+        """What the metrics were measured on, as text."""
         d, r = self.data, self.reference
         what = "each layer" if self.per == "layer" else "each block"
         around = "" if self.base == FULL_PRECISION else f" around {self.base}"
@@ -182,7 +182,7 @@ class SensitivityTable:
 
     def prediction(self, layers: Iterable[str]) -> dict | None:
         """What the browser needs to predict by itself, for `layers` in this order; None where a layer or a
-        width is missing, and around another base. "embeddings" (one figure a width of EMBEDDING_BITS) and
+        width is missing, and around another base. "embeddings" (one number a width of EMBEDDING_BITS) and
         "activations" (for each layer one a width of ACTIVATION_BITS) are there if they were measured."""
         layers = list(layers)
         if self.base != FULL_PRECISION or not self.uniform or not set(layers) <= set(self.layers):
@@ -233,7 +233,7 @@ class SensitivityTable:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> SensitivityTable:
-        """Read what `to_json` writes; SensitivityError in words for anything else."""
+        """Read what `to_json` writes; SensitivityError with a sentence for anything else."""
         data = parse_json(text, "a sensitivity table", FORMAT, VERSION, SensitivityError)
         if data["version"] == 1:
             data |= {"whole": {}, "embeddings": {}, "activations": {}, "base": FULL_PRECISION}
@@ -269,13 +269,13 @@ def _text_keys(table: Mapping) -> dict:
 
 
 def _row(row: Mapping[int, float], widths: tuple[int, ...]) -> list[float] | None:
-    """A figure for each width, 0 for the untouched one; None if one is missing."""
+    """A number for each width, 0 for the untouched one; None if one is missing."""
     known = {FULL: 0.0, **row}
     return [known[bits] for bits in widths] if row and set(widths) <= set(known) else None
 
 
 def _rising(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """The longest series of points of which both the first figure and the second rise; of equally long ones,
+    """The longest series of points of which both the first number and the second rise; of equally long ones,
     that which ends lowest."""
     best: list[list[tuple[float, ...]]] = []
     for point in sorted(points):

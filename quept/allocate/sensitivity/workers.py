@@ -188,7 +188,7 @@ def _serve(pipe: Connection, job: Job, threads: int, number: int) -> None:
 
 class _Worker:
     """A worker at work. It answers with (metrics, None) or (None, exception), and opens the job with its
-    first task, so that what goes wrong with that is told as well."""
+    first task, so that what goes wrong with that is reported as well."""
 
     def __init__(self, job: Job, threads: int):
         torch.set_num_threads(threads)

@@ -52,7 +52,7 @@ class Best:
     measured: Mapping[str, float] = field(default_factory=dict)
     passed_over: float | None = None
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Where the plan is from, as a sentence; empty for the solver's."""
         if self.origin == "allocated":
             return ""

@@ -2,11 +2,11 @@
 
 A *unit* is what gets one width: a layer, layers tied together, or the embeddings. `units(...)` turns a
 sensitivity table, the sizes and the constraints into them; all that a person can ask for and cannot have is
-refused here, in words.
+refused here, with a sentence.
 
     cost of a layer at b bits       S_weights[layer, b] + S_activations[layer, width of its inputs]
     cost of the embeddings at b     S_embeddings[b]
-    cost of 16 bits                 0, or the table's figure where it was measured around another plan
+    cost of 16 bits                 0, or the table's number where it was measured around another plan
 
 Pins, floors and ceilings are given by layer name or glob pattern, and of several that fit the last one
 counts, as in a plan; the key "embeddings" means the embeddings, which no pattern reaches. A pin stands
@@ -107,7 +107,7 @@ def units(table: SensitivityTable, sizes: Sizes, constraints: Constraints) -> li
     stands, the embeddings last.
 
     AllocationError for constraints that contradict each other or name what is not in the model, and where
-    the table has no figure for a width that is on offer."""
+    the table has no number for a width that is on offer."""
     names = list(sizes.layers)
     pins, floors, ceilings = (
         _by_layer(what, getattr(constraints, what), names) for what in ("pinned", "floor", "ceiling")
@@ -131,7 +131,7 @@ def unit_of(
     widths: Sequence[int],
     constraints: Constraints,
 ) -> Unit:
-    """These layers (none: the embeddings) at these widths; AllocationError where there is no figure.
+    """These layers (none: the embeddings) at these widths; AllocationError where there is no number.
 
     Embeddings of which nothing was measured count as free: nothing but a pin gives them a width then."""
     if layers:
@@ -161,7 +161,7 @@ def _cost(table: SensitivityTable, row: Mapping[int, float], bits: int, what: st
         if bits == FULL and table.base == FULL_PRECISION:
             return 0.0
         there = f"; there are some at {_listed(sorted(row))}" if row else ""
-        raise AllocationError(f"the sensitivity table has no figure for {what} at {bits} bits{there}")
+        raise AllocationError(f"the sensitivity table has no number for {what} at {bits} bits{there}")
     if not math.isfinite(row[bits]):
         raise AllocationError(f"the sensitivity table says {row[bits]} for {what} at {bits} bits")
     return row[bits]

@@ -182,7 +182,7 @@ class Move:
 class Why:
     """Why a unit has its bits: what it takes and costs now, and with the next width up and down. `layers` are
     those that move together; none for the embeddings. A move is None where there is no such width, or no
-    figure for it."""
+    number for it."""
 
     layers: tuple[str, ...]
     bits: int
@@ -212,7 +212,8 @@ def explain(
     """Why each layer of a plan has its bits, and the embeddings theirs; any plan, not only an allocated one.
 
     The price is that of the constraints; moves go to the next of their widths, and past pins, floors and
-    ceilings too: what a lock costs is part of why. Tied layers which differ in this plan are told one by one.
+    ceilings too: what a lock costs is part of why. Tied layers which differ in this plan are explained one by
+    one.
     """
     bits_of, layers = plan.resolve(sizes.layers), {}
     for group in tie_groups(tuple(sizes.layers), constraints.ties):

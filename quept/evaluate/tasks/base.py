@@ -82,7 +82,7 @@ class TaskEstimate:
 class EvalTask(ABC):
     """See the module's docstring. Nothing is read or computed before it is asked for.
 
-    name: its key in the table. kind: of the models that have it, `models` in words. unit: what is counted.
+    name: its key in the table. kind: of the models that have it, `models` names them. unit: what is counted.
     options: what a person may give to say on which data, under the names of `quept evaluate`'s options; the
     values come in `given`. result: what a payload spells, whose `from_dict` raises for one that is no result.
     headline: the name of the metric that plans are compared by first.
@@ -104,7 +104,7 @@ class EvalTask(ABC):
 
     @property
     def lacking(self) -> str:
-        """What there would have to be to measure anything, in words; "" where nothing lacks."""
+        """What there would have to be to measure anything, as a sentence; "" where nothing lacks."""
         return ""
 
     @property

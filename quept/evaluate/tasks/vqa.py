@@ -188,9 +188,9 @@ def answer_logits(model: nn.Module, group: Prepared, make_cache: MakeCache | Non
         steps = positions.max() + 1 + torch.arange(padded.shape[1], device=device)
         positions = steps.expand(len(positions), *padded.shape)
     hidden = read(inputs_embeds=words(padded), position_ids=positions).last_hidden_state
-    speaks = [slice(len(asked.tokens) - 1, len(asked.tokens) + len(asked.answer)) for asked in group.asked]
-    spoken = torch.cat([row[places] for row, places in zip(hidden, speaks, strict=True)])
-    return model.get_submodule(family.head)(spoken).float()
+    places = [slice(len(asked.tokens) - 1, len(asked.tokens) + len(asked.answer)) for asked in group.asked]
+    answering = torch.cat([row[at] for row, at in zip(hidden, places, strict=True)])
+    return model.get_submodule(family.head)(answering).float()
 
 
 def _answer_log_probs(model: nn.Module, batch: Batch, make_cache: MakeCache | None) -> dict[str, Tensor]:

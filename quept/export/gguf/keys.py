@@ -23,7 +23,7 @@ _YARN = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"
 
 
 def problem(config: PretrainedConfig) -> str | None:
-    """Returns why llama.cpp could not run a model of this config, in words; None if it can."""
+    """Returns why llama.cpp could not run a model of this config, as a sentence; None if it can."""
     if config.model_type not in ARCHITECTURES:
         return f"models of type {config.model_type} are not written"
     if config.hidden_act != "silu":

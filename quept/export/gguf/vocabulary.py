@@ -29,7 +29,7 @@ PREFIX = "tokenizer.ggml."
 
 
 def problem(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Returns why llama.cpp could not cut text as this tokenizer does, in words; None if it can."""
+    """Returns why llama.cpp could not cut text as this tokenizer does, as a sentence; None if it can."""
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:
         return "it has a tokenizer without a tokenizer.json"
