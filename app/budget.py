@@ -47,7 +47,7 @@ def no_table(elastic: ElasticModel) -> str:
 
 
 def solved(opened: Tabled, request: Mapping[str, Any]) -> tuple[Best, int]:
-    """The best plan known for the request's budget, and that budget in bytes; ValueError in words."""
+    """The best plan known for the request's budget, and that budget in bytes; ValueError with a sentence."""
     if opened.sensitivity is None:
         raise ValueError(no_table(opened.elastic))
     asked = BudgetRequest.read(request)
@@ -76,7 +76,7 @@ def slider(opened: Tabled, request: Mapping[str, Any] | None = None) -> dict[str
 
 def limits_of(opened: Tabled, asked: BudgetRequest) -> tuple[Sizes, Constraints]:
     """What the bytes of a budget are, of weights in memory or of a file, and what the request's limits allow;
-    ValueError in words."""
+    ValueError with a sentence."""
     constraints = constraints_of(opened, asked)
     if not asked.target:
         return opened.elastic.sizes, constraints
@@ -94,7 +94,7 @@ def _file(target: str, elastic: ElasticModel, sizes: Sizes) -> dict[str, Any]:
 
 
 def constraints_of(opened: Tabled, asked: BudgetRequest) -> Constraints:
-    """What the request's limits allow; ValueError in words."""
+    """What the request's limits allow; ValueError with a sentence."""
     elastic, table = opened.elastic, opened.sensitivity
     if len(asked.pins) > len(elastic.layers) + 1:
         raise ValueError(NOT_UNDERSTOOD)
@@ -109,7 +109,7 @@ def constraints_of(opened: Tabled, asked: BudgetRequest) -> Constraints:
 
 
 def budget_of(opened: Tabled, asked: BudgetRequest, sizes: Sizes, constraints: Constraints) -> int:
-    """The request's budget in bytes, at most full precision's; ValueError in words."""
+    """The request's budget in bytes, at most full precision's; ValueError with a sentence."""
     budget = asked.budget
     if budget is None:
         raise ValueError(NOT_UNDERSTOOD)

@@ -1,7 +1,7 @@
 """Budget: type or drag a size, and the equaliser shows the best bits for it; refine that plan by measuring.
 
 In:  `path`, the plans that the slider runs through: {"model": its name, "path": what `Path.to_dict()` of
-     quept.allocate.solve.solver returns, or None, "error": why there is none, in words, or "", "activations":
+     quept.allocate.solve.solver returns, or None, "error": why there is none, as text, or "", "activations":
      whether activation widths were measured too, "turn": the request it answers, 0 for none, and, where the
      budget is of a file, "file": {"title", "sizes": [[bytes at each width, or null], ...], "embeddings":
      [likewise], "fixed"}};
@@ -38,7 +38,7 @@ from app.toast import refusal
 
 
 def request_of(event: gr.EventData) -> Mapping[str, Any]:
-    """What the browser sent with an event, unchecked; gr.Error in words when it is no object."""
+    """What the browser sent with an event, unchecked; gr.Error with a sentence when it is no object."""
     sent = event._data
     if not isinstance(sent, Mapping):
         raise refusal("This request was not understood. Reload the page.")

@@ -107,7 +107,7 @@ class PackedLinear(BoundLinear):
         for part in _parts(self.codes):
             rows, columns = part.shape
             bias = None if self.bias is None else self.bias[start : start + rows]
-            with self.scratch.lend(rows, columns) as values:
+            with self.scratch.lease(rows, columns) as values:
                 outputs.append(linear(x, part.unpack(values), bias))
             start += rows
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)

@@ -22,7 +22,7 @@ class Scratch:
         self._lock = threading.Lock()
 
     @contextmanager
-    def lend(self, rows: int, columns: int) -> Iterator[Tensor]:
+    def lease(self, rows: int, columns: int) -> Iterator[Tensor]:
         """Gives a matrix (rows, columns) with anything in it, until the end of the block."""
         count = rows * columns
         with self._lock:
