@@ -49,14 +49,14 @@ def checked(data: Mapping[str, Any], kind: Any, what: str, error: Callable[[str]
     except (ValidationError, ValueError, TypeError, RecursionError) as refused:
         found = refused.errors(include_url=False) if isinstance(refused, ValidationError) else []
         where = _place(found[0]["loc"] if found else ()) or "all of it"
-        told = found[0]["msg"].removeprefix("Value error, ") if found else "it is no JSON"
-        told = told.replace("Input should", "it should").replace("Field required", "it is missing")
-        told = told.replace("Extra inputs are not permitted", "nothing of that name is known here")
-        raise error(f"{what} is damaged: {where}: {told[:1].lower()}{told[1:]}") from None
+        message = found[0]["msg"].removeprefix("Value error, ") if found else "it is no JSON"
+        message = message.replace("Input should", "it should").replace("Field required", "it is missing")
+        message = message.replace("Extra inputs are not permitted", "nothing of that name is known here")
+        raise error(f"{what} is damaged: {where}: {message[:1].lower()}{message[1:]}") from None
 
 
 def _place(parts: Iterable[str | int]) -> str:
-    """Where an entry is, in words: "measured.kl of entry 1 of plans"."""
+    """Where an entry is, as a sentence: "measured.kl of entry 1 of plans"."""
     where, names = "", []
     for part in parts:
         if isinstance(part, int):
@@ -70,7 +70,7 @@ def _within(names: list[str], where: str) -> str:
     return " of ".join(filter(None, (".".join(names), where)))
 
 
-def in_words(error: Exception) -> str:
+def quotable(error: Exception) -> str:
     """What to quote of an error in a sentence: words that were meant for a person, and of the interpreter's
     only the entry that they name."""
     said = " ".join(str(error).split())

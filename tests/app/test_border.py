@@ -154,7 +154,7 @@ def test_whoever_opens_the_app_to_others_is_told():
 
 def test_gradios_own_refusals_are_text(monkeypatch, tmp_path):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    guarded("127.0.0.1", False)
+    app_kwargs("127.0.0.1", False)
     evil = "<img src=//elsewhere.example/x> [a](javascript:b)"
     for payload in (queueing.error_payload, utils.error_payload):
         said = payload(gr.Error(f"Value: {evil} is not in the list of choices", title=evil), False)

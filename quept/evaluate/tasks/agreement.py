@@ -58,7 +58,7 @@ def batches(
     gate: Gate,
 ) -> Iterator[tuple[EvalBatch, dict[str, Tensor], dict[str, Tensor], int]]:
     """Yields (batch, full precision's answers, the model's, how many were left out so far) for every batch of
-    which anything can be read. what: one of the data, in words. The gate is held while a batch is prepared,
+    which anything can be read. what: one of the data, for people. The gate is held while a batch is prepared,
     and again while `answers` runs. ValueError for another reference's data, NonFiniteLogits when the model
     answers NaN or infinity, ImageError when nothing can be read."""
     if data.id != reference.data.id:
