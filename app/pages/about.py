@@ -32,7 +32,7 @@ calibration weights are rounded to nearest (*rtn*), the baseline that every cali
   shows it), and read the sum off a curve measured on whole plans. They ignore how layers interact, KV bits,
   and embedding and activation bits where these were not measured; a note says so then.
 - **A budget** is met by the plan with the least predicted harm, found exactly. Predictions err at few bits,
-  so *Refine* measures whole plans of the same bytes for a minute, on text that the figures here are not of,
+  so *Refine* measures whole plans of the same bytes for a minute, on text that the numbers here are not of,
   and keeps the best only if it is still the best on further text. *Best* plans were found the same way, with
   more time.
 - **Accuracy** of a classifier of pictures is the share of labelled pictures whose likeliest class is their

@@ -119,7 +119,7 @@ def again(desk: PageContext, setting: Setting, thread: list[dict], visitor: str)
 
 
 def stop(desk: PageContext, visitor: str) -> None:
-    """End the visitor's answer after the step it is in; harmless when there is none."""
+    """End the visitor's answer after the step it is in; does nothing when there is none."""
     desk.running.stop(visitor)
 
 
@@ -273,7 +273,7 @@ def _answer(
 
 
 def _scene(desk: PageContext, model: str, picture: Mapping, visitor: str) -> Scene:
-    """The picture that the easel means; ImageError in words where there is none."""
+    """The picture that the easel means; ImageError with a sentence where there is none."""
     if "id" in picture:
         return _known(desk, model, picture["id"], visitor)
     with desk.service.gate:

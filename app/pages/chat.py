@@ -72,7 +72,7 @@ class Ask:
     seed: int = 0
 
     def sampling(self) -> Sampling:
-        """The settings checked; PromptError in words."""
+        """The settings checked; PromptError with a sentence."""
         temperature = _number("temperature", self.temperature, 0, 5)
         top_p = _number("top-p", self.top_p, 0, 1)
         if top_p == 0:
@@ -148,7 +148,7 @@ def edit(
 
 
 def stop(desk: PageContext, visitor: str) -> None:
-    """End the visitor's answer after the step it is in; harmless when there is none."""
+    """End the visitor's answer after the step it is in; does nothing when there is none."""
     desk.running.stop(visitor)
 
 

@@ -1,4 +1,4 @@
-"""The status under each answer of the chat, as SideStatus shows it: how far the side is, in words, its speed
+"""The status under each answer of the chat, as SideStatus shows it: how far the side is, as text, its speed
 and memory, and how the two answers compare.
 
 `ready` is of a side before anything is asked, `reported` of both sides of a Frame. Nothing here knows of

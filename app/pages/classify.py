@@ -187,7 +187,7 @@ def _pictures(desk: PageContext, model: str, visitor: str) -> list[Picture]:
 
 
 def _chosen(desk: PageContext, model: str, identity: object, visitor: str) -> Picture | None:
-    """The picture of this id, if it is an example or the visitor's own; ImageError in words if not."""
+    """The picture of this id, if it is an example or the visitor's own; ImageError with a sentence if not."""
     if identity is None:
         return None
     kind, _, number = str(identity)[:64].partition(":")

@@ -19,7 +19,7 @@ from quept.plan import PrecisionPlan
 
 
 def pair(service: Service, model: str, tried: list[PlanJson], request: Mapping) -> dict:
-    """Two plans beside each other, as the menus name them; why not, in words, if one is not known."""
+    """Two plans beside each other, as the menus name them; why not, as a sentence, if one is not known."""
     answer = {"turn": request.get("turn")}
     try:
         sides = (_named_by(service, model, tried, request.get(side), request.get("plan")) for side in "ab")

@@ -28,7 +28,7 @@ def offered(service: Service, model: str, plan_json: PlanJson) -> dict[str, Any]
 
 
 def make(service: Service, model: str, plan_json: PlanJson, request: Mapping) -> Iterator[dict[str, Any]]:
-    """The file of the visitor's plan in the making; whatever goes wrong ends it in words."""
+    """The file of the visitor's plan in the making; whatever goes wrong ends it with a sentence."""
     name = request.get("format")
     try:
         if name not in EXPORTERS:
