@@ -41,6 +41,11 @@ def test_llama_cpps_reader_of_a_block_gives_the_values_of_the_grid(bits, columns
     read = gguf.quants.dequantize(content.flatten(1).numpy(), gguf.GGMLQuantizationType[kind])
     off = (torch.from_numpy(np.array(read)) - values).abs().max()
     assert off == 0 if kind.endswith(("_K", "_0")) else off <= values.abs().max() * 2**-11
+    assert blocks.difference(content.flatten(), packed, kind) <= 2**-11
+    for place in (0, content.shape[-1] - 1):  # a scale, and a code
+        content[3, 1, place] += 1
+        assert blocks.difference(content.flatten(), packed, kind) is None
+        content[3, 1, place] -= 1
     codes, d, m = blocks.from_blocks(content, kind)
     wanted, scale, offset = blocks.expected(packed, kind)
     assert torch.equal(codes, wanted) and torch.equal(d, scale) and torch.allclose(m, offset, rtol=2**-11)

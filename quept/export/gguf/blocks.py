@@ -22,6 +22,7 @@ from torch import Tensor
 from quept.numerics.grid import SYMMETRIC_ZERO, Quantized
 from quept.numerics.packing import unpack
 
+_LOW = 0x0F0F0F0F0F0F0F0F
 SMALL = {2: "Q4_1", 3: "Q4_1", 4: "Q4_1", 5: "Q5_1", 6: "Q8_0", 7: "Q8_0", 8: "Q8_0"}
 SUPER = SMALL | {2: "Q2_K", 3: "Q4_K", 4: "Q4_K", 5: "Q5_K"}
 
@@ -43,6 +44,8 @@ def nbytes(rows: int, columns: int, kind: str) -> int:
 
 def to_blocks(packed: Quantized, kind: str) -> Tensor:
     """Returns the blocks (out, blocks, bytes of a block) uint8 of a quantized weight."""
+    if packed.bits == 4 and kind == "Q4_1":
+        return _nibbles_placed(packed)
     size, _ = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     codes, scale, zero = _by_block(packed, size)
     return _WRITE[kind](codes, scale, zero)
@@ -64,16 +67,76 @@ def expected(packed: Quantized, kind: str) -> tuple[Tensor, Tensor, Tensor]:
     return codes, scale, scale * -zero.float()
 
 
+def difference(content: Tensor, packed: Quantized, kind: str) -> float | None:
+    """Returns by how much blocks that were read, bytes (n,), differ from a weight's values, as a share of the
+    largest value that its grid holds; None where codes or scales differ, or the offset by more than its
+    rounding."""
+    size, width = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    scale, zero = _scales(packed, size)
+    blocks = content.view(*scale.shape, width)
+    scale, zero, top = scale.float(), zero.float(), 2**packed.bits - 1
+    offset = scale * -zero
+    if packed.bits == 4 and kind == "Q4_1":
+        d, m = _halves(blocks[..., :2]), _halves(blocks[..., 2:4])
+        same = torch.equal(_nibbles_taken(blocks), packed.codes.cpu())
+    else:
+        codes, d, m = from_blocks(blocks, kind)
+        wanted, _, shifted = expected(packed, kind)
+        same = torch.equal(codes, wanted)
+        if kind == "Q8_0":
+            m, offset = m - shifted, torch.zeros_like(m)  # the offset is in the codes
+    nearest = offset if kind.endswith(("_K", "_0")) else offset.half().float()
+    if not (same and torch.equal(d, scale) and torch.equal(m, nearest)):
+        return None
+    largest = (scale * torch.maximum(zero, top - zero)).max()
+    return float((m - offset).abs().max() / largest)
+
+
+def _nibbles_placed(packed: Quantized) -> Tensor:
+    """Blocks of Q4_1 out of packed codes of 4 bits, 16 at a time and never one by one: ours lie in the order
+    of their columns, theirs have column j in the low half of byte j and column 16 + j in the high one."""
+    scale, zero = _scales(packed, 32)
+    first, second = _words(packed.codes)
+    low = (first & _LOW) | ((second & _LOW) << 4)
+    high = ((first >> 4) & _LOW) | (second & ~_LOW)
+    pairs = low.view(torch.uint8).to(torch.int16) | (high.view(torch.uint8).to(torch.int16) << 8)
+    blocks = torch.empty(*scale.shape, 5, dtype=torch.int32)
+    blocks[..., 0] = torch.stack([scale, _offset(scale, zero)], -1).view(torch.int32)[..., 0]
+    blocks[..., 1:] = pairs.view(torch.int32).view(*scale.shape, 4)
+    return blocks.view(torch.uint8)
+
+
+def _nibbles_taken(blocks: Tensor) -> Tensor:
+    """The reverse: blocks (out, blocks, 20) -> codes packed as ours (out, packed row)."""
+    pairs = blocks.view(torch.int32)[..., 1:].contiguous().view(torch.int16)
+    low, high = ((pairs >> shift & 255).to(torch.uint8).view(torch.int64) for shift in (0, 8))
+    first = (low & _LOW) | ((high & _LOW) << 4)
+    second = ((low >> 4) & _LOW) | (high & ~_LOW)
+    return torch.stack([first, second], -1).view(torch.uint8).flatten(1)
+
+
+def _words(packed: Tensor) -> tuple[Tensor, Tensor]:
+    """First and second half of every 16 packed bytes, as int64 (out, bytes / 16)."""
+    words = (
+        packed.cpu().clone(memory_format=torch.contiguous_format).view(torch.int64).unflatten(1, (-1, 2))
+    )  # a copy begins at a whole word
+    return words[..., 0].contiguous(), words[..., 1].contiguous()
+
+
 def _by_block(packed: Quantized, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Codes (out, blocks, size) uint8, scales (out, blocks) float16 and zero-points (out, blocks) uint8."""
-    rows, groups = packed.scales.shape
-    codes = unpack(packed.codes, packed.bits, packed.columns).view(rows, -1, size)
-    zeros = packed.zeros
-    zeros = packed.scales.new_full((rows, groups), SYMMETRIC_ZERO) if zeros is None else zeros
-    zeros = zeros.byte() if packed.zeros is None else unpack(zeros, packed.bits, groups)
-    each = packed.group // size
-    scales, zeros = (t.repeat_interleave(each, 1)[:, : codes.shape[1]] for t in (packed.scales, zeros))
-    return codes.cpu(), scales.cpu(), zeros.cpu()
+    codes = unpack(packed.codes.cpu(), packed.bits, packed.columns).view(len(packed.codes), -1, size)
+    return codes, *_scales(packed, size)
+
+
+def _scales(packed: Quantized, size: int) -> tuple[Tensor, Tensor]:
+    """Scales (out, blocks) float16 and zero-points (out, blocks) uint8."""
+    scales, groups = packed.scales.cpu(), packed.scales.shape[1]
+    zeros = torch.full(scales.shape, SYMMETRIC_ZERO, dtype=torch.uint8)
+    if packed.zeros is not None:
+        zeros = unpack(packed.zeros.cpu(), packed.bits, groups)
+    each, blocks = packed.group // size, packed.columns // size
+    return tuple(t.repeat_interleave(each, 1)[:, :blocks].contiguous() for t in (scales, zeros))
 
 
 def _bytes(t: Tensor) -> Tensor:

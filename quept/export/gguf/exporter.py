@@ -117,7 +117,7 @@ class Gguf(Exporter):
                     raise damaged
                 continue
             packed = _in_order(elastic, tensor, elastic.packed(tensor.layer, settings[tensor.layer]))
-            off = _difference(content.view(tensor.shape[0], -1), packed, tensor.kind)
+            off = blocks.difference(content, packed, tensor.kind)
             if off is None:
                 raise damaged
             layers, weights, worst = layers + 1, weights + torch.Size(tensor.shape).numel(), max(worst, off)
@@ -209,15 +209,3 @@ def _plain(elastic: ElasticModel, name: str, tensor: _Tensor) -> Tensor:
         return torch.from_numpy(keys.rope_divisors(elastic.config))
     value = elastic.base.get_parameter(tensor.parameter).detach().cpu()[row_order(elastic, tensor.parameter)]
     return (value.float() if tensor.kind == "F32" else value).contiguous()
-
-
-def _difference(content: Tensor, packed: Quantized, kind: str) -> float | None:
-    """Of a weight that was read its largest difference from the plan's values, as a share of the largest of
-    these; None where codes or scales differ, or the offset by more than its rounding."""
-    wanted, scale, offset = blocks.expected(packed, kind)
-    codes, d, m = blocks.from_blocks(content.view(*wanted.shape[:2], -1), kind)
-    nearest = offset if kind.endswith("_K") or kind == "Q8_0" else offset.half().float()
-    if not (torch.equal(codes, wanted) and torch.equal(d, scale) and torch.equal(m, nearest)):
-        return None
-    low, high = (end.float() * scale + offset for end in codes.aminmax(dim=-1))
-    return float((m - offset).abs().max() / torch.maximum(low.abs(), high.abs()).max().clamp(min=1e-30))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +29,7 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 PREFIX = "tokenizer.ggml."
 
 
+@lru_cache(maxsize=1)  # it reads the whole tokenizer, and is asked before everything
 def problem(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Returns why llama.cpp could not cut text as this tokenizer does, as a sentence; None if it can."""
     core = getattr(tokenizer, "backend_tokenizer", None)
