@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # gguf.TokenType
@@ -29,16 +29,14 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 PREFIX = "tokenizer.ggml."
 
 
-@lru_cache(maxsize=1)  # it reads the whole tokenizer, and is asked before everything
 def problem(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Returns why llama.cpp could not cut text as this tokenizer does, as a sentence; None if it can."""
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:
         return "it has a tokenizer without a tokenizer.json"
-    inside = json.loads(core.to_str())
-    if inside["model"]["type"] != "BPE":
-        return f"its tokenizer is no BPE ({inside['model']['type']})"
-    if not _is_spaced(inside) and _split(inside) not in SPLITTERS:
+    if (kind := type(core.model).__name__) != "BPE":
+        return f"its tokenizer is no BPE ({kind})"
+    if not _is_spaced(core) and _split(core) not in SPLITTERS:
         return "its tokenizer splits text in a way that llama.cpp has no name for here"
     return None
 
@@ -46,8 +44,9 @@ def problem(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, ends: tuple[int, ...] = ()) -> dict[str, Any]:
     """Returns the metadata of a tokenizer that has no `problem`. rows: of the embedding, which may be more
     than it has pieces; ends: tokens that end an answer."""
-    inside = json.loads(tokenizer.backend_tokenizer.to_str())
-    model, spaced = inside["model"], _is_spaced(inside)
+    core = tokenizer.backend_tokenizer
+    inside = json.loads(core.to_str())
+    model, spaced = inside["model"], _is_spaced(core)
     added = {token["id"]: token for token in inside["added_tokens"]}
     pieces = {id: piece for piece, id in model["vocab"].items()} | {i: t["content"] for i, t in added.items()}
     tokens = [pieces.get(id, f"[PAD{id}]") for id in range(rows)]
@@ -55,7 +54,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, ends: tuple[int, .
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     found: dict[str, Any] = {
         "model": "llama" if spaced else "gpt2",
-        "pre": "default" if spaced else SPLITTERS[_split(inside)],
+        "pre": "default" if spaced else SPLITTERS[_split(core)],
         "tokens": tokens,
         "token_type": kinds,
     }
@@ -64,7 +63,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, ends: tuple[int, .
         found["scores"] = [
             ranks.get(token, 0.0 if kinds[i] != NORMAL else -1e9) for i, token in enumerate(tokens)
         ]
-        found["add_space_prefix"] = _prefixes(inside)
+        found["add_space_prefix"] = _prefixes(core)
     else:
         found["merges"] = merges
     names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
@@ -105,24 +104,28 @@ def _kind(id: int, pieces: Mapping[int, str], added: Mapping[int, Mapping], unkn
     return NORMAL
 
 
-def _is_spaced(inside: Mapping[str, Any]) -> bool:
+def _before(part: Any) -> Any:
+    """A normalizer or pre-tokenizer as tokenizer.json writes it: the whole file has every piece in it."""
+    return None if part is None else json.loads(part.__getstate__())
+
+
+def _is_spaced(core: Tokenizer) -> bool:
     """Whether it writes spaces as sentencepiece does and has bytes for letters that it does not know."""
-    return bool(inside["model"].get("byte_fallback")) and SPACE in json.dumps(
-        [inside["normalizer"], inside["pre_tokenizer"]], ensure_ascii=False
-    )
+    how = json.dumps([_before(core.normalizer), _before(core.pre_tokenizer)], ensure_ascii=False)
+    return bool(core.model.byte_fallback) and SPACE in how
 
 
-def _prefixes(inside: Mapping[str, Any]) -> bool:
+def _prefixes(core: Tokenizer) -> bool:
     """Whether it puts a space before a text."""
-    how = json.dumps([inside["normalizer"], inside["pre_tokenizer"]])
+    how = json.dumps([_before(core.normalizer), _before(core.pre_tokenizer)])
     return any(
         word in how for word in ('"Prepend"', '"prepend_scheme": "first"', '"prepend_scheme": "always"')
     )
 
 
-def _split(inside: Mapping[str, Any]) -> tuple[str, ...]:
+def _split(core: Tokenizer) -> tuple[str, ...]:
     """How text is split before merging, as SPLITTERS spells it; what it does not know keeps its own name."""
-    before = inside["pre_tokenizer"] or {"type": "nothing"}
+    before = _before(core.pre_tokenizer) or {"type": "nothing"}
     found = []
     for step in before["pretokenizers"] if before["type"] == "Sequence" else [before]:
         if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
