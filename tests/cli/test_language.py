@@ -221,15 +221,28 @@ def test_export_writes_the_bytes_it_tells(model, tmp_path, capsys):
     assert open_packed(out).nbytes == told["tensor_bytes"]
 
 
-def test_a_plan_becomes_a_gguf_file_that_llama_cpp_runs(model, tmp_path, capsys):
+def test_a_plan_becomes_a_gguf_file_that_llama_cpp_runs(model, text, tmp_path, capsys):
     pytest.importorskip("xllamacpp")
     out, types = tmp_path / "w4.gguf", tmp_path / "types.txt"
     asked = ("export", model, "--plan", "W4", "--to", "gguf", str(out), "--tensor-types", str(types))
     told = run(capsys, *asked)
     assert told["bytes"] == out.stat().st_size and 0 < told["relative"] < 1e-3
     assert "blk\\.0\\.attn_q\\.weight$=q4_1\n" in types.read_text()
-    told = run(capsys, "run", str(out), "hello", "--max-tokens", "4", "--context", "256", "--threads", "1")
-    assert told["tokens_per_s"] > 0
+    told = run(
+        capsys,
+        "run",
+        str(out),
+        "hello",
+        "--max-tokens",
+        "4",
+        "--threads",
+        "1",
+        "--against",
+        model,
+        "--text",
+        text,
+    )
+    assert told["tokens_per_s"] > 0 and told["kl"] < 0.02 and told["positions"] == 24
 
 
 def test_what_a_format_does_not_hold_is_told_with_the_way_out(model, tmp_path, capsys):
