@@ -33,6 +33,7 @@ from .base import (
     plan_text,
     settings_of,
 )
+from .folder import config_of
 
 WEIGHTS = "model.safetensors"
 METADATA = {"format": "pt"}
@@ -109,9 +110,8 @@ def _write_beside(elastic: ElasticModel, plan: PrecisionPlan, folder: Path) -> N
     (folder / PLAN).write_text(plan_text(elastic, plan).ljust(plan_room(elastic)), "utf-8")
     config = elastic.config
     if not isinstance(config, Mapping):
-        config = json.loads(config.to_json_string(use_diff=False))
-        config |= {"architectures": [type(elastic.base).__name__], "dtype": dtype_name(elastic.base.dtype)}
-        config.pop("_name_or_path", None)
+        stored = {"architectures": [type(elastic.base).__name__], "dtype": dtype_name(elastic.base.dtype)}
+        config = config_of(elastic) | stored
         if hasattr(elastic.base, "generation_config"):
             elastic.base.generation_config.save_pretrained(folder)
         (elastic.processor or elastic.tokenizer).save_pretrained(folder)

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from quept.export import exporter
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
+from tests import tiny_vlm
 from tests.tiny import FAMILIES, VISION, pictures, save_tiny, save_tiny_vision, token_ids
 
 PLAN = PrecisionPlan.uniform(3, embeddings=5)
@@ -38,3 +39,13 @@ def test_timm_answers_as_the_view(architecture, tmp_path):
     again = ElasticModel.open(tmp_path / "out", device="cpu", dtype=torch.float32)
     x = pictures(elastic.title)
     assert close(again.reference(x), elastic.view(PLAN)(x))
+
+
+@pytest.mark.parametrize("family", tiny_vlm.FAMILIES)
+def test_a_model_that_sees_is_read_again_with_the_values_of_the_view(family, tmp_path):
+    elastic = ElasticModel.open(tiny_vlm.save_tiny_vlm(family, tmp_path / "m"), device="cpu")
+    exporter("hf").write(elastic, PLAN, tmp_path / "out")
+    again = ElasticModel.open(tmp_path / "out", device="cpu")
+    for layer in elastic.layers:
+        read, wanted = again.base.get_submodule(layer).weight.float(), elastic.values(layer, 3)
+        assert torch.allclose(read, wanted.view(read.shape), rtol=2**-10, atol=1e-4)
