@@ -1,9 +1,9 @@
 """llama.cpp beside our own runtime: exported GGUF files that answer and are timed in this process.
 
     room = LlamaRoom()
-    room.caption(path)                        "runs as llama.cpp would: 86 MB file, 74 tokens/s"
+    room.caption(path)                               "runs as llama.cpp would: 86 MB file, 74 tokens/s"
     for piece in room.answer(path, messages): ...
-    room.agreement(elastic, plan, path, ids)  KL and same top against the plan's view
+    room.agreement(elastic, plan, path, ids, gate)   how it agrees with the plan's view
 
 The file that was asked last stays open, with its few MB of keys and values; its weights are mapped from disk.
 llama.cpp takes no turns at the gate: it answers one question at a time, and others wait here.
@@ -20,11 +20,14 @@ from typing import Any
 
 from torch import Tensor
 
-from quept.export.gguf.agreement import Agreement, agreement
+from quept.export.gguf.agreement import agreement
 from quept.export.gguf.llama_cpp import LlamaCpp, Speed, missing
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
 
+from .gate import Gate
+
+POSITIONS = 8  # half a second each
 KNOWN = 256  # files whose speed is remembered
 
 
@@ -66,11 +69,16 @@ class LlamaRoom:
         return f"runs as llama.cpp would: {megabytes:.0f} MB file, {self.speed(path).write:.0f} tokens/s"
 
     def agreement(
-        self, elastic: ElasticModel, plan: PrecisionPlan, path: str | Path, ids: Tensor
-    ) -> Agreement:
-        """Returns how the file agrees with the view of its plan on a text (t,) of token ids."""
+        self, elastic: ElasticModel, plan: PrecisionPlan, path: str | Path, ids: Tensor, gate: Gate
+    ) -> str:
+        """Returns in words how the file agrees with the view of its plan on a text (t,) of token ids; the
+        gate is held while the view runs."""
         with self._running(path) as llama:
-            return agreement(elastic, plan, llama, ids)
+            found = agreement(elastic, plan, llama, ids, POSITIONS, gate=lambda: gate)
+        return (
+            f"It finds our view's likeliest token at {found.same_top:.0%} of {found.positions} positions, KL "
+            f"{found.kl:.1g}; it rounds activations to 8 bits, which costs our view {found.kl_a8:.1g}."
+        )
 
     def close(self) -> None:
         """Lets the open file go."""

@@ -8,6 +8,7 @@ where llama.cpp gives one to every block of 32 or 256 channels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,12 +40,16 @@ def agreement(
     ids: Tensor,
     positions: int = POSITIONS,
     progress: Callable[[str, float | None], None] | None = None,
+    gate: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Agreement:
     """Returns how the file that `llama` runs agrees with the view of the plan that it was written of. ids
-    (t,): token ids of a text, at most the context; positions are spread over all but their first quarter."""
+    (t,): token ids of a text, at most the context; positions are spread over all but their first quarter.
+    gate: held while a view runs."""
     places = torch.linspace(len(ids) // 4, len(ids) - 1, positions).long().unique().tolist()
-    wanted = _log_probabilities(elastic.view(plan), ids, elastic.device)[places]
-    rounded = _log_probabilities(elastic.view(at_8_bits(plan, elastic)), ids, elastic.device)[places]
+    with gate():
+        wanted = _log_probabilities(elastic.view(plan), ids, elastic.device)[places]
+    with gate():
+        rounded = _log_probabilities(elastic.view(at_8_bits(plan, elastic)), ids, elastic.device)[places]
     read = []
     for done, place in enumerate(places):
         if progress:
