@@ -76,6 +76,17 @@ def test_the_file_converted_back_has_the_values_of_the_view(family, tmp_path):
     assert again.config.rope_parameters == elastic.config.rope_parameters
 
 
+def test_weights_in_bfloat16_stay_so(tmp_path):
+    from safetensors.torch import load_file
+
+    elastic = opened("llama", tmp_path, dtype=torch.bfloat16)
+    Gguf().write(elastic, PrecisionPlan.full(), tmp_path / "x.gguf")
+    (tmp_path / "back").mkdir()
+    convert(tmp_path / "x.gguf", tmp_path / "back")
+    read = load_file(tmp_path / "back" / "model.safetensors")
+    assert all(torch.equal(read[name], p) for name, p in elastic.base.named_parameters())
+
+
 def test_the_plan_and_whose_it_is_stand_in_the_file(tmp_path):
     elastic = opened("llama", tmp_path)
     Gguf().write(elastic, PrecisionPlan.uniform(5, embeddings=8), tmp_path / "x.gguf")
