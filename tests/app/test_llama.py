@@ -5,6 +5,8 @@ import os
 import pytest
 
 from app import llama
+from app.gate import Gate
+from quept.export.gguf.agreement import Agreement
 from quept.export.gguf.llama_cpp import Speed
 
 
@@ -49,3 +51,12 @@ def test_a_question_that_is_dropped_lets_the_next_in(room, tmp_path):
     next(first)
     first.close()
     assert next(room.answer(path, [])) == "a"
+
+
+def test_how_a_file_agrees_is_told_in_words(room, tmp_path, monkeypatch):
+    monkeypatch.setattr(llama, "agreement", lambda *_, **__: Agreement(1.2e-3, 6e-3, 1.0, 8))
+    (tmp_path / "one.gguf").touch()
+    assert room.agreement(None, None, tmp_path / "one.gguf", None, Gate()) == (
+        "It finds our view's likeliest token at 100% of 8 positions, KL 0.001; it rounds activations to 8 "
+        "bits, which costs our view 0.006."
+    )
