@@ -164,10 +164,10 @@ def _graph(elastic: ElasticModel, plan: PrecisionPlan, text: str) -> Any:
     import onnx
 
     model, kept = copy.deepcopy(elastic.base).float().eval(), dict(elastic.base.named_parameters())
-    for layer, bits in settings_of(elastic, plan).items():
-        if bits != FULL:
-            linear = model.get_submodule(layer)
-            model.set_submodule(layer, _Layer(elastic.packed(layer, bits), linear.bias))
+    quantized = {layer: bits for layer, bits in settings_of(elastic, plan).items() if bits != FULL}
+    for layer, bits in quantized.items():
+        linear = model.get_submodule(layer)
+        model.set_submodule(layer, _Layer(elastic.packed(layer, bits), linear.bias))
     traced = io.BytesIO()
     size = elastic.vision.data["input_size"]
     with warnings.catch_warnings(), torch.no_grad():
@@ -178,7 +178,7 @@ def _graph(elastic: ElasticModel, plan: PrecisionPlan, text: str) -> Any:
             traced,
             dynamo=False,
             opset_version=OPSET,
-            custom_opsets={DOMAIN: 1},
+            custom_opsets={DOMAIN: 1} if quantized else None,
             do_constant_folding=False,
             input_names=["pixels"],
             output_names=["logits"],
