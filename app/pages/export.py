@@ -67,8 +67,8 @@ def build(context: PageContext) -> None:
     def shown(model: str, plan_json: PlanJson):
         return ExportTable(offers=offered(service, model, plan_json)), True
 
-    def changed(model: str, plan_json: PlanJson, seen: bool):
-        return ExportTable(offers=offered(service, model, plan_json)) if seen else gr.skip()
+    def changed(model: str, plan_json: PlanJson, seen: bool, query: dict):
+        return shown(model, plan_json) if seen or query.get("p") == PAGE.id else (gr.skip(), gr.skip())
 
     def made(model: str, plan_json: PlanJson, event: gr.EventData) -> Iterator:
         for state in make(service, model, plan_json, request_of(event)):
@@ -79,7 +79,7 @@ def build(context: PageContext) -> None:
 
     about = [context.model, context.plan]
     context.tab.select(shown, about, [table, seen], **LIGHT)
-    context.on_plan(changed, [*about, seen], table, **EVERY)
+    context.on_plan(changed, [*about, seen, context.query], [table, seen], **EVERY)
     table.make(made, about, table, **JOB)
     table.run(ran, about, table, **JOB)
 
