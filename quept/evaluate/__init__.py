@@ -8,6 +8,7 @@ results.put(task.key(plan), estimate.to_dict())
 
 tasks/        what plans are measured by: text, pictures, questions
 token_scores  perplexity and divergence, window by window
+answers       how far an answer is from full precision, token by token, while it is written
 reference     full precision's answers, computed once and kept
 forward       one window through a model
 intervals     Wilson's interval
@@ -28,6 +29,7 @@ from quept.data.questions import Questions, question_folder, stored_questions
 from quept.data.windows import Windows, cut
 from quept.stage import make_callable
 
+from .answers import AnswerScorer, AnswerSummary, TokenScore, summarize_scores
 from .forward import NonFiniteLogits
 from .intervals import wilson
 from .reference import BatchReference, Reference, open_reference

@@ -100,7 +100,8 @@ class Token:
     finished: None, "stop" (the model ended its answer; this is its end token, and not part of the text) or
     "length" (max_tokens are out). top: (id, probability under the model itself) of the likeliest tokens in
     this place, if they were asked for. reports: what the layers said of the pass that gave this token, by
-    name (see quept.engines.reports): "bits per token"."""
+    name (see quept.engines.reports): "bits per token". logits (vocabulary,): what it was chosen from, if they
+    were asked for."""
 
     id: int
     text: str
@@ -109,6 +110,7 @@ class Token:
     finished: str | None = None
     top: tuple[tuple[int, float], ...] = ()
     reports: Mapping[str, float] = field(default_factory=dict)
+    logits: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -270,6 +272,7 @@ def stream(
     prompt: list[int] | VisualPrompt | None = None,
     top: int = 0,
     fast: bool = False,
+    logits: bool = False,
 ) -> Stream:
     """Answer the conversation with a view, one bounded step per `next()`; see the module for what a step is.
 
@@ -278,8 +281,8 @@ def stream(
     conversation: reuse of this chat's cache; the caller keeps its key in step with the plan. processor: of a
     vision-language model, whose messages may hold `pictures` (see prompt). prompt: what `prepare` made of
     these messages, where it has been done. top: how many likeliest tokens each Token tells. fast: where one
-    call reads a token (see decode), packed layers round their inputs to 8 bits. Raises PromptError here, and
-    GenerationError while stepping."""
+    call reads a token (see decode), packed layers round their inputs to 8 bits. logits: whether a Token keeps
+    those that it was chosen from. Raises PromptError here, and GenerationError while stepping."""
     sampling = sampling or Sampling()
     if prompt is None:
         (prompt,) = prepare(tokenizer, [messages], system, processor, pictures)
@@ -290,7 +293,8 @@ def stream(
     stats = Stats(prompt_tokens=len(ids))
     make = make_cache or (lambda: full_cache(view.config))
     ends, until = end_tokens(view, processor or tokenizer), _Until(turn_end(processor or tokenizer)[1])
-    steps = _steps(read, tokenizer, ids, sampling, make, conversation, stats, ends, until, top)
+    asked = (top, logits)
+    steps = _steps(read, tokenizer, ids, sampling, make, conversation, stats, ends, until, asked)
     return Stream(steps, ids, stats)
 
 
@@ -317,10 +321,12 @@ def interleave(streams: Sequence[Iterator]) -> Iterator[tuple[int, Progress | To
 
 
 def _steps(
-    read, tokenizer, ids, sampling, make_cache, conversation, stats, ends, until, top
+    read, tokenizer, ids, sampling, make_cache, conversation, stats, ends, until, asked
 ) -> Iterator[Progress | Token]:
     """The generator behind a Stream: one turn of the loop is one step. `fed` are the tokens in the cache;
-    read(cache, more of them, how many are there) gives the logits after the last."""
+    read(cache, more of them, how many are there) gives the logits after the last; asked: what a Token is to
+    tell, (how many of the likeliest, whether the logits)."""
+    top, kept = asked
     began = started = time.perf_counter()
     lease = conversation.lease(ids) if conversation else None
     cache, shared = (lease.cache, lease.length) if lease and lease.length else (make_cache(), 0)
@@ -345,7 +351,8 @@ def _steps(
                 finished = "stop" if until.reached else finished
                 piece += until.held if finished else ""
                 likeliest = _likeliest(logits, top) if top else ()
-                event = Token(id, piece, index, logprob, finished, likeliest, found.last())
+                told = (likeliest, found.last(), logits if kept else None)
+                event = Token(id, piece, index, logprob, finished, *told)
                 pending = [id]
             stats.count(event, time.perf_counter() - began, time.perf_counter() - started)
             yield event
