@@ -15,6 +15,7 @@ payloads    what the browser asks for besides plans, checked
 side        the two sides that are compared, and what each answers at
 toast       messages for a visitor, the one place that makes them
 markdown    answers as text that no markup hides in
+own         what was measured on a visitor's own conversation
 link        a plan as a URL
 conversation  two answers side by side
 pictures    pictures that visitors give, and what a classifier answers to them

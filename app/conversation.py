@@ -7,6 +7,10 @@ at a time, so that other visitors come in between. It yields a `Frame`: per side
 state, speed, memory), and where the two part. A side that fails says so in its answer and the other goes on.
 Closing the generator, or `stopped()` turning true, ends it within one step and frees what it held.
 
+Each answer at less than full precision is scored while it is written (see quept.evaluate.answers), as long as
+that takes at most the share `scoring` of the time of writing it. What full precision wrote itself on the
+other side, up to where both part, is scored without reading anything.
+
 `CachePool` keeps the key-value caches of a visitor's two sides between turns, so that only the new words are
 read: bounded in bytes, the longest unused dropped first, forgotten with the visitor. `Running` knows each
 visitor's newest answer, so that it can be stopped. Nothing here knows of Gradio, and nothing depends on what
@@ -25,9 +29,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers.cache_utils import Cache
 
 from quept.engines.base import EngineError
+from quept.evaluate import AnswerScorer, TokenScore
 from quept.plan import PlanError, PrecisionPlan
 from quept.runtime import ElasticModel
 from quept.runtime.generate import (
@@ -50,7 +56,13 @@ from .gate import CLIENT, Admission
 FRAMES_PER_SECOND = 12
 PREPARE_SECONDS = 0.1  # of slow preparation in one step, so that others get the gate in between
 STOPS_KEPT = 1000
+SCORING = 0.35  # of the time that writing an answer took
+LOGITS_KEPT = 128  # tokens whose logits wait for their score: 25 MB for SmolLM2
+SIDES = 2  # places in the pool: of the sides, then of full precision reading what each wrote
+AT_ONCE = 6  # tokens read at once in the time that writing one takes, at least
+FULL = PrecisionPlan.full()
 SHELF_BYTES = 64_000_000  # keys and values kept between turns, all visitors together
+UNSCORED = "not scored further: full precision would read this conversation for too long"
 UNEXPECTED = (
     "This side failed for a reason of its own, not yours; the other side goes on. "
     "Try again, or choose another plan."
@@ -65,7 +77,11 @@ class Answer:
 
     cut: done because the longest answer was reached. tokens_per_second counts this side's own steps, the
     first token left out. candidates: text and probability of what the first token could have been, the
-    likeliest first, if `chat` was asked for any; the text of an end token is ""."""
+    likeliest first, if `chat` was asked for any; the text of an end token is "".
+
+    scores: of the first tokens, as far as they are known; spans: where each token stands in the text, (start,
+    length); others: what full precision would have said in the place of each scored one. written_s, scored_s:
+    seconds of writing and of scoring; unscored: why there are no further scores, in words."""
 
     state: str = "queued"
     text: str = ""
@@ -80,6 +96,12 @@ class Answer:
     switch_ms: float | None = None
     candidates: tuple[tuple[str, float], ...] = ()
     error: str = ""
+    scores: tuple[TokenScore, ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
+    others: tuple[str, ...] = ()
+    written_s: float = 0.0
+    scored_s: float = 0.0
+    unscored: str = ""
 
 
 @dataclass(frozen=True)
@@ -206,10 +228,11 @@ def chat(
     visitor: str = "",
     pictures: Sequence[Image.Image] = (),
     candidates: int = 0,
+    scoring: float = SCORING,
 ) -> Iterator[Frame]:
     """Answer `histories` (per side {"role", "content"} messages, the last one the user's) at the precisions
     of `sides`. pictures: those that each history speaks of, see `stream`; candidates: how many an Answer
-    tells.
+    tells; scoring: see the module's docstring.
 
     The first and the last frame always come; between them at most FRAMES_PER_SECOND. Raises PromptError for a
     prompt that cannot be given to the model and PlanError for a plan that does not fit it."""
@@ -220,9 +243,13 @@ def chat(
         check_fits(prompt.keys if isinstance(prompt, VisualPrompt) else prompt, context, sampling.max_tokens)
     sizes = [elastic.sizes.deploy(plan) for plan in sides]
     writers = [
-        _Writer(elastic, side, prompt, sampling, size, pool, visitor, i, candidates)
+        _Writer(elastic, side, prompt, sampling, size, pool, visitor, i, candidates, scoring)
         for i, (side, prompt, size) in enumerate(zip(sides, prompts, sizes, strict=True))
     ]
+    full = next((writer for writer in writers if writer.is_full), None)
+    for writer in writers:
+        if full and full is not writer and full.prompt is writer.prompt:
+            writer.beside = full
     try:
         yield from _run(writers, gate, admission, stopped)
     finally:
@@ -256,7 +283,7 @@ def _run(
                     yield frame()
                     shown = time.monotonic()
     for writer in writers:
-        if writer.active:
+        if writer.writing:
             writer.show(state="stopped", progress=None, position=None)
     yield frame()
 
@@ -276,8 +303,15 @@ class _Writer:
         visitor: str,
         place: int,
         candidates: int,
+        scoring: float,
     ):
-        self._elastic, self._plan, self._prompt, self._sampling = elastic, plan, prompt, sampling
+        self._elastic, self._plan, self.prompt, self._sampling = elastic, plan, prompt, sampling
+        self.is_full = plan.key(elastic.layers) == FULL.key(elastic.layers)
+        self._scoring = 0.0 if self.is_full else scoring
+        self._scorer: AnswerScorer | None = None
+        self._scored: Conversation | None = None
+        self.beside: _Writer | None = None  # full precision, which answers the same prompt
+        self.logits: list[Tensor] = []  # of the first tokens, for the side that is scored
         # In 16 bits, and at some settings, text read at once and text read in two parts differ enough to
         # change a word now and then: there nothing is kept.
         self._pool = pool if elastic.steady(plan) and elastic.dtype == torch.float32 else None
@@ -288,13 +322,17 @@ class _Writer:
         self._stream: Stream | None = None
         self._conversation: Conversation | None = None
         self._cache: Cache | None = None
-        self._began = 0.0
+        self._began = self._read_each = 0.0
         self.answer = Answer(deploy_bytes=size)
         self.tokens: list[Token] = []
         self.starts: list[int] = []
 
     @property
     def active(self) -> bool:
+        return self.writing or self._scorer is not None
+
+    @property
+    def writing(self) -> bool:
         return self.answer.state not in ("done", "stopped", "error")
 
     def show(self, **changes) -> None:
@@ -309,8 +347,10 @@ class _Writer:
         """One bounded piece of work, inside the gate."""
         try:
             with gate:
-                if self._stream is None:
+                if self._stream is None and self._scorer is None:
                     self._prepare()
+                    return
+                if self._score() or self._stream is None:
                     return
                 event = next(self._stream)
             self._take(event)
@@ -324,6 +364,17 @@ class _Writer:
 
     def close(self) -> None:
         """Free the cache, or put it in the pool for the next turn. Any number of times."""
+        self._end_writing()
+        self._end_scoring()
+
+    def _end_scoring(self) -> None:
+        if self._scorer is not None:
+            self._scorer.close()
+        if self._scored is not None and self._pool is not None:
+            self._pool.give_back(self._visitor, self._place + SIDES, self._scored)
+        self._scorer = self._scored = None
+
+    def _end_writing(self) -> None:
         if self._stream is not None:
             self._stream.close()
         if self._conversation is not None:
@@ -361,9 +412,12 @@ class _Writer:
             self._sampling,
             make_cache,
             conversation=self._conversation,
-            prompt=self._prompt,
+            prompt=self.prompt,
             top=self._candidates,
+            logits=True,
         )
+        if self._scoring:
+            self._begin_scoring()
         self.show(state="reading", progress=0.0, switch_ms=switch)
 
     def _take(self, event: Progress | Token) -> None:
@@ -375,7 +429,12 @@ class _Writer:
             named = tuple((read([id], skip_special_tokens=True), p) for id, p in event.top)
             self.show(first_token_s=time.perf_counter() - self._began, candidates=named)
         self.starts.append(len(self.answer.text))
-        self.tokens.append(event)
+        self.tokens.append(replace(event, logits=None))
+        if self._scorer is not None:
+            self._scorer.add(event)
+        elif self.is_full and len(self.logits) < LOGITS_KEPT:
+            self.logits.append(event.logits)
+        stats = self._stream.stats
         state = "done" if event.finished else "writing"
         self.show(
             state=state,
@@ -383,11 +442,63 @@ class _Writer:
             text=self.answer.text + event.text,
             tokens=len(self.tokens),
             cut=event.finished == "length",
-            tokens_per_second=self._stream.stats.tokens_per_second,
+            tokens_per_second=stats.tokens_per_second,
             cache_bytes=cache_nbytes(self._cache),
+            spans=(*self.answer.spans, (self.starts[-1], len(event.text))),
+            written_s=stats.prefill_seconds + stats.decode_seconds,
         )
+        self._read_each = stats.prefill_seconds / max(1, stats.prompt_tokens - stats.reused_tokens)
         if event.finished:
-            self.close()
+            self._end_writing()
+
+    def _begin_scoring(self) -> None:
+        elastic, keys = self._elastic, self.prompt
+        self._scored = Conversation("full")
+        if self._pool is not None and not self._shown:
+            self._scored = self._pool.take(self._visitor, self._place + SIDES, "full")
+        if self._shown:
+            keys = keys.keys
+        self._scorer = AnswerScorer(elastic.view(FULL), keys, self._scored, lambda: elastic.make_cache(FULL))
+
+    @property
+    def _shown(self) -> bool:
+        """Whether the answer is about pictures: reading them again costs as much as answering."""
+        return isinstance(self.prompt, VisualPrompt)
+
+    def _score(self) -> bool:
+        """Scores what can be; returns whether that took a step. Inside the gate."""
+        scorer, answer = self._scorer, self.answer
+        if scorer is None:
+            return False
+        ended, beside, done = answer.state == "done", self.beside, len(answer.scores)
+        while beside and done < min(len(self.tokens), len(beside.logits)) and self._agrees(beside, done):
+            self._told(scorer.known(beside.logits[done]))
+            done += 1
+        if ended and done == len(self.tokens):
+            self._end_scoring()
+            return False
+        if ended and beside and beside.writing and done == len(beside.tokens) and self._agrees(beside, done):
+            return False  # full precision is about to say what it says there
+        each = answer.written_s / max(1, len(self.tokens))
+        expected = each + scorer.unread * min(self._read_each, each / AT_ONCE)
+        worth = answer.scored_s + expected <= self._scoring * answer.written_s and not self._shown
+        if scorer.due(ended) and worth:
+            start = time.perf_counter()
+            self._told(scorer.step())
+            self.show(scored_s=self.answer.scored_s + time.perf_counter() - start)
+            return True
+        if ended or len(self.tokens) - done >= LOGITS_KEPT:
+            self.show(unscored="" if self._shown else UNSCORED)
+            self._end_scoring()
+        return False
+
+    def _agrees(self, beside: _Writer, count: int) -> bool:
+        return all(a.id == b.id for a, b in zip(self.tokens[:count], beside.tokens[:count], strict=True))
+
+    def _told(self, scores: Sequence[TokenScore]) -> None:
+        read = self._elastic.tokenizer.decode
+        others = tuple(read([score.likeliest], skip_special_tokens=True) for score in scores)
+        self.show(scores=(*self.answer.scores, *scores), others=(*self.answer.others, *others))
 
     def _fail(self, words: str) -> None:
         self.show(state="error", error=words, progress=None)

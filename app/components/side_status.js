@@ -1,8 +1,9 @@
-/* The line under an answer: what this side is doing, its speed and memory, and where it parts from the other side's answer.
+/* The line under an answer: what this side is doing, its speed and memory, how far it is from full precision, and where it
+   parts from the other side's answer.
 
    This file is the body of a function that gr.HTML calls once, with element, props and watch (see equalizer.js).
    In: props.value (see side_status.py) and the rendered answer in the Chatbot named by root.dataset.chat.
-   The first token that differs is marked with a CSS highlight over the rendered text. Markdown drops characters, so text and
+   Tokens are marked with CSS highlights over the rendered text: by how far they are from full precision, and where they differ. Markdown drops characters, so text and
    rendering are walked side by side, white space left out. Browsers without CSS highlights show the sentence alone.
    The joiners that app/markdown.py puts into the Markdown go as soon as it is drawn, and never reach the clipboard. */
 
@@ -29,34 +30,57 @@ const state = make("div", "state", head, { role: "status", "aria-live": "polite"
 make("span", "dot", state, { "aria-hidden": "true" });
 const words = make("span", "words", state);
 const line = make("div", "line", head);
+const note = make("div", "note", head);
+const legend = make("div", "legend", head, { hidden: "" });
 const bars = make("ol", "bars", root, { hidden: "" });
 const facts = make("dl", "facts", root);
+const tip = make("div", "tip", root, { role: "tooltip", hidden: "" });
 const track = make("div", "track", root, { role: "progressbar", "aria-label": "Preparing and reading", "aria-valuemin": 0, "aria-valuemax": 100 });
 const bar = make("span", "bar", track);
 
-/* ---- the mark ---- */
+/* ---- the marks ---- */
+
+/* From which KL a token is underlined, and how; the tint comes with it, so that colour alone says nothing. */
+const LEVELS = [
+  { from: 0.1, line: "dotted 2px", light: "#fdf0d5", dark: "#3d3217", tone: "#a86500" },
+  { from: 0.5, line: "dashed 2px", light: "#fbdcc4", dark: "#54301c", tone: "#c2410c" },
+  { from: 1.5, line: "double 4px", light: "#f8c4c4", dark: "#632428", tone: "#b91c1c" },
+];
+const levelOf = (kl) => LEVELS.filter(({ from }) => kl >= from).length;
+const lit = (level) => `quept-kl-${level}-${root.dataset.chat}`;
+const DIFFERS = `quept-differs-${root.dataset.chat}`;
+const scored = new Map(); /* turn -> {text, scores, differs} */
+let places = []; /* [range, score] of what is marked now */
 
 function style() {
   if (document.getElementById("quept-parting-style")) return;
   const sheet = document.createElement("style");
   sheet.id = "quept-parting-style";
-  const both = (prefix) => ["left", "right"].map((side) => `${prefix}::highlight(quept-parting-chat-${side})`).join(", ");
+  const both = (prefix, name) =>
+    ["left", "right"].map((side) => `${prefix}::highlight(${name}-chat-${side})`).join(", ");
   sheet.textContent =
-    `${both("")} { background-color: #ffd166; color: #1f1300; text-decoration: underline 2px solid #b45309; }` +
-    `${both(".dark ")} { background-color: #f6b73c; color: #1f1300; text-decoration: underline 2px solid #fff3d6; }`;
+    LEVELS.map(({ line, light, dark, tone }, i) =>
+      `${both("", `quept-kl-${i + 1}`)} { background-color: ${light}; color: #1f1300; text-decoration: underline ${line} ${tone}; }` +
+      `${both(".dark ", `quept-kl-${i + 1}`)} { background-color: ${dark}; color: #fff3d6; text-decoration: underline ${line} ${light}; }`,
+    ).join("") +
+    `${both("", "quept-differs")} { text-decoration: underline solid 2px #b45309; }` +
+    `${both(".dark ", "quept-differs")} { text-decoration: underline solid 2px #f6b73c; }` +
+    `${both("", "quept-parting")} { background-color: #ffd166; color: #1f1300; text-decoration: underline 2px solid #b45309; }` +
+    `${both(".dark ", "quept-parting")} { background-color: #f6b73c; color: #1f1300; text-decoration: underline 2px solid #fff3d6; }`;
   document.head.append(sheet);
 }
 
-/* The range of the rendered answer that stands for text[start, start + length); null when none of it is on the screen yet.
-   Where all of the token was dropped by the rendering (a line break, an asterisk) the next character stands for it. */
-function locate(answer, text, start, length) {
+/* The ranges of the rendered answer that stand for spans of the text, [start, length], in their order; null for one
+   of which none is on the screen yet. Where all of a token was dropped by the rendering (a line break, an asterisk)
+   the next character stands for it. */
+function locate(answer, text, spans) {
+  const found = spans.map(() => null);
   const walker = document.createTreeWalker(answer, NodeFilter.SHOW_TEXT, (node) =>
     node.parentElement.closest("button, svg") ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT,
   );
-  const end = start + length;
   let at = 0;
-  let range = null;
-  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+  let k = 0;
+  for (let node = walker.nextNode(); node && k < spans.length; node = walker.nextNode()) {
     const shown = node.data;
     for (let i = 0; i < shown.length; i += 1) {
       const character = shown[i];
@@ -65,28 +89,70 @@ function locate(answer, text, start, length) {
       while (next < text.length && next - at < LOOK_AHEAD && text[next] !== character) next += 1;
       if (text[next] !== character) continue;
       at = next + 1;
-      if (next < start) continue;
-      if (next >= end && range) return range;
-      if (!range) {
-        range = document.createRange();
-        range.setStart(node, i);
-      }
-      range.setEnd(node, i + 1);
-      if (at >= end) return range;
+      while (k < spans.length && next >= spans[k][0] + spans[k][1] && (found[k] || !spans[k][1])) k += 1;
+      if (k === spans.length) break;
+      if (next < spans[k][0]) continue;
+      found[k] ??= document.createRange();
+      if (found[k].startContainer === document) found[k].setStart(node, i);
+      found[k].setEnd(node, i + 1);
+      if (at >= spans[k][0] + spans[k][1]) k += 1;
     }
   }
-  return range;
+  return found;
+}
+
+function paint(name, ranges) {
+  const known = ranges.filter(Boolean);
+  if (known.length) highlights.set(name, new Highlight(...known));
+  else highlights.delete(name);
 }
 
 function mark() {
   asked = 0;
   if (chat) clean();
+  const answers = [...(chat?.querySelectorAll('[data-testid="bot"]') ?? [])];
+  label(answers);
   if (!highlights) return;
-  const answers = chat?.querySelectorAll('[data-testid="bot"]') ?? [];
-  const answer = answers[answers.length - 1];
-  const range = value.mark && answer ? locate(answer, value.text ?? "", value.mark[0], value.mark[1]) : null;
-  if (range) highlights.set(NAME, new Highlight(range));
-  else highlights.delete(NAME);
+  const last = answers[answers.length - 1];
+  const parting = value.mark && last ? locate(last, value.text ?? "", [value.mark]) : [];
+  paint(NAME, parting);
+  const tokens = LEVELS.map(() => []);
+  const differs = [];
+  places = [];
+  for (const [turn, { text, scores, differs: spans }] of scored) {
+    if (!answers[turn]) continue;
+    locate(answers[turn], text, scores).forEach((range, i) => {
+      if (!range) return;
+      places.push([range, scores[i]]);
+      const level = levelOf(scores[i][2]);
+      if (level) tokens[level - 1].push(range);
+    });
+    differs.push(...locate(answers[turn], text, spans));
+  }
+  tokens.forEach((ranges, i) => paint(lit(i + 1), ranges));
+  paint(DIFFERS, differs);
+}
+
+/* Above every answer the plan that wrote it. */
+function label(answers) {
+  answers.forEach((answer, i) => {
+    const plan = value.labels?.[i] ?? "";
+    if ((answer.dataset.plan ?? "") !== plan) answer.dataset.plan = plan;
+  });
+}
+
+/* What a token under the pointer has to say, in words beside it. */
+function tell(event) {
+  const caret = document.caretPositionFromPoint?.(event.clientX, event.clientY);
+  const spot = caret && places.find(([range]) => range.isPointInRange(caret.offsetNode, caret.offset));
+  tip.hidden = !spot;
+  if (!spot) return;
+  const [, [, , kl, other]] = spot;
+  const said = other === null ? "full precision would say the same" : `full precision would say “${other.trim() || "another break"}”`;
+  say(tip, `KL ${kl}: ${said}`);
+  const box = spot[0].getBoundingClientRect();
+  tip.style.left = `${Math.max(4, Math.min(box.left, innerWidth - tip.offsetWidth - 4))}px`;
+  tip.style.top = `${box.top > 40 ? box.top - tip.offsetHeight - 4 : box.bottom + 4}px`;
 }
 
 function clean() {
@@ -115,6 +181,8 @@ function follow() {
   chat = found;
   if (chat) {
     copyClean();
+    for (const happened of ["pointermove", "click"]) chat.addEventListener(happened, tell);
+    chat.addEventListener("pointerleave", () => (tip.hidden = true));
     new MutationObserver(soon).observe(chat, { childList: true, subtree: true, characterData: true });
     soon();
   } else if (element.isConnected) {
@@ -159,12 +227,23 @@ function drawBars(rows) {
   });
 }
 
+function remember() {
+  if (typeof value.turn !== "number") scored.clear();
+  for (const turn of [...scored.keys()]) if (turn >= value.turn) scored.delete(turn);
+  if (value.scores?.length || value.differs?.length) {
+    scored.set(value.turn, { text: value.text ?? "", scores: value.scores ?? [], differs: value.differs ?? [] });
+  }
+  legend.hidden = ![...scored.values()].some(({ scores }) => scores.length);
+}
+
 function draw() {
   value = props.value && typeof props.value === "object" ? props.value : {};
   root.dataset.state = value.state ?? "idle";
   say(words, value.words ?? "");
   say(line, value.line ?? "");
   line.dataset.parted = value.parted ? "yes" : "no";
+  say(note, [value.own, value.note].filter(Boolean).join(". "));
+  remember();
   drawBars(Array.isArray(value.bars) ? value.bars : []);
   drawFacts(Array.isArray(value.facts) ? value.facts : []);
   const known = typeof value.progress === "number";
@@ -175,6 +254,13 @@ function draw() {
   soon();
 }
 
+for (const [i, { from, line, tone }] of LEVELS.entries()) {
+  if (!i) legend.append("KL from full precision: ");
+  const sample = make("span", "level", legend);
+  sample.textContent = `over ${from}`;
+  sample.style.textDecoration = `underline ${line} ${tone}`;
+}
+legend.append(" · tap a word for its values");
 style();
 watch("value", draw);
 draw();

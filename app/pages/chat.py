@@ -12,13 +12,15 @@ import hashlib
 import logging
 import math
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import gradio as gr
 
+from app import own
+from app.components.chart import Chart
 from app.components.menu import Menu
 from app.components.side_status import SideStatus
 from app.conversation import Frame, chat
@@ -155,7 +157,8 @@ def stop(desk: PageContext, visitor: str) -> None:
 def clear(desk: PageContext, ask: Ask, visitor: str) -> dict:
     """An empty chat, and nothing kept of the old one."""
     desk.forget(visitor)
-    return _drawn([]) | buttons(running=False) | statuses(desk, ask) | {"examples": gr.Dataset(visible=True)}
+    change = _drawn([]) | buttons(running=False) | statuses(desk, ask) | _plotted([])
+    return change | {"examples": gr.Dataset(visible=True)}
 
 
 def switched(desk: PageContext, ask: Ask, visitor: str) -> dict:
@@ -168,10 +171,14 @@ def switched(desk: PageContext, ask: Ask, visitor: str) -> dict:
     return clear(desk, ask, visitor) | menus
 
 
-def statuses(desk: PageContext, ask: Ask, only: str | None = None) -> dict:
-    """What each side is set to, before anything is asked. `only` limits it to the sides with this choice."""
-    chosen = zip(SIDES, ask.choices, strict=True)
-    return {f"status_{side}": _ready(desk, ask, choice) for side, choice in chosen if only in (None, choice)}
+def statuses(desk: PageContext, ask: Ask, only: str | None = None, history: Sequence[Mapping] = ()) -> dict:
+    """What each side is set to, before the next message. `only` limits it to the sides with this choice."""
+    chosen = enumerate(zip(SIDES, ask.choices, strict=True))
+    return {
+        f"status_{side}": _ready(desk, ask, choice, _labels(history, i))
+        for i, (side, choice) in chosen
+        if only in (None, choice)
+    }
 
 
 def _answer(
@@ -223,7 +230,8 @@ def _answer(
                 turn = {"user": prompt, "made_with": ask.made_with()} | dict(
                     zip(SIDES, _texts(frame), strict=True)
                 )
-                change = _drawn([*before, turn], frame, editable=None) | reported(sides, frame)
+                turn["plans"] = [side.name for side in sides]
+                change = _drawn([*before, turn], frame, editable=None) | _told(sides, frame, before)
                 yield change | (_busy(cleared=returned is not None) if history is old else {})
                 history = [*before, turn]
     except (PromptError, PlanError) as error:
@@ -236,11 +244,15 @@ def _answer(
         desk.running.end(visitor, job)
     if not newest:
         return
-    shown = reported(sides, frame) if frame else {}
+    shown = _told(sides, frame, before) if frame else {}
     if frame and any(answer.text for answer in frame.answers):
         if problem:
             _refuse(problem)
-        yield _drawn(history, frame) | shown | buttons(running=False)
+        pairs = zip(SIDES, sides, frame.answers, strict=True)
+        history[-1]["scored"] = {name: own.scored(elastic, side, a) for name, side, a in pairs}
+        for name, side in zip(SIDES, sides, strict=True):
+            shown[f"status_{name}"]["own"] = own.figure(history, side.key(elastic.layers))
+        yield _drawn(history, frame) | shown | buttons(running=False) | _plotted(history)
         return
     if frame and all(answer.state == "done" for answer in frame.answers):
         inform(
@@ -251,6 +263,23 @@ def _answer(
         _refuse(problem)
     back = {"prompt": returned} if returned is not None else {}
     yield _drawn(old) | shown | buttons(running=False) | back | {"examples": gr.Dataset(visible=not old)}
+
+
+def _told(sides: list[PrecisionPlan], frame: Frame, before: list[dict]) -> dict:
+    """The statuses of both sides, with the plan of every answer above them."""
+    change = reported(sides, frame)
+    for i, (name, side) in enumerate(zip(SIDES, sides, strict=True)):
+        labels = [*_labels(before, i), side.name]
+        change[f"status_{name}"] |= {"turn": len(before), "labels": labels}
+    return change
+
+
+def _labels(history: Sequence[Mapping], i: int) -> list[str]:
+    return [turn["plans"][i] if "plans" in turn else "" for turn in history]
+
+
+def _plotted(history: list[dict]) -> dict:
+    return {"chart": Chart(own=own.points(history))}
 
 
 def _side(desk: PageContext, ask: Ask, choice: str) -> PrecisionPlan:
@@ -297,9 +326,14 @@ def _busy(cleared: bool) -> dict:
     return change | ({"prompt": ""} if cleared else {})
 
 
-def _ready(desk: PageContext, ask: Ask, choice: str) -> dict:
+def _ready(desk: PageContext, ask: Ask, choice: str, labels: list[str]) -> dict:
+    """labels: the plans of the answers so far, which the next one goes on from."""
     try:
-        return ready(_side(desk, ask, choice), desk.service.models[ask.model])
+        side = _side(desk, ask, choice)
+        status = ready(side, desk.service.models[ask.model])
+        others = list(dict.fromkeys(name for name in labels if name not in ("", side.name)))
+        line = f"It goes on from answers at {', '.join(others)}; Clear begins anew" if others else ""
+        return status | {"labels": labels, "line": line, "turn": len(labels)}
     except (ValueError, KeyError) as error:
         return refused(error)
 
@@ -441,7 +475,7 @@ def build(desk: PageContext) -> ChatPage:
 
 
 def _wire(desk: PageContext, page: ChatPage) -> None:
-    parts = {f.name: getattr(page, f.name) for f in fields(page)}
+    parts = {f.name: getattr(page, f.name) for f in fields(page)} | {"chart": desk.chart}
     asked = [
         desk.model,
         page.plan_left,
@@ -495,11 +529,12 @@ def _wire(desk: PageContext, page: ChatPage) -> None:
     def on_switch(request: gr.Request, *values):
         return on_page(switched(desk, ask(values), request.session_hash) if values[0] in desk.held else {})
 
-    def on_plan(*values):
-        return on_page(statuses(desk, ask(values)))
+    def on_plan(history, *values):
+        return on_page(statuses(desk, ask(values), None, history))
 
-    def on_equaliser(*values):
-        return on_page(statuses(desk, ask(values), only=EQUALIZER) if values[0] in desk.held else {})
+    def on_equaliser(history, *values):
+        known = values[0] in desk.held
+        return on_page(statuses(desk, ask(values), EQUALIZER, history) if known else {})
 
     both = [page.status_left, page.status_right]
     gr.on(
@@ -514,8 +549,8 @@ def _wire(desk: PageContext, page: ChatPage) -> None:
     gr.on([page.chat_left.edit, page.chat_right.edit], on_edit, [page.history, *asked], outputs, **running)
     page.stop.click(on_stop, None, None, **LIGHT)
     gr.on([page.clear.click, page.chat_left.clear, page.chat_right.clear], on_clear, asked, outputs, **LIGHT)
-    gr.on([page.plan_left.input, page.plan_right.input], on_plan, asked, both, **LIGHT)
-    desk.on_plan(on_equaliser, asked, both, **LIGHT)
+    gr.on([page.plan_left.input, page.plan_right.input], on_plan, [page.history, *asked], both, **LIGHT)
+    desk.on_plan(on_equaliser, [page.history, *asked], both, **LIGHT)
     page.dice.click(None, None, page.seed, js=NEW_SEED_JS, **LIGHT)
     desk.on_model(on_switch, asked, outputs, **LIGHT)
     gr.context.Context.root_block.unload(on_leave)

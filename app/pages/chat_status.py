@@ -8,8 +8,10 @@ Gradio or changes anything.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 
 from app.conversation import Answer, Frame
+from quept.evaluate import summarize_scores
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
 
@@ -40,6 +42,9 @@ def reported(sides: Sequence[PrecisionPlan], frame: Frame) -> dict[str, dict]:
             "words": _words(side, answer),
             "facts": _facts(answer),
             "progress": answer.progress,
+            "text": answer.text,
+            "scores": _scores(answer),
+            "note": answer.unscored[:1].upper() + answer.unscored[1:],
         }
         if frame.parting:
             here, there = frame.parting.pieces[i], frame.parting.pieces[1 - i]
@@ -47,11 +52,34 @@ def reported(sides: Sequence[PrecisionPlan], frame: Frame) -> dict[str, dict]:
                 f"Parts at token {frame.parting.index + 1}: {piece(here)} here, {piece(there)} there"
             )
             mark = None if here is None else [frame.parting.starts[i], max(1, len(here))]
-            status |= {"parted": True, "text": answer.text, "mark": mark}
+            status |= {"parted": True, "mark": mark, "differs": differences(frame, i)}
         else:
             status["line"] = _same(frame)
         change[f"status_{name}"] = status
     return change
+
+
+def _scores(answer: Answer) -> list[list]:
+    """Of each scored token where it stands, how far it is from full precision, and what that would have said
+    in its place, if something else."""
+    rows = zip(answer.spans, answer.scores, answer.others, strict=False)
+    return [[*span, float(f"{s.kl:.2g}"), None if s.same else other] for span, s, other in rows]
+
+
+def differences(frame: Frame, i: int) -> list[list[int]]:
+    """Where side i says something else than the other, (start, length), once both have ended."""
+    answers = frame.answers
+    if any(answer.state not in ("done", "stopped") for answer in answers):
+        return []
+    texts = [[a.text[start : start + length] for start, length in a.spans] for a in answers]
+    matched = SequenceMatcher(None, texts[0], texts[1], autojunk=False).get_opcodes()
+    found = []
+    for kind, *ends in matched:
+        begin, end = ends[2 * i : 2 * i + 2]
+        if kind != "equal" and begin < end:
+            start, (last, length) = answers[i].spans[begin][0], answers[i].spans[end - 1]
+            found.append([start, last + length - start])
+    return found
 
 
 def _words(side: PrecisionPlan, answer: Answer) -> str:
@@ -96,9 +124,25 @@ def piece(piece: str | None) -> str:
 def _facts(answer: Answer) -> list[list[str]]:
     """Name, value and explanation of each number; a dash for what is not known yet."""
     size, speed, cache = answer.deploy_bytes, answer.tokens_per_second, answer.cache_bytes
-    first, switch = answer.first_token_s, answer.switch_ms
+    first, switch, far = answer.first_token_s, answer.switch_ms, summarize_scores(answer.scores)
+    whole = None if size is None or cache is None else size + cache
     return [
         ["Deploy", _bytes(size), "Bytes of the model if it were shipped at this precision alone"],
+        [
+            "With KV cache",
+            _bytes(whole),
+            "Those bytes and the keys and values of this conversation, as it grows",
+        ],
+        [
+            "KL",
+            "–" if far is None else f"{far.kl:.2g}",
+            "Mean divergence of this answer's tokens from full precision behind the same words, in nats",
+        ],
+        [
+            "Same top",
+            "–" if far is None else f"{100 * far.same_top:.0f} %",
+            "Tokens of this answer for which full precision has the same first choice",
+        ],
         [
             "Speed",
             "–" if speed is None else f"{speed:.1f} tok/s",

@@ -89,6 +89,7 @@ class AnswerScorer:
         self._fed = list(prompt[: self._loan.length])
         self._ahead = list(prompt[self._loan.length :])
         self._logits: list[Tensor] = []
+        self._whole = True
 
     @property
     def unread(self) -> int:
@@ -119,7 +120,9 @@ class AnswerScorer:
         start, end = len(self._fed), len(self._fed) + len(chunk)
         keep = max(0, end - max(begins, start))
         ids = torch.tensor([chunk], device=self._full.get_input_embeddings().weight.device)
+        self._whole = False  # until the pass has ended: stopped inside one, the cache may be half written
         found = self._full(input_ids=ids, cache=self._cache, use_cache=True, logits_to_keep=max(1, keep))
+        self._whole = True
         self._fed += chunk
         del self._ahead[: len(chunk)]
         if not keep:
@@ -130,4 +133,5 @@ class AnswerScorer:
 
     def close(self) -> None:
         """Give the cache back to the conversation."""
-        self._loan.give_back(self._fed, self._cache)
+        if self._whole:
+            self._loan.give_back(self._fed, self._cache)

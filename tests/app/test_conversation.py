@@ -4,6 +4,7 @@ memory."""
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import time
 import weakref
@@ -24,6 +25,7 @@ from tests.tiny_vlm import picture, save_tiny_vlm
 FULL, W2 = PrecisionPlan.full(), PrecisionPlan.uniform(2)
 HELLO = [{"role": "user", "content": "Hello there"}]
 SHORT = Sampling(temperature=1.0, top_p=1.0, max_tokens=24, seed=5)
+LONGER = Sampling(temperature=1.0, top_p=1.0, max_tokens=80, seed=5)
 
 
 class CountingGate(Gate):
@@ -37,6 +39,7 @@ class CountingGate(Gate):
 def run(
     elastic, sides=(FULL, W2), histories=(HELLO, HELLO), sampling=SHORT, gate=None, admission=None, **more
 ):
+    more = {"scoring": 0.0} | more
     frames = chat(elastic, sides, histories, sampling, "", gate or Gate(), admission or Admission(4), **more)
     return list(frames)
 
@@ -177,7 +180,7 @@ def test_closing_the_generator_frees_the_slot_the_gate_and_the_caches(elastic, m
     with admission.enter() as place, gate:
         assert list(place.wait()) == []
     gc.collect()
-    assert len(made) == 2 and all(ref() is None for ref in made)
+    assert len(made) == 3 and all(ref() is None for ref in made)
 
 
 @pytest.mark.parametrize(
@@ -289,3 +292,32 @@ def test_a_stop_reaches_an_answer_that_still_waits_in_the_queue():
     assert running.begin("visitor").is_set()
     CLIENT.reset(token)
     assert not running.begin("visitor").is_set()  # asked for after the stop
+
+
+def test_an_answer_is_scored_as_it_is_written_and_full_precision_is_not(elastic):
+    last = run(elastic, sampling=LONGER, scoring=math.inf)[-1]
+    full, plan = last.answers
+    assert full.scores == () and full.scored_s == 0
+    assert len(plan.scores) == len(plan.spans) == len(plan.others) == plan.tokens
+    assert all(score.kl >= 0 for score in plan.scores) and plan.scored_s > 0 and not plan.unscored
+    joined = "".join(plan.text[start : start + length] for start, length in plan.spans)
+    assert joined == plan.text
+    alone = run(elastic, sides=(W2, W2), sampling=LONGER, scoring=math.inf)[-1].answers[0]
+    both = [[s.kl for s in one.scores] for one in (alone, plan)]
+    assert both[0] == pytest.approx(both[1], abs=1e-4)
+
+
+def test_what_full_precision_wrote_itself_is_scored_for_nothing(elastic):
+    eight = PrecisionPlan.uniform(8)
+    last = run(
+        elastic, sides=(FULL, eight), sampling=Sampling(temperature=0, max_tokens=12), scoring=math.inf
+    )
+    plan = last[-1].answers[1]
+    assert last[-1].parting is None and len(plan.scores) == plan.tokens and plan.scored_s == 0
+
+
+def test_scoring_takes_no_more_than_its_share_and_says_so(elastic):
+    sides = (W2, W2)
+    assert run(elastic, sides=sides, scoring=0.0)[-1].answers[0].scores == ()
+    few = run(elastic, sides=sides, sampling=LONGER, scoring=1e-9)[-1].answers[0]
+    assert few.state == "done" and few.scores == () and "not scored" in few.unscored
