@@ -5,6 +5,7 @@ proxies     what the environment says of proxies, corrected
 splash      the loading screen
 opening     the models opened, the rest of them later
 serve       the pages put together over a service, and served
+api         named endpoints for programs
 border      what every request passes before Gradio sees it: host, size, uploads, headers, log
 fair_queue  Gradio's queue, shared out between visitors
 lazy        values made when first asked for

@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from app.api import expose
 from app.border import KEPT_S, app_kwargs
 from app.components.menu import Menu
 from app.fair_queue import share_out
@@ -82,6 +83,7 @@ def build_app(service: Service, pages: Sequence[Page] = PAGES) -> gr.Blocks:
         bench.query.change(opened, bench.query, tabs, **LIGHT)
         if service.waiting:
             demo.load(partial(_open_the_rest, service), None, None, **LIGHT)
+        expose(service)
     demo.queue(default_concurrency_limit=16)
     share_out(demo)
     return demo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
+from app.api import DOCS
 from app.pages.context import Page, PageContext
 from app.toast import shown
 
@@ -66,7 +67,7 @@ def build(context: PageContext) -> None:
         for opened in service.opened.made.values()
     )
     gr.Markdown(
-        f"{METHOD}\n### The models here\n{models}\n\n### Measured on\n{conditions}\n", elem_id="about"
+        f"{METHOD}\n{DOCS}\n### The models here\n{models}\n\n### Measured on\n{conditions}\n", elem_id="about"
     )
 
 
