@@ -1,6 +1,7 @@
 """The web app: pages over opened elastic models. `python app.py` starts it.
 
 main        the command: options, loading screen, launch
+space       what the hardware of a Hugging Face Space means
 proxies     what the environment says of proxies, corrected
 splash      the loading screen
 opening     the models opened, the rest of them later

@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 from app.proxies import settle_proxies
+from app.space import settle
 from app.splash import Splash
 from quept.cli.terminal import forgiving
 
@@ -96,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     host = options.host or os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if public else "127.0.0.1")
     if opens := opened_to_others(host, public):
         print(f"quept app: {opens}", file=sys.stderr)
+    if note := settle():
+        print(f"quept app: {note}", file=sys.stderr)
     gc.disable()  # a fifth of the time that imports take; `open_service` turns it on again
     from quept.zoo.cache import cache_dir
 
@@ -111,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         pages.start()  # gradio is imported while weights are read and checked
         asked = [*options.sources, *options.model]
         sources, later = (asked, []) if asked else bundled_sources()
-        service = open_service(sources, int(options.budget * 1e9), splash.step, later)
+        service = open_service(
+            sources, int(options.budget * 1e9), splash.step, later, "cpu" if note else None
+        )
         splash.step("Importing gradio and drawing the pages")
         pages.join()
         from app.serve import launch

@@ -22,16 +22,17 @@ def open_service(
     budget: int,
     progress: Callable[[str, float | None], None],
     later: Collection[str] = (),
+    device: str | None = None,
 ) -> Service:
     """Open every model and prepare its measurements; raises with a sentence. later: of the sources, artifacts
-    of another one's base that are opened when they are first asked for."""
+    of another one's base that are opened when they are first asked for. device: of all; None: the best."""
     cache, bases, cards = zoo.cache_dir(), {}, {}
     found = {source.name: source for source in map(resolve_source, sources)}
     shares = {name: source.entry.share if source.entry else 1.0 for name, source in found.items()}
 
     def opening(name: str) -> Callable[[], ElasticModel]:
         limit, source = int(budget * shares[name] / sum(shares.values())), found[name]
-        return lambda: ElasticModel.open(source.asked, budget=limit, base=bases[source.base])
+        return lambda: ElasticModel.open(source.asked, budget=limit, base=bases[source.base], device=device)
 
     models = Lazy({name: opening(name) for name in found})
     for name, source in found.items():

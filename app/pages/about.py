@@ -6,6 +6,7 @@ import gradio as gr
 
 from app.api import DOCS
 from app.pages.context import Page, PageContext
+from app.space import ON_ZERO, on_zero
 from app.toast import shown
 
 METHOD = """
@@ -66,8 +67,10 @@ def build(context: PageContext) -> None:
         f"- {shown(opened.elastic.title)}: {shown(opened.conditions())}"
         for opened in service.opened.made.values()
     )
+    here = f"\n### Where this runs\n{ON_ZERO}.\n" if on_zero() else ""
     gr.Markdown(
-        f"{METHOD}\n{DOCS}\n### The models here\n{models}\n\n### Measured on\n{conditions}\n", elem_id="about"
+        f"{METHOD}\n{DOCS}\n### The models here\n{models}\n\n### Measured on\n{conditions}\n{here}",
+        elem_id="about",
     )
 
 

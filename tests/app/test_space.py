@@ -8,9 +8,11 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from app import space
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -59,3 +61,16 @@ def test_a_space_starts_as_it_is_and_writes_to_its_cache_alone(tmp_path):
     finally:
         process.terminate()
         process.wait(20)
+
+
+def test_zero_gpu_is_told_apart_and_spaces_is_imported_only_where_it_is(monkeypatch):
+    assert not space.on_zero({"SPACE_ID": "a/b"}) and not space.on_zero({"SPACES_ZERO_GPU": "true"})
+    assert space.settle() == "" and "spaces" not in sys.modules
+    lent = []
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=lent.append, __spec__=object()))
+    monkeypatch.setenv("SPACE_ID", "a/b")
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert "computes on the CPU" in space.settle() and len(lent) == 1
+    monkeypatch.setitem(sys.modules, "spaces", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert space.settle() == space.ON_ZERO and len(lent) == 1
