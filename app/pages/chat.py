@@ -27,9 +27,10 @@ from app.conversation import Frame, chat
 from app.markdown import TAGS_SHOWN_AS_TEXT, as_markdown, as_typed
 from app.pages.chat_status import SIDES, ready, refused, reported
 from app.pages.context import LIGHT, Page, PageContext, buttons, precision_menu
+from app.pages.kept_chat import READ_JS, STORE_JS, from_store, to_store
 from app.side import EQUALIZER, side_of
 from app.toast import inform, warn
-from quept.plan import PlanError, PrecisionPlan
+from quept.plan import KV_BITS, PlanError, PrecisionPlan
 from quept.runtime.generate import Sampling
 from quept.runtime.prompt import PromptError
 
@@ -43,6 +44,9 @@ FULL_PRECISION = "full precision"
 LONGEST_PROMPT = 50_000  # characters; what fits the model is decided by its context, in tokens
 LARGEST_SEED = 2**31 - 1
 CHATS_WAITING = 16  # visitors whose page shows a place in line; further ones wait in Gradio's own queue
+
+AS_PLANNED = "as planned"
+KV_CHOICES = [("As the plan says", AS_PLANNED), *((f"{bits} bits", str(bits)) for bits in reversed(KV_BITS))]
 
 EXAMPLES = [
     "What is the capital of France?",
@@ -72,6 +76,7 @@ class Ask:
     top_p: float = 0.9
     max_tokens: int = 256
     seed: int = 0
+    kv: str = AS_PLANNED
 
     def sampling(self) -> Sampling:
         """The settings checked; PromptError with a sentence."""
@@ -159,6 +164,12 @@ def clear(desk: PageContext, ask: Ask, visitor: str) -> dict:
     desk.forget(visitor)
     change = _drawn([]) | buttons(running=False) | statuses(desk, ask) | _plotted([])
     return change | {"examples": gr.Dataset(visible=True)}
+
+
+def returned(desk: PageContext, ask: Ask, history: list[dict]) -> dict:
+    """The chat as it was before the page was loaded again."""
+    change = _drawn(history) | statuses(desk, ask, None, history) | _plotted(history)
+    return change | {"examples": gr.Dataset(visible=False)}
 
 
 def switched(desk: PageContext, ask: Ask, visitor: str) -> dict:
@@ -283,7 +294,10 @@ def _plotted(history: list[dict]) -> dict:
 
 
 def _side(desk: PageContext, ask: Ask, choice: str) -> PrecisionPlan:
-    return side_of(desk.service.plan, ask.model, choice, ask.plan_json)
+    side = side_of(desk.service.plan, ask.model, choice, ask.plan_json)
+    if ask.kv == AS_PLANNED or int(ask.kv) == side.kv:
+        return side
+    return replace(side, kv=int(ask.kv), name=f"{side.name}, KV{ask.kv}")
 
 
 def _refuse(error: object) -> None:
@@ -362,6 +376,7 @@ class ChatPage:
     top_p: gr.Slider
     max_tokens: gr.Slider
     seed: gr.Number
+    kv: Menu
     dice: gr.Button
     history: gr.State
 
@@ -460,6 +475,7 @@ def build(desk: PageContext) -> ChatPage:
                 info="In tokens",
                 elem_id="chat-max-tokens",
             )
+            drawn["kv"] = Menu(start.kv, choices=KV_CHOICES, name="KV cache of both sides", elem_id="chat-kv")
             with gr.Column(min_width=160, elem_id="chat-seed-box"):
                 drawn["seed"] = gr.Number(
                     start.seed,
@@ -486,12 +502,13 @@ def _wire(desk: PageContext, page: ChatPage) -> None:
         page.top_p,
         page.max_tokens,
         page.seed,
+        page.kv,
     ]
     running = LIGHT | {"queue": True, "concurrency_id": "chat", "concurrency_limit": CHATS_WAITING}
     outputs = [
         part
         for name, part in parts.items()
-        if name not in ("clear", "dice", "system", "temperature", "top_p", "max_tokens")
+        if name not in ("clear", "dice", "system", "temperature", "top_p", "max_tokens", "kv")
     ]
 
     def on_page(change: dict) -> dict:
@@ -537,19 +554,37 @@ def _wire(desk: PageContext, page: ChatPage) -> None:
         return on_page(statuses(desk, ask(values), EQUALIZER, history) if known else {})
 
     both = [page.status_left, page.status_right]
-    gr.on(
-        [page.send.click, page.prompt.submit],
-        on_send,
-        [page.history, page.prompt, *asked],
-        outputs,
-        **running,
-    )
-    page.examples.click(on_example, [page.history, page.examples, *asked], outputs, **running)
-    page.again.click(on_again, [page.history, *asked], outputs, **running)
-    gr.on([page.chat_left.edit, page.chat_right.edit], on_edit, [page.history, *asked], outputs, **running)
+    kept = gr.Textbox(visible=False)
+    silent = {"show_progress": "hidden", "api_visibility": "private"}
+
+    def keeping(event) -> None:
+        event.then(to_store, [desk.model, page.history], kept, **LIGHT).then(
+            None, kept, None, js=STORE_JS, **silent
+        )
+
+    def on_return(text, *values):
+        history = from_store(text, values[0]) if values[0] in desk.held else []
+        return on_page(returned(desk, ask(values), history) if history else {})
+
+    sent = [page.history, page.prompt, *asked]
+    keeping(gr.on([page.send.click, page.prompt.submit], on_send, sent, outputs, **running))
+    example = [page.history, page.examples, *asked]
+    keeping(page.examples.click(on_example, example, outputs, **running))
+    keeping(page.again.click(on_again, [page.history, *asked], outputs, **running))
+    edits = [page.chat_left.edit, page.chat_right.edit]
+    keeping(gr.on(edits, on_edit, [page.history, *asked], outputs, **running))
     page.stop.click(on_stop, None, None, **LIGHT)
-    gr.on([page.clear.click, page.chat_left.clear, page.chat_right.clear], on_clear, asked, outputs, **LIGHT)
-    gr.on([page.plan_left.input, page.plan_right.input], on_plan, [page.history, *asked], both, **LIGHT)
+    bins = [page.clear.click, page.chat_left.clear, page.chat_right.clear]
+    keeping(gr.on(bins, on_clear, asked, outputs, **LIGHT))
+    reading = gr.context.Context.root_block.load(None, None, kept, js=READ_JS, **silent)
+    reading.then(on_return, [kept, *asked], outputs, **LIGHT)
+    gr.on(
+        [page.plan_left.input, page.plan_right.input, page.kv.input],
+        on_plan,
+        [page.history, *asked],
+        both,
+        **LIGHT,
+    )
     desk.on_plan(on_equaliser, [page.history, *asked], both, **LIGHT)
     page.dice.click(None, None, page.seed, js=NEW_SEED_JS, **LIGHT)
     desk.on_model(on_switch, asked, outputs, **LIGHT)
