@@ -23,20 +23,6 @@ from quept.evaluate import summarize_scores
 from quept.plan import PrecisionPlan
 
 AT_ONCE = {"concurrency_limit": 16}
-DOCS = """### For programs
-Five named endpoints answer without the page (`pip install gradio_client`); a *plan* is a name, "W4" or
-"best 5 bits", or the text of a plan file.
-
-```python
-from gradio_client import Client
-app = Client("http://127.0.0.1:7860")
-model = app.predict(api_name="/models")[0]["name"]
-plan = app.predict(model, "75 MB", api_name="/plan_for_budget")["plan"]
-app.predict(model, plan, api_name="/measure")           # metrics with intervals, and their conditions
-app.predict(model, plan, "What is a prime?", api_name="/generate")   # + max_tokens, temperature, seed
-app.predict("fashion-vit", "W4", picture, api_name="/classify")      # a PNG or JPEG as base64
-```
-"""
 
 
 def expose(service: Service) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gradio as gr
 
-from app.api import DOCS
 from app.pages.context import Page, PageContext
 from app.space import ON_ZERO, on_zero
 from app.toast import shown
@@ -56,6 +55,21 @@ that come with the model: good for comparing plans, not a verdict on a task. Spe
 arithmetic after unpacking: fewer bits save memory when deployed, they do not make this page faster.
 """
 
+PROGRAMS = """### For programs
+Five named endpoints answer without the page (`pip install gradio_client`); a *plan* is a name, "W4" or
+"best 5 bits", or the text of a plan file.
+
+```python
+from gradio_client import Client
+app = Client("http://127.0.0.1:7860")
+model = app.predict(api_name="/models")[0]["name"]
+plan = app.predict(model, "75 MB", api_name="/plan_for_budget")["plan"]
+app.predict(model, plan, api_name="/measure")           # metrics with intervals, and their conditions
+app.predict(model, plan, "What is a prime?", api_name="/generate")   # + max_tokens, temperature, seed
+app.predict("fashion-vit", "W4", picture, api_name="/classify")      # a PNG or JPEG as base64
+```
+"""
+
 
 def build(context: PageContext) -> None:
     """Draw the page."""
@@ -69,7 +83,7 @@ def build(context: PageContext) -> None:
     )
     here = f"\n### Where this runs\n{ON_ZERO}.\n" if on_zero() else ""
     gr.Markdown(
-        f"{METHOD}\n{DOCS}\n### The models here\n{models}\n\n### Measured on\n{conditions}\n{here}",
+        f"{METHOD}\n{PROGRAMS}\n### The models here\n{models}\n\n### Measured on\n{conditions}\n{here}",
         elem_id="about",
     )
 

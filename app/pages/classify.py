@@ -257,9 +257,16 @@ def _status(
         "words": f"{_upper(plan.name)}: {top}{right or ''}",
         "line": f"The answers differ: {line}" if parted else line,
         "parted": parted,
+        "note": "" if chosen.label is not None else _outside(labels),
         "bars": bars,
         "facts": facts,
     }
+
+
+def _outside(labels: tuple[str, ...]) -> str:
+    """What a share means for a picture that nobody has labelled."""
+    few = ", ".join(map(_short, labels[:10])) if len(labels) <= 10 else f"{len(labels):,} classes"
+    return f"Whatever it is shown, it names one of what it was taught, however sure it sounds: {few}"
 
 
 def _points(change: float) -> str:

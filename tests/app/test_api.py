@@ -48,9 +48,9 @@ def test_a_program_finds_a_plan_measures_it_and_talks_to_it(client: Client):
 @pytest.mark.parametrize(
     ("endpoint", "values", "words"),
     [
-        ("/measure", ("nobody", "W4"), "no model is called"),
-        ("/measure", ("tiny", "W77"), "no plan is called"),
-        ("/plan_for_budget", ("tiny", "1 KB"), "KB"),
+        ("/measure", ("nobody", "W4"), "No model is called"),
+        ("/measure", ("tiny", "W77"), "No plan is called"),
+        ("/plan_for_budget", ("tiny", "1 KB"), "smallest|least|KB"),
         ("/generate", ("tiny", "W4", "x" * 60_000), "at most 50,000 characters"),
         ("/generate", ("tiny", "W4", "hello", 10**6), "longest answer"),
         ("/classify", ("tiny", "W4", "AAAA"), "no vision model"),

@@ -195,7 +195,7 @@ def test_a_tab_closed_mid_answer_leaves_nothing(desk, service):
 
 def test_clear_forgets_the_conversation(desk):
     asked(desk)
-    assert len(desk.pool) == 2
+    assert len(desk.pool) == 3  # both sides, and full precision reading what one of them wrote
     page = chat.clear(desk, ASK, "a")
     assert page["history"] == [] and shown(page["chat_left"]) == [] and len(desk.pool) == 0
     assert page["status_left"]["state"] == "idle" and page["examples"].visible
@@ -245,8 +245,9 @@ def test_a_baseline_answers_like_a_plan(desk, said, elastic):
         assert facts["Deploy"] == f"{elastic.sizes.deploy(PrecisionPlan.uniform(name)) / 1e6:.1f} MB"
         assert "tok/s" in facts["Speed"] and "ms" in facts["Switch"]
     assert page["status_right"]["words"].endswith("bitsandbytes LLM.int8")
-    assert settled(chat.regenerate(desk, ask, page["history"], "a"))["history"] == page["history"]
-    assert len(desk.pool) == 1  # int8 keeps nothing between turns
+    (again,) = settled(chat.regenerate(desk, ask, page["history"], "a"))["history"]
+    assert [again[side] for side in ("left", "right")] == [page["history"][0][s] for s in ("left", "right")]
+    assert len(desk.pool) == 2  # NF4's and its scoring; int8 keeps nothing between turns
 
 
 def test_a_baseline_without_bitsandbytes_is_not_offered_and_refused_in_words(desk, said, monkeypatch):
