@@ -42,20 +42,19 @@ def conversations(turns: Sequence[Mapping]) -> list[dict]:
     return list(found.values())
 
 
-def figure(turns: Sequence[Mapping], key: str) -> str:
-    """The running figure of a plan, in words; "" where nothing of it was scored."""
+def figure(turns: Sequence[Mapping], key: str, what: str = "conversation") -> str:
+    """The running figure of a plan, in words; "" where nothing of it was scored. what: the visitor's own."""
     one = next((one for one in conversations(turns) if one["key"] == key), None)
     if one is None:
         return ""
     tokens = len(one["kl"])
     mean = sum(one["kl"]) / tokens
     return (
-        f"On your own conversation: KL {mean:.2g}, same top {100 * one['same'] / tokens:.0f} %, "
-        f"{tokens:,} tokens"
+        f"On your own {what}: KL {mean:.2g}, same top {100 * one['same'] / tokens:.0f} %, {tokens:,} tokens"
     )
 
 
-def points(turns: Sequence[Mapping]) -> list[dict]:
+def points(turns: Sequence[Mapping], what: str = "conversation") -> list[dict]:
     """Each plan's answers as a point of the plot, with 95 % intervals."""
     made = []
     for number, one in enumerate(conversations(turns)):
@@ -64,8 +63,8 @@ def points(turns: Sequence[Mapping]) -> list[dict]:
         low, high = wilson(same, tokens)
         made.append(
             {
-                "id": f"conversation:{number}",
-                "label": f"Your conversation, {one['plan']}",
+                "id": f"{what}:{number}",
+                "label": f"Your {what}, {one['plan']}",
                 "bytes": one["bytes"],
                 "bits_per_param": one["bits_per_param"],
                 **{"kl": kl, "kl_low": max(0.0, kl - Z * error), "kl_high": kl + Z * error},

@@ -75,6 +75,11 @@ class Answer:
     def top(self) -> int:
         return int(self.shares.argmax())
 
+    def divergence(self, other: Answer) -> float:
+        """KL of the other answer from this one, in nats."""
+        p, q = self.shares.double().clamp(min=1e-12), other.shares.double().clamp(min=1e-12)
+        return max(0.0, float((p * (p.log() - q.log())).sum()))
+
     def best(self, count: int = 5) -> list[tuple[int, float]]:
         """(class, share) of the first `count`, the likeliest first."""
         values, classes = self.shares.topk(min(count, len(self.shares)))

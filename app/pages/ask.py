@@ -18,8 +18,10 @@ from itertools import takewhile
 
 import gradio as gr
 
+from app import own
 from app.budget import sentence
 from app.components.budget import request_of
+from app.components.chart import Chart
 from app.components.easel import Easel, picture_of
 from app.components.menu import Menu
 from app.components.picture_input import PictureInput
@@ -127,7 +129,8 @@ def clear(desk: PageContext, setting: Setting, visitor: str) -> dict:
     """No questions, and nothing kept of the old ones but the visitor's pictures."""
     desk.running.end(visitor, desk.running.begin(visitor))  # an answer under way no longer owns the page
     desk.pool.forget(visitor)
-    return _drawn([]) | buttons(running=False) | statuses(desk, setting)
+    nothing = {"chart": Chart(own=[])}
+    return _drawn([]) | buttons(running=False) | statuses(desk, setting) | nothing
 
 
 def given(desk: PageContext, model: str, path: str | None, visitor: str) -> Iterator[dict]:
@@ -264,7 +267,13 @@ def _answer(
         return
     shown = _reported(sides, frame, elastic) if frame else {}
     if frame and any(answer.text or answer.state == "done" for answer in frame.answers):
-        yield _drawn(thread) | shown | buttons(running=False)
+        pairs = list(zip(SIDES, sides, frame.answers, strict=True))
+        thread[-1]["scored"] = {name: own.scored(elastic, side, a) for name, side, a in pairs}
+        for name, side, _ in pairs:
+            key = side.key(elastic.layers)
+            shown[f"status_{name}"]["own"] = own.figure(thread, key, "questions")
+        chart = {"chart": Chart(own=own.points(thread, "questions"))}
+        yield _drawn(thread) | shown | buttons(running=False) | chart
         return
     problem = problem or (frame and next((a.error for a in frame.answers if a.state == "error"), None))
     if problem:
@@ -515,11 +524,11 @@ def _button(words: str, name: str, **options) -> gr.Button:
 
 
 def _wire(desk: PageContext, page: AskPage) -> None:
-    parts = {f.name: getattr(page, f.name) for f in fields(page)}
+    parts = {f.name: getattr(page, f.name) for f in fields(page)} | {"chart": desk.chart}
     outputs = [part for name, part in parts.items() if name != "clear"]
     both = [page.status_left, page.status_right]
     buttons = [page.send, page.stop, page.again]
-    answers = [page.talk, page.thread, page.question, *both, *buttons]  # few: they change often
+    answers = [page.talk, page.thread, page.question, *both, *buttons, desk.chart]  # few: they change often
     setting = [desk.model, page.plan_left, page.plan_right, desk.plan]
     running = EVERY | {"queue": True, "concurrency_id": ASK, "concurrency_limit": ASKING}
 

@@ -16,6 +16,7 @@ import gradio as gr
 
 from app.budget import sentence
 from app.components.budget import request_of
+from app.components.chart import Chart
 from app.components.equalizer import check_plan
 from app.components.flips import Flips
 from app.components.menu import Menu
@@ -28,7 +29,7 @@ from app.pictures import Answer, Classifier, Picture, read_upload, remove_upload
 from app.service import OpenModel, PlanJson, Service
 from app.side import EQUALIZER
 from app.toast import shown, warn
-from quept.evaluate import ImageError
+from quept.evaluate import ImageError, wilson
 from quept.plan import PrecisionPlan
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,25 @@ def look(desk: PageContext, model: str, choices: tuple[str, str], request: Mappi
             for i, plan in enumerate(plans)
         ]
     return Pictures(answers={"turn": turn, "rows": rows}), *sides
+
+
+def own_pictures(desk: PageContext, model: str, plan_json: PlanJson, visitor: str) -> Chart:
+    """What the plan and full precision answer to the visitor's own pictures, as a point of the plot; none
+    where there are no pictures."""
+    classifier, pictures = desk.held[model], desk.album.of(visitor, model)
+    own, sizes = desk.service.plan_of(model, plan_json), desk.service.models[model].sizes
+    if not pictures:
+        return Chart(own=[])
+    plans = (PrecisionPlan.full(), own)
+    theirs, ours = (classifier.answers(plan, pictures, lambda: desk.service.gate) for plan in plans)
+    pairs = [(theirs[picture.id], ours[picture.id]) for picture in pictures]
+    same = sum(one.top == other.top for one, other in pairs)
+    low, high = wilson(same, len(pairs))
+    kl = sum(one.divergence(other) for one, other in pairs) / len(pairs)
+    figures = {"same_top": same / len(pairs), "same_top_low": low, "same_top_high": high, "kl": kl}
+    where = {"bytes": sizes.deploy(own), "bits_per_param": sizes.bits_per_parameter(own)}
+    count = f"{len(pairs)} picture" + ("s" if len(pairs) > 1 else "")
+    return Chart(own=[{"id": "pictures", "label": f"Your {count}, {own.name}", **where, **figures}])
 
 
 def given(desk: PageContext, model: str, path: str | None, visitor: str) -> Iterator[tuple]:
@@ -418,7 +438,13 @@ def _wire(desk: PageContext, page: ClassifyPage) -> None:
         forget(desk, request.session_hash)
 
     answers, known = [page.pictures, page.status_left, page.status_right], gr.State(False)
-    page.pictures.look(looked, [desk.model, *both], answers, **EVERY)
+
+    def compared(model: str, plan_json: PlanJson, request: gr.Request):
+        known = model in desk.held
+        return own_pictures(desk, model, plan_json, request.session_hash) if known else gr.skip()
+
+    looking = page.pictures.look(looked, [desk.model, *both], answers, **EVERY)
+    looking.then(compared, [desk.model, desk.plan], desk.chart, **LIGHT)
     gr.on([menu.input for menu in both], again, None, page.pictures, **LIGHT)
     page.input.upload(uploaded, [desk.model, page.input], [page.input, page.pictures], **EVERY | WARNING)
     desk.on_model(switched, desk.model, [*both, page.pictures, page.title], **LIGHT)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from app import pictures as module
 from app.pages import classify
-from app.pages.classify import enter, given, look, results, row
+from app.pages.classify import enter, given, look, own_pictures, results, row
 from app.pages.context import PageContext
 from app.pictures import Album, Classifier, Picture, read_upload
 from app.service import Service
@@ -264,6 +264,15 @@ def test_visitors_have_their_own_pictures_and_they_go_with_them(desk, tmp_path):
     assert "error" in ask(desk, PrecisionPlan.uniform(4), "a", id=mine)[0].props["answers"]
     assert not any(key[1] == mine for key in desk.held[MODEL]._answers)
     assert "error" not in ask(desk, PrecisionPlan.uniform(4), "b", id=theirs)[0].props["answers"]
+
+
+def test_the_visitors_own_pictures_are_a_point_of_the_plot(desk, tmp_path):
+    plan_json = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
+    assert own_pictures(desk, MODEL, plan_json, "a").props["own"] == []
+    sent(desk, saved(tmp_path, "mine.png", half()))
+    (point,) = own_pictures(desk, MODEL, plan_json, "a").props["own"]
+    assert point["label"] == "Your 1 picture, W2" and point["kl"] >= 0
+    assert point["same_top_low"] < point["same_top"] + 1e-9 and point["same_top"] in (0.0, 1.0)
 
 
 def test_an_album_keeps_the_newest_of_each_and_not_everybody():
