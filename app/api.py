@@ -56,7 +56,7 @@ def expose(service: Service) -> None:
         plan = found.allocation.plan
         file = json.loads(plan.to_json(opened.elastic.origin.models[0]))
         size = opened.elastic.sizes.deploy(plan)
-        return {"plan": file, "bytes": size, "budget": limit, "note": found.words()}
+        return {"plan": file, "bytes": size, "budget": limit, "note": found.describe()}
 
     def measure(model: str, plan: Any, visitor: str) -> dict:
         """Metrics of a plan over all of the evaluation data, each with its interval and what full precision

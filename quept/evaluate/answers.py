@@ -84,10 +84,10 @@ class AnswerScorer:
         make_cache: Callable[[], Cache],
     ):
         self._full, self._conversation = full, conversation
-        self._loan = conversation.lend(list(prompt))
-        self._cache = self._loan.cache if self._loan.length else make_cache()
-        self._fed = list(prompt[: self._loan.length])
-        self._ahead = list(prompt[self._loan.length :])
+        self._lease = conversation.lease(list(prompt))
+        self._cache = self._lease.cache if self._lease.length else make_cache()
+        self._fed = list(prompt[: self._lease.length])
+        self._ahead = list(prompt[self._lease.length :])
         self._logits: list[Tensor] = []
         self._whole = True
 
@@ -134,4 +134,4 @@ class AnswerScorer:
     def close(self) -> None:
         """Give the cache back to the conversation."""
         if self._whole:
-            self._loan.give_back(self._fed, self._cache)
+            self._lease.give_back(self._fed, self._cache)

@@ -68,7 +68,7 @@ def test_the_next_answer_reads_only_what_is_new(elastic):
     held = len(conversation.ids)
     assert held == len(prompt) + len(answer) - 1
     longer = [*prompt, *(token.id for token in answer), 7, 8, 9]
-    assert conversation.lend(longer).length == held
+    assert conversation.lease(longer).length == held
 
 
 def test_full_precision_is_at_no_distance_from_itself_and_nothing_has_no_summary(elastic):
