@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from quept.evaluate import EvalTask, Metric, ResultKey, Results, Speed, TaskEstimate
     from quept.runtime import ElasticModel
 
-DATA_OPTIONS = ("text", "tokens", "context", "data", "labels", "images", "questions")
+DATA_OPTIONS = ("text", "tokens", "context", "data", "labels", "images", "questions", "choices", "items")
 
 
 def evaluate_parser(commands) -> None:
@@ -93,6 +93,15 @@ def data_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--labels", metavar="FILE", help="a line for each picture or folder in --data: its path and its class"
+    )
+    p.add_argument(
+        "--choices",
+        metavar="NAMES",
+        help="for --task choice: sets of multiple-choice questions with commas between, of those that `quept "
+        'models` lists, or a file with {"context", "choices", "right"} a line (default: a mixture)',
+    )
+    p.add_argument(
+        "--items", type=count, metavar="N", help="how many multiple-choice questions (default: 400)"
     )
     p.add_argument("--images", type=count, metavar="N", help="how many pictures (default: all)")
     p.add_argument(

@@ -11,7 +11,11 @@ from .shared import DEFAULT_MODEL, DEFAULT_TEXT, command, json_option, print_jso
 
 def models_parser(commands) -> None:
     p = command(
-        commands, "models", _models, "list the built-in models, texts and named plans", "quept models"
+        commands,
+        "models",
+        _models,
+        "list the built-in models, texts, questions and named plans",
+        "quept models",
     )
     json_option(p)
 
@@ -20,8 +24,9 @@ def _models(options: argparse.Namespace) -> None:
     from quept import zoo
     from quept.presets import notes
 
-    entries = [*zoo.MODELS.values(), *zoo.TEXTS.values()]
-    kinds = ["model"] * len(zoo.MODELS) + ["text"] * len(zoo.TEXTS)
+    tables = {"model": zoo.MODELS, "text": zoo.TEXTS, "questions": zoo.CHOICES}
+    entries = [entry for table in tables.values() for entry in table.values()]
+    kinds = [kind for kind, table in tables.items() for _ in table]
     rows = [
         (entry.name, kind, entry.title, entry.licence) for entry, kind in zip(entries, kinds, strict=True)
     ]

