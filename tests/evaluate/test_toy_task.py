@@ -61,7 +61,7 @@ def test_the_service_measures_draws_and_keeps_it(tmp_path):
     elastic, results = tiny_elastic(), Results.open(tmp_path / "results.sqlite")
     sample = Sample("The quick brown fox. " * 40, "foxes", tokens=128, context=64)
     service, plan = Service({"tiny": elastic}, sample, results, tmp_path), PrecisionPlan.uniform(3)
-    text, toy = service.tasks("tiny")
+    text, *_, toy = service.tasks("tiny")
     assert text == ("Text: Perplexity, Mean KL, Same top token", "text") and toy == ("Toy: Even", "toy")
     *_, done = service.measure("tiny", plan, "a", task="toy")
     assert (done["status"], done["done"], done["unit"], done["conditions"]) == (
