@@ -432,6 +432,18 @@ class Service:
             "metrics": measured and opened.metrics(measured, task),
         }
 
+    def measured_table(self, model: str, task: str | None = None) -> str:
+        """Everything measured of the model by one of its tasks, here and for the release, as CSV: a row per
+        measurement, the plan by its name where it has one, its bytes, and every number."""
+        opened, chosen = self._task(model, task)
+        elastic, key = opened.elastic, chosen.key(PrecisionPlan.full())
+        frame = opened.results.table([elastic.identity, elastic.base_identity], key.data)
+        named = opened.named_plans.values()
+        sizes = {plan.key(elastic.layers): elastic.sizes.deploy(plan) for plan in named}
+        frame.insert(1, "bytes", frame["plan"].map(sizes))
+        frame["plan"] = frame["plan"].map(opened.names).fillna(frame["plan"])
+        return frame.drop(columns=["model"]).to_csv(index=False)
+
     def refine(
         self, model: str, plan: PrecisionPlan, request: Mapping, visitor: str, seconds: float = SECONDS
     ) -> Iterator[dict]:

@@ -17,6 +17,14 @@ from app.service import TRIED, PlanJson, Service
 from app.side import EQUALIZER
 from quept.plan import PrecisionPlan
 
+SAVE_JS = """(text, model) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], {type: "text/csv"}));
+  link.download = `${model}-measured.csv`.replace(/[^\\w.-]+/g, "-");
+  link.click();
+  URL.revokeObjectURL(link.href);
+}"""
+
 
 def pair(service: Service, model: str, tried: list[PlanJson], request: Mapping) -> dict:
     """Two plans beside each other, as the menus name them; why not, as a sentence, if one is not known."""
@@ -51,6 +59,10 @@ def build(context: PageContext) -> None:
     service, first = context.service, context.first
     compare = Compare(plans=service.comparable(first), elem_id="compare")
     PlanTable(elem_id="plan-table")
+    save = gr.Button("Download what was measured (CSV)", size="sm", elem_id="measured-download")
+    table = gr.Textbox(visible=False)
+    saving = save.click(service.measured_table, context.model, table, **LIGHT)
+    saving.then(None, [table, context.model], None, js=SAVE_JS, **LIGHT)
 
     def paired(model: str, tried: list, event: gr.EventData):
         return Compare(answer=pair(service, model, tried, request_of(event)))

@@ -340,3 +340,12 @@ def test_two_plans_are_given_beside_each_other(service: Service, elastic: Elasti
 def test_two_plans_that_cannot_be_compared_are_refused_in_words(service: Service, request_: dict):
     answer = pair(service, MODEL, [], {"turn": 1} | request_)
     assert "a" not in answer and len(answer["error"]) > 10
+
+
+def test_what_was_measured_leaves_as_a_table(service):
+    plan = PrecisionPlan.uniform(4)
+    *_, last = service.measure(MODEL, plan, "visitor")
+    head, *rows = service.measured_table(MODEL).splitlines()
+    assert head.split(",")[:2] == ["plan", "bytes"] and "kl" in head.split(",")
+    (row,) = [row for row in rows if row.startswith("W4,")]
+    assert float(row.split(",")[1]) == last["deploy_bytes"]
