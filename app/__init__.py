@@ -11,6 +11,7 @@ border      what every request passes before Gradio sees it: host, size, uploads
 fair_queue  Gradio's queue, shared out between visitors
 lazy        values made when first asked for
 service     opened models, measurements, results; knows nothing of gradio
+timing      how fast plans answer, measured and predicted
 gate        turns at the model, shared by time
 budget      the best plan for a budget, and refinement: a better one by measuring
 payloads    what the browser asks for besides plans, checked

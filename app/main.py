@@ -52,9 +52,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--budget",
         type=float,
-        default=2.0,
         metavar="GB",
-        help="memory for quantized weights kept ready, shared out over the models (default 2)",
+        help="memory for quantized weights kept ready, shared out over the models (default 0.5, or 2 where "
+        "there is no C compiler to multiply them packed)",
     )
     return p
 
@@ -109,14 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"quept app: going on without the proxy {proxy}, of an unknown kind", file=sys.stderr)
         splash.step("Importing torch and transformers")
         from app.opening import open_service  # heavy imports happen behind the loading screen
+        from quept.kernels import missing
 
         pages = threading.Thread(target=import_module, args=("app.serve",), daemon=True)
         pages.start()  # gradio is imported while weights are read and checked
         asked = [*options.sources, *options.model]
         sources, later = (asked, []) if asked else bundled_sources()
-        service = open_service(
-            sources, int(options.budget * 1e9), splash.step, later, "cpu" if note else None
-        )
+        budget = options.budget or (2.0 if missing() else 0.5)
+        service = open_service(sources, int(budget * 1e9), splash.step, later, "cpu" if note else None)
         splash.step("Importing gradio and drawing the pages")
         pages.join()
         from app.serve import launch

@@ -39,6 +39,7 @@ from quept.plan import (
     PrecisionPlan,
 )
 from quept.runtime import ElasticModel
+from quept.runtime.memory import resident_bytes
 from quept.runtime.sizes import Sizes
 
 from .budget import no_table, sentence, slider, solved
@@ -51,9 +52,11 @@ from .llama import LlamaRoom
 from .payloads import AS_WEIGHTS
 from .refinement import SECONDS, refinement
 from .side import EQUALIZER, setting_choices
+from .timing import Timing
 
 CHATS_AT_ONCE = 4
 UPDATE_S = 0.25  # between two estimates that a page is shown
+TOKENS_SHOWN = 512  # of a conversation, whose keys and values are counted
 TRIED = "tried:"  # with a number: one of the plans that a visitor has measured
 STARTING = "best 5 bits"
 NO_KL = 1e-5  # weights rounded to 16 bits once after a transform show 2e-6: full precision, for a reader
@@ -87,6 +90,7 @@ class OpenModel:
         self.tasks = tasks_of(elastic, cache / "reference", {"text": sample})
         self.task = next(iter(self.tasks.values()))  # where not asked for another one
         self.presets = elastic.presets
+        self.timing = Timing(elastic)
         self._file_sizes: dict[str, Sizes] = {}
         beside = elastic.origin.beside
         table = beside("sensitivity.json")
@@ -499,6 +503,7 @@ class Service:
             "points": [p for p in points if p],
             "trail": [plan.name if plan.name in named else identity for identity, plan in history],
             "reference": {"bytes": sizes.deploy(full), "bits_per_param": sizes.bits_per_parameter(full)},
+            "token_s": opened.timing.line,
         }
 
     def _task(self, model: str, name: str | None) -> tuple[OpenModel, EvalTask]:
@@ -521,7 +526,10 @@ class Service:
             "uniform": self._uniform(opened, task, plan, size),
             "deploy_bytes": size,
             "full_bytes": elastic.sizes.deploy(PrecisionPlan.full()),
-            "elastic_bytes": elastic.resident_bytes,
+            "resident_bytes": resident_bytes(),
+            "memory": elastic.memory(plan, TOKENS_SHOWN),
+            "dense": elastic.dense,
+            "speed": opened.timing.of(plan),
             "switch_ms": None,
             "switch_kind": None,
             "conditions": opened.conditions(plan, task),
@@ -544,7 +552,14 @@ class Service:
             self._newest[visitor] = ticket
         try:
             with suppress(Unwanted):
-                yield from self._measure(model, plan, task, lambda: self._newest.get(visitor) is ticket)
+                state = None
+                for state in self._measure(model, plan, task, lambda: self._newest.get(visitor) is ticket):
+                    yield state
+                timing = self.opened[model].timing
+                ours = self._newest.get(visitor) is ticket
+                if state and ours and not timing.knows(plan) and not self.gate.waiting:
+                    timing.measure(plan, lambda: self.gate)
+                    yield state | {"speed": timing.of(plan)}
         finally:
             with self._lock:
                 if self._newest.get(visitor) is ticket:
@@ -572,7 +587,7 @@ class Service:
         state |= {
             "switch_ms": switch,
             "switch_kind": "cold" if opened.elastic.bank.made > made else "warm",
-            "elastic_bytes": opened.elastic.resident_bytes,
+            "resident_bytes": resident_bytes(),
         }
         for estimate in task.estimates(view, plan, turn):
             if not wanted():
@@ -627,4 +642,6 @@ def _point(opened: OpenModel, task: EvalTask, plan: PrecisionPlan, identity: str
         values |= zip((m.name, f"{m.name}_low", f"{m.name}_high"), ends, strict=True)
     label = plan.name if kind == "baseline" else _label(plan.name)
     who = {"id": identity, "label": label, "kind": kind, "measured": True}
-    return who | {"bytes": sizes.deploy(plan), "bits_per_param": sizes.bits_per_parameter(plan)} | values
+    speed = opened.timing.of(plan)
+    taken = {"bytes": sizes.deploy(plan), "bits_per_param": sizes.bits_per_parameter(plan)}
+    return who | taken | {"tokens_per_s": speed and speed["tokens_per_s"]} | values

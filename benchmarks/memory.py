@@ -1,7 +1,7 @@
 """What the app keeps in memory: the process's own resident bytes, before any model is open, with all open,
 and after visitors at plans of their own have measured and chatted.
 
-    python benchmarks/memory.py [MODEL ...] [--visitors 8] [--budget 0.35]
+    python benchmarks/memory.py [MODEL ...] [--visitors 8] [--budget 0.5]
 
 imports_gb      torch, transformers, gradio and the pages, before any model: the floor
 open_gb         with every model open (all that come with the program, unless some are named)
@@ -30,7 +30,7 @@ def main() -> None:
     )
     parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--visitors", type=int, default=8)
-    parser.add_argument("--budget", type=float, default=0.35, help="GB for the banks, as the app has it")
+    parser.add_argument("--budget", type=float, default=0.5, help="GB for the banks, as the app has it")
     options = parser.parse_args()
     import app.serve  # noqa: F401  what the app imports
     from app.main import bundled_sources

@@ -113,13 +113,27 @@ function drawTiles(measured) {
 function drawExact() {
   const bytes = prediction?.bytes ?? state.deploy_bytes;
   const full = state.full_bytes ?? prediction?.full_bytes;
-  const { elastic_bytes: elastic, switch_ms: ms, switch_kind: kind = "" } = state;
+  const { resident_bytes: resident, memory, speed, switch_ms: ms, switch_kind: kind = "" } = state;
   put("memory", { value: size(bytes), origin: known(bytes) ? "exact" : "" },
     { text: known(bytes / full) ? `${Math.round((100 * bytes) / full)}% of full, ${size(full)}` : "" },
-    { text: known(elastic) ? `${size(elastic)} resident, all widths` : "" });
+    { text: known(resident) ? `${size(resident)} held by this app, all in all` : "" });
+  const held = { weights: "weights", cache: "keys and values of 512 tokens", scratch: "scratch" };
+  tiles.get("memory").tile.title = memory
+    ? Object.keys(held).map((part) => `${size(memory[part])} ${held[part]}`).join(", ") + (state.dense && `. ${state.dense}`)
+    : "";
   put("bpp", { value: number(prediction?.bits_per_param, 2), origin: prediction ? "exact" : "" },
     { text: prediction ? `layers' mean ${number(prediction.weight_bits, 2)} bits` : "" },
-    { text: known(ms) ? `switched in ${plain(ms)} ms, ${kind}` : "" });
+    { text: rate(speed, bytes) || (known(ms) ? `switched in ${plain(ms)} ms, ${kind}` : "") });
+}
+
+/* Tokens a second: measured, or predicted from the bytes while the plan on screen is another one. */
+function rate(speed, bytes) {
+  if (!speed) return "";
+  if (isCurrent() && speed.origin === "measured") {
+    return `${number(speed.tokens_per_s, 0)} tokens/s measured, first after ${number(speed.first_token_ms, 0)} ms`;
+  }
+  const [fixed, each] = speed.line;
+  return known(bytes) ? `≈ ${number(1 / (fixed + each * bytes), 0)} tokens/s predicted` : "";
 }
 
 function put(key, { value, error = "", origin = "", tone = "" }, ...lines) {

@@ -4,8 +4,11 @@ In:  the state of the measurement: {"status": "idle|queued|measuring|done|stored
      "message", "progress", "done", "total", "unit": how many of what were measured, "metrics": a list of
      `Metric.to_dict()` with a "floor" each, without values where nothing was measured, "headline": the name
      of the metric that is compared first, "estimate": the payload or None, "uniform": {"label", name: value}
-     or None, "deploy_bytes", "full_bytes", "elastic_bytes", "switch_ms", "switch_kind": "cold|warm",
-     "conditions", "link"}. Every key but the status may be missing; NaN and infinity are shown as a dash.
+     or None, "deploy_bytes", "full_bytes", "resident_bytes": of the whole app,
+     "memory": {"weights", "cache", "scratch"} of this plan in bytes, "dense": why weights are not multiplied
+     packed, "speed": {"tokens_per_s", "first_token_ms", "origin", "line"} or None, "switch_ms",
+     "switch_kind": "cold|warm", "conditions", "link"}. Every key but the status may be missing; NaN and
+     infinity are shown as a dash.
      "link", what `link.encode(plan, model)` returns, says which plan the numbers belong to: those of a plan
      that the visitor has left meanwhile are then not shown.
 Out: nothing; as an input of a handler it gives None. It has no events.

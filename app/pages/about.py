@@ -28,7 +28,10 @@ calibration weights are rounded to nearest (*rtn*), the baseline that every cali
 - **Deploy memory** counts the bytes of packed codes, scales and zero-points of this plan, and 2 bytes
   for every parameter that stays as it is (norms, and embeddings left at 16 bits). An exported plan has
   exactly these bytes. **Bits per parameter** is that, times eight, over all parameters.
-- **Elastic memory** is what this server holds now to serve every precision at once.
+- **Held by this app** is the memory of the whole process now, whatever for: every model that is open, at
+  every precision that was asked for lately. Weights lie in it as packed codes, as a deployed model has them.
+- **Tokens a second** are *measured* by answering one question at a plan, or *predicted* for another plan from
+  its bytes, along the line through the plans measured so far.
 - **Predicted** numbers add up how much each layer alone hurts at its width (the map *only this layer low*
   shows it), and read the sum off a curve measured on whole plans. They ignore how layers interact, KV bits,
   and embedding and activation bits where these were not measured; a note says so then.
@@ -51,8 +54,9 @@ about it, and is kept likewise.
 
 ### Limits
 Perplexity and divergence are measured on a few thousand tokens of Wikipedia text, accuracy on the pictures
-that come with the model: good for comparing plans, not a verdict on a task. Speed here is that of dense
-arithmetic after unpacking: fewer bits save memory when deployed, they do not make this page faster.
+that come with the model: good for comparing plans, not a verdict on a task. Speed here is this machine's,
+one answer at a time: packed codes are multiplied for each token, while prompts and measurements unpack one
+layer after the other. Without a C compiler all is multiplied dense, and fewer bits make nothing faster.
 """
 
 PROGRAMS = """### For programs

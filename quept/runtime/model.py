@@ -32,7 +32,7 @@ from quept.plan import FULL, Bits, PlanError, PrecisionPlan
 from quept.presets import presets
 
 from .assembly import Template
-from .backends import BoundLinear, Weight, backend_for
+from .backends import BACKENDS, BoundLinear, Dense, Weight, backend_for
 from .bank import WeightBank
 from .generate import Sampling, Stream, stream
 from .kvcache import cache_bytes, make_cache
@@ -40,7 +40,8 @@ from .memory import release_freed, release_weights
 from .prompt import check_known
 from .sizes import Sizes
 
-# Bytes the bank may keep: two uniform widths of a 135M model dense in float32, and every width packed.
+# Bytes the bank may keep: of a 135M model every width packed; where they are multiplied dense two uniform
+# widths in float32 besides.
 DEFAULT_BUDGET = 1_250_000_000
 MANY = 32  # weights made at once, after which freed memory is given back
 
@@ -303,6 +304,12 @@ class ElasticModel:
         source = {p.data_ptr(): p.nbytes for p in self.base.parameters()}
         moved = {p.data_ptr(): p.nbytes for p in self._template.model.parameters() if not p.is_meta}
         return sum((source | moved).values()) + self.bank.resident_bytes + self._backend.scratch_bytes
+
+    @property
+    def dense(self) -> str:
+        """Why weights are multiplied as values here and not as packed codes; "" if they are packed."""
+        packed = BACKENDS.get(self.device.type, Dense)
+        return packed.missing(self.device, self.dtype)
 
     def let_go(self) -> None:
         """Gives back the memory that making weights took: what was freed, and what was read of files."""

@@ -91,7 +91,7 @@ def measured(plan: dict, model: str, tokens: int, status: str) -> dict:
         "headline": "kl",
         "uniform": {"label": "uniform W3", "kl": 0.3, "ppl": 34.3},
         "full_bytes": 269_000_000,
-        "elastic_bytes": 641_000_000,
+        "resident_bytes": 641_000_000,
         "switch_ms": 38.4,
         "switch_kind": "cold",
         "conditions": "BoolQ passages, 4,096 tokens, context 512",

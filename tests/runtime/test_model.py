@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from quept import ElasticModel, PlanError, PrecisionPlan, load
 from quept.artifact import Artifact
 from quept.models import LoadError
-from quept.models.clone import clone
+from quept.models.clone import Mold, clone
 from quept.numerics import dequantize, fake_quantize_tokens
 from quept.numerics.grid import group_size, quantize
 from quept.plan import QUANTIZED_BITS, Bits
@@ -291,3 +291,20 @@ def test_a_text_with_a_token_that_has_no_embedding_is_refused_in_words(tmp_path)
     elastic = ElasticModel.open(save_tiny("llama", tmp_path / "m"), device="cpu", dtype=torch.float32)
     with pytest.raises(ValueError, match="token 260, and the model has embeddings for 260 tokens"):
         elastic.reference(torch.tensor([[5, 260, 7]]))
+
+
+def test_a_mold_casts_what_clone_copies():
+    model = tiny_model("llama")
+    model.model.norm.register_forward_hook(lambda *_: None)
+    other = torch.nn.Identity()
+    mold = Mold(model)
+    for replaced in ({}, {"model.layers.1.mlp": other}, {"": other}):
+        cast, copied = mold.cast(replaced), clone(model, replaced)
+        pairs = list(zip(cast.named_modules(), copied.named_modules(), strict=True))
+        assert all(a == b and type(one) is type(two) for (a, one), (b, two) in pairs)
+        assert all(vars(one).keys() == vars(two).keys() for (_, one), (_, two) in pairs)
+        assert all(p is q for p, q in zip(cast.parameters(), copied.parameters(), strict=True))
+    cast = mold.cast({})
+    cast.model.norm._forward_hooks.clear()
+    cast.model.layers[0].register_forward_hook(lambda *_: None)
+    assert model.model.norm._forward_hooks and not model.model.layers[0]._forward_hooks

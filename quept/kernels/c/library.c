@@ -73,28 +73,39 @@ Part part_of(const Pool *pool, int64_t n) {
 
 /* Codes i..i+31 of one row, of which `n` are there; a row is a little-endian stream of b bits a code. */
 static void read_codes(const uint8_t *row, int bits, int64_t i, int64_t n, uint8_t *codes) {
+    unsigned mask = (1u << bits) - 1;
+    int64_t j = 0;
     memset(codes, 0, BLOCK);
-    for (int64_t j = 0; j < n; j++) {
+    for (; i % 8 == 0 && j + 8 <= n; j += 8) { /* eight codes are b whole bytes */
+        const uint8_t *from = row + (i + j) / 8 * bits;
+        uint64_t eight = 0;
+        for (int byte = 0; byte < bits; byte++) eight |= (uint64_t)from[byte] << (8 * byte);
+        for (int k = 0; k < 8; k++) codes[j + k] = (eight >> (k * bits)) & mask;
+    }
+    for (; j < n; j++) {
         int64_t at = (i + j) * bits;
         unsigned shift = at % 8, low = row[at / 8] >> shift;
         if (shift + bits > 8) low |= (unsigned)row[at / 8 + 1] << (8 - shift);
-        codes[j] = low & ((1u << bits) - 1);
+        codes[j] = low & mask;
     }
 }
 
 /* A row's 32 codes into its lane of a block, whose lines are zeros before. */
 static void write_lane(uint8_t *block, int bits, int lane, const uint8_t *codes) {
-    for (int j = 0; j < BLOCK; j++) {
-        int k = j / 4, done = 0;
-        uint8_t *plane = block + 4 * lane + j % 4;
-        for (int width = 8; width; width /= 2) {
-            if (!(bits & width)) continue;
-            int share = 8 / width; /* quads in a line */
-            unsigned part = codes[j] >> done & ((1u << width) - 1);
-            plane[LINE * (k / share)] |= (uint8_t)(part << width * (k % share));
-            plane += LINE * width;
-            done += width;
+    uint8_t *plane = block + 4 * lane;
+    for (int width = 8, done = 0; width; width /= 2) {
+        if (!(bits & width)) continue;
+        int share = 8 / width; /* quads in a line */
+        uint32_t low = 0x01010101u * ((1u << width) - 1);
+        for (int k = 0; k < 8; k++) { /* the four codes of a quad at once, a byte each */
+            uint32_t four, kept;
+            memcpy(&four, codes + 4 * k, sizeof four);
+            memcpy(&kept, plane + LINE * (k / share), sizeof kept);
+            kept |= (four >> done & low) << width * (k % share);
+            memcpy(plane + LINE * (k / share), &kept, sizeof kept);
         }
+        plane += LINE * width;
+        done += width;
     }
 }
 

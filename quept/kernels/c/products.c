@@ -368,6 +368,12 @@ static uint16_t to_bf16(float value) { /* to the nearest, ties to even */
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+INLINE void store_bf16(uint16_t *to, F32 values) { /* to the nearest, ties to even */
+    U32 wide = (U32)values;
+    U16 rounded = __builtin_convertvector((wide + 0x7fff + (wide >> 16 & 1)) >> 16, U16);
+    memcpy(to, &rounded, sizeof rounded);
+}
+
 INLINE void unpack_of(const Weight *w, int bits, int64_t first, int64_t last, void *out, int64_t stride, int bf16) {
     int64_t groups = groups_of(w);
     for (int64_t tile = first; tile < last; tile++) {
@@ -375,27 +381,38 @@ INLINE void unpack_of(const Weight *w, int bits, int64_t first, int64_t last, vo
         int64_t rows = least(TILE, w->rows - tile * TILE), row = (tile - first) * TILE;
         for (int64_t g = 0; g < groups; g++) {
             int64_t at = (tile * groups + g) * TILE, n = columns_of(w, g);
+            float scale[TILE], zero[TILE];
+            for (int lane = 0; lane < TILE; lane += LANES) {
+                F32 s = load_half(w->scales + at + lane), z = __builtin_convertvector(load_zeros(w, at + lane), F32);
+                memcpy(scale + lane, &s, sizeof s);
+                memcpy(zero + lane, &z, sizeof z);
+            }
             for (int64_t from = 0; from < n; from += BLOCK, block += bits * LINE) {
-                float values[TILE][BLOCK];
-                for (int lane = 0; lane < TILE; lane += LANES) {
-                    F32 scale = load_half(w->scales + at + lane);
-                    F32 offset = __builtin_convertvector(load_zeros(w, at + lane), F32) + 0x1p23f;
+                uint32_t codes[TILE][8]; /* of each row, in the order of its columns */
+                for (int lane = 0; lane < TILE; lane += LANES)
 #pragma GCC unroll 8
                     for (int k = 0; k < 8; k++) {
                         U32 four = quad(block + 4 * lane, bits, k);
-                        for (int c = 0; c < 4; c++) {
-                            F32 value = (as_float((four >> (8 * c) & 0xff) | 0x4b000000) - offset) * scale;
-                            for (int i = 0; i < LANES; i++) values[lane + i][4 * k + c] = value[i];
-                        }
+                        for (int i = 0; i < LANES; i++) codes[lane + i][k] = four[i];
                     }
-                }
                 int64_t width = least(BLOCK, n - from), column = g * w->group + from;
                 for (int64_t r = 0; r < rows; r++) {
+                    float last_ones[BLOCK]; /* of a group that ends within the block */
                     int64_t place = (row + r) * stride + column;
-                    if (bf16)
-                        for (int64_t j = 0; j < width; j++) ((uint16_t *)out)[place + j] = to_bf16(values[r][j]);
-                    else
-                        memcpy((float *)out + place, values[r], sizeof(float) * width);
+                    void *to = width < BLOCK ? (void *)last_ones
+                               : bf16        ? (void *)((uint16_t *)out + place)
+                                             : (void *)((float *)out + place);
+                    for (int j = 0; j < BLOCK; j += LANES) {
+                        U8 bytes;
+                        memcpy(&bytes, (const uint8_t *)codes[r] + j, sizeof bytes);
+                        F32 values = (__builtin_convertvector(bytes, F32) - zero[r]) * scale[r];
+                        if (bf16)
+                            store_bf16((uint16_t *)to + j, values);
+                        else
+                            memcpy((float *)to + j, &values, sizeof values);
+                    }
+                    if (width < BLOCK)
+                        memcpy((char *)out + place * (bf16 ? 2 : 4), last_ones, (size_t)width * (bf16 ? 2 : 4));
                 }
             }
         }
@@ -409,12 +426,9 @@ INLINE void unpack_narrow(const Weight *w, int bits, int64_t first, int64_t last
         int64_t place = (r - first * TILE) * stride, j = 0;
         for (; j + LANES <= w->columns; j += LANES) {
             F32 values = load_narrow(from + j, bits);
-            if (bf16) {
-                U32 wide;
-                memcpy(&wide, &values, sizeof wide);
-                U16 rounded = __builtin_convertvector((wide + 0x7fff + (wide >> 16 & 1)) >> 16, U16);
-                memcpy((uint16_t *)out + place + j, &rounded, sizeof rounded);
-            } else
+            if (bf16)
+                store_bf16((uint16_t *)out + place + j, values);
+            else
                 memcpy((float *)out + place + j, &values, sizeof values);
         }
         for (; j < w->columns; j++)
