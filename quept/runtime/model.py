@@ -318,9 +318,11 @@ class ElasticModel:
         release_weights(chain(self._base.model.parameters(), self.base.parameters(), learned))
 
     def memory(self, plan: PrecisionPlan, tokens: int = 0) -> dict[str, int]:
-        """Bytes that this plan takes of the memory here: its weights as they are multiplied, keys and values
-        of a conversation of so many tokens, and what layers are unpacked into."""
-        weights = self.sizes.deploy(plan)
+        """Bytes that this plan takes of the memory here: its weights as they are deployed, and their values
+        where these are multiplied; keys and values of a conversation of so many tokens; what layers are
+        unpacked into."""
+        values = sum(self.sizes.weights.values()) * self.dtype.itemsize if self.dense else 0
+        weights = self.sizes.deploy(plan) + values
         cache = cache_bytes(self.config, plan.kv, self.dtype) * tokens if self.has_cache else 0
         return {"weights": weights, "cache": cache, "scratch": self._backend.scratch_bytes}
 

@@ -5,6 +5,7 @@ from quept import ElasticModel, PrecisionPlan, load
 from quept.artifact import Artifact
 from quept.kernels import packed_nbytes
 from quept.plan import QUANTIZED_BITS
+from quept.runtime.kvcache import cache_nbytes
 from tests.tiny import FAMILIES, save_tiny, token_ids
 
 
@@ -81,6 +82,16 @@ def _looked_up(loaded):
         for name in loaded.embeddings
         if type(loaded.model.get_submodule(name)) not in (torch.nn.Embedding, torch.nn.Linear)
     ]
+
+
+def test_a_plan_takes_its_weights_the_keys_and_values_and_scratch(loaded):
+    elastic, plan = ElasticModel(loaded, Artifact.rtn(loaded), dtype=torch.float32), PrecisionPlan.uniform(4)
+    for kv in (16, 4):
+        cache = elastic.make_cache(PrecisionPlan.uniform(4, kv=kv))
+        elastic.view(plan)(token_ids(1, 24), cache=cache, use_cache=True)
+        found = elastic.memory(PrecisionPlan.uniform(4, kv=kv), 24)
+        assert found["cache"] == cache_nbytes(cache)
+        assert found["weights"] == elastic.sizes.deploy(plan) and found["scratch"] > 0
 
 
 def test_without_kernels_values_are_kept_beside_the_codes(loaded, monkeypatch):

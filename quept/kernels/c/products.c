@@ -55,11 +55,21 @@ INLINE F32 load_half(const uint16_t *from) {
     return as_float((U32)size | (bits & 0x8000) << 16);
 }
 
+/* Bytes -> whole numbers; by name where a compiler would take them one by one. */
+INLINE I32 load_bytes(const uint8_t *from) {
+#if defined(__AVX512F__)
+    return (I32)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
+#elif defined(__AVX2__)
+    return (I32)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
+#else
+    U8 bytes;
+    memcpy(&bytes, from, sizeof bytes);
+    return __builtin_convertvector(bytes, I32);
+#endif
+}
+
 INLINE I32 load_zeros(const Weight *w, int64_t at) {
-    U8 z;
-    if (!w->zeros) return (I32){0} + 128;
-    memcpy(&z, w->zeros + at, sizeof z);
-    return __builtin_convertvector(z, I32);
+    return w->zeros ? load_bytes(w->zeros + at) : (I32){0} + 128;
 }
 
 /* The field of `width` bits that begins at bit `from` of every byte, moved to bit `to`. */
@@ -370,8 +380,13 @@ static uint16_t to_bf16(float value) { /* to the nearest, ties to even */
 
 INLINE void store_bf16(uint16_t *to, F32 values) { /* to the nearest, ties to even */
     U32 wide = (U32)values;
-    U16 rounded = __builtin_convertvector((wide + 0x7fff + (wide >> 16 & 1)) >> 16, U16);
+    wide = (wide + 0x7fff + (wide >> 16 & 1)) >> 16;
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16((__m512i)wide));
+#else
+    U16 rounded = __builtin_convertvector(wide, U16);
     memcpy(to, &rounded, sizeof rounded);
+#endif
 }
 
 INLINE void unpack_of(const Weight *w, int bits, int64_t first, int64_t last, void *out, int64_t stride, int bf16) {
@@ -388,13 +403,15 @@ INLINE void unpack_of(const Weight *w, int bits, int64_t first, int64_t last, vo
                 memcpy(zero + lane, &z, sizeof z);
             }
             for (int64_t from = 0; from < n; from += BLOCK, block += bits * LINE) {
-                uint32_t codes[TILE][8]; /* of each row, in the order of its columns */
+                uint32_t quads[8][TILE], codes[TILE][8]; /* of each row, in the order of its columns */
                 for (int lane = 0; lane < TILE; lane += LANES)
 #pragma GCC unroll 8
                     for (int k = 0; k < 8; k++) {
                         U32 four = quad(block + 4 * lane, bits, k);
-                        for (int i = 0; i < LANES; i++) codes[lane + i][k] = four[i];
+                        memcpy(&quads[k][lane], &four, sizeof four);
                     }
+                for (int r = 0; r < TILE; r++)
+                    for (int k = 0; k < 8; k++) codes[r][k] = quads[k][r];
                 int64_t width = least(BLOCK, n - from), column = g * w->group + from;
                 for (int64_t r = 0; r < rows; r++) {
                     float last_ones[BLOCK]; /* of a group that ends within the block */
@@ -403,9 +420,8 @@ INLINE void unpack_of(const Weight *w, int bits, int64_t first, int64_t last, vo
                                : bf16        ? (void *)((uint16_t *)out + place)
                                              : (void *)((float *)out + place);
                     for (int j = 0; j < BLOCK; j += LANES) {
-                        U8 bytes;
-                        memcpy(&bytes, (const uint8_t *)codes[r] + j, sizeof bytes);
-                        F32 values = (__builtin_convertvector(bytes, F32) - zero[r]) * scale[r];
+                        I32 code = load_bytes((const uint8_t *)codes[r] + j);
+                        F32 values = (__builtin_convertvector(code, F32) - zero[r]) * scale[r];
                         if (bf16)
                             store_bf16((uint16_t *)to + j, values);
                         else
