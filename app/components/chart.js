@@ -21,7 +21,10 @@ const MEMORIES = {
   bits_per_param: {
     button: "Bits", title: "Bits per parameter, scales included", of: (p) => p.bits_per_param,
   },
-  tokens_per_s: { button: "Speed", title: "Tokens a second, measured here", of: (p) => p.tokens_per_s, fast: true },
+  tokens_per_s: {
+    button: "Speed", title: "Tokens a second here; predicted from bytes where not timed yet",
+    of: (p) => p.tokens_per_s, fast: true,
+  },
 };
 const MARKERS = {
   uniform: ["circle", 9], best: ["hexagon2", 11], named: ["diamond", 11], tried: ["square", 9],
@@ -49,11 +52,11 @@ let legend = ""; // what the legend shows
 let frame = 0;
 
 function readValue() {
-  const { metrics, headline, points, reference, trail } = props.value || {};
+  const { metrics, headline, points, reference, trail, token_s } = props.value || {};
   const parts = { metrics: metrics ?? [], points: points ?? [], reference: reference ?? {}, trail: trail ?? [] };
   window.queptPoints = parts;
   document.dispatchEvent(new CustomEvent("quept:points", { detail: parts }));
-  return { headline, ...parts };
+  return { headline, token_s, ...parts };
 }
 
 const readMetrics = () => Object.fromEntries(value.metrics.map((one) => [one.name, metricOf(one)]));
@@ -75,8 +78,10 @@ function live() {
   const current = measuredCurrent();
   if (current && (!prediction || met === faders())) return current;
   if (!prediction) return value.points.find((p) => p.kind === "current") ?? null;
-  const { bytes, bits_per_param, predicted, note } = prediction;
-  return { ...predicted, label: "your plan", kind: "current", bytes, bits_per_param, note, measured: false };
+  const { bytes, bits_per_param, predicted, note } = prediction, line = value.token_s;
+  const tokens_per_s = line ? 1 / (line[0] + line[1] * bytes) : null;
+  const taken = { bytes, bits_per_param, tokens_per_s };
+  return { ...predicted, label: "your plan", kind: "current", ...taken, note, measured: false };
 }
 
 /* The points that no other point beats in both memory and quality, by memory. */

@@ -5,7 +5,8 @@ In: {"metrics": a list of `Metric.to_dict()`, with a "floor" where differences m
      "points": [{"id", "label", "kind": "preset" | "best" | "tried" | "baseline" | "current", "bytes",
      "bits_per_param", "measured", and of each metric its name, name_low and name_high}],
      "trail": ids of the points that the visitor has been at, in order,
-     "reference": {"bytes", "bits_per_param"} of full precision}; speeds, "tokens_per_s", are an axis where
+     "reference": {"bytes", "bits_per_param"} of full precision, "token_s": seconds a token and seconds a
+     token and byte, by which the browser predicts speed, or None}; speeds, "tokens_per_s", are an axis where
      points have them; `own`, points of the visitor's own (a
      conversation, their pictures): {"id", "label", "bytes", "bits_per_param", metrics}, returned alone as
      `Chart(own=[...])`; they go with the model. What is not known is None. Presets labelled
@@ -91,6 +92,7 @@ class Chart(Widget):
             "points": [_point(point, (*MEMORY, *names)) for point in value.get("points") or ()],
             "trail": list(value.get("trail") or ()),
             "reference": {name: _number((value.get("reference") or {}).get(name)) for name in MEMORY},
+            "token_s": value.get("token_s"),
         }
 
 
