@@ -548,17 +548,19 @@ class Service:
     ) -> Iterator[dict]:
         """Numbers for a plan, better with every step; ends early when the same visitor asks for another."""
         ticket = object()
+
+        def wanted() -> bool:
+            return self._newest.get(visitor) is ticket
+
         with self._lock:
             self._newest[visitor] = ticket
         try:
             with suppress(Unwanted):
-                state = None
-                for state in self._measure(model, plan, task, lambda: self._newest.get(visitor) is ticket):
+                for state in self._measure(model, plan, task, wanted):
                     yield state
                 timing = self.opened[model].timing
-                ours = self._newest.get(visitor) is ticket
-                if state and ours and not timing.knows(plan) and not self.gate.waiting:
-                    timing.measure(plan, lambda: self.gate)
+                if wanted() and not timing.knows(plan) and not self.gate.waiting:
+                    timing.measure(plan, lambda: self.gate.turn(first=False, wanted=wanted))
                     yield state | {"speed": timing.of(plan)}
         finally:
             with self._lock:

@@ -65,7 +65,7 @@ def test_perplexity_is_that_of_the_whole_text_from_the_first_estimate_on(service
     full = measured(service, PrecisionPlan.full())["estimate"]["ppl"]
     states = list(service.measure(MODEL, PrecisionPlan.uniform(3), "a"))
     estimates = [state["estimate"] for state in states if state["estimate"]]
-    assert [e["tokens"] for e in estimates] == [20, 63, 126, 189, 252, 252]
+    assert [e["tokens"] for e in estimates] == [20, 63, 126, 189, 252, 252, 252]  # at last with its speed
     for e in estimates:
         assert e["ppl_ref"] == pytest.approx(full, rel=1e-4)
         assert e["ppl"] == pytest.approx(full * e["ppl_ratio"], rel=1e-4) and e["ppl_se"] > 0
