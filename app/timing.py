@@ -7,13 +7,14 @@ line through the plans measured so far, or, of a single one, the line through ze
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 
 import torch
 
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel, Sampling
+from quept.runtime.generate import GenerationError
 
 QUESTION = "Describe, step by step, how a bill becomes a law."
 TOKENS = 24
@@ -43,9 +44,10 @@ class Timing:
         """Answers one question at the plan, a token at a time at the gate; waiting is not counted."""
         steps = self._elastic.stream(plan, QUESTION, Sampling(temperature=0.0, max_tokens=TOKENS))
         running = True
-        while running:
-            with gate():
-                running = next(steps, None) is not None
+        with closing(steps), suppress(GenerationError):  # a plan that gives no finite numbers has no speed
+            while running:
+                with gate():
+                    running = next(steps, None) is not None
         if rate := steps.stats.tokens_per_second:
             size = self._elastic.sizes.deploy(plan)
             self._timed[self._key(plan)] = Timed(size, 1 / rate, steps.stats.prefill_seconds)
