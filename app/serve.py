@@ -63,7 +63,7 @@ def build_app(service: Service, pages: Sequence[Page] = PAGES) -> gr.Blocks:
             model = Menu(names[0], choices=offered, name="Model", elem_id="model", visible=len(names) > 1)
         bench = workbench.draw(service, model).held
         panes: list[gr.Component] = []
-        with gr.Tabs(elem_id="tabs", selected=_begins(service, pages, names[0])) as tabs:
+        with gr.Tabs(elem_id="tabs", selected=_begins(service, pages, names[0])):
             for page in pages:
                 with gr.Tab(page.label, id=page.id) as tab:
                     tab.select(None, None, None, js=SEEN_JS % page.id, trigger_mode="multiple")
@@ -75,12 +75,7 @@ def build_app(service: Service, pages: Sequence[Page] = PAGES) -> gr.Blocks:
         def reach(name: str) -> list:
             return [part for page in pages for part in _reach(page.refusal(service, name))]
 
-        def opened(query: dict):
-            known = {page.id for page in pages}
-            return gr.Tabs(selected=query["p"]) if query.get("p") in known else gr.skip()
-
         bench.opened.change(reach, bench.opened, panes, **LIGHT)
-        bench.query.change(opened, bench.query, tabs, **LIGHT)
         if service.waiting:
             demo.load(partial(_open_the_rest, service), None, None, **LIGHT)
         expose(service)

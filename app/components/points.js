@@ -2,7 +2,7 @@
    file goes after dom.js, in front of chart.js and plan_table.js. */
 
 const STAR = "m0-9.6 2.6 6.2 6.7.6-5.1 4.4 1.6 6.6L0 4.7l-5.8 3.5 1.6-6.6-5.1-4.4 6.7-.6Z";
-const UNIFORM = /^(?:uniform )?W(\d+)$/i; // the label of a preset on the uniform line
+const UNIFORM = /^(?:uniform )?W(\d+)(?:, vision 8)?$/i; // the label of a preset on the uniform line
 
 const known = (number) => typeof number === "number" && Number.isFinite(number);
 const percent = (share) => (known(share) ? 100 * share : null);

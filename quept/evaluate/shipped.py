@@ -64,9 +64,12 @@ def _identities(elastic: ElasticModel) -> dict[str, str]:
     return {elastic.artifact.identity: elastic.identity, elastic.fingerprint: elastic.base_identity}
 
 
-def load_shipped(results: Results, path: str | Path, elastic: ElasticModel) -> int:
+def load_shipped(
+    results: Results, path: str | Path, elastic: ElasticModel, named: Mapping[str, str] | None = None
+) -> int:
     """Put what the file holds of this model and the store does not into the store; returns how many. A file
-    of an older measure holds nothing of use.
+    of an older measure holds nothing of use. named: `{name of data that lie beside the model: their id}`, for
+    files that call the data by their name.
 
     Raises ResultsError for a file that is no results file, is damaged, or is newer than this program."""
     data = read_json(path, "a results file", FORMAT, VERSION, ResultsError)
@@ -74,8 +77,9 @@ def load_shipped(results: Results, path: str | Path, elastic: ElasticModel) -> i
         return 0
     try:
         identity = data.get("identity") or _identities(elastic).get(data["model"], data["model"])
+        measured_on = (named or {}).get(data["data"], data["data"])
         rows = [
-            (ResultKey(row["plan"], identity, data["data"], row["dtype"]), row["payload"])
+            (ResultKey(row["plan"], identity, measured_on, row["dtype"]), row["payload"])
             for row in data["results"]
         ]
         return results.put_missing(rows)

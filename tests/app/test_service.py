@@ -349,3 +349,12 @@ def test_what_was_measured_leaves_as_a_table(service):
     assert head.split(",")[:2] == ["plan", "bytes"] and "kl" in head.split(",")
     (row,) = [row for row in rows if row.startswith("W4,")]
     assert float(row.split(",")[1]) == last["deploy_bytes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fashion-vit", "easy-vqa"])
+def test_what_was_measured_of_the_models_that_see_comes_with_them(name: str, tmp_path: Path):
+    elastic = ElasticModel.open(name)
+    service = Service({name: elastic}, Sample("", ""), Results.open(tmp_path / "r.sqlite"), tmp_path)
+    shown = {point["id"] for point in service.points(name)["points"]}
+    assert {"W8", "W4", "W3", "W2"} <= shown
