@@ -18,6 +18,8 @@ from app.service import PlanJson, Service
 from quept.export import EXPORTERS
 
 JOB = RUNNING | {"concurrency_id": "export"}
+QUESTION, ANSWER = "Why is the sky blue?", 32  # put to llama.cpp, and how many tokens it may answer
+TOKENS = 128  # of the text on which llama.cpp and the view are compared
 
 
 def offered(service: Service, model: str, plan_json: PlanJson) -> dict[str, Any]:
@@ -45,16 +47,26 @@ def make(service: Service, model: str, plan_json: PlanJson, request: Mapping) ->
         raise
 
 
-def run(service: Service, model: str, plan_json: PlanJson) -> dict[str, str]:
-    """How the GGUF file of the visitor's plan runs in llama.cpp here: its size, and measured tokens/s."""
-    path = service.exports.path(service.opened[model], service.plan_of(model, plan_json), "gguf")
+def run(service: Service, model: str, plan_json: PlanJson) -> Iterator[dict[str, str]]:
+    """How the GGUF file of the visitor's plan runs in llama.cpp here: its size and measured tokens/s, then
+    how it answers, then how far it is from our view."""
+    opened, plan = service.opened[model], service.plan_of(model, plan_json)
+    path = service.exports.path(opened, plan, "gguf")
     if path is None:
-        return {"words": "The plan has changed, or its file has gone: make it again."}
+        yield {"words": "The plan has changed, or its file has gone: make it again."}
+        return
+    llama = service.llama
     try:
-        words = service.llama.caption(path)
+        words = llama.caption(path)
+        words = f"{words[0].upper()}{words[1:]}, measured on this server."
+        yield {"words": words}
+        answer = "".join(llama.answer(path, [{"role": "user", "content": QUESTION}], ANSWER))
+        words += f" Asked {QUESTION!r} it begins: {answer.strip()!r}."
+        yield {"words": words}
+        ids = opened.sample.windows(opened.elastic).ids[0, :TOKENS]
+        yield {"words": f"{words} {llama.agreement(opened.elastic, plan, path, ids, service.gate)}"}
     except RuntimeError as error:
-        return {"words": sentence(error)}
-    return {"words": f"{words[0].upper()}{words[1:]}, measured on this server"}
+        yield {"words": sentence(error)}
 
 
 def build(context: PageContext) -> None:
@@ -74,8 +86,9 @@ def build(context: PageContext) -> None:
         for state in make(service, model, plan_json, request_of(event)):
             yield ExportTable(made=state)
 
-    def ran(model: str, plan_json: PlanJson):
-        return ExportTable(ran=run(service, model, plan_json))
+    def ran(model: str, plan_json: PlanJson) -> Iterator:
+        for state in run(service, model, plan_json):
+            yield ExportTable(ran=state)
 
     about = [context.model, context.plan]
     context.tab.select(shown, about, [table, seen], **LIGHT)

@@ -88,7 +88,19 @@ def test_a_file_that_is_too_large_and_a_disk_that_is_full_are_sentences(service,
     assert not list(exports.folder.iterdir())
 
 
+def test_a_file_that_was_made_runs_and_is_compared_with_the_view(service):
+    pytest.importorskip("xllamacpp")
+    plan_json = service.plan_json_of(MODEL, W4)
+    assert list(make(service, MODEL, plan_json, {"format": "gguf"}))[-1]["status"] == "done"
+    speed, answer, compared = (state["words"] for state in run(service, MODEL, plan_json))
+    service.llama.close()
+    assert (
+        speed.startswith("Runs as llama.cpp would: 0 MB file, ") and "Asked 'Why is the sky blue?'" in answer
+    )
+    assert compared.startswith(answer) and "of 8 positions, KL " in compared
+
+
 def test_running_a_file_that_was_not_made_is_said(service):
-    assert "make it again" in run(service, MODEL, service.plan_json_of(MODEL, W4))["words"]
+    assert "make it again" in next(run(service, MODEL, service.plan_json_of(MODEL, W4)))["words"]
     asked = list(make(service, MODEL, service.plan_json_of(MODEL, W4), {"format": "../x"}))
     assert asked[-1]["status"] == "error" and "not understood" in asked[-1]["message"]
