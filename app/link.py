@@ -15,8 +15,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-CLASSIFY = "classify"  # `p` in a link whose plan is of the page of that name; that of Explore without
-ASK = "ask"  # `p` in a link to a page that has no plan of its own
+CLASSIFY = "classify"  # `p`, the page in a link
+ASK = "ask"
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 _WORDS = {"w": "weight bits", "a": "activation bits"}
 # One width each, not one per layer: what it is of, and the description's name for the widths there are.
