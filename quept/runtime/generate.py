@@ -132,13 +132,11 @@ class Stats:
     time_to_first_token: float | None = None  # wall, from the first step
     prefill_seconds: float = 0.0  # compute, until the first token
     decode_seconds: float = 0.0  # compute, after it
-    decode_wall_seconds: float = 0.0
 
     def count(self, event: Progress | Token, compute: float, wall: float) -> None:
         """Add one step: what it gave, its seconds, and the seconds since the stream's first step."""
         if isinstance(event, Token) and event.index:
             self.decode_seconds += compute
-            self.decode_wall_seconds = wall - self.time_to_first_token
         else:
             self.prefill_seconds += compute
             if isinstance(event, Token):
@@ -149,11 +147,6 @@ class Stats:
     def tokens_per_second(self) -> float | None:
         """Tokens a second of this stream's own compute, without the first, which reading the prompt gave."""
         return (self.tokens - 1) / self.decode_seconds if self.tokens > 1 else None
-
-    @property
-    def wall_tokens_per_second(self) -> float | None:
-        """What a reader saw: lower when steps are shared with others."""
-        return (self.tokens - 1) / self.decode_wall_seconds if self.tokens > 1 else None
 
 
 @dataclass

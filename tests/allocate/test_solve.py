@@ -17,7 +17,6 @@ from quept.allocate.solve.solver import (
     AllocationError,
     Constraints,
     allocate,
-    explain,
     path,
 )
 from quept.models.families import FAMILIES
@@ -414,9 +413,6 @@ def test_every_plan_of_the_path_is_the_best_of_its_bytes(said, seed):
         assert allocate(costs, size, taken, constraints).cost == pytest.approx(cost, rel=1e-11)
     rates = [(c0 - c1) / (b1 - b0) for (b0, c0), (b1, c1) in itertools.pairwise(points)]
     assert rates == sorted(rates, reverse=True) and all(rate > 0 for rate in rates)
-    for (b0, _), (b1, _), rate in zip(points, points[1:], rates, strict=False):
-        assert way.price(b0) == way.price(b1 - 1) == pytest.approx(rate)
-    assert way.price(points[-1][0]) == 0
     with pytest.raises(AllocationError, match="the smallest plan"):
         way.fitting(way.bytes - 1)
 
@@ -454,53 +450,6 @@ def test_a_browser_that_takes_the_steps_gets_the_plan_of_the_path(said):
         plan = way.plan(way.fitting(budget))
         assert [b.weights for b in plan.resolve(size.layers).values()] == w and plan.embeddings == e
         assert size.deploy(plan) == taken and costs.total(plan) == pytest.approx(cost, rel=1e-6)
-
-
-# Why.
-
-
-@pytest.mark.parametrize("said", LIMITS)
-def test_the_price_divides_the_moves_up_from_the_moves_down(said):
-    costs, size, constraints = table(2), sizes(), Constraints(**said)
-    way = path(costs, size, constraints)
-    for count in range(len(way.steps)):
-        plan = way.plan(count)
-        told = explain(costs, size, plan, constraints)
-        assert told.price == pytest.approx(1e6 * way.price(size.deploy(plan)))
-        locked = {name for name in LAYERS if name in constraints.pinned}
-        for name, why in told.layers.items():
-            if name not in locked:
-                assert why.more is None or why.more.per_megabyte <= told.price * (1 + 1e-9)
-                assert why.less is None or why.less.per_megabyte >= told.price * (1 - 1e-9)
-
-
-def test_a_move_is_the_difference_of_two_plans():
-    costs, size = table(4), sizes()
-    constraints = Constraints(ties=((Q0, K0),), activations="as weights", pinned={Q1: 4})
-    plan = allocate(costs, size, 2_500, constraints).plan
-    told = explain(costs, size, plan, constraints)
-    assert told.layers[Q0] == told.layers[K0] and told.layers[Q0].layers == (Q0, K0)
-    moves = 0
-    for why in [*told.layers.values(), told.embeddings]:
-        for move in filter(None, (why.more, why.less)):
-            moved = {name: Bits(move.bits, constraints.inputs(move.bits)) for name in why.layers}
-            rules = plan.resolve(LAYERS) | moved
-            there = PrecisionPlan.of(rules, embeddings=plan.embeddings if why.layers else move.bits)
-            assert size.deploy(there) - size.deploy(plan) == move.bytes
-            assert costs.total(there) - costs.total(plan) == pytest.approx(move.cost)
-            moves += 1
-    assert moves >= 8
-    assert json.loads(json.dumps(told.to_dict()))["layers"][Q1]["more"]["bits"] == 5
-
-
-def test_any_plan_can_be_explained():
-    costs, size = table(), sizes()
-    plan = PrecisionPlan.of({Q0: 3, K0: 4}, default=8)
-    told = explain(costs, size, plan, Constraints(ties=((Q0, K0),), floor={"*": 4}))
-    assert told.layers[Q0].layers == (Q0,) and told.layers[Q0].less.bits == 2
-    assert told.layers[DOWN0].more is None and told.embeddings.more is None
-    unmeasured = explain(table(embeddings={}), size, plan)
-    assert unmeasured.embeddings.cost == 0
 
 
 # The built-in model, with the table that comes with it.

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING
 
@@ -27,9 +27,7 @@ from .constraints import (
     Constraints,
     Unit,
     megabytes,
-    tie_groups,
     too_small,
-    unit_of,
     units,
 )
 from .knapsack import Hull, knapsack, undominated
@@ -113,15 +111,6 @@ class Path:
             widths[step.unit] = step.bits
         return _plan(self.layers, self.units, widths, self._after(count).bytes, self.constraints)
 
-    def price(self, budget: int) -> float:
-        """What one more byte is worth here: the cost which the next step saves by each of its bytes; 0 after
-        the last."""
-        count = self.fitting(max(budget, self.bytes))
-        if count == len(self.steps):
-            return 0.0
-        before, then = self._after(count), self.steps[count]
-        return (before.cost - then.cost) / (then.bytes - before.bytes)
-
     def _after(self, count: int) -> Path | Step:
         return self.steps[count - 1] if count else self
 
@@ -162,88 +151,6 @@ def path(table: SensitivityTable, sizes: Sizes, constraints: Constraints = FREE)
         cost=float(hull.left[0]) + lowest,
         steps=tuple(Step(u, choices[u].bits[i], least + b, lowest + c) for (u, i), b, c in moves),
     )
-
-
-@dataclass(frozen=True)
-class Move:
-    """To `bits`, which adds `bytes` to the plan and `cost` to s (what is saved is negative)."""
-
-    bits: int
-    bytes: int
-    cost: float
-
-    @property
-    def per_megabyte(self) -> float | None:
-        """Cost that a megabyte buys off here; None for a move that changes no bytes."""
-        return -1e6 * self.cost / self.bytes if self.bytes else None
-
-
-@dataclass(frozen=True)
-class Why:
-    """Why a unit has its bits: what it takes and costs now, and with the next width up and down. `layers` are
-    those that move together; none for the embeddings. A move is None where there is no such width, or no
-    number for it."""
-
-    layers: tuple[str, ...]
-    bits: int
-    bytes: int
-    cost: float
-    more: Move | None
-    less: Move | None
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """price: the cost that one more megabyte would buy off at these bytes. In a plan of the path a megabyte
-    buys off at most that by any move up, and bought off at least that by what any move down would give back.
-    """
-
-    price: float
-    layers: Mapping[str, Why]
-    embeddings: Why | None
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-
-def explain(
-    table: SensitivityTable, sizes: Sizes, plan: PrecisionPlan, constraints: Constraints = FREE
-) -> Explanation:
-    """Why each layer of a plan has its bits, and the embeddings theirs; any plan, not only an allocated one.
-
-    The price is that of the constraints; moves go to the next of their widths, and past pins, floors and
-    ceilings too: what a lock costs is part of why. Tied layers which differ in this plan are explained one by
-    one.
-    """
-    bits_of, layers = plan.resolve(sizes.layers), {}
-    for group in tie_groups(tuple(sizes.layers), constraints.ties):
-        together = len({bits_of[name].weights for name in group}) == 1
-        for members in [group] if together else [(name,) for name in group]:
-            why = _why(table, sizes, members, bits_of[members[0]].weights, constraints)
-            layers.update(dict.fromkeys(members, why))
-    embeddings = _why(table, sizes, (), plan.embeddings, constraints) if sizes.embeddings else None
-    price = path(table, sizes, constraints).price(sizes.deploy(plan))
-    return Explanation(1e6 * price, layers, embeddings)
-
-
-def _why(
-    table: SensitivityTable, sizes: Sizes, members: tuple[str, ...], bits: int, constraints: Constraints
-) -> Why:
-    (size, cost) = unit_of(table, sizes, members, (bits,), constraints).options[0]
-    on_offer = constraints.widths if members else constraints.embeddings
-
-    def move(to: int | None) -> Move | None:
-        if to is None:
-            return None
-        try:
-            (there, costs) = unit_of(table, sizes, members, (to,), constraints).options[0]
-        except AllocationError:  # not measured
-            return None
-        return Move(to, there - size, costs - cost)
-
-    more = min((other for other in on_offer if other > bits), default=None)
-    less = max((other for other in on_offer if other < bits), default=None)
-    return Why(members, bits, size, cost, move(more), move(less))
 
 
 def _widths(
