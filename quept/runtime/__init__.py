@@ -16,7 +16,7 @@ generate  streaming text, one forward step at a time
 """
 
 from .bank import WeightBank
-from .generate import Sampling, interleave, stream
+from .generate import Sampling, stream
 from .kvcache import make_cache
 from .model import ElasticModel, compute_dtype, title_of
 from .sizes import Sizes

@@ -1,11 +1,11 @@
 """Text from a view, one forward step at a time.
 
-`stream(view, tokenizer, messages, sampling)` checks and tokenises the conversation at once (PromptError in
-words); then every `next()` runs the model at most once, on at most 256 tokens: `Progress` while the prompt is
-read, then a `Token` for each token of the answer, the last one with `finished` set. A caller can therefore
-take a lock for each step, stop between two, and step several streams in turn (`interleave`). A stream owns
-its KV cache and its random generator: the same seed gives the same text whatever runs beside it. Closing a
-stream, or dropping it, frees its cache.
+`stream(view, tokenizer, messages, sampling)` checks and tokenises the conversation at once (or PromptError);
+then every `next()` runs the model at most once, on at most 256 tokens: `Progress` while the prompt is read,
+then a `Token` for each token of the answer, the last one with `finished` set. A caller can therefore take a
+lock for each step, stop between two, and step several streams in turn. A stream owns its KV cache and its
+random generator: the same seed gives the same text whatever runs beside it. Closing a stream, or dropping it,
+frees its cache.
 
 A token is drawn from softmax(logits / temperature), cut to the smallest set of most likely tokens whose
 probability reaches top_p; temperature 0 takes the most likely one. `logprob` is the token's log-probability
@@ -111,15 +111,6 @@ class Token:
     top: tuple[tuple[int, float], ...] = ()
     reports: Mapping[str, float] = field(default_factory=dict)
     logits: Tensor | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """`interleave` reports a stream that raised; the others go on."""
-
-    error: Exception
-    text: str = ""
-    finished: str = "error"
 
 
 @dataclass
@@ -289,28 +280,6 @@ def stream(
     asked = (top, logits)
     steps = _steps(read, tokenizer, ids, sampling, make, conversation, stats, ends, until, asked)
     return Stream(steps, ids, stats)
-
-
-def interleave(streams: Sequence[Iterator]) -> Iterator[tuple[int, Progress | Token | Failure]]:
-    """Step the streams in turn until all have ended: (which, event), one step of one stream a `next()`.
-
-    A stream that raises gives a Failure and is done; the others go on. Closing this closes them all."""
-    running = dict(enumerate(streams))
-    try:
-        while running:
-            for i, one in list(running.items()):
-                try:
-                    event = next(one)
-                except StopIteration:
-                    del running[i]
-                    continue
-                except Exception as error:
-                    del running[i]
-                    event = Failure(error)
-                yield i, event
-    finally:
-        for one in streams:
-            one.close()
 
 
 def _steps(

@@ -18,13 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from quept.runtime import generate
 from quept.runtime.generate import (
     Conversation,
-    Failure,
     GenerationError,
     Progress,
     Sampling,
     Token,
     context_length,
-    interleave,
     stream,
 )
 from quept.runtime.kvcache import make_cache
@@ -118,13 +116,10 @@ def test_the_same_seed_gives_the_same_text_alone_or_side_by_side(view):
     torch.manual_seed(123)
     together = ["", ""]
     pair = [stream(view, TOKENIZER, HELLO, Sampling(1.0, 0.9, 20, seed)) for seed in (7, 8)]
-    order = []
-    for i, event in interleave(pair):
+    for events in zip(*pair, strict=True):
         torch.rand(3)
-        order.append(i)
-        together[i] += event.text
+        together = [text + event.text for text, event in zip(together, events, strict=True)]
     assert together == alone and alone[0] != alone[1]
-    assert order == [0, 1] * 20
 
 
 def test_an_end_token_of_the_config_list_stops_the_answer_and_is_not_shown():
@@ -291,26 +286,6 @@ def test_closing_from_another_thread_ends_with_the_step_under_way(view):
     reader.join(20)
     hook.remove()
     assert not reader.is_alive() and len(seen) == 1
-
-
-def test_a_stream_that_fails_is_reported_and_the_other_goes_on(view):
-    def broken():
-        yield Progress(1, 2)
-        raise RuntimeError("boom")
-
-    alone = ids(stream(view, TOKENIZER, HELLO, GREEDY))
-    events = list(interleave([broken(), stream(view, TOKENIZER, HELLO, GREEDY)]))
-    failures = [event for i, event in events if isinstance(event, Failure)]
-    assert [str(failure.error) for failure in failures] == ["boom"] and failures[0].finished == "error"
-    assert ids(event for i, event in events if i == 1) == alone
-
-
-def test_closing_the_interleaving_closes_every_stream(view):
-    pair = [stream(view, TOKENIZER, HELLO, GREEDY) for _ in range(2)]
-    turns = interleave(pair)
-    next(turns)
-    turns.close()
-    assert [next(answer, None) for answer in pair] == [None, None]
 
 
 def test_a_model_whose_output_is_not_finite_says_so():
@@ -520,7 +495,8 @@ def test_an_answer_that_outlives_its_plan_gives_nothing_back(view):
 
 def test_stats_tell_compute_from_waiting(view):
     answer = stream(view, TOKENIZER, user("x" * 300), GREEDY)
-    list(interleave([answer, stream(view, TOKENIZER, user("y" * 300), GREEDY)]))
+    for _ in zip(answer, stream(view, TOKENIZER, user("y" * 300), GREEDY), strict=True):
+        pass
     stats = answer.stats
     assert (stats.prompt_tokens, stats.tokens, stats.reused_tokens) == (len(answer.prompt), 20, 0)
     assert stats.time_to_first_token > stats.prefill_seconds > 0
