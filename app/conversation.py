@@ -81,7 +81,7 @@ class Answer:
 
     scores: of the first tokens, as far as they are known; spans: where each token stands in the text, (start,
     length); others: what full precision would have said in the place of each scored one. written_s, scored_s:
-    seconds of writing and of scoring; unscored: why there are no further scores, in words."""
+    seconds of writing and of scoring; unscored: why there are no further scores, as a sentence."""
 
     state: str = "queued"
     text: str = ""
