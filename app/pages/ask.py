@@ -479,7 +479,8 @@ def build(desk: PageContext) -> AskPage:
             drawn["title"] = gr.Markdown(_title(desk, start.model), elem_id="ask-title")
         with gr.Row(elem_id="ask-middle", equal_height=False):
             with gr.Column(min_width=300, elem_id="ask-pictures"):
-                drawn["easel"] = Easel(easel(desk, start.model), elem_id="ask-easel")
+                begins = desk.model.value in desk.held  # else its pictures come with `enter`
+                drawn["easel"] = Easel(easel(desk, start.model) if begins else None, elem_id="ask-easel")
                 drawn["input"] = PictureInput(
                     sources=["upload", "webcam", "clipboard"],
                     label="Your picture",

@@ -390,7 +390,10 @@ def build(desk: PageContext) -> ClassifyPage:
                 min_width=220,
                 elem_id=INPUT,
             )
-            pictures = Pictures(row(desk, first), elem_id="classify-pictures", scale=1, min_width=300)
+            begins = desk.model.value in desk.held  # else its pictures come when the page is opened
+            pictures = Pictures(
+                row(desk, first) if begins else None, elem_id="classify-pictures", scale=1, min_width=300
+            )
         with gr.Row(elem_id="classify-middle", equal_height=False):
             with gr.Row(elem_id="classify-sides", equal_height=False):
                 for side, choice in zip(SIDES, _starting(), strict=True):
@@ -429,7 +432,10 @@ def _wire(desk: PageContext, page: ClassifyPage) -> None:
         return results(desk, model, plan_json) if model in desk.held else (gr.skip(),) * 2
 
     def entered(query: Mapping | None, known: bool, model: str, request: gr.Request):
-        return enter(desk, None if known else query, model, request.session_hash), True
+        shown = enter(desk, None if known else query, model, request.session_hash)
+        if not known and model in desk.held and "items" not in shown:
+            shown = row(desk, model, request.session_hash)
+        return shown, True
 
     def again():
         return Pictures(again=time.time())

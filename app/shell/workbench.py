@@ -47,7 +47,7 @@ def draw(service: Service, model: Menu) -> Workbench:
             about = {"description": service.describe(first), "folded": True}
             equalizer = Equalizer(plan_json, **about, elem_id="equalizer")
         with gr.Column(elem_id="bench-plot", scale=5, min_width=340):
-            chart = Chart(service.points(first), elem_id="chart")
+            chart = Chart(elem_id="chart")  # its points come when the page is opened
     held = Held(
         model=model,
         plan=gr.State(plan_json),
