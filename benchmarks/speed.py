@@ -3,14 +3,14 @@
     python benchmarks/speed.py [--model smollm2-135m] [--repeats 5] [--threads 2] [--tokens 64]
     python benchmarks/speed.py --device cuda         # products alone, on an NVIDIA GPU: see speed_cuda.py
 
-Every figure is a median over `repeats` rounds; in a round each contestant runs once, so that a busy moment of
-the machine meets all of them. Decoding is greedy, `tokens` of them after a prompt of 32, through `stream` as
-the app does it; W4E4 is 4 bits in every layer and in the embeddings. Speeds are of *fast* products, which
-round their inputs to 8 bits as llama.cpp does; `max_rel` is of exact ones, against the dense view in float32.
-llama.cpp runs the files that `quept export --to gguf` writes, with as many threads, and counts its own
-tokens; without the package xllamacpp its ratios are missing. Ratios are of tokens a second (above 1: faster),
-but for `prompt_ratio`, which is packed time over dense time. `of_limit`: the speed, as a share of memory
-bandwidth over the plan's bytes.
+Every figure is a median over `repeats` rounds; in a round each contestant runs once, so that a busy
+moment of the machine meets all of them. Decoding is greedy, `tokens` of them after a prompt of 32; W4E4
+is 4 bits in every layer and in the embeddings. Speeds are of *fast* products, which round their inputs
+to 8 bits as llama.cpp does; `max_rel` is of exact ones, against dense products of float32, and `kl_fast`
+what the rounding costs at w4, in nats a token of random text. llama.cpp runs the files that `quept
+export --to gguf` writes, with as many threads, and counts its own tokens; without the package xllamacpp
+its ratios are missing. Ratios are of tokens a second (above 1: faster), but for `prompt_ratio`, which is
+packed time over dense time. `of_limit`: the speed, as a share of memory bandwidth over the plan's bytes.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ def measure(model: str, repeats: int, tokens: int) -> None:
         "w4_vs_generate": ratio(speeds, "w4", "generate"),
         "prompt_ratio": prompt_ratio(elastic, plans["w4"], repeats),
         "max_rel": max(worst_difference(view) for view in views.values()),
+        "kl_fast": kl_of_fast(views["w4"]),
         "switch_known_ms": switching(elastic, plans["w3"], plans["w4"], repeats),
         "resident_gb": psutil.Process().memory_info().rss / 1e9,
         "of_limit": {name: speeds[name] * weighs[name] / bandwidth for name in ("w2", "w4", "w8")},
@@ -209,14 +210,26 @@ def prompt_ratio(elastic, plan, repeats: int) -> float:
 def worst_difference(view) -> float:
     """The largest relative difference of exact logits, token by token, from those of one pass over the text,
     which multiplies dense."""
+    expected = view(input_ids=prompt(view, CONTEXT)).logits[0, CONTEXT // 2 :].float()
+    return float((one_by_one(view) - expected).abs().max() / expected.abs().max())
+
+
+def kl_of_fast(view) -> float:
+    """KL of exact to fast logits, in nats a token."""
+    exact, fast = (one_by_one(view, mode).double().log_softmax(-1) for mode in (False, True))
+    return float((exact.exp() * (exact - fast)).sum(-1).mean())
+
+
+@torch.inference_mode()
+def one_by_one(view, fast: bool = False) -> torch.Tensor:
+    """Logits (CONTEXT / 2, vocabulary) of the second half of the prompt, a call of C a token."""
     from quept.runtime.decode import OneToken, decoder_of
     from quept.runtime.kvcache import make_cache
 
-    ids, cache, one = prompt(view, CONTEXT), make_cache(view.config), OneToken(decoder_of(view))
-    expected, half = view(input_ids=ids).logits[0].float(), CONTEXT // 2
+    ids, cache, half = prompt(view, CONTEXT), make_cache(view.config), CONTEXT // 2
+    one = OneToken(decoder_of(view, fast))
     view(input_ids=ids[:, :half], cache=cache, use_cache=True)
-    found = torch.stack([one(cache, int(ids[0, i]), i) for i in range(half, CONTEXT)])
-    return float((found - expected[half:]).abs().max() / expected.abs().max())
+    return torch.stack([one(cache, int(ids[0, i]), i) for i in range(half, CONTEXT)])
 
 
 def switching(elastic, one, other, repeats: int) -> float:

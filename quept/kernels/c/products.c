@@ -94,7 +94,7 @@ INLINE U32 quad(const uint8_t *block, int bits, int k) {
     return codes;
 }
 
-/* sum + the products of four codes with p[0..3], in every lane. */
+/* sum + the products of four codes with p[0..3], in every lane; on AVX2 see dot_block. */
 #if defined(__AVX512VNNI__)
 INLINE I32 dot4(I32 sum, U32 codes, const int8_t *p) {
     int32_t four;
@@ -111,7 +111,7 @@ INLINE I32 dot4(I32 sum, U32 codes, const int8_t *p) {
     int32x4_t lifted = vdotq_s32((int32x4_t)sum, c, x);
     return (I32)vdotq_s32(vdotq_s32(lifted, vdupq_n_s8(64), x), vdupq_n_s8(64), x);
 }
-#else
+#elif !defined(__AVX2__)
 INLINE I32 dot4(I32 sum, U32 codes, const int8_t *p) {
     for (int c = 0; c < 4; c++) sum += (I32)(codes >> (8 * c) & 0xff) * (int32_t)p[c];
     return sum;
