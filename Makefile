@@ -2,6 +2,7 @@
 # make test          run every test                           make test ARGS="tests/zoo -x"
 # make test-fast     the same without a browser and without what takes more than ten seconds: under two minutes
 # make fuzz          thousands of bad inputs instead of the suite's few      make fuzz INPUTS=10000
+# make sanitize      the C kernels on random shapes under the address, undefined-behavior and thread sanitizers
 # make bench         measure switching speed, the explore loop and eight visitors (about ten minutes); quality
 #                    and baselines, which need a text file, are benchmarks/quality.py and benchmarks/baselines.py
 # make lint          check style                              make format    apply it
@@ -21,7 +22,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: app test test-fast fuzz bench lint format check constraints chromium clean
+.PHONY: app test test-fast fuzz sanitize bench lint format check constraints chromium clean
 
 app: $(VENV)/installed
 	$(BIN)/python app.py $(ARGS)
@@ -35,10 +36,14 @@ test-fast: $(VENV)/installed-test
 fuzz: $(VENV)/installed-test
 	$(PYTEST) --dist load --timeout 0 tests/fuzz --fuzz-inputs $(INPUTS) $(ARGS)
 
+sanitize: $(VENV)/installed-test
+	$(BIN)/python tests/kernels/sanitized.py
+
 bench: $(VENV)/installed-test chromium
 	$(BIN)/python benchmarks/switching.py
 	$(BIN)/python benchmarks/explore_loop.py
 	$(BIN)/python benchmarks/visitors.py
+	$(BIN)/python benchmarks/speed.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check

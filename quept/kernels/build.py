@@ -87,7 +87,9 @@ def build(folder: Path, name: str | None = None) -> Path:
         raise BuildError(f"the packed kernels cannot be compiled: {error}") from error
 
 
-def compile_into(room: Path, compiler: str, extra: tuple[str, ...] = ()) -> Path:
+def compile_into(
+    room: Path, compiler: str, extra: tuple[str, ...] = (), flags: tuple[str, ...] = FLAGS
+) -> Path:
     """Compiles every source in a folder of its own and links them there; a set of instructions that the
     compiler does not know is left out. extra: flags besides (sanitizers)."""
     levels = {"plain": (), **LEVELS.get(machine(), {})}
@@ -96,7 +98,7 @@ def compile_into(room: Path, compiler: str, extra: tuple[str, ...] = ()) -> Path
         made = room / f"products-{level}.o"
         return (
             made
-            if _run(compiler, *extra, *levels[level], f"-DLEVEL={level}", *_object("products", made))
+            if _run(compiler, *extra, *levels[level], f"-DLEVEL={level}", *_object("products", made, flags))
             else None
         )
 
@@ -110,7 +112,7 @@ def compile_into(room: Path, compiler: str, extra: tuple[str, ...] = ()) -> Path
     for name in sorted(path.stem for path in SOURCES.glob("*.c") if path.stem != "products"):
         others.append(room / f"{name}.o")
         have = [f"-DHAVE_{level}" for level in objects]
-        if not _run(compiler, *extra, *have, *_object(name, others[-1])):
+        if not _run(compiler, *extra, *have, *_object(name, others[-1], flags)):
             raise BuildError(f"{compiler} could not compile {name}.c of the packed kernels")
     linked = room / "libquept.so"
     if not _run(
@@ -120,8 +122,8 @@ def compile_into(room: Path, compiler: str, extra: tuple[str, ...] = ()) -> Path
     return linked
 
 
-def _object(name: str, made: Path) -> tuple[str, ...]:
-    return (*FLAGS, "-c", str(SOURCES / f"{name}.c"), "-o", str(made))
+def _object(name: str, made: Path, flags: tuple[str, ...]) -> tuple[str, ...]:
+    return (*flags, "-c", str(SOURCES / f"{name}.c"), "-o", str(made))
 
 
 def _run(*command: str) -> bool:

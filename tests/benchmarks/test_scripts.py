@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from quept import kernels
 from quept.allocate import SensitivityTable
 from quept.calibrate import calibrate, calibrate_rtn
 from quept.config import Recipe
@@ -75,6 +76,19 @@ def benchmark(tmp_path, monkeypatch, capsys):
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     return run
+
+
+def test_speed(benchmark, model):
+    """Of weights in C; without a compiler it says that it cannot."""
+    if why := kernels.missing():
+        with pytest.raises(SystemExit, match=why):
+            benchmark("speed", "--model", model)
+        return
+    figures = benchmark("speed", "--model", model, "--repeats", 1, "--tokens", 4)
+    ratios = ("w2_vs_w4", "w3_vs_w4", "mixed_vs_uniform", "prompt_ratio", "switch_known_ms", "resident_gb")
+    assert all(figures[name] > 0 for name in ratios)
+    assert figures["max_rel"] < 1e-4 and 0 <= figures["kl_fast"] < 0.01
+    assert set(figures["of_limit"]) == {"w2", "w4", "w8"}
 
 
 def test_switching(benchmark, model):

@@ -1,0 +1,275 @@
+/* The kernels against the slow obvious loops, on random shapes, under the sanitizers: see sanitized.py.
+
+   Every buffer has exactly the size it must have, so that a read or write beyond one is seen. usage: fuzz ROUNDS SEED */
+
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../quept/kernels/c/decode.h"
+
+const Products *quept_products(const char *name);
+void quept_pack(const Pool *, const Weight *, const uint8_t *, const uint16_t *, const uint8_t *, uint8_t *, uint16_t *,
+                uint8_t *);
+int quept_matmul(const Pool *, const Products *, const Weight *, const float *, int64_t, int, float *);
+void quept_unpack(const Pool *, const Products *, const Weight *, void *, int);
+void quept_rows(const Weight *, const int64_t *, int64_t, float *);
+int64_t quept_input_bytes(const Model *);
+int quept_step(const Pool *, const Products *, const Model *, const Cache *, int64_t, int64_t, float *);
+
+#define CHECK(claim)                                                                                  \
+    if (!(claim)) {                                                                                   \
+        fprintf(stderr, "%s:%d: %s does not hold in round %d\n", __FILE__, __LINE__, #claim, now); \
+        exit(1);                                                                                      \
+    }
+
+enum { MOST_THREADS = 4 };
+static const char *SETS[] = {"plain", "avx2", "avx512", "dotprod"};
+static int now;
+static uint64_t state;
+
+static uint32_t draw(uint32_t below) { /* xorshift */
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (uint32_t)(state >> 32) % below;
+}
+static float number(void) { return (float)draw(20001) / 5000 - 2; }
+static void *room(int64_t bytes) { return malloc((size_t)(bytes ? bytes : 1)); }
+static float *numbers(int64_t n) {
+    float *made = room(n * (int64_t)sizeof(float));
+    for (int64_t i = 0; i < n; i++) made[i] = number();
+    return made;
+}
+
+/* ---- a pool of threads as OpenMP's */
+
+static _Thread_local int number_here;
+static int size_now = 1;
+typedef struct {
+    void (*job)(void *);
+    void *data;
+    int number;
+} Start;
+static void *begin(void *data) {
+    Start *start = data;
+    number_here = start->number;
+    start->job(start->data);
+    return NULL;
+}
+static void parallel(void (*job)(void *), void *data, unsigned threads, unsigned flags) {
+    (void)flags;
+    pthread_t all[MOST_THREADS];
+    Start starts[MOST_THREADS];
+    size_now = (int)threads;
+    for (unsigned i = 0; i < threads; i++) {
+        starts[i] = (Start){job, data, (int)i};
+        pthread_create(&all[i], NULL, begin, &starts[i]);
+    }
+    for (unsigned i = 0; i < threads; i++) pthread_join(all[i], NULL);
+}
+static int own(void) { return number_here; }
+static int size(void) { return size_now; }
+static Pool pool_of(int threads) { return (Pool){parallel, own, size, threads}; }
+
+/* ---- weights */
+
+static uint8_t *stream(const int *codes, int64_t rows, int64_t n, int bits) { /* rows of numerics.packing */
+    int64_t bytes = (n + 7) / 8 * bits;
+    uint8_t *made = calloc((size_t)(rows * bytes), 1);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t j = 0; j < n; j++)
+            for (int b = 0; b < bits; b++)
+                if (codes[r * n + j] >> b & 1) made[r * bytes + (j * bits + b) / 8] |= (uint8_t)(1 << (j * bits + b) % 8);
+    return made;
+}
+
+typedef struct {
+    Weight w;
+    float *values;
+} Made;
+
+/* A random weight, packed, and its values by the formula. */
+static Made made_weight(int64_t rows, int64_t columns, int bits, int group) {
+    int64_t groups = ceil_div(columns, group), tiles = ceil_div(rows, TILE);
+    int *codes = room(rows * columns * (int64_t)sizeof(int)), *zeros = room(rows * groups * (int64_t)sizeof(int));
+    uint16_t *scales = room(rows * groups * 2);
+    for (int64_t i = 0; i < rows * columns; i++) codes[i] = (int)draw(1u << bits);
+    for (int64_t i = 0; i < rows * groups; i++) {
+        zeros[i] = bits == 8 ? 128 : (int)draw(1u << bits);
+        scales[i] = (uint16_t)(draw(2) << 15 | draw(24) << 10 | draw(1024)); /* subnormal to 2^8, either sign */
+    }
+    Made made = {.w = {.rows = rows, .columns = columns, .bits = bits, .group = group}};
+    made.values = room(rows * columns * (int64_t)sizeof(float));
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t j = 0; j < columns; j++) {
+            int64_t g = r * groups + j / group;
+            made.values[r * columns + j] = (float)(codes[r * columns + j] - zeros[g]) * half_to_float(scales[g]);
+        }
+    uint8_t *packed = stream(codes, rows, columns, bits), *packed_zeros = stream(zeros, rows, groups, bits);
+    uint8_t *to_codes = room(tiles * tile_bytes(&made.w)), *to_zeros = room(tiles * groups * TILE);
+    uint16_t *to_scales = room(tiles * groups * TILE * 2);
+    Pool pool = pool_of(1 + (int)draw(MOST_THREADS));
+    int without = bits == 8 && draw(2); /* the zero-points of 8 bits need not be there */
+    quept_pack(&pool, &made.w, packed, scales, without ? NULL : packed_zeros, to_codes, to_scales, to_zeros);
+    made.w.codes = to_codes;
+    made.w.scales = to_scales;
+    made.w.zeros = without ? NULL : to_zeros;
+    if (without) free(to_zeros);
+    free(codes), free(zeros), free(scales), free(packed), free(packed_zeros);
+    return made;
+}
+
+static void let_go(Made *made) {
+    free((void *)made->w.codes), free((void *)made->w.scales), free((void *)made->w.zeros), free(made->values);
+}
+
+static void products_round(const Products *products) {
+    int64_t rows = 1 + draw(70), columns = 1 + draw(300), n = 1 + draw(3);
+    int group = 1 + (int)draw((uint32_t)columns), bits = 2 + (int)draw(7);
+    if (draw(2)) group = (int)least(columns, 32 << draw(3));
+    Made made = made_weight(rows, columns, bits, group);
+    Pool pool = pool_of(1 + (int)draw(MOST_THREADS));
+    float *x = numbers(n * columns), *y = room(n * rows * 4), *quick = room(n * rows * 4), *out = room(rows * columns * 4);
+    int poisoned = draw(4) == 0;
+    if (poisoned) x[draw((uint32_t)columns)] = draw(2) ? NAN : INFINITY;
+    CHECK(!quept_matmul(&pool, products, &made.w, x, n, 0, y));
+    CHECK(!quept_matmul(&pool, products, &made.w, x, n, 1, quick));
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t r = 0; r < rows; r++) {
+            double expected = 0, size = 0, most = 0;
+            for (int64_t j = 0; j < columns; j++) {
+                double w = made.values[r * columns + j], one = x[i * columns + j];
+                expected += w * one;
+                size += fabs(w * one);
+                most = fmax(most, fabs(one));
+            }
+            double rounding = 0; /* half a step of the coarsest span, in every product */
+            for (int64_t j = 0; j < columns; j++) rounding += fabs(made.values[r * columns + j]) * most / 254;
+            if (poisoned && i == 0) {
+                CHECK(isnan(quick[r]));
+            } else {
+                CHECK(fabs(y[i * rows + r] - expected) <= 1e-5 * size + 1e-30);
+                CHECK(fabs(quick[i * rows + r] - expected) <= 1.01 * rounding + 1e-5 * size + 1e-30);
+            }
+        }
+    quept_unpack(&pool, products, &made.w, out, 0);
+    CHECK(!memcmp(out, made.values, (size_t)(rows * columns * 4)));
+    uint16_t *narrow = room(rows * columns * 2);
+    quept_unpack(&pool, products, &made.w, narrow, 1);
+    int64_t ids[2] = {draw((uint32_t)rows), rows - 1};
+    float *two = room(2 * columns * 4);
+    quept_rows(&made.w, ids, 2, two);
+    for (int i = 0; i < 2; i++) CHECK(!memcmp(two + i * columns, made.values + ids[i] * columns, (size_t)columns * 4));
+    free(x), free(y), free(quick), free(out), free(narrow), free(two);
+    let_go(&made);
+}
+
+/* ---- a token */
+
+static Made linears[64];
+static int linears_count;
+
+static Linear linear(int64_t rows, int64_t columns) {
+    Made *made = &linears[linears_count++];
+    int bits = 2 + (int)draw(9); /* 9, 10: dense */
+    if (bits <= 8) {
+        *made = made_weight(rows, columns, bits, (int)least(columns, 8 << draw(4)));
+        for (int64_t i = 0, n = ceil_div(rows, TILE) * groups_of(&made->w) * TILE; i < n; i++)
+            ((uint16_t *)made->w.scales)[i] &= 0xa3ff; /* small: activations stay finite */
+    } else {
+        *made = (Made){.w = {.rows = rows, .columns = columns, .bits = bits == 9 ? BF16 : FLOAT, .group = (int)columns}};
+        uint32_t *dense = room(rows * columns * (bits == 9 ? 2 : 4));
+        for (int64_t i = 0; i < rows * columns; i++) {
+            float value = number() / 8;
+            uint32_t as_bits;
+            memcpy(&as_bits, &value, 4);
+            if (bits == 9) ((uint16_t *)dense)[i] = (uint16_t)(as_bits >> 16);
+            else dense[i] = as_bits;
+        }
+        made->w.codes = (uint8_t *)dense;
+    }
+    return (Linear){&made->w, draw(2) ? numbers(rows) : NULL};
+}
+
+static Kept kept(int64_t heads, int64_t tokens, int64_t n, int bits) {
+    Kept made = {.bits = bits, .group = (int)n, .clip = 0.95f};
+    int64_t all = heads * tokens;
+    if (bits >= BF16) made.codes = calloc((size_t)(all * n), bits / 8);
+    else {
+        made.codes = calloc((size_t)(all * n / 8), (size_t)bits);
+        made.scales = calloc((size_t)all, 2);
+        made.zeros = calloc((size_t)all, 1);
+    }
+    return made;
+}
+
+/* Reads `tokens` tokens into fresh caches; the last logits. */
+static void read_text(const Products *products, const Model *model, int threads, int kv, int64_t tokens, float *logits) {
+    Cache *caches = calloc((size_t)model->layers_count, sizeof *caches);
+    for (int64_t i = 0; i < model->layers_count; i++)
+        caches[i] = (Cache){kept(model->kv_heads, tokens, model->head_dim, kv),
+                            kept(model->kv_heads, tokens, model->head_dim, kv), tokens};
+    Pool pool = pool_of(threads);
+    for (int64_t t = 0; t < tokens; t++) CHECK(!quept_step(&pool, products, model, caches, t % 7, t, logits));
+    for (int64_t i = 0; i < model->layers_count; i++) {
+        free(caches[i].keys.codes), free(caches[i].keys.scales), free(caches[i].keys.zeros);
+        free(caches[i].values.codes), free(caches[i].values.scales), free(caches[i].values.zeros);
+    }
+    free(caches);
+}
+
+static void step_round(const Products *products) {
+    int64_t share = 1 + draw(3), kv_heads = 1 + draw(2), dim = 8 * (1 + draw(4)), hidden = 8 + draw(60), inner = 1 + draw(90);
+    int64_t heads = share * kv_heads, vocabulary = 7 + draw(60), count = 1 + draw(2), tokens = 1 + draw(9);
+    int widths[] = {2, 3, 4, 5, 6, 7, 8, BF16, FLOAT}, kv = widths[draw(9)];
+    Layer *layers = calloc((size_t)count, sizeof *layers);
+    for (int64_t i = 0; i < count; i++)
+        layers[i] = (Layer){linear(heads * dim, hidden),
+                            linear(kv_heads * dim, hidden),
+                            linear(kv_heads * dim, hidden),
+                            linear(hidden, heads * dim),
+                            linear(inner, hidden),
+                            linear(inner, hidden),
+                            linear(hidden, inner),
+                            numbers(hidden),
+                            numbers(hidden),
+                            i ? numbers(dim) : NULL,
+                            i ? numbers(dim) : NULL};
+    Linear embedding = linear(vocabulary, hidden), head = linear(vocabulary, hidden);
+    Model model = {layers, count, embedding.weight, head, numbers(hidden), numbers(dim / 2), hidden, inner, heads,
+                   kv_heads, dim, 0, 1e-5f, 1, (int)draw(2)};
+    model.input_bytes = quept_input_bytes(&model);
+    float *one = room(vocabulary * 4), *other = room(vocabulary * 4);
+    read_text(products, &model, 1, kv, tokens, one);
+    read_text(products, &model, 2 + (int)draw(MOST_THREADS - 1), kv, tokens, other);
+    for (int64_t i = 0; i < vocabulary; i++) CHECK(isfinite(one[i]));
+    CHECK(!memcmp(one, other, (size_t)vocabulary * 4)); /* whoever computes a row, it is the same */
+    for (int64_t i = 0; i < count; i++) {
+        const Linear *all = &layers[i].q;
+        for (int j = 0; j < LINEARS; j++) free((void *)all[j].bias);
+        free((void *)layers[i].attention_norm), free((void *)layers[i].mlp_norm);
+        free((void *)layers[i].q_norm), free((void *)layers[i].k_norm);
+    }
+    while (linears_count) let_go(&linears[--linears_count]);
+    free((void *)embedding.bias), free((void *)head.bias), free((void *)model.norm), free((void *)model.frequencies);
+    free(layers), free(one), free(other);
+}
+
+int main(int argc, char **argv) {
+    int rounds = argc > 1 ? atoi(argv[1]) : 100, sets = 0;
+    state = 0x9e3779b97f4a7c15u + (argc > 2 ? strtoull(argv[2], NULL, 10) : 0);
+    for (size_t i = 0; i < sizeof SETS / sizeof *SETS; i++) {
+        const Products *products = quept_products(SETS[i]);
+        if (!products) continue;
+        sets++;
+        for (now = 0; now < rounds; now++) {
+            products_round(products);
+            if (now % 4 == 0) step_round(products);
+        }
+    }
+    printf("%d rounds in %d instruction sets\n", rounds, sets);
+    return 0;
+}
