@@ -568,6 +568,7 @@ class Service:
                     timing.measure(plan, lambda: self.gate.turn(first=False, wanted=wanted))
                     yield state | {"speed": timing.of(plan)}
         finally:
+            self.models[model].let_go()
             with self._lock:
                 if self._newest.get(visitor) is ticket:
                     del self._newest[visitor]
