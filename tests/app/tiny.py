@@ -40,7 +40,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_elastic() -> ElasticModel:
+def tiny_elastic(ends: bool = True) -> ElasticModel:
+    """ends: whether an answer may end before its longest length."""
     tokenizer = byte_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -55,6 +56,8 @@ def tiny_elastic() -> ElasticModel:
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).half().eval().requires_grad_(False)
+    if not ends:
+        model.lm_head.weight[tokenizer.eos_token_id] = 0  # never the likeliest
     loaded = LoadedModel(model, tokenizer, layout_of(model), "tiny", "Tiny", fingerprint_of(model), "random")
     return ElasticModel(loaded, Artifact.rtn(loaded), dtype=torch.float32)
 

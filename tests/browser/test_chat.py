@@ -45,7 +45,7 @@ class SlowGate(Gate):
 
 @pytest.fixture(scope="module")
 def address():
-    service = FakeService({"tiny": tiny_elastic()})
+    service = FakeService({"tiny": tiny_elastic(ends=False)})
     service.gate = SlowGate()
     with gr.Blocks(title="chat") as blocks:
         around = replace(bench("tiny"), plan=gr.State({"w": [2] * 14, "a": [16] * 14, "kv": 16}))
