@@ -113,6 +113,7 @@ function mark() {
   const answers = [...(chat?.querySelectorAll('[data-testid="bot"]') ?? [])];
   label(answers);
   if (!highlights) return;
+  if (root.closest('[data-round="asking"]')) return unmark();
   const last = answers[answers.length - 1];
   const parting = value.mark && last ? locate(last, value.text ?? "", [value.mark]) : [];
   paint(NAME, parting);
@@ -131,6 +132,13 @@ function mark() {
   }
   tokens.forEach((ranges, i) => paint(lit(i + 1), ranges));
   paint(DIFFERS, differs);
+}
+
+/* In a blind round nothing says whose an answer is. */
+function unmark() {
+  places = [];
+  tip.hidden = true;
+  for (const name of [NAME, DIFFERS, ...LEVELS.map((_, i) => lit(i + 1))]) highlights.delete(name);
 }
 
 /* Above every answer the plan that wrote it. */
@@ -263,4 +271,8 @@ for (const [i, { from, line, tone }] of LEVELS.entries()) {
 legend.append(" · tap a word for its values");
 style();
 watch("value", draw);
+document.addEventListener("quept:blind", function onBlind() {
+  if (element.isConnected) return soon();
+  document.removeEventListener("quept:blind", onBlind);
+});
 draw();

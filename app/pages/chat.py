@@ -20,6 +20,7 @@ from typing import Any
 import gradio as gr
 
 from app import own
+from app.components.blind import Blind
 from app.components.chart import Chart
 from app.components.menu import Menu
 from app.components.side_status import SideStatus
@@ -438,6 +439,7 @@ def build(desk: PageContext) -> ChatPage:
         )
         drawn["again"] = gr.Button("Regenerate", scale=0, min_width=128, elem_id="chat-regenerate")
         drawn["clear"] = gr.Button("Clear", scale=0, min_width=80, elem_id="chat-clear")
+    Blind(elem_id="chat-blind")
     with gr.Accordion("Settings", open=False, elem_id="chat-settings"):
         drawn["system"] = gr.Textbox(
             label="System prompt",

@@ -14,7 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.pages.chat_status import SIDES
 
 MOST = 2_000_000  # characters
-STORE_JS = "(text) => { try { sessionStorage.setItem('quept-chat', text); } catch { /* full: not kept */ } }"
+# The event is for blind.js, which may be drawn later than the first one.
+STORE_JS = """(text) => {
+  window.queptChat = text;
+  document.dispatchEvent(new CustomEvent("quept:chat", { detail: text }));
+  try { sessionStorage.setItem("quept-chat", text); } catch { /* full: not kept */ }
+}"""
 READ_JS = "() => sessionStorage.getItem('quept-chat') ?? ''"
 
 Words = Annotated[str, Field(max_length=100_000)]

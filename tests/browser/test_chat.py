@@ -258,3 +258,31 @@ def test_the_mark_lies_on_the_token_in_the_rendered_text(browser: Browser, still
         script = "[...(CSS.highlights.get('quept-parting-chat-left') ?? [])].map(String)"
         page.wait_for_function(f"{script}.length === 1")
         assert page.evaluate(script) == ["Paris"]
+
+
+def test_a_blind_round_hides_whose_an_answer_is_until_one_chose_and_counts_it(desktop: Page):
+    limit(desktop, 16)
+    bar = desktop.locator("#chat-blind .blind")
+    bar.get_by_role("button", name="Blind round").click()
+    expect(bar).to_contain_text("Ask something below")
+    ask(desktop, "What is the capital of France?")
+    expect(bar).to_contain_text("Which one is equaliser")
+    expect(desktop.locator("#chat-status-left .words")).to_be_hidden()
+    expect(desktop.locator("#chat-plan-right")).to_be_hidden()
+    assert desktop.evaluate("CSS.highlights.size") == 0
+    swapped = desktop.evaluate("document.getElementById('chat-sides').dataset.swapped === 'yes'")
+    bar.get_by_role("button", name=f"It is {'A' if swapped else 'B'}").click()
+    expect(bar).to_contain_text("Right: ")
+    expect(bar).to_contain_text("1 of 1 between full precision and equaliser")
+    expect(desktop.locator("#chat-status-left .words")).to_be_visible()
+    desktop.wait_for_function("CSS.highlights.size > 0")
+    with desktop.expect_download() as download:
+        bar.get_by_role("button", name="Save chat").click()
+    assert download.value.suggested_filename.startswith("chat-full-precision-vs-equaliser")
+    assert (
+        download.value.path()
+        .read_text("utf-8")
+        .startswith("# What is the capital of France?\n\n## full precision")
+    )
+    bar.get_by_role("button", name="Next round").click()
+    expect(answers(desktop, "left")).to_have_count(0)
