@@ -21,7 +21,7 @@ from torch import Tensor
 from .packed import BLOCK, PackedWeight
 
 INPUTS = 16  # of one launch; more are faster unpacked and multiplied dense
-PART, WARPS = 128, 4  # columns at a time and warps of a program
+PART, WARPS = 128, 2  # columns at a time and warps of a program: the fastest of five settings on an H100
 PROGRAMS = 1024  # that a product is cut into, where its rows alone give fewer: columns are shared out as well
 
 
