@@ -100,12 +100,9 @@ class OpenModel:
         self.best = [replace(point.plan, name=point.name) for point in front.points] if front else []
         if front:
             results.put_missing((key, payload) for _, key, payload in front.results(elastic.layers))
-        named = {
-            task.conditions["data"]: task.id
-            for task in self.tasks.values()
-            if not task.lacking and "data" in task.conditions
-        }
+        beside_model = [task for task in self.tasks.values() if "data" in task.options and not task.lacking]
         for file in filter(None, (beside("results.json"), beside("baselines.json"))):
+            named = {task.conditions["data"]: task.id for task in beside_model}
             load_shipped(results, file, elastic, named)
 
     @cached_property

@@ -103,7 +103,7 @@ def test_its_limits_hold(folder, elastic, table, tmp_path, capsys):
         (["lots"], "'lots' is no budget"),
         (["40 %", "--pin", "nothing=4"], "pinned 'nothing' fits no layer"),
         (["40 %", "--pin", f"{Q}=1"], "must be one of 2, 3"),
-        (["40 %", "--activations", "as-weights"], "no figure for the inputs of"),
+        (["40 %", "--activations", "as-weights"], "no number for the inputs of"),
     ],
 )
 def test_what_cannot_be_is_said_in_words(folder, table, argv, words):

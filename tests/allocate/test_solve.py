@@ -305,7 +305,7 @@ ERRORS = {
     },
     "pinned 'embedding' fits no layer; did you mean 'embeddings'": {"pinned": {"embedding": 8}},
     "layer 'nothing' of a tie is not in this model": {"ties": (("nothing", Q0),)},
-    "no figure for embeddings at 3 bits; there are some at 4, 5, 6, 7, 8": {"embeddings": (3, 8)},
+    "no number for embeddings at 3 bits; there are some at 4, 5, 6, 7, 8": {"embeddings": (3, 8)},
 }
 
 
@@ -341,7 +341,7 @@ def test_widths_that_are_none_are_refused_at_once(said, words):
             "of another model: .* no layer '.*down'",
         ),
         ({"layers": {n: {2: math.nan} for n in LAYERS}}, {"widths": (2,)}, "says nan for .*q at 2 bits"),
-        ({"activations": {}}, {"activations": 8}, "no figure for the inputs of .*q at 8 bits$"),
+        ({"activations": {}}, {"activations": 8}, "no number for the inputs of .*q at 8 bits$"),
     ],
 )
 def test_a_table_without_a_needed_figure_is_refused(changes, said, words):
