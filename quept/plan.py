@@ -166,13 +166,11 @@ class PrecisionPlan:
         text = json.dumps(identity)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def to_json(self, model: str | None = None) -> str:
-        """The plan as a file people can read; `model` records which model it was made for."""
+    def to_json(self, model: str | None = None, note: str = "") -> str:
+        """The plan as a file people can read; `model` records which model it was made for, `note` anything
+        for its readers."""
         head: dict = {"format": FORMAT, "version": VERSION}
-        if self.name:
-            head["name"] = self.name
-        if model:
-            head["model"] = model
+        head |= {name: text for name, text in (("name", self.name), ("model", model), ("note", note)) if text}
         head |= {"weights": self.default.weights, "activations": self.default.activations, "kv": self.kv}
         head["embeddings"] = self.embeddings
         head["layers"] = {

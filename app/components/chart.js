@@ -136,7 +136,9 @@ const view = {
   yTitle: make("p", { class: "y-title" }),
   message: make("p", { class: "message", text: "The chart is being loaded." }),
   legend: make("ul", { class: "legend", "aria-label": "Legend" }),
+  png: make("button", { type: "button", class: "png", disabled: "", text: "PNG", title: "Save the plot as a picture" }),
 };
+view.png.addEventListener("click", savePicture);
 
 function build() {
   METRICS = readMetrics();
@@ -151,6 +153,7 @@ function build() {
     "div", { class: "toolbar" }, title,
     choice("metric", "Quality shown", METRICS, metric, (key) => (metric = key)),
     choice("memory", "Memory shown", Object.fromEntries(axes), memory, (key) => (memory = key)),
+    view.png,
   );
   const plot = make("div", { class: "plot" }, view.yTitle, view.canvas, view.overlay);
   view.overlay.innerHTML =
@@ -382,6 +385,7 @@ function draw() {
   const empty = !points.length && !(own && drawable(own));
   root.classList.toggle("empty", empty);
   view.message.hidden = !empty;
+  view.png.disabled = empty;
   view.message.textContent = value.points.length
     ? "No plan here has been measured in this quantity yet. Choose another one above."
     : "Nothing has been measured yet. Move a fader or choose a preset: every plan you measure appears here.";
@@ -455,6 +459,24 @@ function placeLive() {
   const reach = (to) => place(Math.max(to, 0.1 * of(own))) - y;
   const bar = star.querySelector(".error");
   set(bar, spread ? { y1: reach(of(own) + spread), y2: reach(of(own) - spread) } : { y1: 0, y2: 0 });
+}
+
+/* The figure with its legend, its titles and the star, which lie outside of it on the page. */
+async function savePicture() {
+  const colour = colours(), own = live(), { data, layout: style } = view.canvas;
+  const names = Object.fromEntries(JSON.parse(legend));
+  const seen = own && drawable(own) ? [own] : [];
+  const star = trace(seen, { name: "live", marker: { symbol: "star", size: 17, color: colour("--live") } });
+  const named = [...data, star].map((one) =>
+    ({ ...one, name: names[one.name] ?? (own?.measured ? "your plan" : "your plan, predicted"),
+      showlegend: one.x.length > 0 && (one === star || one.name in names) }));
+  const title = { text: plain(view.yTitle.textContent), font: { size: 12, color: colour("--soft") } };
+  const whole = {
+    ...style, showlegend: true, paper_bgcolor: colour("--paper"), margin: { l: 72, r: 20, t: 24, b: 56 },
+    yaxis: { ...style.yaxis, title }, legend: { orientation: "h", y: -0.18 }, autosize: false,
+  };
+  const url = await Plotly.toImage({ data: named, layout: whole }, { format: "png", width: 960, height: 600, scale: 2 });
+  make("a", { href: url, download: `${prediction?.link?.m ?? "model"}-${metric}-against-${memory}.png` }).click();
 }
 
 function listen() {

@@ -1,6 +1,6 @@
 /* The plan bar: plans by name, undo and redo, share, files, and three states worth seeing; see planbar.py.
 
-   This file, after dom.js, terms.js and plan.js, is the body of a function that gr.HTML calls once, with
+   This file, after dom.js, terms.js, plan.js and card.js, is the body of a function that gr.HTML calls once, with
    element, props, trigger and watch as in equalizer.js. It speaks with the equaliser by DOM events alone:
    quept:predict says what the faders show; quept:propose, quept:undo and quept:redo change it; quept:budget
    {words} is a budget for budget.js to meet. */
@@ -11,6 +11,7 @@ const ICONS = {
   redo: "M9.5 3.5 13 7 9.5 10.5M13 7H6.5a3.5 3.5 0 0 0 0 7H9",
   share: "M6.5 9.5l3-3M7 4.5l1.5-1.5a3 3 0 0 1 4.5 4.5L11.5 9M9 11.5 7.5 13A3 3 0 0 1 3 8.5L4.5 7",
   download: "M8 2.5v8M4.8 7.5 8 10.7l3.2-3.2M3 13.5h10",
+  card: "M2.5 3.5h11v9h-11ZM5 10V8M8 10V6M11 10V7",
   upload: "M8 10.7v-8M4.8 5.7 8 2.5l3.2 3.2M3 13.5h10",
 };
 const GROUPS = { best: "Best found for their size", named: "Other plans" };
@@ -71,6 +72,7 @@ function build() {
   view.file.addEventListener("change", upload);
   const actions = make("div", { class: "actions" }, view.undo, view.redo, view.share,
     action("download", "Download", download, "The plan as a file, for the command line or to come back to"),
+    action("card", "Card", saveCard, "A picture of the plan with its size, quality and link"),
     action("upload", "Upload", () => view.file.click(), "A plan file from your disk"), view.file);
   root.replaceChildren(make("div", { class: "top" }, wanted, actions),
     make("div", { class: "shelf" }, term("plan", "Plan"), presets, makeMenu(plans)), view.live);
@@ -132,6 +134,19 @@ function showLink(link) {
   root.append(field);
   field.select();
 }
+
+function saveCard() {
+  const chosen = document.querySelector("#model select")?.selectedOptions[0]?.text ?? faders.link.m;
+  const known = window.queptPoints ?? { metrics: [], points: [] };
+  const picture = drawCard(cardOf(faders, known, chosen, window.location.href));
+  picture.toBlob((blob) => {
+    const url = URL.createObjectURL(blob);
+    make("a", { href: url, download: `${fileName(`${faders.link.m} ${faders.words}`)}.png` }).click();
+    URL.revokeObjectURL(url);
+  });
+}
+
+const fileName = (words) => words.replace(/[^A-Za-z0-9.]+/g, "-");
 
 function download() {
   turn += 1;

@@ -1,5 +1,5 @@
-"""PlanBar: where a plan comes from and where it goes: plans by name, undo and redo, share, download, upload,
-and three states worth seeing.
+"""PlanBar: where a plan comes from and where it goes: plans by name, undo and redo, share, download, a card
+(card.js: a picture drawn in the browser), upload, and three states worth seeing.
 
 In:  `plans`: {"model", "plans": [{"name", "label", "kind": "uniform|best|named", "link": what `link.encode`
      returns of it, "bytes", "quality": words or ""}, ...], "tries": [{"label", "plan": its name, "budget":
@@ -28,7 +28,7 @@ class PlanBar(Widget):
     """Buttons, two menus and files; see the module's docstring."""
 
     NAME = "planbar"
-    SCRIPTS = ("dom.js", "terms.js", "plan.js")
+    SCRIPTS = ("dom.js", "terms.js", "plan.js", "card.js")
     PROPS = ("plans", "file")
 
     EVENTS: ClassVar[list] = [

@@ -63,7 +63,7 @@ PROGRAMS = """### For programs
 Five named endpoints answer without the page (`pip install gradio_client`); a *plan* is a name, "W4" or
 "best 5 bits", or the text of a plan file.
 
-```python
+```
 from gradio_client import Client
 app = Client("http://127.0.0.1:7860")
 model = app.predict(api_name="/models")[0]["name"]

@@ -12,7 +12,7 @@ from app.link import ASK, LinkError, decode, encode
 from app.service import NO_KL, TRIED, PlanJson, Service
 from app.side import setting_named
 from app.toast import inform, warn
-from quept.evaluate import TaskEstimate
+from quept.evaluate import Metric, TaskEstimate
 from quept.plan import FULL, QUANTIZED_BITS, PlanError, PrecisionPlan
 
 DEMOS = {
@@ -75,11 +75,31 @@ def _tries(service: Service, model: str) -> list[dict[str, str]]:
 
 
 def file_of(service: Service, model: str, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan on the faders as a file, with a name that tells what it is."""
+    """The plan on the faders as a file, with a name that tells what it is, and what was measured of it."""
     plan = service.plan_of(model, check_plan(request.get("plan"), service.describe(model)))
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{model} {plan.name}").strip("-")
-    text = plan.to_json(service.models[model].origin.models[0])
+    text = plan.to_json(service.models[model].origin.models[0], note=_measured(service, model, plan))
     return {"turn": request.get("turn"), "name": f"{name}.json", "text": text}
+
+
+def _measured(service: Service, model: str, plan: PrecisionPlan) -> str:
+    """The plan's bytes, and where it was measured its metrics and on what: shares with their 95 % interval,
+    others with their standard error."""
+    opened = service.opened[model]
+    size = f"{opened.elastic.sizes.deploy(plan):,} bytes"
+    estimate = opened.stored(plan)
+    if estimate is None:
+        return f"{size}; quality was not measured"
+    figures = [f"{m.name} {m.value:.4g}{_spread(m)}" for m in estimate.metrics if m.value is not None]
+    return f"{size}; {', '.join(figures)}, measured on {opened.conditions(plan)}"
+
+
+def _spread(metric: Metric) -> str:
+    if metric.low is None or metric.high is None:
+        return ""
+    if metric.unit == "share":
+        return f" (95 % {metric.low:.4g} to {metric.high:.4g})"
+    return f" ± {metric.high - metric.value:.2g}"
 
 
 def chosen_point(service: Service, model: str, tried: list[PlanJson], identity: str) -> PlanJson | None:

@@ -225,6 +225,15 @@ def test_upload_reads_what_download_wrote(service: Service):
     file = file_of(service, MODEL, {"turn": 1, "plan": plan_json})
     assert uploaded(service, MODEL, file["text"]) == plan_json
     assert re.fullmatch(r"tiny-mixed-[\d.]+-bits\.json", file["name"])
+    assert json.loads(file["text"])["note"].endswith("bytes; quality was not measured")
+
+
+def test_a_plan_file_says_what_was_measured(service: Service):
+    plan = PrecisionPlan.uniform(4)
+    payload = measured(service, plan)["estimate"]
+    plan_json = service.plan_json_of(MODEL, plan)
+    note = json.loads(file_of(service, MODEL, {"turn": 1, "plan": plan_json})["text"])["note"]
+    assert f"kl {payload['kl']:.4g} ±" in note and "measured on" in note
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import gradio as gr
 import pytest
 import uvicorn
 from fastapi import FastAPI, Response
+from PIL import Image, ImageColor
 from playwright.sync_api import Browser, Page, expect
 
 from app.components.chart import LONGEST_ID, Chart, point_id
@@ -434,3 +435,16 @@ def test_the_value_is_checked_where_it_enters_and_dropped_where_it_comes_back():
     for wrong in ({"id": ""}, {"kind": "other"}, {"label": None}):
         with pytest.raises(ValueError, match="chart point"):
             chart.postprocess({"points": [odd | wrong]})
+
+
+def test_the_plot_is_saved_as_a_picture_with_its_legend_and_the_star(page: Page):
+    predict(page, 4.7, 0.14)
+    with page.expect_download() as download:
+        page.locator("#chart .png").click()
+    assert download.value.suggested_filename.endswith("kl-against-bytes.png")
+    picture = Image.open(download.value.path())
+    star = ImageColor.getrgb(
+        page.evaluate("getComputedStyle(document.querySelector('#chart .chart')).getPropertyValue('--live')")
+    )
+    colors = {color for _, color in picture.convert("RGB").getcolors(maxcolors=2**20)}
+    assert picture.size == (1920, 1200) and star in colors

@@ -9,6 +9,7 @@ import gradio as gr
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from app.pages import PAGES
@@ -180,6 +181,16 @@ def test_a_plan_file_comes_back_as_it_went(page: Page, tmp_path):
     (tmp_path / "bad.json").write_bytes(bytes(range(256)) * 4000)
     page.locator("#planbar [data-file]").set_input_files(tmp_path / "bad.json")
     expect(page.get_by_text("The plan was not loaded").first).to_be_visible(timeout=15_000)
+
+
+def test_a_card_of_the_plan_is_a_picture(page: Page):
+    page.locator("#preset-W6").click()
+    expect(page.locator("#preset-W6")).to_have_attribute("aria-pressed", "true")
+    with page.expect_download() as download:
+        page.locator('[data-action="card"]').click()
+    assert download.value.suggested_filename == "tiny-W6-A16-E16-KV16.png"
+    picture = Image.open(download.value.path())
+    assert picture.size == (1200, 630) and len(picture.getcolors(maxcolors=2**20)) > 20
 
 
 def test_the_numbers_are_one_line_once_they_are_scrolled_away(page: Page):
