@@ -74,20 +74,48 @@ class Mold:
 def caster(module: nn.Module) -> Callable[[], nn.Module]:
     """Returns what makes shallow copies of this module object, which must not be changed afterwards: it has
     looked once which of the attributes are dictionaries, and which of these are empty."""
-    kind, shared, own = type(module), {}, {}
+    kind, state, ordered, own = type(module), {}, [], []
     for key, value in module.__dict__.items():
         held = type(value)
         if held is dict or held is OrderedDict or held is set:
-            own[key] = value.copy if value else held
-        else:
-            shared[key] = value
-    keys, makers, new = tuple(own), tuple(own.values()), object.__new__
+            if not value and isinstance(getattr(kind, key, None), OwnWhenAsked):
+                continue
+            if held is OrderedDict and not value:
+                ordered.append(key)
+            else:
+                own.append((key, value.copy if value else held))
+        state[key] = value
+    new, put = object.__new__, object.__setattr__
 
     def copy() -> nn.Module:
+        held = state.copy()
+        for key in ordered:
+            held[key] = OrderedDict()
+        for key, make in own:
+            held[key] = make()
         made = new(kind)
-        state = made.__dict__
-        state.update(shared)
-        state.update(zip(keys, [make() for make in makers], strict=True))
+        put(made, "__dict__", held)
         return made
 
     return copy
+
+
+class OwnWhenAsked:
+    """An empty dictionary of a module's own, made when somebody first asks for it: hooks, of which there are
+    a dozen kinds. A class that has these saves its copies more than half their time."""
+
+    def __set_name__(self, owner: type[nn.Module], name: str) -> None:
+        self._name = name
+
+    def __get__(self, module: nn.Module | None, owner: type[nn.Module]) -> OwnWhenAsked | OrderedDict:
+        return self if module is None else module.__dict__.setdefault(self._name, OrderedDict())
+
+
+def hooks_when_asked(kind: type[Module]) -> type[Module]:
+    """Returns the class of modules with every dictionary of hooks made when it is asked for."""
+    for key, value in nn.Module().__dict__.items():
+        if type(value) is OrderedDict and "hooks" in key:
+            own = OwnWhenAsked()
+            own.__set_name__(kind, key)
+            setattr(kind, key, own)
+    return kind

@@ -57,7 +57,17 @@ class WeightBank:
     def known(self, keys: Iterable[Key]) -> list[Weight | None]:
         """The weights of many layers, as far as they are there."""
         with self._lock:
-            return [self._found(key)[0] for key in keys]
+            if self._stored:
+                return [self._found(key)[0] for key in keys]
+            weights, found = self._weights, []
+            for key in keys:
+                weight = weights.get(key)
+                if weight is None:
+                    weight = self._alive.get(key)
+                else:
+                    weights.move_to_end(key)
+                found.append(weight)
+            return found
 
     def weight(self, layer: str, setting: Setting) -> Weight:
         """What a layer at this setting is multiplied by. Shared: never write to it."""

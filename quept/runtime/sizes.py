@@ -66,6 +66,8 @@ class Sizes:
     def other_setting(self, plan: PrecisionPlan) -> Setting | None:
         """The setting of another engine that the plan gives the whole model; None for a plan of the
         artifact's own. PlanError for a plan that mixes them."""
+        if self.whole.keys().isdisjoint(bits.weights for bits in (plan.default, *dict(plan.rules).values())):
+            return None
         found = set(plan.resolve(self.layers).values())
         setting = next((bits.weights for bits in found if bits.weights in self.whole), None)
         if setting is not None and (found != {Bits(setting)} or plan.embeddings != FULL):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from quept.engines.base import Stored
-from quept.models.clone import caster
+from quept.models.clone import caster, hooks_when_asked
 from quept.numerics.grid import fake_quantize_tokens
 from quept.numerics.hadamard import hadamard_transform
 from quept.numerics.static import fake_quantize_static
@@ -56,6 +56,7 @@ class Dense:
         return BoundLinear(empty, bias, Bits(), online, static)
 
 
+@hooks_when_asked
 class BoundLinear(nn.Module):
     """x (..., in) -> (..., out) with a weight (out, in) that is already on its grid; x is rounded if asked to
     be, after a Hadamard transform where the weight holds the other half of one (`online`).

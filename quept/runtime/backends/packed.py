@@ -88,7 +88,8 @@ class PackedLinear(BoundLinear):
         if isinstance(weight, Tensor):
             return self.dense.bound(weight, bits)
         other = self._copy()
-        other.__dict__.update(bits=bits, codes=weight)
+        state = other.__dict__
+        state["bits"], state["codes"] = bits, weight
         return other
 
     def at(self, bits: Bits) -> BoundLinear:
