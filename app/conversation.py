@@ -255,6 +255,7 @@ def chat(
     finally:
         for writer in writers:
             writer.close()
+        elastic.let_go()  # weights in 16 bits that were read of files, by full precision above all
 
 
 def _run(

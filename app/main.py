@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--budget",
         type=float,
         metavar="GB",
-        help="memory for quantized weights kept ready, shared out over the models (default 0.5, or 2 where "
+        help="memory for quantized weights kept ready, shared out over the models (default 0.4, or 2 where "
         "there is no C compiler to multiply them packed)",
     )
     return p
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pages.start()  # gradio is imported while weights are read and checked
         asked = [*options.sources, *options.model]
         sources, later = (asked, []) if asked else bundled_sources()
-        budget = options.budget or (2.0 if missing() else 0.5)
+        budget = options.budget or (2.0 if missing() else 0.4)
         service = open_service(sources, int(budget * 1e9), splash.step, later, "cpu" if note else None)
         splash.step("Importing gradio and drawing the pages")
         pages.join()

@@ -15,6 +15,8 @@ from quept.evaluate.tasks import fitting
 from quept.runtime import ElasticModel, title_of
 
 TEXT = "boolq-passages"
+FURTHER = 0.65  # of a model's share of the budget, that of each further artifact of it: room for one plan at
+# 8 bits, where the first one has room for all of 4 and 8 bits, to go back and forth
 
 
 def open_service(
@@ -28,7 +30,10 @@ def open_service(
     of another one's base that are opened when they are first asked for. device: of all; None: the best."""
     cache, bases, cards = zoo.cache_dir(), {}, {}
     found = {source.name: source for source in map(resolve_source, sources)}
-    shares = {name: source.entry.share if source.entry else 1.0 for name, source in found.items()}
+    shares: dict[str, float] = {}
+    for name, source in found.items():
+        further = any(found[other].base == source.base for other in shares)
+        shares[name] = (source.entry.share if source.entry else 1.0) * (FURTHER if further else 1.0)
 
     def opening(name: str) -> Callable[[], ElasticModel]:
         limit, source = int(budget * shares[name] / sum(shares.values())), found[name]
