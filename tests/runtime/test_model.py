@@ -197,6 +197,18 @@ def test_changing_a_view_does_not_show_on_another(elastic):
     assert not bystander.training and bystander.generation_config.max_new_tokens is None
 
 
+def test_hooks_of_a_layer_of_a_view_are_its_own_and_removed_again(elastic):
+    one, other = (elastic.view(PrecisionPlan.uniform(4)).get_submodule(elastic.layers[0]) for _ in range(2))
+    calls = []
+    hook = one.register_forward_hook(lambda *_: calls.append(1))
+    copied = copy.deepcopy(one)
+    x = torch.zeros(1, one.in_features, dtype=elastic.dtype)
+    one(x), other(x), copied(x)
+    assert len(calls) == 2 and not other._forward_hooks
+    hook.remove()
+    assert one(x) is not None and len(calls) == 2 and not one._forward_hooks
+
+
 def test_making_and_running_views_leaves_the_loaded_model_alone(models):
     loaded = models["llama"]
     before = logits(loaded.model)
