@@ -54,6 +54,9 @@ class PackedWeight:
     scales: Tensor | None
     zeros: Tensor | None
 
+    def __deepcopy__(self, memo: dict) -> PackedWeight:
+        return self  # nobody writes to it
+
     @classmethod
     def pack(cls, stored: Grid) -> PackedWeight:
         """Lays what an engine stores of a layer out for the kernels. Raises Missing where there are none,

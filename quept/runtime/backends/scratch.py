@@ -21,6 +21,9 @@ class Scratch:
         self._free: list[Tensor] = []
         self._lock = threading.Lock()
 
+    def __deepcopy__(self, memo: dict) -> Scratch:
+        return self  # a copied layer lends from the same ones
+
     @contextmanager
     def lease(self, rows: int, columns: int) -> Iterator[Tensor]:
         """Gives a matrix (rows, columns) with anything in it, until the end of the block."""
