@@ -25,6 +25,7 @@ pictures    pictures that visitors give, and what a classifier answers to them
 scenes      pictures that questions are asked about
 exports     plans as files of real engines: what each format makes of one, and the files
 llama       llama.cpp beside our own runtime: exported files that answer and are timed
+llama_side  a side of the chat that it answers
 shell/      the workbench around all pages: model, plan, numbers and plot
 components/ the equaliser, the numbers strip, the chart and others: most with a script and a style
 pages/      the table of pages, and one module each

@@ -26,6 +26,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from PIL import Image
@@ -229,10 +231,12 @@ def chat(
     pictures: Sequence[Image.Image] = (),
     candidates: int = 0,
     scoring: float = SCORING,
+    others: Mapping[int, Any] = MappingProxyType({}),
 ) -> Iterator[Frame]:
     """Answer `histories` (per side {"role", "content"} messages, the last one the user's) at the precisions
     of `sides`. pictures: those that each history speaks of, see `stream`; candidates: how many an Answer
-    tells; scoring: see the module's docstring.
+    tells; scoring: see the module's docstring; others: the sides that something else answers, by their place,
+    see app.llama_side.
 
     The first and the last frame always come; between them at most FRAMES_PER_SECOND. Raises PromptError for a
     prompt that cannot be given to the model and PlanError for a plan that does not fit it."""
@@ -243,7 +247,7 @@ def chat(
         check_fits(prompt.keys if isinstance(prompt, VisualPrompt) else prompt, context, sampling.max_tokens)
     sizes = [elastic.sizes.deploy(plan) for plan in sides]
     writers = [
-        _Writer(elastic, side, prompt, sampling, size, pool, visitor, i, candidates, scoring)
+        others.get(i) or _Writer(elastic, side, prompt, sampling, size, pool, visitor, i, candidates, scoring)
         for i, (side, prompt, size) in enumerate(zip(sides, prompts, sizes, strict=True))
     ]
     full = next((writer for writer in writers if writer.is_full), None)

@@ -99,15 +99,19 @@ def _offer(
 
 
 def _adds(target: Exporter, elastic: ElasticModel, sizes: Sizes, plan: PrecisionPlan) -> list[str]:
-    """ "3 bits cost 5.0 in Q4_1", of each width that takes more than we pack it in."""
+    """ "3, 4 bits cost 5 in Q4_1", of the widths that take more than we pack them in."""
     places, found = target.places(elastic), {}
     for layer, bits in plan.resolve(elastic.layers).items():
         ours, theirs = (8 * s.layers[layer][bits.weights] / s.weights[layer] for s in (elastic.sizes, sizes))
         if theirs - ours > ADDED:
             found.setdefault((bits.weights, places[layer][bits.weights]), []).append(theirs)
+    costs: dict[tuple[str, str], list[int]] = {}
+    for (bits, held), each in sorted(found.items()):
+        cost = f"{round(sum(each) / len(each), 1):g}"
+        costs.setdefault((cost, "" if held in (f"{bits} bits", f"{cost} bits") else held), []).append(bits)
     return [
-        f"{bits} bits cost {sum(costs) / len(costs):.1f}" + (f" in {held}" if held != f"{bits} bits" else "")
-        for (bits, held), costs in sorted(found.items())
+        f"{', '.join(map(str, widths))} bits cost {cost}" + (f" in {held}" if held else "")
+        for (cost, held), widths in costs.items()
     ]
 
 

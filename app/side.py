@@ -10,6 +10,8 @@ from quept.engines import engine_class, engine_with, named_settings
 from quept.plan import PrecisionPlan
 
 EQUALIZER = "equaliser"
+LLAMA = "llama.cpp"  # the plan on the equaliser, as a file that llama.cpp runs
+OWN = (EQUALIZER, LLAMA)
 _OLD = "baseline:"  # before the settings of other tools in menus and links of earlier releases
 
 
@@ -36,6 +38,6 @@ def side_of(
 ) -> PrecisionPlan:
     """The plan behind a menu value; `plan_of(model, choice, plan_json)` knows the plans. ValueError in
     words."""
-    plan = setting_named(choice) or plan_of(model, choice, plan_json)
+    plan = setting_named(choice) or plan_of(model, EQUALIZER if choice in OWN else choice, plan_json)
     name = plan.name or "own plan"
-    return replace(plan, name=f"equaliser, {name}" if choice == EQUALIZER else name)
+    return replace(plan, name=f"{choice}, {name}" if choice in OWN else name)

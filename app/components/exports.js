@@ -14,14 +14,15 @@ const live = make("span", { class: "unseen", role: "status", "aria-live": "polit
 let making = ""; // the format whose file is in the making
 let made = null; // the file that was made last
 
-const percent = (share) => `${share < 0 ? "−" : "+"}${Math.abs(100 * share).toFixed(1)} % against packed weights`;
+const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
+const percent = (share) => `${share < 0 ? "−" : "+"}${Math.abs(100 * share).toFixed(1)} % against packed`;
 const button = (text, attributes) => make("button", { type: "button", class: "button", text, ...attributes });
 
 function drawRow(row) {
   const fits = row.bytes !== null;
   const head = make("div", { class: "head" }, make("h3", { text: row.title }),
     make("span", { class: "soft", text: row.engines }));
-  if (row.least) head.append(make("span", { class: "least", text: "smallest file" }));
+  if (row.least) head.append(make("span", { class: "least", text: "smallest for other engines" }));
   const facts = make("div", { class: "facts" });
   if (fits) {
     facts.append(make("strong", { text: sizeWords(row.bytes), "data-bytes": row.bytes }),
@@ -30,21 +31,22 @@ function drawRow(row) {
   const notes = make("ul", { class: "notes" });
   const note = (text) => notes.append(make("li", { text }));
   if (row.refused) note(row.refused);
-  else note(row.exact ? `Codes kept; ${row.exact}` : "Exact: every value as on this page");
-  for (const words of row.adds) note(words);
+  else note(capital(row.exact) || "Exact: every value as on this page");
+  if (row.adds.length) note(row.adds.join(" · "));
   const actions = make("div", { class: "actions" });
-  if (fits) {
+  if (fits && !(made?.format === row.format && made.status === "done")) {
     const start = button(making === row.format ? "Making …" : "Make file", { "data-make": row.format,
       "aria-label": `Make the ${row.title} file` });
-    start.disabled = Boolean(making);
+    start.setAttribute("aria-disabled", Boolean(making));
     start.addEventListener("click", () => {
+      if (making) return;
       making = row.format;
       made = null;
       draw();
       trigger("make", { format: row.format });
     });
     actions.append(start);
-  } else if (row.nearest) {
+  } else if (!fits && row.nearest) {
     const near = button(`Use the nearest plan (${sizeWords(row.nearest.bytes)})`, { "data-nearest": row.format });
     near.addEventListener("click", () => propose(row.nearest.plan));
     actions.append(near);
@@ -86,16 +88,31 @@ function drawFile() {
 function drawRun() {
   const missing = props.offers?.llama;
   if (missing) return make("p", { class: "soft", text: missing });
-  const words = made.ran;
-  if (words && words !== "…") return make("p", { class: "ran", text: words, "data-ran": "" });
-  const run = button(words ? "llama.cpp is running it …" : "Run it here in llama.cpp", { "data-run": "" });
-  run.disabled = Boolean(words);
-  run.addEventListener("click", () => { made.ran = "…"; draw(); trigger("run", {}); });
+  if (made.ran?.words) {
+    const told = make("p", { class: "ran", text: made.ran.words, "data-ran": "", tabindex: "-1" });
+    if (made.ran.next) told.append(make("span", { class: "soft", text: ` ${made.ran.next} …` }));
+    return told;
+  }
+  const run = button(made.ran ? "llama.cpp is running it …" : "Run it here in llama.cpp", { "data-run": "" });
+  run.setAttribute("aria-disabled", Boolean(made.ran));
+  run.addEventListener("click", () => {
+    if (made.ran) return;
+    made.ran = {};
+    draw();
+    trigger("run", {});
+  });
   return run;
 }
 
+/* What had the focus keeps it, or what took its place in the row gets it. */
 function draw() {
-  rows.replaceChildren(...(props.offers?.rows ?? []).map(drawRow));
+  const at = rows.contains(document.activeElement) ? document.activeElement : null;
+  const [kind] = Object.keys(at?.dataset ?? {}), format = at?.closest("[data-format]").dataset.format;
+  const weighing = make("p", { class: "soft", text: "Weighing your plan in each format …" });
+  rows.replaceChildren(...(props.offers?.rows?.map(drawRow) ?? [weighing]));
+  if (!at) return;
+  const row = rows.querySelector(`[data-format="${format}"]`);
+  (row?.querySelector(`[data-${kind}]`) ?? row?.querySelector(".button"))?.focus({ preventScroll: true });
 }
 
 function onOffers() {
@@ -116,8 +133,8 @@ function onMade() {
 
 function onRan() {
   if (!made || !props.ran) return;
-  made.ran = props.ran.words;
-  live.textContent = made.ran;
+  made.ran = props.ran;
+  if (!made.ran.next) live.textContent = made.ran.words;
   draw();
 }
 

@@ -2,7 +2,7 @@
 
 In:  `offers`, {"model": name, "rows": what `app.exports.offers` gives, "llama": what llama.cpp lacks here, ""
      where it runs}; `made`, a file in the making as `Exports.make` tells it, "path" being an address;
-     `ran`, {"words": what llama.cpp showed, or why it did not run}.
+     `ran`, {"words": what llama.cpp showed, or why it did not run, "next": what it does now, if it is at it}.
      A handler returns one of them alone: `ExportTable(made=...)`.
 Out: nothing as an input. Events, whose listeners take a gr.EventData and read it with `request_of`:
      `make`     {"format"}: the file of the plan on the faders is wanted;

@@ -189,7 +189,9 @@ def statuses(desk: PageContext, setting: Setting) -> dict:
     for name, choice in zip(SIDES, setting.choices, strict=True):
         try:
             side = setting.side(desk.service, choice)
-            change[f"status_{name}"] = ready(side, elastic) | {"line": _memory(side, elastic)}
+            change[f"status_{name}"] = ready(side, elastic.sizes.deploy(side)) | {
+                "line": _memory(side, elastic)
+            }
         except (ValueError, KeyError) as error:
             change[f"status_{name}"] = refused(error)
     return change

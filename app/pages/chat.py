@@ -25,12 +25,14 @@ from app.components.chart import Chart
 from app.components.menu import Menu
 from app.components.side_status import SideStatus
 from app.conversation import Frame, chat
+from app.llama_side import LlamaSide
 from app.markdown import TAGS_SHOWN_AS_TEXT, as_markdown, as_typed
 from app.pages.chat_status import SIDES, ready, refused, reported
 from app.pages.context import LIGHT, Page, PageContext, buttons, precision_menu
 from app.pages.kept_chat import READ_JS, STORE_JS, from_store, to_store
-from app.side import EQUALIZER, side_of
+from app.side import EQUALIZER, LLAMA, OWN, side_of
 from app.toast import inform, warn
+from quept.export import exporter
 from quept.plan import KV_BITS, PlanError, PrecisionPlan
 from quept.runtime.generate import Sampling
 from quept.runtime.prompt import PromptError
@@ -92,7 +94,7 @@ class Ask:
     def made_with(self) -> str:
         """Identity of all that decides the text of an answer, to know whether asking again can give another
         one."""
-        plan_json = self.plan_json if EQUALIZER in self.choices else None
+        plan_json = self.plan_json if set(OWN) & set(self.choices) else None
         everything = [getattr(self, f.name) if f.name != "plan_json" else plan_json for f in fields(self)]
         return hashlib.sha256(repr(everything).encode()).hexdigest()[:16]
 
@@ -175,7 +177,7 @@ def returned(desk: PageContext, ask: Ask, history: list[dict]) -> dict:
 
 def switched(desk: PageContext, ask: Ask, visitor: str) -> dict:
     """Another of the operator's models: its plans, and an empty chat."""
-    offered = desk.service.choices(ask.model)
+    offered = choices(desk, ask.model)
     values = [value for _, value in offered]
     kept = [c if c in values else d for c, d in zip(ask.choices, _starting(values), strict=True)]
     menus = {f"plan_{side}": Menu(choice, choices=offered) for side, choice in zip(SIDES, kept, strict=True)}
@@ -183,13 +185,16 @@ def switched(desk: PageContext, ask: Ask, visitor: str) -> dict:
     return clear(desk, ask, visitor) | menus
 
 
-def statuses(desk: PageContext, ask: Ask, only: str | None = None, history: Sequence[Mapping] = ()) -> dict:
-    """What each side is set to, before the next message. `only` limits it to the sides with this choice."""
+def statuses(
+    desk: PageContext, ask: Ask, only: Sequence[str] | None = None, history: Sequence[Mapping] = ()
+) -> dict:
+    """What each side is set to, before the next message. `only` limits it to the sides with these
+    choices."""
     chosen = enumerate(zip(SIDES, ask.choices, strict=True))
     return {
         f"status_{side}": _ready(desk, ask, choice, _labels(history, i))
         for i, (side, choice) in chosen
-        if only in (None, choice)
+        if only is None or choice in only
     }
 
 
@@ -220,6 +225,11 @@ def _answer(
         yield _drawn(old)
         return
     histories = [messages(before, side) + [{"role": "user", "content": prompt}] for side in SIDES]
+    others = {
+        i: _in_llama(desk, ask, side, history, sampling)
+        for i, (side, history, choice) in enumerate(zip(sides, histories, ask.choices, strict=True))
+        if choice == LLAMA
+    }
     job = desk.running.begin(visitor)
     shared = (desk.service.gate, desk.service.admission)
     frames = chat(
@@ -232,6 +242,7 @@ def _answer(
         stopped=job.is_set,
         pool=desk.pool,
         visitor=visitor,
+        others=others,
     )
     frame, history, problem = None, old, None
     try:
@@ -296,9 +307,36 @@ def _plotted(history: list[dict]) -> dict:
 
 def _side(desk: PageContext, ask: Ask, choice: str) -> PrecisionPlan:
     side = side_of(desk.service.plan, ask.model, choice, ask.plan_json)
-    if ask.kv == AS_PLANNED or int(ask.kv) == side.kv:
-        return side
-    return replace(side, kv=int(ask.kv), name=f"{side.name}, KV{ask.kv}")
+    if ask.kv != AS_PLANNED and int(ask.kv) != side.kv:
+        side = replace(side, kv=int(ask.kv), name=f"{side.name}, KV{ask.kv}")
+    if choice == LLAMA:
+        elastic, target = desk.service.models[ask.model], exporter("gguf")
+        if why := desk.service.llama.missing or target.refuses(elastic, side):
+            raise PlanError(why)
+    return side
+
+
+def _size(desk: PageContext, ask: Ask, choice: str, side: PrecisionPlan) -> int:
+    """Bytes of the file that llama.cpp runs, or of packed weights."""
+    if choice == LLAMA:
+        return desk.service.opened[ask.model].file_sizes("gguf").deploy(side)
+    return desk.service.models[ask.model].sizes.deploy(side)
+
+
+def _in_llama(
+    desk: PageContext, ask: Ask, side: PrecisionPlan, history: list[dict], sampling: Sampling
+) -> LlamaSide:
+    service, system = desk.service, [{"role": "system", "content": ask.system}] if ask.system else []
+    room, size = (service.exports, service.llama), _size(desk, ask, LLAMA, side)
+    return LlamaSide(service.opened[ask.model], side, *room, service.gate, system + history, sampling, size)
+
+
+def choices(desk: PageContext, model: str) -> list[tuple[str, str]]:
+    """Menu of a side: (label, value); llama.cpp where it runs."""
+    offered = desk.service.choices(model)
+    if desk.service.llama.missing:
+        return offered
+    return [*offered[:1], ("Your plan in llama.cpp", LLAMA), *offered[1:]]
 
 
 def _refuse(error: object) -> None:
@@ -345,7 +383,7 @@ def _ready(desk: PageContext, ask: Ask, choice: str, labels: list[str]) -> dict:
     """labels: the plans of the answers so far, which the next one goes on from."""
     try:
         side = _side(desk, ask, choice)
-        status = ready(side, desk.service.models[ask.model])
+        status = ready(side, _size(desk, ask, choice, side))
         others = list(dict.fromkeys(name for name in labels if name not in ("", side.name)))
         line = f"It goes on from answers at {', '.join(others)}; Clear begins anew" if others else ""
         return status | {"labels": labels, "line": line, "turn": len(labels)}
@@ -389,8 +427,8 @@ def _starting(values: list[str]) -> tuple[str, str]:
 
 def build(desk: PageContext) -> ChatPage:
     """Draw the page and wire it."""
-    service, first = desk.service, desk.first
-    offered = service.choices(first)
+    first = desk.first
+    offered = choices(desk, first)
     start = Ask(first, _starting([value for _, value in offered]), desk.plan.value)
     shown = statuses(desk, start)
     drawn: dict[str, Any] = {"history": gr.State([])}
@@ -553,7 +591,7 @@ def _wire(desk: PageContext, page: ChatPage) -> None:
 
     def on_equaliser(history, *values):
         known = values[0] in desk.held
-        return on_page(statuses(desk, ask(values), EQUALIZER, history) if known else {})
+        return on_page(statuses(desk, ask(values), OWN, history) if known else {})
 
     both = [page.status_left, page.status_right]
     kept = gr.Textbox(visible=False)

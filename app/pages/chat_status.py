@@ -13,17 +13,16 @@ from difflib import SequenceMatcher
 from app.conversation import Answer, Frame
 from quept.evaluate import summarize_scores
 from quept.plan import PrecisionPlan
-from quept.runtime import ElasticModel
 
 SIDES = ("left", "right")
 
 
-def ready(side: PrecisionPlan, elastic: ElasticModel) -> dict:
-    """What the next answer will be at."""
+def ready(side: PrecisionPlan, size: int) -> dict:
+    """What the next answer will be at; size: bytes to deploy."""
     return {
         "state": "idle",
         "words": f"Next answer: {side.name}",
-        "facts": _facts(Answer(deploy_bytes=elastic.sizes.deploy(side))),
+        "facts": _facts(Answer(deploy_bytes=size)),
     }
 
 

@@ -59,10 +59,10 @@ def run(service: Service, model: str, plan_json: PlanJson) -> Iterator[dict[str,
     try:
         words = llama.caption(path)
         words = f"{words[0].upper()}{words[1:]}, measured on this server."
-        yield {"words": words}
+        yield {"words": words, "next": "Asking it a question"}
         answer = "".join(llama.answer(path, [{"role": "user", "content": QUESTION}], ANSWER))
-        words += f" Asked {QUESTION!r} it begins: {answer.strip()!r}."
-        yield {"words": words}
+        words += f" Asked “{QUESTION}” it begins: “{' '.join(answer.split())} …”"
+        yield {"words": words, "next": "Comparing it with our view"}
         ids = opened.sample.windows(opened.elastic).ids[0, :TOKENS]
         yield {"words": f"{words} {llama.agreement(opened.elastic, plan, path, ids, service.gate)}"}
     except RuntimeError as error:

@@ -229,7 +229,9 @@ def test_the_equalisers_plan_is_used_and_named(desk, elastic):
     assert page["history"][0]["left"] == page["history"][0]["right"]
     assert "equaliser, mixed" in page["status_left"]["words"]
     assert set(
-        chat.statuses(desk, replace(ASK, choices=("equaliser", "W2"), plan_json=plan_json), only="equaliser")
+        chat.statuses(
+            desk, replace(ASK, choices=("equaliser", "W2"), plan_json=plan_json), only=["equaliser"]
+        )
     ) == {"status_left"}
 
 

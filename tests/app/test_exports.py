@@ -95,7 +95,7 @@ def test_a_file_that_was_made_runs_and_is_compared_with_the_view(service):
     speed, answer, compared = (state["words"] for state in run(service, MODEL, plan_json))
     service.llama.close()
     assert (
-        speed.startswith("Runs as llama.cpp would: 0 MB file, ") and "Asked 'Why is the sky blue?'" in answer
+        speed.startswith("Runs as llama.cpp would: 0 MB file, ") and "Asked “Why is the sky blue?”" in answer
     )
     assert compared.startswith(answer) and "of 8 positions, KL " in compared
 

@@ -4,6 +4,7 @@ over it."""
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import gradio as gr
 import torch
@@ -75,6 +76,7 @@ class FakeService:
         self.models, self.gate, self.admission = models, Gate(), Admission(slots)
         plans = [PrecisionPlan.full(), *map(PrecisionPlan.uniform, (8, 4, 2))]
         self.named = {plan.name: plan for plan in plans}
+        self.llama = SimpleNamespace(missing="llama.cpp is not installed")
 
     def choices(self, model: str) -> list[tuple[str, str]]:
         return [
