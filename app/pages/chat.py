@@ -273,8 +273,9 @@ def _answer(
             _refuse(problem)
         pairs = zip(SIDES, sides, frame.answers, strict=True)
         history[-1]["scored"] = {name: own.scored(elastic, side, a) for name, side, a in pairs}
-        for name, side in zip(SIDES, sides, strict=True):
-            shown[f"status_{name}"]["own"] = own.figure(history, side.key(elastic.layers))
+        for i, (name, side) in enumerate(zip(SIDES, sides, strict=True)):
+            if i not in others:
+                shown[f"status_{name}"]["own"] = own.figure(history, side.key(elastic.layers))
         yield _drawn(history, frame) | shown | buttons(running=False) | _plotted(history)
         return
     if frame and all(answer.state == "done" for answer in frame.answers):
