@@ -72,17 +72,7 @@ def uniform_switch(elastic: ElasticModel) -> dict[str, float]:
 def against_plain(elastic: ElasticModel, repeats: int) -> dict[str, float]:
     """Forward time and decode rate of a view over the plain model's, taken in turns."""
     view = elastic.view(PrecisionPlan.uniform(4))
-    plain = copy.deepcopy(elastic.view(PrecisionPlan.full()))
-    for block in elastic.layout.blocks:
-        for name in block.layers.values():
-            bound = plain.get_submodule(name)
-            linear = torch.nn.Linear(
-                bound.in_features, bound.out_features, bias=bound.bias is not None, device="meta"
-            )
-            linear.weight = torch.nn.Parameter(bound.weight, requires_grad=False)
-            if bound.bias is not None:
-                linear.bias = torch.nn.Parameter(bound.bias, requires_grad=False)
-            plain.set_submodule(name, linear)
+    plain = copy.deepcopy(elastic.base).to(elastic.dtype)
     ids = torch.randint(0, elastic.config.vocab_size, (1, 512), generator=torch.Generator().manual_seed(0))
 
     def forward(model) -> None:

@@ -181,7 +181,7 @@ def test_static_grids_run_as_they_were_learned(name, data, tmp_path, monkeypatch
         before, *after = ((scale, int(zero)) for scale, zero in grids[4].T.tolist())
         assert len(after) == (3 if layer in elastic.layout.fused else 0)
         bound = view.get_submodule(layer)
-        x = torch.randn(2, 5, bound.in_features, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(2, 20, bound.in_features, generator=torch.Generator().manual_seed(0))
         y = linear(fake_quantize_static(x, (before,), 4), bound.weight, bound.bias)
         expected = fake_quantize_static(y, after, 4) if after else y
         assert torch.equal(bound(x), expected)
