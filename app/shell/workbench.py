@@ -17,7 +17,7 @@ from app.components.equalizer import Equalizer
 from app.components.menu import Menu
 from app.components.numbers import Numbers
 from app.components.planbar import PlanBar
-from app.pages.context import EVERY, LIGHT, RUNNING, WARNING, Held
+from app.pages.context import EVERY, RUNNING, WARNING, Held
 from app.service import PlanJson, Service
 from app.shell import plans
 from app.shell.measuring import measure, points, refine
@@ -123,7 +123,7 @@ def _wire(service: Service, bench: Workbench) -> None:
     then_measure(planbar.upload(uploaded, held.model, own, **WARNING))
     then_measure(planbar.travel(travelled, None, [held.model, *own, *about], **WARNING))
     planbar.download(downloaded, held.model, planbar, **EVERY)
-    then_measure(held.model.input(chosen, held.model, [*own, *about], **LIGHT))
+    then_measure(held.model.input(chosen, held.model, [*own, *about], **WARNING))
     blocks = gr.context.Context.root_block
     then_measure(blocks.load(restored, None, [held.query, held.model, *own, *about], **WARNING))
 

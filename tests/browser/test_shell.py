@@ -100,11 +100,14 @@ def spot(page: Page, block: int, height: float) -> tuple[float, float]:
 def test_plot_and_numbers_answer_a_drag_in_sight_and_nothing_is_asked_for(page: Page, name: str):
     if name != "chat":
         model(page, DEMOS[name])
-    tab(page, name).click()
-    page.wait_for_timeout(1500)
-    page.locator("#equalizer [data-faders]").scroll_into_view_if_needed()
     asked: list[str] = []
     page.on("request", lambda r: asked.append(r.url) if not r.url.startswith("data:") else None)
+    tab(page, name).click()
+    page.locator("#equalizer [data-faders]").scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
+    while asked:  # what the switch of model and tab asks for comes first
+        asked.clear()
+        page.wait_for_timeout(1500)
     star = page.locator("#chart .star, #chart .guide >> visible=true").first
     memory = page.locator('#numbers [data-value="memory"]')
     before = (memory.text_content(), star.bounding_box()["x"])
