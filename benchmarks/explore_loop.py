@@ -69,6 +69,10 @@ def drag(page: Page, index: int) -> tuple[float, float, int]:
     a, b = first.bounding_box(), last.bounding_box()
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
+    page.wait_for_timeout(1000)
+    while requests:  # what the measurement before has left to draw
+        requests.clear()
+        page.wait_for_timeout(1000)
     height = a["y"] + a["height"] * (0.30 + 0.13 * index)
     page.mouse.move(a["x"] + a["width"] / 2, height)
     page.mouse.down()
