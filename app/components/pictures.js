@@ -7,7 +7,7 @@
      trigger   trigger("look", {turn, id, plan}) when other answers are wanted;
      watch     watch("value", f) calls f when Python sent others.
 
-   One look is under way at a time, so that a drag asks as often as there are answers. The rows of one page tell
+   One look is under way at a time, and none while a fader moves. The rows of one page tell
    each other which picture is chosen by `quept:picture` on document: {id, item}. */
 
 const PATIENCE_MS = 20000; // after which an answer that did not come is given up
@@ -16,7 +16,7 @@ const { live, paste_into: input } = props.value ?? {};
 let value = {};
 let chosen = null; // the chosen picture's item
 let plan = window.queptPrediction?.plan ?? null;
-let turn = 0, waiting = 0, stale = false, since = 0;
+let turn = 0, waiting = 0, stale = false, dragging = false, since = 0;
 let rows = {};
 let view = null;
 
@@ -145,7 +145,9 @@ function onPredict({ detail }) {
   if (!element.isConnected) return document.removeEventListener("quept:predict", onPredict);
   const moved = JSON.stringify(detail.plan) !== JSON.stringify(plan);
   plan = detail.plan;
-  if (moved) ask();
+  dragging = detail.dragging;
+  stale ||= moved;
+  if (stale && !dragging) ask(); // nothing is asked for while a fader moves
 }
 
 function onAnswers() {
@@ -156,7 +158,7 @@ function onAnswers() {
   else drawAnswers(answers.rows ?? {});
   root.classList.toggle("failed", Boolean(answers.error));
   root.classList.remove("busy");
-  if (stale) ask();
+  if (stale && !dragging) ask();
 }
 
 const percent = (share) => `${Math.round(100 * share)} %`;

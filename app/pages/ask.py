@@ -432,7 +432,7 @@ def _memory(side: PrecisionPlan, elastic: ElasticModel) -> str:
 def _menus(service: Service, setting: Setting) -> dict:
     offered = service.choices(setting.model)
     pairs = zip(SIDES, setting.choices, strict=True)
-    return {f"plan_{side}": Menu(choice, choices=offered) for side, choice in pairs}
+    return {f"plan_{side}": precision_menu(ASK, side, offered, choice) for side, choice in pairs}
 
 
 def _busy(cleared: bool) -> dict:

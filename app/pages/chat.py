@@ -180,7 +180,10 @@ def switched(desk: PageContext, ask: Ask, visitor: str) -> dict:
     offered = choices(desk, ask.model)
     values = [value for _, value in offered]
     kept = [c if c in values else d for c, d in zip(ask.choices, _starting(values), strict=True)]
-    menus = {f"plan_{side}": Menu(choice, choices=offered) for side, choice in zip(SIDES, kept, strict=True)}
+    menus = {
+        f"plan_{side}": precision_menu("chat", side, offered, choice)
+        for side, choice in zip(SIDES, kept, strict=True)
+    }
     ask = Ask(ask.model, tuple(kept), None)
     return clear(desk, ask, visitor) | menus
 

@@ -170,7 +170,9 @@ def results(desk: PageContext, model: str, plan_json: PlanJson) -> tuple:
 
 def switch(desk: PageContext, model: str, visitor: str) -> tuple:
     """Another of the operator's classifiers: its sides, pictures and title."""
-    menus = [Menu(value, choices=choices(desk.service, model)) for value in _starting()]
+    offered = choices(desk.service, model)
+    sides = zip(SIDES, _starting(), strict=True)
+    menus = [precision_menu(CLASSIFY, side, offered, choice) for side, choice in sides]
     return *menus, Pictures(row(desk, model, visitor)), _title(desk.service, model)
 
 
