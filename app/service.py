@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -358,6 +358,11 @@ class Service:
         if choice not in named:
             raise ValueError(f"no plan is called {choice!r}; choose one from the list")
         return named[choice]
+
+    def of_model(self, model: str, tried: Iterable[PlanJson]) -> list[PlanJson]:
+        """Those with as many layers as the model: what a page tried before it was told of another model, and
+        what it asks meanwhile, is of the one before."""
+        return [plan for plan in tried if len(plan["w"]) == len(self.models[model].layers)]
 
     def plan_of(self, model: str, plan_json: PlanJson) -> PrecisionPlan:
         """The plan that the browser holds as bits per layer; PlanError if it does not fit the model."""

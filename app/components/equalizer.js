@@ -161,7 +161,7 @@ function onPropose({ detail }) {
   if (!model || drag || (parts?.w && parts.w.length !== model.layers.length)) return;
   if (!proposed) commit();
   plan = parts ? copyOf({ ...plan, ...parts }) : copyOf(committed);
-  if (parts) keepLocked();
+  if (parts && !detail.locked) keepLocked();
   proposed = Boolean(parts) && !detail.done;
   if (!proposed) commit();
   drawNow(); // at once: who proposed it asks what it predicts

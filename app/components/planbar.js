@@ -30,7 +30,7 @@ function load(name) {
   const found = shelf().plans.find((plan) => plan.name === name);
   if (!found || !faders) return;
   const plan = planOfLink(found.link, faders.plan.w.length);
-  document.dispatchEvent(new CustomEvent("quept:propose", { detail: { plan, done: true } }));
+  document.dispatchEvent(new CustomEvent("quept:propose", { detail: { plan, done: true, locked: true } }));
   say(`${found.label}: ${detailOf(found)}`);
 }
 

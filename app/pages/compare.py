@@ -50,7 +50,7 @@ def _named_by(
 
 def comparable(service: Service, model: str, tried: list[PlanJson]) -> dict:
     """What there is to choose from; another one each time."""
-    plans = [service.plan_of(model, plan_json) for plan_json in tried]
+    plans = [service.plan_of(model, plan_json) for plan_json in service.of_model(model, tried)]
     return service.comparable(model, plans) | {"stamp": time.time()}
 
 

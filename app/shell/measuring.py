@@ -35,7 +35,8 @@ def measure(
 
 def points(service: Service, model: str, tried: list[PlanJson], current: PrecisionPlan | None = None) -> dict:
     """What the plot shows."""
-    return service.points(model, [service.plan_of(model, plan_json) for plan_json in tried], current)
+    plans = [service.plan_of(model, plan) for plan in service.of_model(model, tried)]
+    return service.points(model, plans, current)
 
 
 def refine(

@@ -148,9 +148,9 @@ def test_a_drawing_is_asked_about_and_can_be_undone(page: Page):
     page.keyboard.press("Enter")
     expect(page.locator(CANVAS)).to_have_attribute("aria-label", re.compile("blue circle, blue circle"))
     page.keyboard.press("Control+z")
-    page.get_by_role("button", name="Undo").click()
+    page.locator("#ask-easel").get_by_role("button", name="Undo").click()
     expect(page.locator(CANVAS)).to_have_attribute("aria-label", re.compile("empty"))
-    expect(page.get_by_role("button", name="Undo")).to_be_disabled()
+    expect(page.locator("#ask-easel").get_by_role("button", name="Undo")).to_be_disabled()
 
 
 def test_an_answer_can_be_stopped(page: Page, monkeypatch):

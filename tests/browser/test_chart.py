@@ -235,7 +235,7 @@ def test_a_baseline_has_its_own_mark_and_nothing_to_load(page: Page, site):
 def test_the_best_plans_found_are_joined_and_load_like_presets(page: Page, site):
     page.click("#best")
     expect(page.locator("#chart .legend")).to_contain_text("best found")
-    expect(page.locator("#chart tr.group")).to_have_text(
+    expect(page.locator("#plan-table tr.group")).to_have_text(
         [re.compile("Tried"), "Best found for their size", "Presets"]
     )
     rows = page.locator("#plan-table tbody tr", has_text="Best ").filter(has=page.locator("button"))
