@@ -566,8 +566,12 @@ def _wire(desk: PageContext, page: AskPage) -> None:
     def on_clear(request: gr.Request, *values):
         return on_page(clear(desk, now(values), request.session_hash))
 
-    def on_switch(request: gr.Request, *values):
-        return on_page(switched(desk, now(values), request.session_hash) if values[0] in desk.held else {})
+    def on_switch(request: gr.Request, query, entered, *values):
+        setting, visitor = now(values), request.session_hash
+        if setting.model not in desk.held:
+            return gr.skip()
+        change = switched(desk, setting, visitor)
+        return on_page(change if entered else change | enter(desk, query, setting, [], visitor))
 
     def on_plan(*values):
         return on_page(statuses(desk, now(values)) if values[0] in desk.held else {})
@@ -590,7 +594,7 @@ def _wire(desk: PageContext, page: AskPage) -> None:
     page.clear.click(on_clear, setting, answers, **LIGHT)
     page.input.upload(on_given, [desk.model, page.input], [page.input, page.easel], **EVERY | WARNING)
     address(gr.on([page.plan_left.input, page.plan_right.input], on_plan, setting, both, **LIGHT))
-    desk.on_model(on_switch, setting, outputs, **LIGHT)
+    desk.on_model(on_switch, [desk.query, page.entered, *setting], outputs, **LIGHT)
     desk.on_plan(on_plan, setting, both, **LIGHT)
     entering = [desk.query, page.entered, page.thread, *setting]
     address(desk.tab.select(on_enter, entering, outputs, **LIGHT))

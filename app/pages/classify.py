@@ -168,19 +168,23 @@ def results(desk: PageContext, model: str, plan_json: PlanJson) -> tuple:
     return _flips(desk, model, plan, state), _changed(desk, model, plan, state)
 
 
-def switch(desk: PageContext, model: str, visitor: str) -> tuple:
-    """Another of the operator's classifiers: its sides, pictures and title."""
+def switch(desk: PageContext, query: Mapping | None, model: str, visitor: str) -> tuple:
+    """Another of the operator's classifiers: its sides, pictures and title; of the model of the address
+    (`query`) with the picture that it names."""
     offered = choices(desk.service, model)
     sides = zip(SIDES, _starting(), strict=True)
     menus = [precision_menu(CLASSIFY, side, offered, choice) for side, choice in sides]
-    return *menus, Pictures(row(desk, model, visitor)), _title(desk.service, model)
+    shown = enter(desk, query, model, visitor)
+    pictures = shown if "items" in shown else row(desk, model, visitor)
+    return *menus, Pictures(pictures), _title(desk.service, model)
 
 
 def enter(desk: PageContext, query: Mapping | None, model: str, visitor: str):
     """The page is opened: the pictures, with the one that its address says the first time (`query`, else
     None)."""
     number = str((query or {}).get("i", ""))
-    linked = query and query.get("p") == CLASSIFY and number.isdecimal() and len(number) < 8
+    here = query and query.get("p") == CLASSIFY and query.get("m", model) == model
+    linked = here and number.isdecimal() and len(number) < 8
     return row(desk, model, visitor, f"example:{number}") if linked and model in desk.held else gr.skip()
 
 
@@ -427,8 +431,8 @@ def _wire(desk: PageContext, page: ClassifyPage) -> None:
     def uploaded(model: str, path: str | None, request: gr.Request) -> Iterator:
         yield from given(desk, model, path, request.session_hash)
 
-    def switched(model: str, request: gr.Request):
-        return switch(desk, model, request.session_hash) if model in desk.held else (gr.skip(),) * 4
+    def switched(query: Mapping | None, model: str, request: gr.Request):
+        return switch(desk, query, model, request.session_hash) if model in desk.held else (gr.skip(),) * 4
 
     def measured(model: str, plan_json: PlanJson):
         return results(desk, model, plan_json) if model in desk.held else (gr.skip(),) * 2
@@ -455,7 +459,7 @@ def _wire(desk: PageContext, page: ClassifyPage) -> None:
     looking.then(compared, [desk.model, desk.plan], desk.chart, **LIGHT)
     gr.on([menu.input for menu in both], again, None, page.pictures, **LIGHT)
     page.input.upload(uploaded, [desk.model, page.input], [page.input, page.pictures], **EVERY | WARNING)
-    desk.on_model(switched, desk.model, [*both, page.pictures, page.title], **LIGHT)
+    desk.on_model(switched, [desk.query, desk.model], [*both, page.pictures, page.title], **LIGHT)
     desk.on_measured(measured, [desk.model, desk.plan], [page.flips, page.changed], **LIGHT)
     desk.tab.select(entered, [desk.query, known, desk.model], [page.pictures, known], **WARNING)
     gr.context.Context.root_block.unload(left)
