@@ -130,10 +130,10 @@ function drawExact() {
 function rate(speed, bytes) {
   if (!speed) return "";
   if (isCurrent() && speed.origin === "measured") {
-    return `${number(speed.tokens_per_s, 0)} tokens/s measured, first after ${number(speed.first_token_ms, 0)} ms`;
+    return `${number(speed.tokens_per_s, 0)} tok/s measured · first ${number(speed.first_token_ms, 0)} ms`;
   }
   const [fixed, each] = speed.line;
-  return known(bytes) ? `≈ ${number(1 / (fixed + each * bytes), 0)} tokens/s predicted` : "";
+  return known(bytes) ? `≈ ${number(1 / (fixed + each * bytes), 0)} tok/s predicted` : "";
 }
 
 function put(key, { value, error = "", origin = "", tone = "" }, ...lines) {

@@ -145,7 +145,6 @@ def answers(page: Page, side: str):
 
 def test_one_prompt_two_answers_streaming_then_stopped(page: Page):
     expect(page.locator("#chat-left")).to_contain_text("Both sides get the same words")
-    page.locator("#chat-send").scroll_into_view_if_needed()
     expect(page.locator("#chat-send")).to_be_in_viewport(ratio=1)
     limit(page, 1024 - 640)
     ask(page, "What is the capital of France?")

@@ -1,5 +1,7 @@
 """A token read in one call of C against the view's own forward pass."""
 
+import copy
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from quept import ElasticModel, PrecisionPlan, kernels
 from quept.kernels.decoder import Decoder, Layer, Linear
 from quept.kernels.packed import PackedWeight
 from quept.numerics.grid import quantize
+from quept.plan import FULL
 from quept.runtime import Sampling
 from quept.runtime.decode import OneToken, decoder_of
 from quept.runtime.kvcache import make_cache
@@ -63,13 +66,16 @@ def with_codes(decoder_parts: Decoder, packed, model) -> Decoder:
 
 
 def differences(model, decoder, kv=16):
-    """The largest relative difference of the logits of each token after the prompt."""
+    """The largest relative difference of the logits of each token after the prompt. Where keys and values are
+    rounded each token begins with the same cache: of two sums that differ in their last bit one may round up,
+    and that code would stay."""
     ids, one = token_ids(1, 16), OneToken(decoder)
     theirs, ours = make_cache(model.config, kv), make_cache(model.config, kv)
     with torch.inference_mode():
         for cache in (theirs, ours):
             model(input_ids=ids[:, :PROMPT], cache=cache, use_cache=True)
         for t in range(PROMPT, 16):
+            ours = ours if kv == FULL else copy.deepcopy(theirs)
             expected = model(input_ids=ids[:, t : t + 1], cache=theirs, use_cache=True).logits[0, -1]
             found = one(ours, int(ids[0, t]), t)
             assert ours.get_seq_length() == theirs.get_seq_length() == t + 1
@@ -85,7 +91,7 @@ def test_the_logits_of_dense_weights_are_the_views(family):
 @pytest.mark.parametrize("kv", [2, 3, 4, 5, 6, 7, 8])
 def test_keys_and_values_are_rounded_as_the_cache_rounds_them(kv):
     model = tiny_model("llama", dtype=torch.float32)
-    assert max(differences(model, decoder_of(model), kv)) < 1e-3
+    assert max(differences(model, decoder_of(model), kv)) < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
