@@ -19,7 +19,7 @@ const end = button("End", leave);
 const copy = button("Copy pair", copyPair);
 const save = button("Save chat", saveChat);
 let turns = read(window.queptChat ?? stored(sessionStorage, "quept-chat"));
-let round = ""; // "asking" until the visitor chose, then "told"
+let round = ""; // "asking" until the visitor chose, then "answered"
 let swapped = false; // the right side's answer stands first, as A
 let said = "";
 
@@ -51,7 +51,7 @@ function choose(letter) {
   const record = counted(records()[name] ?? { right: 0, rounds: 0 }, won);
   keep(name, record);
   said = `${won ? "Right" : "No"}: ${swapped ? "A" : "B"} is ${plans[1]}. ${verdict(record, plans)}`;
-  round = "told";
+  round = "answered";
   draw();
 }
 
@@ -74,7 +74,7 @@ function draw() {
     }
   }
   document.dispatchEvent(new CustomEvent("quept:blind"));
-  start.textContent = round === "told" ? "Next round" : "Blind round";
+  start.textContent = round === "answered" ? "Next round" : "Blind round";
   start.hidden = asking;
   end.hidden = !round;
   for (const pick of picks) pick.hidden = !asking || !turns.length || undecidable(turns) !== "";

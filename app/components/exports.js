@@ -89,9 +89,9 @@ function drawRun() {
   const missing = props.offers?.llama;
   if (missing) return make("p", { class: "soft", text: missing });
   if (made.ran?.words) {
-    const told = make("p", { class: "ran", text: made.ran.words, "data-ran": "", tabindex: "-1" });
-    if (made.ran.next) told.append(make("span", { class: "soft", text: ` ${made.ran.next} …` }));
-    return told;
+    const line = make("p", { class: "ran", text: made.ran.words, "data-ran": "", tabindex: "-1" });
+    if (made.ran.next) line.append(make("span", { class: "soft", text: ` ${made.ran.next} …` }));
+    return line;
   }
   const run = button(made.ran ? "llama.cpp is running it …" : "Run it here in llama.cpp", { "data-run": "" });
   run.setAttribute("aria-disabled", Boolean(made.ran));

@@ -226,11 +226,11 @@ function widthWords(model, plan) {
   return parts.join(" · ");
 }
 
-function summaryWords(plan, told) {
-  const rate = `${told.bits_per_param.toFixed(1)} bits/parameter`;
-  const parts = [spreadWords(plan.w), sizeWords(told.bytes), rate];
+function summaryWords(plan, telling) {
+  const rate = `${telling.bits_per_param.toFixed(1)} bits/parameter`;
+  const parts = [spreadWords(plan.w), sizeWords(telling.bytes), rate];
   if (plan.a.some((bits) => bits < FULL)) parts.splice(1, 0, activationWords(plan.a));
-  if (told.predicted) parts.push(`predicted perplexity ${perplexityWords(told.predicted.ppl)}`);
+  if (telling.predicted) parts.push(`predicted perplexity ${perplexityWords(telling.predicted.ppl)}`);
   if (plan.kv < FULL) parts.push(`KV cache at ${plan.kv}`);
   if (plan.e < FULL) parts.push(`embeddings at ${plan.e}`);
   return parts.join(" · ");

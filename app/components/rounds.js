@@ -16,9 +16,9 @@ const counted = ({ right, rounds }, won) => ({ right: right + (won ? 1 : 0), rou
 function verdict({ right, rounds }, [full, other]) {
   const [low, high] = wilson(right, rounds);
   const whole = (share) => Math.round(100 * share);
-  const told = low > 0.5 ? "you tell them apart" : high < 0.5 ? "you take one for the other" : "guessing is not ruled out";
+  const verdict = low > 0.5 ? "you tell them apart" : high < 0.5 ? "you take one for the other" : "guessing is not ruled out";
   return `${right} of ${rounds} between ${full} and ${other}: ${whole(right / rounds)} % ` +
-    `(95 % interval ${whole(low)}–${whole(high)} %), ${told}.`;
+    `(95 % interval ${whole(low)}–${whole(high)} %), ${verdict}.`;
 }
 
 /* Why a round on these turns cannot be won or lost; "" where it can. */

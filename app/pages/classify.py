@@ -102,10 +102,10 @@ def own_pictures(desk: PageContext, model: str, plan_json: PlanJson, visitor: st
     same = sum(one.top == other.top for one, other in pairs)
     low, high = wilson(same, len(pairs))
     kl = sum(one.divergence(other) for one, other in pairs) / len(pairs)
-    figures = {"same_top": same / len(pairs), "same_top_low": low, "same_top_high": high, "kl": kl}
+    metrics = {"same_top": same / len(pairs), "same_top_low": low, "same_top_high": high, "kl": kl}
     where = {"bytes": sizes.deploy(own), "bits_per_param": sizes.bits_per_parameter(own)}
     count = f"{len(pairs)} picture" + ("s" if len(pairs) > 1 else "")
-    return Chart(own=[{"id": "pictures", "label": f"Your {count}, {own.name}", **where, **figures}])
+    return Chart(own=[{"id": "pictures", "label": f"Your {count}, {own.name}", **where, **metrics}])
 
 
 def given(desk: PageContext, model: str, path: str | None, visitor: str) -> Iterator[tuple]:

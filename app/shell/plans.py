@@ -90,8 +90,8 @@ def _measured(service: Service, model: str, plan: PrecisionPlan) -> str:
     estimate = opened.stored(plan)
     if estimate is None:
         return f"{size}; quality was not measured"
-    figures = [f"{m.name} {m.value:.4g}{_spread(m)}" for m in estimate.metrics if m.value is not None]
-    return f"{size}; {', '.join(figures)}, measured on {opened.conditions(plan)}"
+    metrics = [f"{m.name} {m.value:.4g}{_spread(m)}" for m in estimate.metrics if m.value is not None]
+    return f"{size}; {', '.join(metrics)}, measured on {opened.conditions(plan)}"
 
 
 def _spread(metric: Metric) -> str:

@@ -84,9 +84,9 @@ class Onnx(Exporter):
     def _traced_overhead(self, elastic: ElasticModel) -> int:
         full = PrecisionPlan.full()
         weights = sum(self.nbytes(rows, columns, FULL, 0) for _, (rows, columns, _) in self._weights(elastic))
-        told = sum(NODE + 8 * len(layer) for layer in elastic.layers)
+        layers = sum(NODE + 8 * len(layer) for layer in elastic.layers)
         rest = _graph(elastic, full, "").ByteSize() - weights
-        return rest + told + plan_room(elastic) + 2 * PADDING
+        return rest + layers + plan_room(elastic) + 2 * PADDING
 
     def fill(self, elastic: ElasticModel, plan: PrecisionPlan, out: Path, progress: Progress) -> None:
         progress("packing", None)
@@ -187,8 +187,8 @@ def _graph(elastic: ElasticModel, plan: PrecisionPlan, text: str) -> Any:
     found = onnx.load_from_string(traced.getvalue())
     _in_16_bits(found.graph, kept)
     about = elastic.vision
-    told = {"plan": text, "data": json.dumps(about.data), "labels": json.dumps(about.labels)}
-    for key, value in told.items():
+    metadata = {"plan": text, "data": json.dumps(about.data), "labels": json.dumps(about.labels)}
+    for key, value in metadata.items():
         found.metadata_props.add(
             key=f"quept.{key}", value=value.ljust(plan_room(elastic)) if key == "plan" else value
         )

@@ -313,8 +313,8 @@ def _steps(
                 finished = "stop" if until.reached else finished
                 piece += until.held if finished else ""
                 likeliest = _likeliest(logits, top) if top else ()
-                told = (likeliest, found.last(), logits if kept else None)
-                event = Token(id, piece, index, logprob, finished, *told)
+                details = (likeliest, found.last(), logits if kept else None)
+                event = Token(id, piece, index, logprob, finished, *details)
                 pending = [id]
             stats.count(event, time.perf_counter() - began, time.perf_counter() - started)
             yield event
