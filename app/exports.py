@@ -158,12 +158,12 @@ class Exports:
                 elastic.packed(layer, bits)
             if i % 16 == 0:
                 yield state | {"fraction": 0.5 * i / len(settings)}
-        done: dict[str, Any] = {"message": "Writing", "fraction": 0.5}
+        progress: dict[str, Any] = {"message": "Writing", "fraction": 0.5}
         done: list[Made | BaseException] = []
         place = self.folder / secrets.token_urlsafe(12)
 
         def heard(stage: str, fraction: float | None) -> None:
-            done.update(message=stage.capitalize(), fraction=0.5 + 0.4 * (fraction or 0.0))
+            progress.update(message=stage.capitalize(), fraction=0.5 + 0.4 * (fraction or 0.0))
 
         def work() -> None:
             try:
@@ -174,7 +174,7 @@ class Exports:
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         while thread.is_alive():
-            yield state | done
+            yield state | progress
             thread.join(POLL_S)
         if isinstance(done[0], BaseException):
             shutil.rmtree(place, ignore_errors=True)
