@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import uuid
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
@@ -101,11 +102,12 @@ def measured(plan: dict, model: str, tokens: int, status: str) -> dict:
 
 @pytest.fixture(scope="module")
 def site():
-    """A page with both components; `site.commits` collects what Python was sent, `site.hold` delays the
-    measurement."""
+    """A page with both components; `site.commits` collects what Python was sent by the visit that the cookie
+    `site.visit` names (what an earlier page sent may be handled late), `site.hold` delays the measurement."""
     commits: list[dict] = []
     hold = threading.Event()
     hold.set()
+    seen = SimpleNamespace(commits=commits, hold=hold, visit="")
     tiny = described(6, "tiny", ("q", "v", "o"), prediction=None, activation_bits=[])
     sections = [
         {"name": name, "from": i, "to": i + 2} for i, name in enumerate(("Vision", "", "Language")) if name
@@ -115,8 +117,9 @@ def site():
     evil["blocks"][0] = EVIL
     evil["layers"][0]["name"] = EVIL
 
-    def measure(plan: dict):
-        commits.append(plan)
+    def measure(plan: dict, request: gr.Request):
+        if request.cookies.get("visit") == seen.visit:
+            commits.append(plan)
         yield {"status": "queued", "position": 2, "progress": 0}
         hold.wait(20)
         if len(plan["w"]) == 210:
@@ -145,7 +148,8 @@ def site():
         bad.click(lambda: Equalizer(description=evil, value={"w": [8] * 6}), outputs=equalizer, **quiet)
         fault.click(lambda: {"status": "error", "message": EVIL}, outputs=numbers, **quiet)
     _, url, _ = demo.launch(prevent_thread_lock=True, ssr_mode=False, quiet=True, show_error=True)
-    yield SimpleNamespace(url=url, commits=commits, hold=hold)
+    seen.url = url
+    yield seen
     demo.close()
 
 
@@ -155,8 +159,10 @@ def visit(browser: Browser, site):
     contexts, complaints = [], []
 
     def open_page(query: str = "", **options) -> Page:
+        site.visit = uuid.uuid4().hex
         site.commits.clear()
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        context.add_cookies([{"name": "visit", "value": site.visit, "url": site.url}])
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
