@@ -58,11 +58,14 @@ def expose(service: Service) -> None:
         size = opened.elastic.sizes.deploy(plan)
         return {"plan": file, "bytes": size, "budget": limit, "note": found.describe()}
 
-    def measure(model: str, plan: Any, visitor: str) -> dict:
-        """Metrics of a plan over all of the evaluation data, each with its interval and what full precision
-        has; bytes, and the conditions in words."""
+    def measure(model: str, plan: Any, visitor: str, task: str) -> dict:
+        """Metrics of a plan over all of the data of a task ("text", "choice", ...; the model's first where
+        none is given), each with its interval and what full precision has; bytes, and the conditions in
+        words."""
         wanted = plan_of(known(model), plan)
-        states = list(service.measure(model, wanted, visitor))
+        if task and task not in (offered := service.opened[model].tasks):
+            raise ValueError(f"{model} is not measured by {task!r}: give {' or '.join(offered)}")
+        states = list(service.measure(model, wanted, visitor, task))
         state = states[-1] if states else {}
         if state.get("status") not in ("done", "stored"):
             raise ValueError(state.get("message") or "a newer measurement of yours has ended this one")
@@ -126,8 +129,8 @@ def expose(service: Service) -> None:
     def api_plan(model: str, budget: str) -> dict:
         return in_words(plan_for_budget, model, budget)
 
-    def api_measure(model: str, plan: Any, request: gr.Request) -> dict:
-        return in_words(measure, model, plan, f"{request.session_hash} api")
+    def api_measure(model: str, plan: Any, request: gr.Request, task: str = "") -> dict:
+        return in_words(measure, model, plan, f"{request.session_hash} api", task)
 
     def api_generate(
         model: str,

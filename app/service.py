@@ -101,7 +101,7 @@ class OpenModel:
         if front:
             results.put_missing((key, payload) for _, key, payload in front.results(elastic.layers))
         beside_model = [task for task in self.tasks.values() if "data" in task.options and not task.lacking]
-        for file in filter(None, (beside("results.json"), beside("baselines.json"))):
+        for file in filter(None, map(beside, ("results.json", "baselines.json", "choices.json"))):
             named = {task.conditions["data"]: task.id for task in beside_model}
             load_shipped(results, file, elastic, named)
 
@@ -515,7 +515,7 @@ class Service:
 
     def _task(self, model: str, name: str | None) -> tuple[OpenModel, EvalTask]:
         opened = self.opened[model]
-        return opened, opened.tasks[name] if name else opened.task
+        return opened, opened.tasks.get(name or "", opened.task)  # a page may still have another model's
 
     def state(self, model: str, plan: PrecisionPlan, task: str | None = None, **changes) -> dict:
         """The numbers strip for a plan: what is known of it, by one of the model's tasks (the first unless

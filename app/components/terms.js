@@ -14,6 +14,10 @@ const TERMS = {
     + "0.1 is hard to notice, 1 changes most answers.",
   same_top: "How often both, this plan and full precision, put the same choice first.",
   accuracy: "The share of right answers on labelled data, with the interval that so many of them allow.",
+  p_right: "How much probability the right answer lost or gained against full precision, on average over the same "
+    + "questions. It moves long before answers do: a small model near chance says little by accuracy alone.",
+  same_answer: "How often both, this plan and full precision, choose the same answer. A flip is an answer that "
+    + "differs, right or wrong: accuracy can stay while many flip.",
   origin: "Exact: counted. Predicted: added up from measurements of single layers, while you drag. Measured: "
     + "this very plan was run, and the ± or the range says how sure that is.",
   e: "Token embeddings and output head: the table that turns words into numbers and back. In a small model it "
@@ -26,7 +30,7 @@ const TERMS = {
   lines: "Best found: mixed plans that a search measured. Same bits: every layer alike. The band joins what "
     + "nothing smaller beats; the star is your plan, the dotted line the plans that you tried.",
 };
-TERMS.top1 = TERMS.exact = TERMS.accuracy;
+TERMS.top1 = TERMS.exact = TERMS.acc = TERMS.acc_norm = TERMS.accuracy;
 
 function term(key, text) {
   if (!TERMS[key]) return make("span", { text });

@@ -26,12 +26,14 @@ SAVE_JS = """(text, model) => {
 }"""
 
 
-def pair(service: Service, model: str, tried: list[PlanJson], request: Mapping) -> dict:
-    """Two plans beside each other, as the menus name them; why not, as a sentence, if one is not known."""
+def pair(service: Service, model: str, tried: list[PlanJson], request: Mapping, task: str = "") -> dict:
+    """Two plans beside each other, as the menus name them, by a task (the model's first unless given); why
+    not, as a sentence, if one is not known."""
     answer = {"turn": request.get("turn")}
     try:
         sides = (_named_by(service, model, tried, request.get(side), request.get("plan")) for side in "ab")
-        return answer | {key: service.compared(model, plan) for key, plan in zip("ab", sides, strict=True)}
+        both = zip("ab", sides, strict=True)
+        return answer | {key: service.compared(model, plan, task) for key, plan in both}
     except ValueError as error:
         return answer | {"error": sentence(error)}
 
@@ -48,10 +50,10 @@ def _named_by(
     return service.plan(model, str(choice))
 
 
-def comparable(service: Service, model: str, tried: list[PlanJson]) -> dict:
+def comparable(service: Service, model: str, tried: list[PlanJson], task: str = "") -> dict:
     """What there is to choose from; another one each time."""
     plans = [service.plan_of(model, plan_json) for plan_json in service.of_model(model, tried)]
-    return service.comparable(model, plans) | {"stamp": time.time()}
+    return service.comparable(model, plans, task) | {"stamp": time.time()}
 
 
 def build(context: PageContext) -> None:
@@ -61,18 +63,19 @@ def build(context: PageContext) -> None:
     PlanTable(elem_id="plan-table")
     save = gr.Button("Download what was measured (CSV)", size="sm", elem_id="measured-download")
     table = gr.Textbox(visible=False)
-    saving = save.click(service.measured_table, context.model, table, **LIGHT)
+    saving = save.click(service.measured_table, [context.model, context.task], table, **LIGHT)
     saving.then(None, [table, context.model], None, js=SAVE_JS, **LIGHT)
 
-    def paired(model: str, tried: list, event: gr.EventData):
-        return Compare(answer=pair(service, model, tried, request_of(event)))
+    def paired(model: str, tried: list, task: str, event: gr.EventData):
+        return Compare(answer=pair(service, model, tried, request_of(event), task))
 
-    def offered(model: str, tried: list):
-        return Compare(plans=comparable(service, model, tried))
+    def offered(model: str, tried: list, task: str):
+        return Compare(plans=comparable(service, model, tried, task))
 
-    compare.compare(paired, [context.model, context.tried], compare, **EVERY)
+    about = [context.model, context.tried, context.task]
+    compare.compare(paired, about, compare, **EVERY)
     for happened in (context.on_model, context.on_measured):
-        happened(offered, [context.model, context.tried], compare, **LIGHT)
+        happened(offered, about, compare, **LIGHT)
 
 
 PAGE = Page("compare", "Compare", build)

@@ -35,10 +35,12 @@ KINDS = {
 
 @dataclass
 class Held:
-    """What the workbench holds of a visitor; see `app.pages`. opened, chosen, measured: states that change
-    with the model's name, with {"model", "plan"}, and with those of the plan that was measured."""
+    """What the workbench holds of a visitor; see `app.pages`. task: the menu of what plans are measured by.
+    opened, chosen, measured: states that change with the model's name, with {"model", "plan"}, and with
+    those of the plan that was measured and its task."""
 
     model: Menu
+    task: Menu
     plan: gr.State
     tried: gr.State
     chart: Chart
@@ -68,6 +70,10 @@ class PageContext:
     @property
     def model(self) -> Menu:
         return self.bench.model
+
+    @property
+    def task(self) -> Menu:
+        return self.bench.task
 
     @property
     def plan(self) -> gr.State:

@@ -47,9 +47,11 @@ def draw(service: Service, model: Menu) -> Workbench:
             about = {"description": service.describe(first), "folded": True}
             equalizer = Equalizer(plan_json, **about, elem_id="equalizer")
         with gr.Column(elem_id="bench-plot", scale=5, min_width=340):
+            task = Menu(**_tasks(service, first), name="Quality by", elem_id="task")
             chart = Chart(elem_id="chart")  # its points come when the page is opened
     held = Held(
         model=model,
+        task=task,
         plan=gr.State(plan_json),
         tried=gr.State([]),
         chart=chart,
@@ -64,10 +66,16 @@ def draw(service: Service, model: Menu) -> Workbench:
     return bench
 
 
+def _tasks(service: Service, model: str) -> dict:
+    """The menu of what plans of a model are measured by; none is shown where there is no choice."""
+    offered = service.tasks(model)
+    return {"value": offered[0][1], "choices": offered, "visible": len(offered) > 1}
+
+
 def _wire(service: Service, bench: Workbench) -> None:
     held, planbar, drawn = bench.held, bench.planbar, bench.held.model.value
     own = [bench.equalizer, held.plan, held.chosen]
-    about = [held.opened, held.tried, held.chart, bench.budget, planbar]
+    about = [held.opened, held.tried, held.chart, bench.budget, planbar, held.task]
 
     def loaded(model: str, plan_json: PlanJson | None) -> tuple:
         """A plan for the equaliser and the pages; None leaves them as they are."""
@@ -83,7 +91,8 @@ def _wire(service: Service, bench: Workbench) -> None:
         equalizer = Equalizer(plan_json, description=service.describe(model))
         shown = Chart(points(service, model, []), own=[]), Budget(path=service.slider(model))
         bar = PlanBar(plans=plans.shelf(service, model))
-        return equalizer, *loaded(model, plan_json)[1:], model, [], *shown, bar
+        menu = Menu(**_tasks(service, model))
+        return equalizer, *loaded(model, plan_json)[1:], model, [], *shown, bar, menu
 
     def chosen(model: str) -> tuple:
         return switched(model, service.plan_json_of(model, service.start(model)))
@@ -109,12 +118,19 @@ def _wire(service: Service, bench: Workbench) -> None:
     def downloaded(model: str, event: gr.EventData):
         return PlanBar(file=plans.file_of(service, model, request_of(event)))
 
-    def measured(model: str, plan_json: PlanJson, tried: list, request: gr.Request) -> Iterator:
-        yield from measure(service, model, plan_json, tried, request.session_hash)
+    def retasked(model: str, plan_json: PlanJson, tried: list, task: str) -> tuple:
+        """Another task: what is known by it already."""
+        plan = service.plan_of(model, plan_json)
+        return service.state(model, plan, task), points(service, model, tried, plan, task)
+
+    def measured(
+        model: str, plan_json: PlanJson, tried: list, task: str, request: gr.Request
+    ) -> Iterator[tuple]:
+        yield from measure(service, model, plan_json, tried, request.session_hash, task)
 
     def then_measure(event) -> None:
         results = [bench.numbers, held.chart, held.tried, held.measured]
-        event.then(measured, [held.model, held.plan, held.tried], results, **RUNNING)
+        event.then(measured, [held.model, held.plan, held.tried, held.task], results, **RUNNING)
 
     # Through the queue, all of them: Gradio's browser side hears of changed states there alone.
     every = WARNING | {"trigger_mode": "multiple"}
@@ -122,6 +138,8 @@ def _wire(service: Service, bench: Workbench) -> None:
     then_measure(held.chart.point(pointed, [held.model, held.tried], own, **WARNING))
     then_measure(planbar.upload(uploaded, held.model, own, **WARNING))
     then_measure(planbar.travel(travelled, None, [held.model, *own, *about], **WARNING))
+    now = [held.model, held.plan, held.tried, held.task]
+    then_measure(held.task.input(retasked, now, [bench.numbers, held.chart], **WARNING))
     planbar.download(downloaded, held.model, planbar, **EVERY)
     then_measure(held.model.input(chosen, held.model, [*own, *about], **WARNING))
     blocks = gr.context.Context.root_block

@@ -177,7 +177,7 @@ def test_where_full_precision_cannot_be_kept_perplexities_are_of_the_text_read_s
 def test_the_history_joins_the_chart_and_a_point_loads_its_plan(service: Service):
     plan_json = service.plan_json_of(MODEL, PrecisionPlan.of({"*.down_proj": 6}, default=3))
     *_, (state, chart, tried, done) = measure(service, MODEL, plan_json, [], "a")
-    assert state["status"] == "done" and tried == [plan_json] and done == {"model": MODEL, "plan": plan_json}
+    assert state["status"] == "done" and tried == [plan_json] and done == {"model": MODEL, "plan": plan_json, "task": ""}
     point = next(p for p in chart["points"] if p["kind"] == "tried")
     assert point["bytes"] == state["deploy_bytes"]
     assert chosen_point(service, MODEL, tried, point["id"]) == plan_json
@@ -367,3 +367,21 @@ def test_what_was_measured_of_the_models_that_see_comes_with_them(name: str, tmp
     service = Service({name: elastic}, Sample("", ""), Results.open(tmp_path / "r.sqlite"), tmp_path)
     shown = {point["id"] for point in service.points(name)["points"]}
     assert {"W8", "W4", "W3", "W2"} <= shown
+
+
+def test_accuracy_is_a_quality_of_the_plot_and_the_numbers(service: Service, tmp_path: Path, monkeypatch):
+    rows = [{"context": "The quick brown", "choices": [" fox", f" dog {i}"], "right": 0} for i in range(40)]
+    (tmp_path / "foxes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = service.opened[MODEL].tasks["choice"]
+    monkeypatch.setitem(task.given, "choices", str(tmp_path / "foxes.jsonl"))
+    plan_json = service.plan_json_of(MODEL, PrecisionPlan.uniform(3))
+    *_, (state, chart, tried, done) = measure(service, MODEL, plan_json, [], "a", "choice")
+    assert (state["status"], state["total"], state["headline"]) == ("done", 40, "acc")
+    acc = next(metric for metric in state["metrics"] if metric["name"] == "acc")
+    assert acc["low"] <= acc["value"] <= acc["high"] and "became wrong" in acc["note"]
+    (point,) = (point for point in chart["points"] if point["kind"] == "current")
+    assert point["acc"] == acc["value"] and "kl" not in point
+    assert (tried, done["task"]) == ([plan_json], "choice")
+    assert service.state(MODEL, PrecisionPlan.uniform(3))["estimate"] is None, "the text was not measured"
+    other = service.state(MODEL, PrecisionPlan.uniform(3), "a task of another model")
+    assert other["headline"] == "kl"

@@ -45,7 +45,7 @@ from .base import EvalTask, Metric
 if TYPE_CHECKING:
     from quept.runtime import ElasticModel
 
-DEFAULT = ("sciq", "arc-easy", "piqa", "hellaswag")  # on which a model of 135M is well above chance
+DEFAULT = ("sciq", "arc-easy", "piqa", "hellaswag", "lambada")  # where 135M parameters are well above chance
 ITEMS = 400
 
 
@@ -200,7 +200,7 @@ class ChoiceTask(EvalTask):
                 detail=_by_set(get("sets", {})),
             ),
             Metric(
-                "acc_norm", "Accuracy, normalised", "Accuracy: right answers by log-probability a byte",
+                "acc_norm", "Accuracy by bytes", "Accuracy: right answers by log-probability a byte",
                 get("norm"), "higher", *(wilson(round(get("norm") * n), n) if known else (None, None)),
                 unit="share", full=get("norm_ref"),
             ),
