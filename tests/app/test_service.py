@@ -177,7 +177,8 @@ def test_where_full_precision_cannot_be_kept_perplexities_are_of_the_text_read_s
 def test_the_history_joins_the_chart_and_a_point_loads_its_plan(service: Service):
     plan_json = service.plan_json_of(MODEL, PrecisionPlan.of({"*.down_proj": 6}, default=3))
     *_, (state, chart, tried, done) = measure(service, MODEL, plan_json, [], "a")
-    assert state["status"] == "done" and tried == [plan_json] and done == {"model": MODEL, "plan": plan_json, "task": ""}
+    assert state["status"] == "done" and tried == [plan_json]
+    assert done == {"model": MODEL, "plan": plan_json, "task": ""}
     point = next(p for p in chart["points"] if p["kind"] == "tried")
     assert point["bytes"] == state["deploy_bytes"]
     assert chosen_point(service, MODEL, tried, point["id"]) == plan_json
