@@ -36,7 +36,7 @@ _LLAMA_LIKE = {
     "initializer_range": 0.2,  # peaked enough that precisions differ
 }
 
-CONFIGS: dict[str, dict] = {
+CONFIGS: dict[str, dict] = {  # of each wiring one; the first six are what most tests run through
     "llama": _LLAMA_LIKE | {"model_type": "llama", "tie_word_embeddings": True},
     "llama-untied": _LLAMA_LIKE
     | {"model_type": "llama", "tie_word_embeddings": False, "intermediate_size": 80},
@@ -54,8 +54,99 @@ CONFIGS: dict[str, dict] = {
         "init_std": 0.2,
         "tie_word_embeddings": True,
     },
+    "gemma2": _LLAMA_LIKE
+    | {
+        "model_type": "gemma2",
+        "tie_word_embeddings": True,
+        "head_dim": 20,
+        "sliding_window": 16,
+        "query_pre_attn_scalar": 20,
+        "hidden_activation": "gelu_pytorch_tanh",
+    },
+    "gemma3": _LLAMA_LIKE
+    | {
+        "model_type": "gemma3_text",
+        "tie_word_embeddings": True,
+        "head_dim": 16,
+        "sliding_window": 16,
+        "query_pre_attn_scalar": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi3": _LLAMA_LIKE | {"model_type": "phi3", "tie_word_embeddings": False, "sliding_window": None},
+    "olmo2": _LLAMA_LIKE | {"model_type": "olmo2", "tie_word_embeddings": False},
+    "olmo3": _LLAMA_LIKE
+    | {
+        "model_type": "olmo3",
+        "tie_word_embeddings": False,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "smollm3": _LLAMA_LIKE | {"model_type": "smollm3", "tie_word_embeddings": True, "no_rope_layers": [1, 0]},
+    "granite": _LLAMA_LIKE
+    | {
+        "model_type": "granite",
+        "tie_word_embeddings": True,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.25,
+        "logits_scaling": 2.0,
+    },
+    "glm": _LLAMA_LIKE | {"model_type": "glm", "tie_word_embeddings": False, "head_dim": 16},
+    "glm4": _LLAMA_LIKE | {"model_type": "glm4", "tie_word_embeddings": False, "head_dim": 16},
+    "cohere": _LLAMA_LIKE | {"model_type": "cohere", "tie_word_embeddings": True, "logit_scale": 1.0},
+    "vaultgemma": _LLAMA_LIKE | {"model_type": "vaultgemma", "tie_word_embeddings": True, "head_dim": 16},
+    "arcee": _LLAMA_LIKE | {"model_type": "arcee", "tie_word_embeddings": False},
+    "starcoder2": _LLAMA_LIKE | {"model_type": "starcoder2", "tie_word_embeddings": True},
+    "phi": _LLAMA_LIKE | {"model_type": "phi", "tie_word_embeddings": False},
+    "gpt-neox": _LLAMA_LIKE | {"model_type": "gpt_neox", "tie_word_embeddings": False},
 }
-FAMILIES = tuple(CONFIGS)
+MIXTURES = {
+    "mixtral": _LLAMA_LIKE
+    | {"model_type": "mixtral", "tie_word_embeddings": False, "num_local_experts": 4, "sliding_window": None},
+    "qwen3-moe": _LLAMA_LIKE
+    | {
+        "model_type": "qwen3_moe",
+        "tie_word_embeddings": False,
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "mlp_only_layers": [0],
+    },
+    "qwen2-moe": _LLAMA_LIKE
+    | {
+        "model_type": "qwen2_moe",
+        "tie_word_embeddings": False,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48,
+    },
+    "glm4-moe": _LLAMA_LIKE
+    | {
+        "model_type": "glm4_moe",
+        "tie_word_embeddings": False,
+        "head_dim": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+    },
+    "gpt-oss": _LLAMA_LIKE
+    | {
+        "model_type": "gpt_oss",
+        "tie_word_embeddings": False,
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 32,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+CONFIGS |= MIXTURES
+ALL_FAMILIES = tuple(CONFIGS)
+FAMILIES = ALL_FAMILIES[:6]
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

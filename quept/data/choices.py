@@ -2,8 +2,9 @@
 
 An item is a list of pairs (context, continuation), one for each possible answer, and the number of the right
 one; one pair alone is a cloze, whose continuation is to be said. Tokens are cut as lm-evaluation-harness does
-it: context and continuation together, without special tokens, where the context's own tokens end; spaces at
-the end of a context belong to the continuation. A context too long for the model loses its beginning.
+it: context and continuation together, where the context's own tokens end; before them stands what the
+tokenizer puts before every text, if anything. Spaces at the end of a context belong to the continuation. A
+context too long for the model loses its beginning.
 
 Answers share the context they have in common, and items share a window of `PACK` tokens: every token sees its
 own context and its own answer up to itself, and nothing else, so that packed and one by one are the same
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -25,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from quept import zoo
 from quept.files import read_text
+from quept.runtime.prompt import text_start
 
 from .evalset import EvalSet
 
@@ -151,11 +154,11 @@ def _cut(item: Item, tokenizer: PreTrainedTokenizerBase, most: int | None) -> Cu
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     cut: Cut = []
-    before = None
+    before, start = None, text_start(tokenizer)
     for context, said in item.pairs:
         kept = context.rstrip()
         said = context[len(kept) :] + said
-        head = ids(kept) or [tokenizer.eos_token_id or 0]  # an empty context, as the harness has it
+        head = ids(kept) or ([] if start else [tokenizer.eos_token_id or 0])  # as the harness has it
         tail = ids(kept + said)[len(ids(kept)) :]
         if not tail:
             raise ValueError(f"an answer of {item.kind} is empty: {said!r} behind {kept[-40:]!r}")
@@ -163,9 +166,8 @@ def _cut(item: Item, tokenizer: PreTrainedTokenizerBase, most: int | None) -> Cu
             cut.append((head, []))
         before = kept
         cut[-1][1].append(tail)
-    if most is None:
-        return cut
-    return [(head[-max(1, most + 1 - max(map(len, tails))) :], tails) for head, tails in cut]
+    most = sys.maxsize if most is None else most - len(start)
+    return [(start + head[-max(1, most + 1 - max(map(len, tails))) :], tails) for head, tails in cut]
 
 
 def _packed(items: Sequence[Cut]) -> Iterable[Batch]:

@@ -1,8 +1,8 @@
 """Text to calibrate on, as token windows: built-in texts and files, each with its share.
 
-Each source is tokenised whole and cut into windows of the context; windows are drawn without repetition until
-a source is used up, then again. What plans are measured on is refused here: numbers taken on calibration text
-would flatter.
+Each source is tokenised whole and cut into windows of the context (see `windows`); these are drawn without
+repetition until a source is used up, then again. What plans are measured on is refused here: numbers taken on
+calibration text would flatter.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from quept import zoo
 from quept.files import read_text
 from quept.models import LoadedModel
 from quept.models.context import check_context
-from quept.runtime.prompt import check_known
+from quept.runtime.prompt import check_known, text_start
 from quept.runtime.template import rendered
 
 from .base import TRANSFORMS, Data, DataError, DataSource, Progress, Wanted, need
+from .windows import in_rows
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,12 @@ def _windows(
         verbose=False,
         return_attention_mask=False,
     )["input_ids"]
-    if len(ids) < context:
+    start = text_start(tokenizer)
+    if len(ids) < context - len(start):
         raise DataError(
             f"the text {source!r} has {len(ids)} tokens, less than one window of {context}: give a longer one"
         )
-    return torch.tensor(ids[: len(ids) // context * context]).view(-1, context)
+    return in_rows(ids, start, context)
 
 
 def _text(source: str, tokenizer: PreTrainedTokenizerBase, progress: Progress | None) -> str:

@@ -1,11 +1,12 @@
 """Text in, token windows out: the data that perplexity and divergence are measured on.
 
 A text is tokenised without special tokens, and cut from its start into consecutive windows of `context`
-tokens. Windows do not overlap (the stride equals the context) and a last, partial window is left out. Inside
-a window the model reads tokens 0 .. context-1 and is scored on predicting tokens 1 .. context-1 from what
-stands before them *in the window*: the first token of a window is never predicted, every other one exactly
-once. `n` windows therefore score `n * (context - 1)` positions: 8 windows of 512 hold 4,096 tokens and score
-4,088.
+tokens; where a tokenizer puts a token before every text (Llama's and Gemma's beginning of text), each window
+begins with it. Windows do not overlap (the stride is the context, or one less for that token) and a last,
+partial window is left out. Inside a window the model reads tokens 0 .. context-1 and is scored on predicting
+tokens 1 .. context-1 from what stands before them *in the window*: the first token of a window is never
+predicted, every other one exactly once. `n` windows therefore score `n * (context - 1)` positions: 8 windows
+of 512 hold 4,096 tokens and score 4,088.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import LongTensor, Tensor
+
+from quept.runtime.prompt import text_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,16 +79,25 @@ def cut(text: str, tokenizer: PreTrainedTokenizerBase, context: int = 512, token
         )
     # A token is hardly ever longer than 16 characters, and where a text is cut changes only the few tokens
     # before the cut: megabytes need not be tokenised (a second each) for the first few thousand tokens.
+    start = text_start(tokenizer)
+    step = context - len(start)
     ids = _ids(text[: 16 * tokens], tokenizer)
     if len(ids) < tokens + 64:
         ids = _ids(text, tokenizer)
-    if len(ids) < context:
+    if len(ids) < step:
         raise ValueError(
             f"the text has {len(ids)} tokens, less than one window of {context}: "
             "give a longer text or a smaller context"
         )
-    n = min(tokens, len(ids)) // context
-    return Windows(torch.tensor(ids[: n * context], dtype=torch.int64).view(n, context))
+    return Windows(in_rows(ids[: tokens // context * step], start, context))
+
+
+def in_rows(ids: list[int], start: list[int], context: int) -> LongTensor:
+    """Token ids in consecutive windows (n, context) that each begin with `start`; what is left over is not
+    used."""
+    step = context - len(start)
+    rows = torch.tensor(ids[: len(ids) // step * step], dtype=torch.int64).view(-1, step)
+    return torch.cat([torch.tensor(start, dtype=torch.int64).expand(len(rows), -1), rows], 1)
 
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

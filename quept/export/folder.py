@@ -21,6 +21,7 @@ from torch import Tensor
 
 from quept.engines import Setting
 from quept.files import dtype_name, save_tensors, tensors_header
+from quept.models import FAMILIES
 from quept.numerics.grid import Quantized, dequantize
 from quept.numerics.packing import unpack
 from quept.plan import FULL, QUANTIZED_BITS, PrecisionPlan
@@ -65,10 +66,11 @@ class Folder(Exporter):
         raise NotImplementedError
 
     def lacks(self, elastic: ElasticModel) -> str | None:
-        if elastic.layout.family in self.families:
+        kind = getattr(elastic.config, "model_type", "")
+        if any(kind in FAMILIES[name].model_types for name in self.families):
             return None
         kinds = {"vision": "classifiers of pictures", "vision-language": "models that see"}
-        what = kinds.get(elastic.kind, f"models of the family {elastic.layout.family}")
+        what = kinds.get(elastic.kind, f"models of type {kind}")
         return f"{self.title} is not written for {what}: its engines read {_listed(self.families)}"
 
     def nbytes(self, rows: int, columns: int, bits: Setting, group: int) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from quept.engines import WIDTHS, Setting
 from quept.files import dtype_name, save_tensors, tensors_header
+from quept.models.unfused import as_stored
 from quept.plan import FULL, PrecisionPlan
 from quept.runtime import ElasticModel
 
@@ -54,7 +55,7 @@ class Hf(Exporter):
         return full_nbytes(rows, columns)
 
     def overhead(self, elastic: ElasticModel) -> int:
-        state = _stored(elastic)
+        state = as_stored(elastic.base, _parameters(elastic))
         kinds = {name: (dtype_name(t.dtype), tuple(t.shape)) for name, t in state.items()}
         weights = sum(self.nbytes(rows, columns, FULL, 0) for _, (rows, columns, _) in self._weights(elastic))
         with tempfile.TemporaryDirectory() as folder:
@@ -63,38 +64,39 @@ class Hf(Exporter):
         return beside + len(tensors_header(kinds, METADATA)) + sum(t.nbytes for t in state.values()) - weights
 
     def fill(self, elastic: ElasticModel, plan: PrecisionPlan, out: Path, progress: Progress) -> None:
-        state, settings = _stored(elastic), settings_of(elastic, plan)
+        state, settings = _parameters(elastic), settings_of(elastic, plan)
         for done, (layer, setting) in enumerate(settings.items()):
             progress("writing values", done / len(settings))
             if setting != FULL:
                 weight = state[f"{layer}.weight"]
-                state[f"{layer}.weight"] = (
-                    _values(elastic, layer, setting).view(weight.shape).to(weight.dtype)
-                )
-        save_tensors(out / WEIGHTS, state, METADATA)
+                values = _values(elastic, layer, setting)
+                state[f"{layer}.weight"] = values.view(weight.shape).to(weight.dtype)
+        save_tensors(out / WEIGHTS, as_stored(elastic.base, state), METADATA)
         _write_beside(elastic, plan, out)
 
     def compare(self, elastic: ElasticModel, plan: PrecisionPlan, out: Path) -> Compared:
-        read, wanted, settings = load_file(out / WEIGHTS), _stored(elastic), settings_of(elastic, plan)
-        layers, weights, worst = 0, 0, 0.0
-        for name, tensor in wanted.items():
-            setting = settings.get(name.removesuffix(".weight"), FULL)
-            found = read[name]
-            if setting == FULL:
-                same = torch.equal(found, tensor.cpu())
-            else:
-                values = _values(elastic, name.removesuffix(".weight"), setting).view(tensor.shape)
-                same = torch.equal(found, values.to(tensor.dtype))
-                off = float((found.float() - values).abs().max() / values.abs().max().clamp(min=1e-30))
-                layers, weights, worst = layers + 1, weights + values.numel(), max(worst, off)
-            if not same:
-                raise ExportError("the folder does not read back as it was written: the disk may be failing")
+        settings, layers, weights, worst = settings_of(elastic, plan), 0, 0, 0.0
+        state = _parameters(elastic)
+        for layer, setting in settings.items():
+            if setting != FULL:
+                values, name = _values(elastic, layer, setting), f"{layer}.weight"
+                rounded = values.view(state[name].shape).to(state[name].dtype)
+                off = float((rounded.view(values.shape).float() - values).abs().max() / _largest(values))
+                state[name], layers, weights = rounded, layers + 1, weights + values.numel()
+                worst = max(worst, off)
+        read, wanted = load_file(out / WEIGHTS), as_stored(elastic.base, state)
+        if read.keys() != wanted.keys() or not all(torch.equal(read[n], t.cpu()) for n, t in wanted.items()):
+            raise ExportError("the folder does not read back as it was written: the disk may be failing")
         size, computed = _nbytes(out), self.sizes(elastic).deploy(plan)
         assert size == computed, f"{size} bytes written, {computed} computed"
         return Compared(layers, weights, worst, size)
 
 
-def _stored(elastic: ElasticModel) -> dict[str, Tensor]:
+def _largest(values: Tensor) -> Tensor:
+    return values.abs().max().clamp(min=1e-30)
+
+
+def _parameters(elastic: ElasticModel) -> dict[str, Tensor]:
     """Parameters, tied ones once, and the buffers that a model's file holds."""
     owners = {name for name, _ in elastic.base.named_parameters()}
     tied = {name for name, _ in elastic.base.named_parameters(remove_duplicate=False)} - owners

@@ -1,7 +1,9 @@
 """Models: where their layers are, and how they are loaded.
 
 families    one table entry per architecture: which module paths play which role
+recognize   the family of a model whose type is in no entry: that which its modules fit
 layout      the table applied to one model: its blocks, their linear layers by role, what stays as it is
+unfused     a layer of its own for each part of a fused matrix and for each expert
 slots       a weight as plans speak of it: a 2-D view of a parameter, and how another is put in its place
 clone       copies of a module tree that share every tensor: what views and transformed models are made of
 load        a zoo name, a hub id, a folder or a GGUF file -> model, tokenizer, layout

@@ -1,11 +1,24 @@
 """Architectures as a table: a new family is a new entry here, and no loop elsewhere knows its name.
 
-Paths are relative to the model (blocks, between, embed, final_norm, head, more_heads) or to one block (roles,
-norms). In the first two a `*` stands for any one part of a name: stages and blocks are found, not counted.
+A model whose type is in no entry is taken for the first language family whose paths are all its layers and
+whose norms stand where its own do (see `recognize`): most that are wired like a Llama, a Gemma or an OLMo
+need none.
+
+Paths are relative to the model (blocks, between, embed, final_norm, head, more_heads) or to one block (all
+others). In the first two a `*` stands for any one part of a name: stages and blocks are found, not counted.
 Roles carry the same short names in every family, in the order in which data flows; vision transformers read
 query, key and value out of one layer, `qkv`. `norms` maps each norm of a block to the roles that read its
-output. `between` holds the modules that lie between blocks and have a linear layer of their own, such as the
-merging of patches where a stage of Swin begins: `{where: {role: path}}`, each counted as a block.
+output, `after` each norm that stands behind a layer to the role whose output it reads; whether a norm
+multiplies by w or by 1 + w is asked of the norm itself.
+
+`fused` names the layers of a block that hold several matrices, each with its parts in the order of the rows;
+every part is a layer of its own from the moment a model is opened (see `unfused`). So is every expert of a
+mixture, which a role has at the `*` in its path: `experts` is the module that holds them as 3-D parameters,
+`router` the one that chooses among them, `dense` the roles of a block that has no experts,
+`kept` other linear layers of a block that stay at 16 bits.
+
+`between` holds the modules that lie between blocks and have a linear layer of their own, such as the merging
+of patches where a stage of Swin begins: `{where: {role: path}}`, each counted as a block.
 
 A vision-language model has three sections. Its language blocks are what the fields above speak of; `vision`
 and `projector` say, in the form of `between`, where the blocks of its vision tower and what leads from there
@@ -28,6 +41,7 @@ _LLAMA_ROLES = {
     "down": "mlp.down_proj",
 }
 _LLAMA_NORMS = {"input_layernorm": ("q", "k", "v"), "post_attention_layernorm": ("gate", "up")}
+_GEMMA_NORMS = {"input_layernorm": ("q", "k", "v"), "pre_feedforward_layernorm": ("gate", "up")}
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,12 @@ class Family:
     head: str = "lm_head"
     more_heads: tuple[str, ...] = ()
     between: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    after: Mapping[str, str] = field(default_factory=dict)
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    experts: str = ""
+    router: str = ""
+    dense: Mapping[str, str] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
     kind: str = "language"
     language: str = ""
     vision: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -93,6 +113,20 @@ def _with_vision(
     )
 
 
+_GATE_UP = {"mlp.gate_up_proj": ("gate_proj", "up_proj")}
+_GATE_UP_ROLES = _LLAMA_ROLES | {"gate": "mlp.gate_up_proj.gate_proj", "up": "mlp.gate_up_proj.up_proj"}
+_QKV_ROLES = {role: f"self_attn.qkv_proj.{role}_proj" for role in ("q", "k", "v")}
+_ATTENTION = {role: _LLAMA_ROLES[role] for role in ("q", "k", "v", "o")}
+_EXPERT_ROLES = _LLAMA_ROLES | {role: f"mlp.experts.*.{role}_proj" for role in ("gate", "up", "down")}
+_EXPERTS = {"roles": _EXPERT_ROLES, "experts": "mlp.experts"}
+_NORMS_BEHIND = {"post_attention_layernorm": "o", "post_feedforward_layernorm": "down"}
+
+
+def _shared(path: str) -> dict[str, str]:
+    """The roles of the expert that reads every token."""
+    return {f"shared-{role}": f"{path}.{role}_proj" for role in ("gate", "up", "down")}
+
+
 FAMILIES = {
     "llama": Family(("llama",)),
     "mistral": Family(("mistral",)),
@@ -113,6 +147,72 @@ FAMILIES = {
         embed="model.decoder.embed_tokens",
         final_norm="model.decoder.final_layer_norm",
     ),
+    "gemma2": Family(("gemma2", "gemma3_text"), norms=_GEMMA_NORMS, after=_NORMS_BEHIND),
+    "vaultgemma": Family(("vaultgemma",), norms=_GEMMA_NORMS),
+    "phi3": Family(
+        ("phi3",),
+        roles=_GATE_UP_ROLES | _QKV_ROLES,
+        fused=_GATE_UP | {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj")},
+    ),
+    "olmo2": Family(("olmo2", "olmo3"), norms={}, after=_NORMS_BEHIND),
+    "glm": Family(("glm",), roles=_GATE_UP_ROLES, fused=_GATE_UP),
+    "glm4": Family(
+        ("glm4",),
+        roles=_GATE_UP_ROLES,
+        fused=_GATE_UP,
+        after={"post_self_attn_layernorm": "o", "post_mlp_layernorm": "down"},
+    ),
+    "smollm3": Family(("smollm3",)),
+    "granite": Family(("granite",)),
+    "cohere": Family(("cohere", "cohere2"), norms={"input_layernorm": ("q", "k", "v", "gate", "up")}),
+    "arcee": Family(
+        ("arcee", "nemotron"),
+        roles=_ATTENTION | {"up": "mlp.up_proj", "down": "mlp.down_proj"},
+        norms={"input_layernorm": ("q", "k", "v"), "post_attention_layernorm": ("up",)},
+    ),
+    "starcoder2": Family(
+        ("starcoder2",),
+        roles=_ATTENTION | {"up": "mlp.c_fc", "down": "mlp.c_proj"},
+        norms={"input_layernorm": ("q", "k", "v"), "post_attention_layernorm": ("up",)},
+    ),
+    "phi": Family(
+        ("phi",),
+        roles=_ATTENTION | {"o": "self_attn.dense", "up": "mlp.fc1", "down": "mlp.fc2"},
+        norms={"input_layernorm": ("q", "k", "v", "up")},
+        final_norm="model.final_layernorm",
+    ),
+    "gpt-neox": Family(
+        ("gpt_neox",),
+        blocks="gpt_neox.layers.*",
+        roles={
+            "qkv": "attention.query_key_value",
+            "o": "attention.dense",
+            "up": "mlp.dense_h_to_4h",
+            "down": "mlp.dense_4h_to_h",
+        },
+        norms={"input_layernorm": ("qkv",), "post_attention_layernorm": ("up",)},
+        embed="gpt_neox.embed_in",
+        final_norm="gpt_neox.final_layer_norm",
+    ),
+    "mixtral": Family(("mixtral",), **_EXPERTS, router="mlp.gate"),
+    "qwen3-moe": Family(("qwen3_moe",), **_EXPERTS, router="mlp.gate", dense=_LLAMA_ROLES),
+    "gpt-oss": Family(("gpt_oss",), **_EXPERTS, router="mlp.router"),
+    "qwen2-moe": Family(
+        ("qwen2_moe",),
+        roles=_EXPERT_ROLES | _shared("mlp.shared_expert"),
+        experts="mlp.experts",
+        router="mlp.gate",
+        dense=_LLAMA_ROLES,
+        kept=("mlp.shared_expert_gate",),
+    ),
+    "glm4-moe": Family(
+        ("glm4_moe",),
+        roles=_EXPERT_ROLES | _shared("mlp.shared_experts"),
+        experts="mlp.experts",
+        router="mlp.gate",
+        dense=_LLAMA_ROLES,
+    ),
+    "norms-unknown": Family((), norms={}),  # layers as a Llama's, norms like nobody's here
     "vit": Family(("VisionTransformer",), **_VIT),
     "deit-distilled": Family(("VisionTransformerDistilled",), **_VIT, more_heads=("head_dist",)),
     "swin": Family(

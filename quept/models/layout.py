@@ -12,15 +12,26 @@ from torch import nn
 from .families import FAMILIES, Family
 from .slots import Slot
 
+_READ_TOGETHER = dict.fromkeys(("q", "k", "v"), "q, k, v") | dict.fromkeys(("gate", "up"), "gate, up")
+
 
 @dataclass(frozen=True)
 class Block:
     """One transformer block: its module name, the full names of its linear layers, `{role: name}`, and the
-    section of the model that it belongs to: "language", "vision" or "projector"."""
+    section of the model that it belongs to: "language", "vision" or "projector". Roles of experts end with
+    the expert's number, "up 7"."""
 
     name: str
     layers: Mapping[str, str]
     section: str
+
+    def of(self, role: str) -> tuple[str, ...]:
+        """The layers of a role: one, those of all experts, or none."""
+        return tuple(name for r, name in self.layers.items() if r.partition(" ")[0] == role)
+
+    def pairs(self, first: str, second: str) -> tuple[tuple[str, str], ...]:
+        """The layers of two roles that go together: of each expert its own."""
+        return tuple(zip(self.of(first), self.of(second), strict=True))
 
 
 @dataclass(frozen=True)
@@ -75,8 +86,12 @@ class ModelLayout:
     def roles(self) -> tuple[str, ...]:
         """Every role there is in the family; a block has those of its place."""
         family = FAMILIES[self.family]
-        tables = (*family.between.values(), family.roles, *family.vision.values(), *family.projector.values())
-        return tuple(dict.fromkeys(role for roles in tables for role in roles))
+        decoder = (family.roles, family.dense)
+        tables = (*family.between.values(), *decoder, *family.vision.values(), *family.projector.values())
+        listed = dict.fromkeys(role for roles in tables for role in roles)
+        found = dict.fromkeys(role for block in self.blocks for role in block.layers)
+        of = {role: [one for one in found if one.partition(" ")[0] == role] for role in listed}
+        return tuple(one for role in listed for one in of[role] or [role])
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -88,19 +103,35 @@ class ModelLayout:
         """`{norm of a decoder block: the linear layers that read it}`, all by full name."""
         table = FAMILIES[self.family].norms.items()
         return {
-            f"{block.name}.{norm}": tuple(block.layers[role] for role in readers)
+            f"{block.name}.{norm}": tuple(name for role in readers for name in block.of(role))
             for block in self.decoder_blocks
             for norm, readers in table
-            if set(readers) <= set(block.layers)
+            if all(block.of(role) for role in readers)
         }
+
+    @property
+    def norms_after(self) -> tuple[str, ...]:
+        """The norms of decoder blocks that stand behind a layer, on what it adds to the residual stream."""
+        after = FAMILIES[self.family].after
+        return tuple(f"{block.name}.{norm}" for block in self.decoder_blocks for norm in after)
+
+    @property
+    def routers(self) -> tuple[str, ...]:
+        """The modules that choose among experts, which stay at 16 bits; () for a model without experts."""
+        router = FAMILIES[self.family].router
+        routed = (b.name for b in self.decoder_blocks if any(" " in role for role in b.layers))
+        return tuple(f"{block}.{router}" for block in routed if router)
 
     @property
     def same_input(self) -> tuple[tuple[str, ...], ...]:
         """The layers of a block that read the same input and that engines make one product of: query, key and
         value; gate and up."""
-        roles = (("q", "k", "v"), ("gate", "up"))
-        found = (tuple(b.layers[r] for r in rs if r in b.layers) for b in self.blocks for rs in roles)
-        return tuple(group for group in found if len(group) > 1)
+        found: dict[tuple[str, str, str], list[str]] = {}
+        for block in self.blocks:
+            for role, name in block.layers.items():
+                kind, _, expert = role.partition(" ")
+                found.setdefault((block.name, _READ_TOGETHER.get(kind, role), expert), []).append(name)
+        return tuple(tuple(group) for group in found.values() if len(group) > 1)
 
     @property
     def fused(self) -> frozenset[str]:
@@ -114,26 +145,31 @@ class ModelLayout:
 
 
 def family_of(model_type: str) -> str:
-    """Name of the family that has this `model_type`; ValueError lists the ones there are."""
+    """Name of the family that has this `model_type`; ValueError lists the ones there are and says how one is
+    added."""
     for name, family in FAMILIES.items():
         if model_type in family.model_types:
             return name
     known = ", ".join(t for family in FAMILIES.values() for t in family.model_types)
-    raise ValueError(f"models of type {model_type!r} are not supported; supported types: {known}")
+    raise ValueError(
+        f"models of type {model_type!r} are not supported; supported types: {known}, and language models "
+        "wired as one of these; to add a family, write its entry in quept/models/families.py"
+    )
 
 
-def layout_of(model: nn.Module) -> ModelLayout:
-    """ModelLayout of a language or vision-language model of transformers or of a classifier from timm;
-    ValueError if a part that the table names is missing."""
+def layout_of(model: nn.Module, family: str = "") -> ModelLayout:
+    """ModelLayout of a language or vision-language model of transformers, taken apart (see `unfused`), or of
+    a classifier from timm; ValueError if a part that the table names is missing. family: its entry in the
+    table; by its type where it is not given."""
     config = getattr(model, "config", None)
-    name = family_of(type(model).__name__ if config is None else config.model_type)
-    family: Family = FAMILIES[name]
-    places = _places(family)
-    blocks = tuple(_blocks(model, places))
+    name = family or family_of(type(model).__name__ if config is None else config.model_type)
+    places = _places(FAMILIES[name])
+    blocks = tuple(_blocks(model, places, FAMILIES[name]))
     for section, tables in places.items():
         if not any(block.section == section for block in blocks):
             raise ValueError(f"there are no blocks at {' or '.join(tables)} in this model")
-    return ModelLayout(name, blocks, family.embed, family.final_norm, family.head)
+    found = FAMILIES[name]
+    return ModelLayout(name, blocks, found.embed, found.final_norm, found.head)
 
 
 def _places(family: Family) -> dict[str, dict[str, Mapping[str, str]]]:
@@ -144,26 +180,47 @@ def _places(family: Family) -> dict[str, dict[str, Mapping[str, str]]]:
     return {"vision": dict(family.vision), "projector": dict(family.projector), "language": decoder}
 
 
-def _blocks(model: nn.Module, places: Mapping[str, Mapping[str, Mapping[str, str]]]) -> Iterator[Block]:
+def _blocks(
+    model: nn.Module, places: Mapping[str, Mapping[str, Mapping[str, str]]], family: Family
+) -> Iterator[Block]:
     """In the order of the model's modules, which is that of the data."""
     table = [(place, roles, section) for section, t in places.items() for place, roles in t.items()]
     for name, module in model.named_modules():
         for place, roles, section in table:
-            if not _is_at(name, place) or isinstance(module, nn.Identity):  # nothing to merge in this stage
+            if not is_at(name, place) or isinstance(module, nn.Identity):  # nothing to merge in this stage
                 continue
-            block = Block(name, {role: f"{name}.{path}" for role, path in roles.items()}, section)
-            for role, layer in block.layers.items():
-                if not isinstance(_submodule(model, layer), nn.Linear):
-                    raise ValueError(f"{layer} (the {role} of {name}) is not a linear layer in this model")
+            if place == family.blocks and family.dense and submodule(module, family.experts) is None:
+                roles = family.dense
+            layers = {}
+            for role, path in roles.items():
+                layers |= dict(_layers(module, role, path))
+            block = Block(name, {role: f"{name}.{path}" for role, path in layers.items()}, section)
+            for role, path in layers.items():
+                if not isinstance(submodule(module, path), nn.Linear):
+                    raise ValueError(
+                        f"{name}.{path} (the {role} of {name}) is not a linear layer in this model"
+                    )
             yield block
 
 
-def _is_at(name: str, place: str) -> bool:
+def _layers(block: nn.Module, role: str, path: str) -> Iterator[tuple[str, str]]:
+    """(role, path) of one layer or, where there is a `*` in the path, of that of every expert."""
+    before, star, after = path.partition("*")
+    if not star:
+        yield role, path
+        return
+    experts = submodule(block, before.rstrip("."))
+    for number in (key for key in getattr(experts, "_modules", {}) if key.isdecimal()):
+        yield f"{role} {number}", f"{before}{number}{after}"
+
+
+def is_at(name: str, place: str) -> bool:
     """Whether a module's name is that of a place in the table, where a `*` stands for one part of it."""
     return name.count(".") == place.count(".") and fnmatchcase(name, place)
 
 
-def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+def submodule(model: nn.Module, name: str) -> nn.Module | None:
+    """A module by its name, None where there is none."""
     try:
         return model.get_submodule(name)
     except AttributeError:

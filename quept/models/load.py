@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -36,6 +37,8 @@ from .families import FAMILIES
 from .folder import gguf_in, instead
 from .identity import deciding, fingerprint_of, identity_of
 from .layout import ModelLayout, family_of, layout_of
+from .recognize import recognize
+from .unfused import unfuse
 from .vision import Vision
 
 QUESTIONS = "questions.safetensors"
@@ -129,13 +132,17 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
         if not entry and (file := gguf_in(Path(where))):
             where, title, provenance = zoo.gguf_folder(file.resolve(), report)
         config = vision.config_of(where)
+        if config.get("model_type") not in (None, *CONFIG_MAPPING):
+            family_of(str(config["model_type"]))  # transformers would answer with how to update it
         if vision.is_from_timm(config):
             model, pictures = vision.read(where, config)
             tokenizer = processor = None
+            layout = layout_of(model)
         else:
             model, tokenizer, processor = _of_transformers(where)
-            pictures = None
-        layout = layout_of(model)
+            pictures, family = None, recognize(model.config)
+            unfuse(model, FAMILIES[family])
+            layout = layout_of(model, family)
     except Exception as error:  # a damaged folder makes transformers raise nearly anything
         raise LoadError(f"cannot load {source!r}: {quotable(error)}") from error
     model.eval().requires_grad_(False)
@@ -162,7 +169,7 @@ def _of_transformers(
     """A language model and its tokenizer, or a vision-language model and its processor too, from a folder or
     hub id."""
     config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-    family = FAMILIES[family_of(config.model_type)]
+    family = FAMILIES[recognize(config)]
     complete.unquantized(config.to_dict(), complete.stored(where))
     if family.kind == "vision-language":
         auto, processor = (

@@ -1,11 +1,11 @@
 """A weight slot: a matrix (out, in) of a model that a plan speaks of by name.
 
-A slot is a view of one parameter of a module: the whole weight of a linear layer, some rows of a fused one
-(query, key and value in one matrix), or one expert of a 3-D parameter (experts, out, in), all of it or some
-rows. `emptied` takes the matrices out of a model; `put` says what stands in the place of each module when
-other layers compute the products: the layer itself, or the layers of its parts, whose outputs are joined as
-the module joins them. Experts are run by their own module's forward, which multiplies by what stands for
-each expert's matrix.
+A slot is a view of one parameter of a module: all of a linear layer, some rows of a fused one (query, key and
+value in one matrix), or one expert of a 3-D parameter, (experts, out, in) or transposed (experts, in, out),
+all of it or some rows. `emptied` takes the matrices out of a model; `put` says what stands in the place of
+each module when other layers compute the products: the layer itself, or the layers of its parts, whose
+outputs are joined as the module joins them. Experts are run by their own module's forward, which multiplies
+by what stands for each expert's matrix.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +23,16 @@ from .clone import shallow_copy
 
 @dataclass(frozen=True)
 class Slot:
-    """name: as a plan says it. module: the module that has the parameter. rows: (start, stop) of a part of
-    the matrix, None for all. expert: which matrix of a 3-D parameter, None for a 2-D one."""
+    """name: as a plan says it. module: the module that has the parameter. rows: (start, stop), or (start,
+    stop, step), of a part of the matrix, None for all. expert: which matrix of a 3-D parameter, None for a
+    2-D one; transposed: whether that lies there as (in, out)."""
 
     name: str
     module: str
     parameter: str = "weight"
-    rows: tuple[int, int] | None = None
+    rows: tuple[int, ...] | None = None
     expert: int | None = None
+    transposed: bool = False
 
     @property
     def whole(self) -> bool:
@@ -40,6 +43,7 @@ class Slot:
         """Returns the matrix (out, in), shared with the model; kernels of a convolution are its rows."""
         weight = getattr(model.get_submodule(self.module), self.parameter).data
         matrix = weight.flatten(1) if self.expert is None else weight[self.expert]
+        matrix = matrix.mT if self.transposed else matrix
         return matrix if self.rows is None else matrix[slice(*self.rows)]
 
     def bias(self, model: nn.Module) -> Tensor | None:
@@ -89,42 +93,95 @@ def put(slots: Iterable[Slot], layers: Mapping[str, nn.Module], model: nn.Module
 
 
 class Joined(nn.Module):
-    """The layers of a matrix's rows in their order: x (..., in) -> their outputs side by side (..., out).
+    """The layers of a matrix's rows in their order, each under its own name: x (..., in) -> their outputs
+    side by side (..., out)."""
 
-    Where a module multiplies by a matrix of its own, `linear(x, matrix)`, one of these can be the matrix."""
-
-    def __init__(self, parts: Iterable[nn.Module]):
+    def __init__(self, parts: Mapping[str, nn.Module]):
         super().__init__()
-        self.parts = nn.ModuleList(parts)
+        for name, part in parts.items():
+            self.add_module(name, part)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([part(x) for part in self.parts], -1)
+        return torch.cat([part(x) for part in self._modules.values()], -1)
+
+
+class _Products:
+    """What stands in the place of a 3-D parameter while experts run: `linear(x, it[expert])`, or `x @
+    it[expert]` of a transposed one, is what the layers of that expert make of x, side by side or, of an
+    interleaved parameter, in turns."""
+
+    def __init__(self, experts: nn.Module, names: tuple[str, ...], interleaved: bool, expert: int = -1):
+        self._of = experts, names, interleaved
+        self._expert = expert
+
+    def __getitem__(self, expert: Tensor | int) -> _Products:
+        return _Products(*self._of, int(expert))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        experts, names, interleaved = self._of
+        parts = experts._modules[str(self._expert)]._modules
+        outputs = [parts[name](x) for name in names]
+        if len(outputs) == 1:
+            return outputs[0]
+        return torch.stack(outputs, -1).flatten(-2) if interleaved else torch.cat(outputs, -1)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        if function is not nn.functional.linear:
+        multiplies = function in (nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
+        if not multiplies or not isinstance(args[1], cls):
             return NotImplemented
-        x, matrix, bias = (*args, None, None)[:3]
-        product = matrix(x)
-        return product if bias is None else product + bias
+        product = args[1](args[0])
+        return product + args[2] if len(args) > 2 and args[2] is not None else product
+
+
+def _short(slot: Slot) -> str:
+    return slot.name.rpartition(".")[2]
 
 
 def _joined(parts: Iterable[Slot], layers: Mapping[str, nn.Module]) -> Joined:
-    return Joined(layers[slot.name] for slot in sorted(parts, key=lambda slot: slot.rows or ()))
+    return Joined({_short(slot): layers[slot.name] for slot in _in_order(parts)})
+
+
+def _in_order(parts: Iterable[Slot]) -> list[Slot]:
+    return sorted(parts, key=lambda slot: slot.rows or ())
 
 
 def _experts(module: nn.Module, parts: list[Slot], layers: Mapping[str, nn.Module]) -> nn.Module:
-    """Returns a copy of the module in which a list of what computes each expert's product stands in the place
-    of every parameter."""
+    """Returns a copy of the module with a child for each expert, which holds the expert's layers, and a
+    forward that multiplies by these where it read its parameters."""
+    products = {
+        parameter: (
+            tuple(dict.fromkeys(map(_short, _in_order(of)))),
+            any(len(slot.rows or ()) > 2 for slot in of),
+        )
+        for parameter, of in _by(parts, "parameter").items()
+    }
     found = shallow_copy(module)
-    for parameter, of in _by(parts, "parameter").items():
+    found.__class__ = _with_products(type(module), tuple(products.items()))
+    for parameter in products:
         del found._parameters[parameter]
-        products = (_joined(same, layers) for _, same in sorted(_by(of, "expert").items()))
-        found._modules[parameter] = nn.ModuleList(products)
+    for expert, of in sorted(_by(parts, "expert").items()):
+        found._modules[str(expert)] = held = nn.Module()
+        for slot in of:
+            held.add_module(_short(slot), layers[slot.name])
     if hasattr(found, "config"):  # transformers has other forwards, which read the parameter as one tensor
         found.config = copy.copy(found.config)
         found.config._experts_implementation = "eager"
     return found
+
+
+@cache
+def _with_products(
+    kind: type[nn.Module], products: tuple[tuple[str, tuple[tuple[str, ...], bool]], ...]
+) -> type[nn.Module]:
+    """Returns the class of experts whose parameters are made of their children when they are read."""
+    made = {
+        parameter: property(
+            partial(lambda self, names, turns: _Products(self, names, turns), names=n, turns=t)
+        )
+        for parameter, (n, t) in products
+    }
+    return type(kind.__name__, (kind,), made | {"products": dict(products)})
 
 
 def _by(slots: Iterable[Slot], field: str) -> dict[str | int, list[Slot]]:

@@ -8,6 +8,7 @@
 A record is all that is needed to do it again on a freshly loaded base: steps as JSON, tensors as safetensors.
 
 record    Record: the steps and their tensors, checked
+normalization  what a norm computes: w or 1 + w, bias, mean
 norms     fold norm weights and biases into the linear layers that read them
 rotation  rotate the residual stream and every value head; Hadamard inputs of `down` as the model runs
 scaling   channel scales between two layers, moved from one into the other

@@ -11,10 +11,12 @@ per head) stay as they are. First step of QuaRot and SliceGPT (arXiv 2404.00456,
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from .rewriter import Norm, Rewriter
+from .rewriter import Rewriter
 
 
 def fold_norms(rewriter: Rewriter) -> None:
@@ -32,7 +34,7 @@ def fold_norms(rewriter: Rewriter) -> None:
             None if p is None else make(p)
             for p, make in ((norm.weight, torch.ones_like), (norm.bias, torch.zeros_like))
         )
-        rewriter.norms[name] = Norm(ones, zeros, norm.rms)
+        rewriter.norms[name] = replace(norm, weight=ones, bias=zeros)
 
 
 def _absorbed(weight: Tensor, bias: Tensor | None, beta: Tensor) -> Tensor | None:

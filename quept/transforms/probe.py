@@ -1,8 +1,8 @@
 """Does a transformed model still answer as before? Both are run on a few random tokens or pictures.
 
-The tables of families say which layer reads which norm, and how a norm multiplies; a model that is wired in
-another way (norms behind the layers, norms that multiply by 1 + w) fits them by name and is destroyed by a
-transform that is right everywhere else. So each transformed model is tried:
+The tables of families say which layer reads which norm; a model that is wired in another way (norms behind
+the layers, something between a norm and its reader) fits them by name and is destroyed by a transform that is
+right everywhere else. So each transformed model is tried:
 
     difference = rms(logits after - logits before) / rms(logits before - their mean over the outputs)
 

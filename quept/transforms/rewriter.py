@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -23,27 +23,12 @@ from torch import Tensor, nn
 from quept.models import LoadedModel, ModelLayout
 from quept.models.clone import clone, shallow_copy
 
+from .normalization import Norm
 from .online import HadamardLinear
 from .record import Record, TransformError
 
 OnTensor = Callable[[Tensor], Tensor]
 Edit = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
-
-
-@dataclass(frozen=True, eq=False)
-class Norm:
-    """One norm as the steps see it: weight and bias (channels,) float64, or None where it has none; `rms` if
-    it does not subtract the mean."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    rms: bool
-
-    @property
-    def plain(self) -> bool:
-        """Whether it only normalises."""
-        ones = self.weight is None or bool((self.weight == 1).all())
-        return ones and (self.bias is None or not self.bias.any())
 
 
 class Rewriter:
@@ -58,7 +43,7 @@ class Rewriter:
         self.untied = False
         self._edits: dict[str, list[Edit]] = {}
         self.readers = readers(self.model, self.layout)
-        self.norms = {name: _norm(self.model.get_submodule(name)) for name in self.readers}
+        self.norms = {name: Norm.of(self.model.get_submodule(name)) for name in self.readers}
         self._found = dict(self.norms)
         self.embeddings = [n for n, m in self.model.named_modules() if isinstance(m, nn.Embedding)]
 
@@ -125,14 +110,7 @@ class Rewriter:
     def _with_norm(self, name: str, norm: Norm) -> nn.Module:
         old = self.model.get_submodule(name)
         dtype = next(chain(old.parameters(), self.model.parameters())).dtype
-        if norm.rms and isinstance(old, nn.LayerNorm):
-            module = nn.RMSNorm(old.normalized_shape, old.eps).train(old.training)
-        else:
-            module = shallow_copy(old)
-        module._parameters["weight"] = None if norm.weight is None else _parameter(norm.weight, dtype, name)
-        if "bias" in module._parameters:
-            module._parameters["bias"] = None if norm.bias is None else _parameter(norm.bias, dtype, name)
-        return module
+        return norm.put_into(old, lambda values: _parameter(values, dtype, name))
 
 
 def readers(model: nn.Module, layout: ModelLayout) -> dict[str, tuple[str, ...]]:
@@ -144,20 +122,22 @@ def readers(model: nn.Module, layout: ModelLayout) -> dict[str, tuple[str, ...]]
     found = layout.norms | {layout.final_norm: (layout.head,)}
     known = {*layout.layers, layout.head}
     others = [n for n, m in named.items() if isinstance(m, nn.Linear) and n not in known]
+    if layout.fused:
+        raise TransformError(
+            f"this {layout.family} model cannot be transformed: {min(layout.fused)} holds query, key and "
+            "value head by head; calibrate it without transforms"
+        )
+    if layout.routers:
+        raise TransformError(
+            f"this {layout.family} model cannot be transformed: {layout.routers[0]} chooses experts by what "
+            "the norm before it gives; calibrate it without transforms"
+        )
     if others or layout.final_norm not in named or not getattr(model.config, "do_layer_norm_before", True):
         raise TransformError(
             f"this {layout.family} model cannot be transformed: its norms come after the layers, or "
             f"linear layers stand between ({', '.join(others) or 'none'}); calibrate it without transforms"
         )
     return found
-
-
-def _norm(module: nn.Module) -> Norm:
-    weight, bias = (
-        None if p is None else p.detach().double()
-        for p in (getattr(module, key, None) for key in ("weight", "bias"))
-    )
-    return Norm(weight, bias, rms=not isinstance(module, nn.LayerNorm))
 
 
 def _storage(dtype: torch.dtype) -> torch.dtype:

@@ -19,14 +19,16 @@ Where a width has no Hadamard order, G and R are block-diagonal (see quept.numer
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
 
+from quept.models.unfused import head_size
 from quept.numerics.hadamard import hadamard_order, hadamard_transform, random_signs
 
 from .record import Record, TransformError
-from .rewriter import Norm, Rewriter
+from .rewriter import Rewriter
 
 
 def rotation_record(seed: int = 0, heads: bool = True, online: bool = True) -> Record:
@@ -40,6 +42,11 @@ def rotate(rewriter: Rewriter, seed: int, heads: bool, online: bool) -> None:
         raise TransformError(
             f"{rough[0]} still has a weight: put the step 'norms' before 'rotation', and 'scaling' before "
             "'norms' or after 'rotation'"
+        )
+    if behind := rewriter.layout.norms_after:
+        raise TransformError(
+            f"this {rewriter.layout.family} model cannot be rotated: {behind[0]} stands behind a layer and "
+            "multiplies what the residual stream gets channel by channel; leave 'rotation' out of the recipe"
         )
     blocks = [block.layers for block in rewriter.layout.blocks]
     writers = [layers[role] for layers in blocks for role in ("o", "down")]
@@ -64,11 +71,6 @@ def rotate(rewriter: Rewriter, seed: int, heads: bool, online: bool) -> None:
             rewriter.online.add(layers["down"])
 
 
-def head_size(config) -> int:
-    """Channels of one attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
 def _per_head(x: Tensor, size: int) -> Tensor:
     """x (..., heads * size), each head transformed by itself."""
     return hadamard_transform(x.unflatten(-1, (-1, size))).flatten(-2)
@@ -82,7 +84,7 @@ def _centre(rewriter: Rewriter, writers: list[str]) -> None:
     for name in writers:
         rewriter.rows(name, _without_mean)
     for name, norm in rewriter.norms.items():
-        rewriter.norms[name] = Norm(norm.weight, None, rms=True)
+        rewriter.norms[name] = replace(norm, bias=None, rms=True)
 
 
 def _without_mean(x: Tensor) -> Tensor:

@@ -13,15 +13,16 @@ one scale for all the columns of `o` that read it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from quept.models import ModelLayout
+from quept.models.unfused import head_size
 
+from .normalization import Norm
 from .record import TransformError
-from .rewriter import Norm, Rewriter, readers
-from .rotation import head_size
+from .rewriter import Rewriter, readers
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def edges_of(model: nn.Module, layout: ModelLayout, online: Collection[str]) -> 
     for block in layout.blocks:
         width = {role: model.get_submodule(name).in_features for role, name in block.layers.items()}
         edges = [
-            Edge(norm, layers, width["q"], width["q"])
+            Edge(norm, layers, *[model.get_submodule(layers[0]).in_features] * 2)
             for norm, layers in before.items()
             if norm.startswith(block.name + ".")
         ]
@@ -96,4 +97,4 @@ def scale(rewriter: Rewriter, scales: Mapping[str, Tensor]) -> None:
 
 def _divided(norm: Norm, s: Tensor) -> Norm:
     weight = 1 / s if norm.weight is None else norm.weight / s
-    return Norm(weight, None if norm.bias is None else norm.bias / s, norm.rms)
+    return replace(norm, weight=weight, bias=None if norm.bias is None else norm.bias / s)

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from quept.evaluate import Windows, cut
@@ -20,6 +20,17 @@ def test_windows_are_consecutive_do_not_overlap_and_leave_the_partial_one_out(to
     assert windows.ids.tolist() == [[2, 3, 4, 2], [3, 4, 2, 3], [4, 2, 3, 4]]
     assert windows.targets.tolist() == [[3, 4, 2], [4, 2, 3], [2, 3, 4]]
     assert (len(windows), windows.context, windows.scored) == (3, 4, 9)
+
+
+def test_every_window_begins_as_the_tokenizer_begins_every_text(tokenizer):
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    assert tokenizer("a")["input_ids"] == [0, 2]
+    assert cut("a b c " * 5, tokenizer, context=4, tokens=9).ids.tolist() == [[0, 2, 3, 4], [0, 2, 3, 4]]
+    assert cut("a b c", tokenizer, context=4, tokens=4).ids.tolist() == [[0, 2, 3, 4]]
+    with pytest.raises(ValueError, match="the text has 2 tokens"):
+        cut("a b", tokenizer, context=4, tokens=4)
 
 
 def test_no_more_tokens_than_asked_for(tokenizer):

@@ -105,6 +105,6 @@ def test_classifiers_are_refused_in_words(name, tmp_path):
 
 def test_whole_rows_are_refused_where_no_group_fits(tmp_path):
     elastic = ElasticModel.open(save_tiny("opt", tmp_path / "opt"), device="cpu")  # 72 columns
-    assert "is not written for models of the family opt" in exporter("mlx").lacks(elastic)
+    assert "is not written for models of type opt" in exporter("mlx").lacks(elastic)
     why = exporter("compressed-tensors").refuses(elastic, PrecisionPlan.uniform(4))
     assert why and "it has 16 bits" in why

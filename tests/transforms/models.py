@@ -1,7 +1,7 @@
 """Tiny models for the transforms: every family, tied, untied and biased, in float64 and in storage precision.
 
-transformers' RMSNorm computes in float32 whatever it is given, which hides everything below 1e-7: `exact`
-puts torch's in its place.
+transformers' norms compute in float32 whatever they are given, which hides everything below 1e-7: `exact`
+puts others in their place.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from quept.models import FAMILIES as TABLE
 from quept.models import LoadedModel, fingerprint_of, layout_of
-from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer, token_ids
+from quept.models.recognize import recognize
+from quept.models.unfused import unfuse
+from tests.tiny import CONFIGS, FAMILIES, MIXTURES, tiny_model, tiny_tokenizer, token_ids
 
-TIED = {name: config["tie_word_embeddings"] for name, config in CONFIGS.items()}
+TIED = {name: CONFIGS[name]["tie_word_embeddings"] for name in (*FAMILIES, "phi3")}
+FUSED = ("gpt-neox",)  # query, key and value head by head
 CASES = {
-    **{name: (name, {}) for name in CONFIGS},
+    **{name: (name, {}) for name in CONFIGS if name not in (*MIXTURES, *FUSED)},
     **{f"{name}, tie {not tied}": (name, {"tie_word_embeddings": not tied}) for name, tied in TIED.items()},
     "llama, biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, one kv head": ("llama", {"num_key_value_heads": 1}),
@@ -28,22 +32,38 @@ CASES = {
 }
 
 
+class ExactNorm(nn.Module):
+    """x / rms(x), or (x - mean) / std, times w or 1 + w as the norm in whose place it stands."""
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self.weight = norm.weight
+        self.eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+        kind = type(norm).__name__
+        self.offset, self.centred = float(kind.startswith("Gemma")), kind.endswith("LayerNorm")
+
+    def forward(self, x):
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * (self.offset + self.weight)
+
+
 def exact(name: str, **changes) -> LoadedModel:
     """A tiny model that computes in float64 throughout."""
     model = tiny_model(name, dtype=torch.float32, **changes).double()
     for path, module in list(model.named_modules()):
-        if type(module).__name__.endswith("RMSNorm"):
-            norm = nn.RMSNorm(len(module.weight), module.variance_epsilon)
-            norm.weight = module.weight
-            model.set_submodule(path, norm)
+        if type(module).__name__.endswith(("RMSNorm", "CohereLayerNorm")):
+            model.set_submodule(path, ExactNorm(module))
     return wrapped(model)
 
 
 def wrapped(model: nn.Module) -> LoadedModel:
     """As `load` would return it."""
     model.eval().requires_grad_(False)
+    family = recognize(model.config)
+    unfuse(model, TABLE[family])
+    layout = layout_of(model, family)
     return LoadedModel(
-        model, tiny_tokenizer(), layout_of(model), "tiny", "Tiny", fingerprint_of(model), "made by a test"
+        model, tiny_tokenizer(), layout, "tiny", "Tiny", fingerprint_of(model), "made by a test"
     )
 
 

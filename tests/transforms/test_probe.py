@@ -52,10 +52,39 @@ def ranges(loaded) -> dict:
     return found
 
 
+class ClampedEmbedding(nn.Embedding):
+    def forward(self, ids):
+        return super().forward(ids).clamp(-0.1, 0.1)
+
+
+class SineLinear(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).mul(3).sin()
+
+
+def bent(dtype=torch.float16):
+    """A Llama by the names of its layers, with a clamp or a sine behind two kinds of them."""
+    model = tiny_model("llama", dtype=dtype)
+    model.model.embed_tokens.__class__ = ClampedEmbedding
+    for block in model.model.layers:
+        block.mlp.up_proj.__class__ = SineLinear
+    return wrapped(model)
+
+
+BOTH = {"scaling": scales, "rotation": lambda loaded: rotation_record()}
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("record", [scales, lambda loaded: rotation_record()], ids=["scaling", "rotation"])
-def test_norms_that_multiply_by_one_plus_w_are_noticed(record, dtype):
+@pytest.mark.parametrize("record", BOTH.values(), ids=BOTH)
+def test_norms_that_multiply_by_one_plus_w_are_known_by_what_they_compute(record, dtype):
     loaded = gemma_like(dtype)
+    apply(loaded, record(loaded))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("record", BOTH.values(), ids=BOTH)
+def test_a_model_wired_in_another_way_is_noticed(record, dtype):
+    loaded = bent(dtype)
     with pytest.raises(TransformError, match="do not keep the function .* norms or layers are not wired"):
         apply(loaded, record(loaded))
 
