@@ -58,6 +58,7 @@ class Chart(Widget):
 
     NAME = "chart"
     SCRIPTS = ("dom.js", "terms.js", "points.js")
+    STYLES = ("series.css",)
     PROPS = ("plotly_file", "own")
     EMPTY = {"points": []}
 

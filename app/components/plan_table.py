@@ -14,3 +14,4 @@ class PlanTable(Widget):
 
     NAME = "plan_table"
     SCRIPTS = ("dom.js", "points.js")
+    STYLES = ("series.css",)

@@ -1,12 +1,12 @@
 """Widget: a gr.HTML whose script and style are files beside the class, and whose value is data, not HTML.
 
-A subclass names its files in `NAME` (its style is NAME.css, its script NAME.js, run after `SCRIPTS`), its
-events in `EVENTS`, its properties beside the value in `PROPS`, and in `EMPTY` what it shows before anything
-else. The browser fetches the files when the first widget that needs them is drawn, and keeps them: written
-into the page's configuration they were half of it. Two rules keep a page safe and whole: templates are
-constant text (Gradio runs any `${...}` it finds in one; the scripts write what comes from outside with
-textContent only), and a constructor argument that is a prop has the prop's name, so that a component returned
-from an event handler reaches the browser unchanged.
+A subclass names its files in `NAME` (its style is NAME.css, laid after widget.css and `STYLES`, its script
+NAME.js, run after `SCRIPTS`), its events in `EVENTS`, its properties beside the value in `PROPS`, and in
+`EMPTY` what it shows before anything else. The browser fetches the files when the first widget that needs
+them is drawn, and keeps them: written into the page's configuration they were half of it. Two rules keep a
+page safe and whole: templates are constant text (Gradio runs any `${...}` it finds in one; the scripts write
+what comes from outside with textContent only), and a constructor argument that is a prop has the prop's name,
+so that a component returned from an event handler reaches the browser unchanged.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ import gradio as gr
 FOLDER = Path(__file__).parent
 # Runs once per widget drawn. The style is laid under `:is(#_, .widget)`: as strong as an id, so that it beats
 # Gradio's own, and the same for all widgets of one kind.
-LOADER = """const { folder, stamp, style, scripts } = %s;
+LOADER = """const { folder, stamp, name, styles, scripts } = %s;
 const kept = (window.queptFiles ??= {});
 const { root = ".", api_prefix = "/gradio_api" } = window.gradio_config ?? {};
-const read = async (name) => {
-  const answer = await fetch(`${root.replace(/\\/$/, "")}${api_prefix}/file=${folder}/${name}?${stamp}`);
-  if (!answer.ok) throw new Error(`${name}: ${answer.status}`);
+const read = async (file) => {
+  const answer = await fetch(`${root.replace(/\\/$/, "")}${api_prefix}/file=${folder}/${file}?${stamp}`);
+  if (!answer.ok) throw new Error(`${file}: ${answer.status}`);
   return answer.text();
 };
-const text = (name) => (kept[name] ??= read(name));
+const text = (file) => (kept[file] ??= read(file));
 const dress = async () => {
   const sheet = document.createElement("style");
-  sheet.textContent = `:is(#_, .widget-${style}) { ${await text(style + ".css")} }`;
+  sheet.textContent = `:is(#_, .widget-${name}) { ${(await Promise.all(styles.map(text))).join("")} }`;
   document.head.append(sheet);
 };
-Promise.all([...scripts.map(text), (kept[`style of ${style}`] ??= dress())]).then((parts) =>
+Promise.all([...scripts.map(text), (kept[`style of ${name}`] ??= dress())]).then((parts) =>
   Function("element", "trigger", "props", "server", "upload", "watch", parts.slice(0, -1).join("\\n"))(
     element, trigger, props, server, upload, watch));
 """
@@ -70,6 +70,7 @@ class Widget(gr.HTML):
 
     NAME: ClassVar[str] = ""
     SCRIPTS: ClassVar[tuple[str, ...]] = ()
+    STYLES: ClassVar[tuple[str, ...]] = ()
     PROPS: ClassVar[tuple[str, ...]] = ()
     EMPTY: ClassVar[dict[str, Any]] = {}
     EVENTS: ClassVar[list] = []
@@ -98,10 +99,14 @@ class Widget(gr.HTML):
         if unknown:
             raise TypeError(f"{type(self).__name__} has no argument {sorted(unknown)[0]!r}")
         named = [elem_classes] if isinstance(elem_classes, str) else elem_classes or []
-        files = {"style": self.NAME, "scripts": [*self.SCRIPTS, f"{self.NAME}.js"]}
+        files = {
+            "name": self.NAME,
+            "styles": ["widget.css", *self.STYLES, f"{self.NAME}.css"],
+            "scripts": [*self.SCRIPTS, f"{self.NAME}.js"],
+        }
         super().__init__(
             value,
-            html_template=f'<div class="{self.NAME.replace("_", "-")}"{attributes}></div>',
+            html_template=f'<div class="widget {self.NAME.replace("_", "-")}"{attributes}></div>',
             js_on_load=LOADER % json.dumps(served() | files),
             apply_default_css=False,
             visible=visible,

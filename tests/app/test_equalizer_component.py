@@ -147,7 +147,7 @@ def test_templates_are_constant_text(name):
     for mark in ("${", "{{", "`", "\\", "@keyframes"):
         assert mark not in style
     component = Equalizer(description=described()) if name == "equalizer" else Numbers()
-    assert component.html_template == f'<div class="{name}"></div>'
+    assert component.html_template == f'<div class="widget {name}"></div>'
     script = (FOLDER / f"{name}.js").read_text()
     for way_in in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"):
         assert way_in not in script
