@@ -15,7 +15,7 @@ import gradio as gr
 
 from app.budget import sentence, solved
 from app.conversation import chat
-from app.pages.chat import LONGEST_PROMPT, Ask
+from app.pages.chat_answers import LONGEST_PROMPT, Ask
 from app.pictures import Classifier, read_sent
 from app.service import Service
 from app.toast import refusal

@@ -1,54 +1,45 @@
 """The Chat page: one prompt, two precisions, two answers side by side, and the token where they part.
 
-`build` draws and wires. The handlers below it are plain functions and generators: they take a
-`PageContext` (what all visitors share) and values, and give or yield a change of the page, `{component name:
-new value}`, names as in `ChatPage`. The history in the visitor's state is a list of turns, `{"user": ...,
-"left": ..., "right": ..., "made_with": ...}`.
+What a message does is in `app.pages.chat_answers`; here the page is drawn and wired.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import math
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import gradio as gr
 
-from app import own
 from app.components.blind import Blind
-from app.components.chart import Chart
 from app.components.menu import Menu
 from app.components.side_status import SideStatus
-from app.conversation import Frame, chat
-from app.llama_side import LlamaSide
-from app.markdown import TAGS_SHOWN_AS_TEXT, as_markdown, as_typed
-from app.pages.chat_status import SIDES, ready, refused, reported
-from app.pages.context import LIGHT, Page, PageContext, buttons, precision_menu
+from app.markdown import TAGS_SHOWN_AS_TEXT
+from app.pages.chat_answers import (
+    AS_PLANNED,
+    LARGEST_SEED,
+    Ask,
+    choices,
+    clear,
+    edit,
+    regenerate,
+    returned,
+    send,
+    starting,
+    statuses,
+    stop,
+    switched,
+)
+from app.pages.chat_status import SIDES
+from app.pages.context import LIGHT, Page, PageContext, precision_menu
 from app.pages.kept_chat import READ_JS, STORE_JS, from_store, to_store
-from app.side import EQUALIZER, LLAMA, OWN, side_of
-from app.toast import inform, warn
-from quept.export import exporter
-from quept.plan import KV_BITS, PlanError, PrecisionPlan
-from quept.runtime.generate import Sampling
-from quept.runtime.prompt import PromptError
-
-logger = logging.getLogger(__name__)
+from app.side import OWN
+from quept.plan import KV_BITS
 
 # Gradio hides what overflows the page, which keeps everything in it from sticking, and does not let css reach
 # the page itself.
 HEAD = "<style>.gradio-container { overflow: clip !important; }</style>"
 
-FULL_PRECISION = "full precision"
-LONGEST_PROMPT = 50_000  # characters; what fits the model is decided by its context, in tokens
-LARGEST_SEED = 2**31 - 1
 CHATS_WAITING = 16  # visitors whose page shows a place in line; further ones wait in Gradio's own queue
-
-AS_PLANNED = "as planned"
 KV_CHOICES = [("As the plan says", AS_PLANNED), *((f"{bits} bits", str(bits)) for bits in reversed(KV_BITS))]
 
 EXAMPLES = [
@@ -64,338 +55,6 @@ EMPTY = {
     "The first token that differs from the other side is marked.",
 }
 NEW_SEED_JS = f"() => Math.floor(Math.random() * {LARGEST_SEED})"
-
-
-@dataclass(frozen=True)
-class Ask:
-    """The page as it was when the visitor asked: model, plan choices, the equaliser's plan, and the
-    settings."""
-
-    model: str
-    choices: tuple[str, str]
-    plan_json: Mapping[str, Any] | None
-    system: str = ""
-    temperature: float = 0.0
-    top_p: float = 0.9
-    max_tokens: int = 256
-    seed: int = 0
-    kv: str = AS_PLANNED
-
-    def sampling(self) -> Sampling:
-        """The settings checked; PromptError with a sentence."""
-        temperature = _number("temperature", self.temperature, 0, 5)
-        top_p = _number("top-p", self.top_p, 0, 1)
-        if top_p == 0:
-            raise PromptError("top-p must be above 0: it is the share of probability to draw from")
-        max_tokens = _number("longest answer", self.max_tokens, 1, 4096, whole=True)
-        seed = _number("seed", self.seed, 0, LARGEST_SEED, whole=True)
-        return Sampling(temperature=temperature, top_p=top_p, max_tokens=int(max_tokens), seed=int(seed))
-
-    def made_with(self) -> str:
-        """Identity of all that decides the text of an answer, to know whether asking again can give another
-        one."""
-        plan_json = self.plan_json if set(OWN) & set(self.choices) else None
-        everything = [getattr(self, f.name) if f.name != "plan_json" else plan_json for f in fields(self)]
-        return hashlib.sha256(repr(everything).encode()).hexdigest()[:16]
-
-
-def _number(name: str, value: object, low: float, high: float, whole: bool = False) -> float:
-    kind = "a whole number" if whole else "a number"
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not known or not low <= value <= high or (whole and value != int(value)):
-        raise PromptError(f"the {name} must be {kind} from {low:,} to {high:,}: change it under Settings")
-    return value
-
-
-# Handlers
-
-
-def send(desk: PageContext, ask: Ask, history: list[dict], prompt: str, visitor: str) -> Iterator[dict]:
-    """A new message. The prompt is given back if there was no answer to it."""
-    prompt = prompt or ""
-    if not prompt.strip():
-        warn("There is nothing to send yet: type a message first.", title="Empty message")
-        yield {}
-        return
-    yield from _answer(desk, ask, history, prompt, visitor, old=history, returned=prompt)
-
-
-def regenerate(desk: PageContext, ask: Ask, history: list[dict], visitor: str) -> Iterator[dict]:
-    """Another answer to the last message: at the plans and settings of now, or, if they are still the same,
-    with another seed."""
-    if not history:
-        warn("There is no answer to write again yet: send a message first.", title="Nothing to regenerate")
-        yield {}
-        return
-    if history[-1].get("made_with") == ask.made_with():
-        if ask.temperature == 0:
-            inform(
-                "At temperature 0 the same settings give the same answer. "
-                "Raise the temperature or choose another plan.",
-                title="Same answer again",
-            )
-        else:
-            ask = replace(ask, seed=secrets.randbelow(LARGEST_SEED))
-            yield {"seed": ask.seed}
-    yield from _answer(desk, ask, history[:-1], history[-1]["user"], visitor, old=history)
-
-
-def edit(
-    desk: PageContext, ask: Ask, history: list[dict], index: int, text: str, visitor: str
-) -> Iterator[dict]:
-    """A message of the visitor was rewritten: what came after it is dropped and answered anew. `index` counts
-    shown messages."""
-    turn, role = divmod(index, 2) if isinstance(index, int) else (-1, 0)
-    if role or not 0 <= turn < len(history):
-        warn("Only your own messages can be edited.", title="Not edited")
-        yield _drawn(history)
-        return
-    if not isinstance(text, str) or not text.strip():
-        warn("An empty message cannot be sent; the old one was kept.", title="Not edited")
-        yield _drawn(history)
-        return
-    yield from _answer(desk, ask, history[:turn], as_typed(text), visitor, old=history)
-
-
-def stop(desk: PageContext, visitor: str) -> None:
-    """End the visitor's answer after the step it is in; does nothing when there is none."""
-    desk.running.stop(visitor)
-
-
-def clear(desk: PageContext, ask: Ask, visitor: str) -> dict:
-    """An empty chat, and nothing kept of the old one."""
-    desk.forget(visitor)
-    change = _drawn([]) | buttons(running=False) | statuses(desk, ask) | _plotted([])
-    return change | {"examples": gr.Dataset(visible=True)}
-
-
-def returned(desk: PageContext, ask: Ask, history: list[dict]) -> dict:
-    """The chat as it was before the page was loaded again."""
-    change = _drawn(history) | statuses(desk, ask, None, history) | _plotted(history)
-    return change | {"examples": gr.Dataset(visible=False)}
-
-
-def switched(desk: PageContext, ask: Ask, visitor: str) -> dict:
-    """Another of the operator's models: its plans, and an empty chat."""
-    offered = choices(desk, ask.model)
-    values = [value for _, value in offered]
-    kept = [c if c in values else d for c, d in zip(ask.choices, _starting(values), strict=True)]
-    menus = {
-        f"plan_{side}": precision_menu("chat", side, offered, choice)
-        for side, choice in zip(SIDES, kept, strict=True)
-    }
-    ask = Ask(ask.model, tuple(kept), None)
-    return clear(desk, ask, visitor) | menus
-
-
-def statuses(
-    desk: PageContext, ask: Ask, only: Sequence[str] | None = None, history: Sequence[Mapping] = ()
-) -> dict:
-    """What each side is set to, before the next message. `only` limits it to the sides with these
-    choices."""
-    chosen = enumerate(zip(SIDES, ask.choices, strict=True))
-    return {
-        f"status_{side}": _ready(desk, ask, choice, _labels(history, i))
-        for i, (side, choice) in chosen
-        if only is None or choice in only
-    }
-
-
-def _answer(
-    desk: PageContext,
-    ask: Ask,
-    before: list[dict],
-    prompt: str,
-    visitor: str,
-    old: list[dict],
-    returned: str | None = None,
-) -> Iterator[dict]:
-    """Run both sides on `before` plus the prompt. Without any text at the end the page goes back to `old` and
-    gives `returned` back."""
-    try:
-        sampling = ask.sampling()
-        if len(prompt) > LONGEST_PROMPT:
-            raise PromptError(
-                f"this message has {len(prompt):,} characters; "
-                f"the chat takes at most {LONGEST_PROMPT:,}: shorten it"
-            )
-        elastic = desk.service.models.get(ask.model)
-        if elastic is None:
-            raise PromptError("the model of this page is not open here any more: reload the page")
-        sides = [_side(desk, ask, choice) for choice in ask.choices]
-    except (ValueError, KeyError) as error:
-        _refuse(error)
-        yield _drawn(old)
-        return
-    histories = [messages(before, side) + [{"role": "user", "content": prompt}] for side in SIDES]
-    others = {
-        i: _in_llama(desk, ask, side, history, sampling)
-        for i, (side, history, choice) in enumerate(zip(sides, histories, ask.choices, strict=True))
-        if choice == LLAMA
-    }
-    job = desk.running.begin(visitor)
-    shared = (desk.service.gate, desk.service.admission)
-    frames = chat(
-        elastic,
-        sides,
-        histories,
-        sampling,
-        ask.system or "",
-        *shared,
-        stopped=job.is_set,
-        pool=desk.pool,
-        visitor=visitor,
-        others=others,
-    )
-    frame, history, problem = None, old, None
-    try:
-        with closing(frames):
-            for frame in frames:
-                if not desk.running.is_newest(visitor, job):
-                    return  # the visitor has asked for something else, which now owns the page
-                turn = {"user": prompt, "made_with": ask.made_with()} | dict(
-                    zip(SIDES, _texts(frame), strict=True)
-                )
-                turn["plans"] = [side.name for side in sides]
-                change = _drawn([*before, turn], frame, editable=None) | _told(sides, frame, before)
-                yield change | (_busy(cleared=returned is not None) if history is old else {})
-                history = [*before, turn]
-    except (PromptError, PlanError) as error:
-        problem = error
-    except Exception:
-        logger.exception("a chat failed")
-        problem = "The answer failed for a reason of its own, not yours. Your message was kept: try again"
-    finally:
-        newest = desk.running.is_newest(visitor, job)
-        desk.running.end(visitor, job)
-    if not newest:
-        return
-    shown = _told(sides, frame, before) if frame else {}
-    if frame and any(answer.text for answer in frame.answers):
-        if problem:
-            _refuse(problem)
-        pairs = zip(SIDES, sides, frame.answers, strict=True)
-        history[-1]["scored"] = {name: own.scored(elastic, side, a) for name, side, a in pairs}
-        for i, (name, side) in enumerate(zip(SIDES, sides, strict=True)):
-            if i not in others:
-                shown[f"status_{name}"]["own"] = own.figure(history, side.key(elastic.layers))
-        yield _drawn(history, frame) | shown | buttons(running=False) | _plotted(history)
-        return
-    if frame and all(answer.state == "done" for answer in frame.answers):
-        inform(
-            "Both sides ended their answer at once, without a word. Ask in other words.", title="No answer"
-        )
-    problem = problem or (frame and next((a.error for a in frame.answers if a.state == "error"), None))
-    if problem:
-        _refuse(problem)
-    back = {"prompt": returned} if returned is not None else {}
-    yield _drawn(old) | shown | buttons(running=False) | back | {"examples": gr.Dataset(visible=not old)}
-
-
-def _told(sides: list[PrecisionPlan], frame: Frame, before: list[dict]) -> dict:
-    """The statuses of both sides, with the plan of every answer above them."""
-    change = reported(sides, frame)
-    for i, (name, side) in enumerate(zip(SIDES, sides, strict=True)):
-        labels = [*_labels(before, i), side.name]
-        change[f"status_{name}"] |= {"turn": len(before), "labels": labels}
-    return change
-
-
-def _labels(history: Sequence[Mapping], i: int) -> list[str]:
-    return [turn["plans"][i] if "plans" in turn else "" for turn in history]
-
-
-def _plotted(history: list[dict]) -> dict:
-    return {"chart": Chart(own=own.points(history))}
-
-
-def _side(desk: PageContext, ask: Ask, choice: str) -> PrecisionPlan:
-    side = side_of(desk.service.plan, ask.model, choice, ask.plan_json)
-    if ask.kv != AS_PLANNED and int(ask.kv) != side.kv:
-        side = replace(side, kv=int(ask.kv), name=f"{side.name}, KV{ask.kv}")
-    if choice == LLAMA:
-        elastic, target = desk.service.models[ask.model], exporter("gguf")
-        if why := desk.service.llama.missing or target.refuses(elastic, side):
-            raise PlanError(why)
-    return side
-
-
-def _size(desk: PageContext, ask: Ask, choice: str, side: PrecisionPlan) -> int:
-    """Bytes of the file that llama.cpp runs, or of packed weights."""
-    if choice == LLAMA:
-        return desk.service.opened[ask.model].file_sizes("gguf").deploy(side)
-    return desk.service.models[ask.model].sizes.deploy(side)
-
-
-def _in_llama(
-    desk: PageContext, ask: Ask, side: PrecisionPlan, history: list[dict], sampling: Sampling
-) -> LlamaSide:
-    service, system = desk.service, [{"role": "system", "content": ask.system}] if ask.system else []
-    room, size = (service.exports, service.llama), _size(desk, ask, LLAMA, side)
-    return LlamaSide(service.opened[ask.model], side, *room, service.gate, system + history, sampling, size)
-
-
-def choices(desk: PageContext, model: str) -> list[tuple[str, str]]:
-    """Menu of a side: (label, value); llama.cpp where it runs."""
-    offered = desk.service.choices(model)
-    if desk.service.llama.missing:
-        return offered
-    return [*offered[:1], ("Your plan in llama.cpp", LLAMA), *offered[1:]]
-
-
-def _refuse(error: object) -> None:
-    """A sentence in the page."""
-    words = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    warn((words[:1].upper() + words[1:]).rstrip(".") + ".", title="Not sent")
-
-
-def messages(history: list[dict], side: str) -> list[dict]:
-    """One side's conversation: the visitor's turns are common, the answers its own."""
-    pairs = (
-        [{"role": "user", "content": t["user"]}, {"role": "assistant", "content": t[side]}] for t in history
-    )
-    return [message for pair in pairs for message in pair]
-
-
-def _texts(frame: Frame) -> list[str]:
-    return [answer.text for answer in frame.answers]
-
-
-# What the page shows
-
-
-def _drawn(history: list[dict], frame: Frame | None = None, editable: str | None = "user") -> dict:
-    """Both chats and the history behind them. While an answer is under way its empty beginning is left
-    out."""
-    change: dict = {"history": history}
-    for i, side in enumerate(SIDES):
-        shown = messages(history, side)
-        if shown and not shown[-1]["content"]:
-            under_way = frame and frame.answers[i].state not in ("done", "stopped", "error")
-            shown[-1:] = [] if under_way else [{"role": "assistant", "content": "*(no answer)*"}]
-        safe = [{"role": m["role"], "content": as_markdown(m["content"])} for m in shown]
-        change[f"chat_{side}"] = gr.Chatbot(safe, editable=editable)
-    return change
-
-
-def _busy(cleared: bool) -> dict:
-    change = buttons(running=True) | {"examples": gr.Dataset(visible=False)}
-    return change | ({"prompt": ""} if cleared else {})
-
-
-def _ready(desk: PageContext, ask: Ask, choice: str, labels: list[str]) -> dict:
-    """labels: the plans of the answers so far, which the next one goes on from."""
-    try:
-        side = _side(desk, ask, choice)
-        status = ready(side, _size(desk, ask, choice, side))
-        others = list(dict.fromkeys(name for name in labels if name not in ("", side.name)))
-        line = f"It goes on from answers at {', '.join(others)}; Clear begins anew" if others else ""
-        return status | {"labels": labels, "line": line, "turn": len(labels)}
-    except (ValueError, KeyError) as error:
-        return refused(error)
-
-
-# The page
 
 
 @dataclass
@@ -424,17 +83,12 @@ class ChatPage:
     history: gr.State
 
 
-def _starting(values: list[str]) -> tuple[str, str]:
-    """Full precision, where there is such a plan, against the workbench's."""
-    return FULL_PRECISION if FULL_PRECISION in values else values[0], EQUALIZER
-
-
-def build(desk: PageContext) -> ChatPage:
+def build(context: PageContext) -> ChatPage:
     """Draw the page and wire it."""
-    first = desk.first
-    offered = choices(desk, first)
-    start = Ask(first, _starting([value for _, value in offered]), desk.plan.value)
-    shown = statuses(desk, start)
+    first = context.first
+    offered = choices(context, first)
+    start = Ask(first, starting([value for _, value in offered]), context.plan.value)
+    shown = statuses(context, start)
     drawn: dict[str, Any] = {"history": gr.State([])}
     with gr.Row(elem_id="chat-sides", equal_height=False):
         for side, choice in zip(SIDES, start.choices, strict=True):
@@ -530,17 +184,17 @@ def build(desk: PageContext) -> ChatPage:
                 )
                 drawn["dice"] = gr.Button("🎲 New seed", size="sm", elem_id="chat-new-seed")
     page = ChatPage(**drawn)
-    _wire(desk, page)
+    _wire(context, page)
     return page
 
 
-def _wire(desk: PageContext, page: ChatPage) -> None:
-    parts = {f.name: getattr(page, f.name) for f in fields(page)} | {"chart": desk.chart}
+def _wire(context: PageContext, page: ChatPage) -> None:
+    parts = {f.name: getattr(page, f.name) for f in fields(page)} | {"chart": context.chart}
     asked = [
-        desk.model,
+        context.model,
         page.plan_left,
         page.plan_right,
-        desk.plan,
+        context.plan,
         page.system,
         page.temperature,
         page.top_p,
@@ -563,52 +217,54 @@ def _wire(desk: PageContext, page: ChatPage) -> None:
         return Ask(name, (left, right), plan_json, *settings)
 
     def on_send(request: gr.Request, history, prompt, *values):
-        for change in send(desk, ask(values), history, prompt, request.session_hash):
+        for change in send(context, ask(values), history, prompt, request.session_hash):
             yield on_page(change)
 
     def on_example(request: gr.Request, history, sample, *values):
-        for change in send(desk, ask(values), history, sample[0], request.session_hash):
+        for change in send(context, ask(values), history, sample[0], request.session_hash):
             yield on_page(change)
 
     def on_again(request: gr.Request, history, *values):
-        for change in regenerate(desk, ask(values), history, request.session_hash):
+        for change in regenerate(context, ask(values), history, request.session_hash):
             yield on_page(change)
 
     def on_edit(request: gr.Request, event: gr.EditData, history, *values):
-        for change in edit(desk, ask(values), history, event.index, event.value, request.session_hash):
+        for change in edit(context, ask(values), history, event.index, event.value, request.session_hash):
             yield on_page(change)
 
     def on_stop(request: gr.Request):
-        stop(desk, request.session_hash)
+        stop(context, request.session_hash)
 
     def on_leave(request: gr.Request):
-        desk.forget(request.session_hash)
+        context.forget(request.session_hash)
 
     def on_clear(request: gr.Request, *values):
-        return on_page(clear(desk, ask(values), request.session_hash))
+        return on_page(clear(context, ask(values), request.session_hash))
 
     def on_switch(request: gr.Request, *values):
-        return on_page(switched(desk, ask(values), request.session_hash) if values[0] in desk.held else {})
+        return on_page(
+            switched(context, ask(values), request.session_hash) if values[0] in context.held else {}
+        )
 
     def on_plan(history, *values):
-        return on_page(statuses(desk, ask(values), None, history))
+        return on_page(statuses(context, ask(values), None, history))
 
     def on_equaliser(history, *values):
-        known = values[0] in desk.held
-        return on_page(statuses(desk, ask(values), OWN, history) if known else {})
+        known = values[0] in context.held
+        return on_page(statuses(context, ask(values), OWN, history) if known else {})
 
     both = [page.status_left, page.status_right]
     kept = gr.Textbox(visible=False)
     silent = {"show_progress": "hidden", "api_visibility": "private"}
 
     def keeping(event) -> None:
-        event.then(to_store, [desk.model, page.history], kept, **LIGHT).then(
+        event.then(to_store, [context.model, page.history], kept, **LIGHT).then(
             None, kept, None, js=STORE_JS, **silent
         )
 
     def on_return(text, *values):
-        history = from_store(text, values[0]) if values[0] in desk.held else []
-        return on_page(returned(desk, ask(values), history) if history else {})
+        history = from_store(text, values[0]) if values[0] in context.held else []
+        return on_page(returned(context, ask(values), history) if history else {})
 
     sent = [page.history, page.prompt, *asked]
     keeping(gr.on([page.send.click, page.prompt.submit], on_send, sent, outputs, **running))
@@ -629,9 +285,9 @@ def _wire(desk: PageContext, page: ChatPage) -> None:
         both,
         **LIGHT,
     )
-    desk.on_plan(on_equaliser, [page.history, *asked], both, **LIGHT)
+    context.on_plan(on_equaliser, [page.history, *asked], both, **LIGHT)
     page.dice.click(None, None, page.seed, js=NEW_SEED_JS, **LIGHT)
-    desk.on_model(on_switch, asked, outputs, **LIGHT)
+    context.on_model(on_switch, asked, outputs, **LIGHT)
     gr.context.Context.root_block.unload(on_leave)
 
 

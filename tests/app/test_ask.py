@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 from app import conversation
 from app.components.easel import picture_of
 from app.conversation import Answer, Frame
-from app.pages import ask
-from app.pages.ask import (
+from app.pages import ask_answers, ask_words
+from app.pages.ask_answers import (
     Setting,
     again,
     clear,
@@ -85,9 +85,9 @@ def elastic(tmp_path_factory) -> ElasticModel:
 
 
 @pytest.fixture
-def desk(elastic: ElasticModel, tmp_path: Path, monkeypatch) -> PageContext:
-    monkeypatch.setattr(ask, "FETCH_S", 0.0)
-    monkeypatch.setattr(ask, "LONGEST_ANSWER", 6)
+def context(elastic: ElasticModel, tmp_path: Path, monkeypatch) -> PageContext:
+    monkeypatch.setattr(ask_answers, "FETCH_S", 0.0)
+    monkeypatch.setattr(ask_answers, "LONGEST_ANSWER", 6)
     service = Service({MODEL: elastic}, Sample("", ""), Results.open(tmp_path / "results.sqlite"), tmp_path)
     return PageContext(service, {MODEL: Gallery(elastic, stored())})
 
@@ -100,18 +100,18 @@ def said(monkeypatch) -> list[str]:
 
 
 def asked(
-    desk: PageContext, question: str, thread=(), picture=None, setting=APART, visitor: str = "a"
+    context: PageContext, question: str, thread=(), picture=None, setting=APART, visitor: str = "a"
 ) -> dict:
     """The page after the answer."""
     picture = picture or {"id": "example:0"}
     page = {"thread": list(thread)}
-    for change in send(desk, setting, list(thread), picture, question, visitor):
+    for change in send(context, setting, list(thread), picture, question, visitor):
         page |= change
     return page
 
 
-def test_both_sides_answer_and_where_they_differ_is_marked_and_said(desk: PageContext):
-    page = asked(desk, "what color is the shape?")
+def test_both_sides_answer_and_where_they_differ_is_marked_and_said(context: PageContext):
+    page = asked(context, "what color is the shape?")
     (turn,) = page["thread"]
     left, right = turn["shown"]["sides"]
     assert left["state"] == right["state"] == "done" and left["label"] == "full precision"
@@ -122,13 +122,13 @@ def test_both_sides_answer_and_where_they_differ_is_marked_and_said(desk: PageCo
     assert left["right"] is False, "the known answer is red"
     assert "Deploy" in page["status_left"]["facts"][0] and "size" in page["status_right"]["line"]
     assert json.dumps([page["talk"], page["status_left"]], allow_nan=False)
-    same = asked(desk, "what color is the shape?", setting=ALIKE)["thread"][0]
+    same = asked(context, "what color is the shape?", setting=ALIKE)["thread"][0]
     assert not same["shown"]["parted"] and same["left"] == same["right"]
 
 
-def test_short_answers_tell_how_sure_each_side_is(desk: PageContext, monkeypatch):
-    monkeypatch.setattr(ask, "_is_short", lambda answer: answer.state == "done")
-    turn = asked(desk, "what color is the shape?")["thread"][0]
+def test_short_answers_tell_how_sure_each_side_is(context: PageContext, monkeypatch):
+    monkeypatch.setattr(ask_words, "_is_short", lambda answer: answer.state == "done")
+    turn = asked(context, "what color is the shape?")["thread"][0]
     for side in turn["shown"]["sides"]:
         shares = [share for _, share in side["bars"]]
         assert len(shares) == 4 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
@@ -137,30 +137,32 @@ def test_short_answers_tell_how_sure_each_side_is(desk: PageContext, monkeypatch
 def test_two_answers_without_a_word_are_said_to_say_nothing():
     silent = Answer(state="done", tokens=1, candidates=(("", 0.75),))
     sides = [PrecisionPlan.full(), PrecisionPlan.uniform(4)]
-    assert ask._compared(sides, Frame((silent, silent), same=1)) == "Both say nothing."
+    assert ask_words._compared(sides, Frame((silent, silent), same=1)) == "Both say nothing."
 
 
-def test_the_picture_and_equal_prompts_are_prepared_once(desk: PageContext, monkeypatch):
-    elastic, calls = desk.service.models[MODEL], []
+def test_the_picture_and_equal_prompts_are_prepared_once(context: PageContext, monkeypatch):
+    elastic, calls = context.service.models[MODEL], []
     counted = {"prompt": (visual, "prompt_ids"), "picture": (type(elastic.processor), "__call__")}
     for name, (owner, function) in counted.items():
         work = getattr(owner, function)
         monkeypatch.setattr(
             owner, function, lambda *a, n=name, work=work, **kw: calls.append(n) or work(*a, **kw)
         )
-    thread = asked(desk, "what shape is present?")["thread"]
+    thread = asked(context, "what shape is present?")["thread"]
     assert sorted(calls) == ["picture", "prompt"]
     calls.clear()
-    asked(desk, "what colour is it?", thread)
+    asked(context, "what colour is it?", thread)
     assert calls.count("picture") == 1 and calls.count("prompt") <= 2
 
 
-def test_a_follow_up_continues_and_another_picture_begins_anew(desk: PageContext, monkeypatch):
+def test_a_follow_up_continues_and_another_picture_begins_anew(context: PageContext, monkeypatch):
     told = []
-    real = ask.chat
-    monkeypatch.setattr(ask, "chat", lambda *a, **k: told.append((a[2], k["pictures"])) or real(*a, **k))
-    thread = asked(desk, "what shape is present?")["thread"]
-    thread = asked(desk, "what color is the shape?", thread)["thread"]
+    real = ask_answers.chat
+    monkeypatch.setattr(
+        ask_answers, "chat", lambda *a, **k: told.append((a[2], k["pictures"])) or real(*a, **k)
+    )
+    thread = asked(context, "what shape is present?")["thread"]
+    thread = asked(context, "what color is the shape?", thread)["thread"]
     histories, pictures = told[-1]
     assert [message["role"] for message in histories[1]] == ["user", "assistant", "user"]
     assert (
@@ -168,12 +170,12 @@ def test_a_follow_up_continues_and_another_picture_begins_anew(desk: PageContext
     )
     assert thread[1]["shown"]["source"] == thread[0]["shown"]["source"] and len(pictures) == 1
     drawing = {"png": png(shape("rectangle", "blue"))}
-    thread = asked(desk, "is there a circle?", thread, drawing)["thread"]
+    thread = asked(context, "is there a circle?", thread, drawing)["thread"]
     assert len(told[-1][0][0]) == 1 and thread[2]["scene"].startswith("drawn:")
     assert told[-1][1][0].tobytes() == shape("rectangle", "blue").tobytes()
     assert [turn["question"] for turn in thread][-1] == "is there a circle?"
     page = {}
-    for change in again(desk, ALIKE, thread, "a"):
+    for change in again(context, ALIKE, thread, "a"):
         page |= change
     assert [turn["scene"] for turn in page["thread"]] == [turn["scene"] for turn in thread]
     assert page["thread"][-1]["shown"]["sides"][0]["label"] == "W8"
@@ -193,10 +195,10 @@ def test_a_follow_up_continues_and_another_picture_begins_anew(desk: PageContext
         ({"png": png(shape())[:60]}, "what?", "damaged|cut short|read"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_words(desk: PageContext, said, picture, question, words):
-    old = asked(desk, "what shape is present?")["thread"]
+def test_what_cannot_be_asked_is_refused_in_words(context: PageContext, said, picture, question, words):
+    old = asked(context, "what shape is present?")["thread"]
     page = {"thread": old}
-    for change in send(desk, APART, old, picture, question, "a"):
+    for change in send(context, APART, old, picture, question, "a"):
         page |= change
     assert page["thread"] == old
     assert said and re.search(words, said[-1])
@@ -226,109 +228,109 @@ def test_a_drawing_travels_as_png():
     assert picture_of({"id": "example:0", "more": 1}) == {"id": "example:0"}
 
 
-def test_an_unknown_precision_is_refused(desk: PageContext, said):
-    page = asked(desk, "what?", setting=Setting(MODEL, ("W8", "nonsense")))
+def test_an_unknown_precision_is_refused(context: PageContext, said):
+    page = asked(context, "what?", setting=Setting(MODEL, ("W8", "nonsense")))
     assert page["thread"] == [] and "nonsense" in said[-1]
-    assert statuses(desk, Setting(MODEL, ("W8", "nonsense")))["status_right"]["state"] == "error"
+    assert statuses(context, Setting(MODEL, ("W8", "nonsense")))["status_right"]["state"] == "error"
 
 
-def test_the_equaliser_answers_at_the_plan_it_has(desk: PageContext, elastic: ElasticModel):
-    plan_json = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
+def test_the_equaliser_answers_at_the_plan_it_has(context: PageContext, elastic: ElasticModel):
+    plan_json = context.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
     setting = Setting(MODEL, ("equaliser", "W2"), plan_json)
-    facts = statuses(desk, setting)
-    first = statuses(desk, Setting(MODEL, ("equaliser", "W2")))
+    facts = statuses(context, setting)
+    first = statuses(context, Setting(MODEL, ("equaliser", "W2")))
     assert facts["status_left"]["facts"][0][1] != first["status_left"]["facts"][0][1]
-    turn = asked(desk, "what?", setting=setting)["thread"][0]
+    turn = asked(context, "what?", setting=setting)["thread"][0]
     assert turn["shown"]["sides"][0]["label"].startswith("equaliser")
 
 
-def test_a_newer_question_ends_the_older(desk: PageContext):
-    older = send(desk, APART, [], {"id": "example:0"}, "what shape is present?", "a")
+def test_a_newer_question_ends_the_older(context: PageContext):
+    older = send(context, APART, [], {"id": "example:0"}, "what shape is present?", "a")
     next(older)
-    asked(desk, "what color is the shape?")
+    asked(context, "what color is the shape?")
     assert list(older) in ([{}], [{}, {}]), "the page belongs to the newer one"
 
 
-def test_what_was_cleared_does_not_come_back(desk: PageContext):
-    running = send(desk, APART, [], {"id": "example:0"}, "what shape is present?", "a")
+def test_what_was_cleared_does_not_come_back(context: PageContext):
+    running = send(context, APART, [], {"id": "example:0"}, "what shape is present?", "a")
     next(running)
-    assert clear(desk, APART, "a")["thread"] == []
+    assert clear(context, APART, "a")["thread"] == []
     assert list(running) in ([{}], [{}, {}])
 
 
-def test_a_typed_token_is_mentioned(desk: PageContext):
-    turn = asked(desk, "what is <image> here?")["thread"][0]
+def test_a_typed_token_is_mentioned(context: PageContext):
+    turn = asked(context, "what is <image> here?")["thread"][0]
     assert turn["shown"]["note"].startswith("<image> is not read as a token")
 
 
-def test_visitors_never_see_each_others_pictures(desk: PageContext, said, tmp_path: Path):
+def test_visitors_never_see_each_others_pictures(context: PageContext, said, tmp_path: Path):
     path = tmp_path / "upload" / "own.png"
     path.parent.mkdir()
     path.write_bytes(png(shape("circle", "blue", size=2000)))
-    first, *_ = given(desk, MODEL, str(path), "a")
+    first, *_ = given(context, MODEL, str(path), "a")
     own = first["easel"]["selected"]
     assert first["input"] is None and first["easel"]["items"][0]["id"] == own and not path.exists()
-    assert max(desk.album.of("a", MODEL)[0].picture.size) <= 1024
-    assert own not in json.dumps(easel(desk, MODEL, "b"))
-    assert asked(desk, "what?", picture={"id": own}, visitor="b")["thread"] == [] and said
+    assert max(context.album.of("a", MODEL)[0].picture.size) <= 1024
+    assert own not in json.dumps(easel(context, MODEL, "b"))
+    assert asked(context, "what?", picture={"id": own}, visitor="b")["thread"] == [] and said
     results = {}
-    visit = lambda who: results.update({who: asked(desk, f"is it {who}?", visitor=who)["thread"]})  # noqa: E731
+    visit = lambda who: results.update({who: asked(context, f"is it {who}?", visitor=who)["thread"]})  # noqa: E731
     threads = [threading.Thread(target=visit, args=(who,)) for who in "abc"]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
     assert {who: [t["question"] for t in thread] for who, thread in results.items()} == {
         who: [f"is it {who}?"] for who in "abc"
     }
-    desk.forget("a")
-    assert desk.album.of("a", MODEL) == [] and len(desk.pool) == 4, "two sides each of b and c"
+    context.forget("a")
+    assert context.album.of("a", MODEL) == [] and len(context.pool) == 4, "two sides each of b and c"
 
 
-def test_a_broken_upload_leaves_the_easel_as_it_is(desk: PageContext, said, tmp_path: Path):
+def test_a_broken_upload_leaves_the_easel_as_it_is(context: PageContext, said, tmp_path: Path):
     path = tmp_path / "upload" / "drawing.svg"
     path.parent.mkdir()
     path.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
-    first, *_ = given(desk, MODEL, str(path), "a")
+    first, *_ = given(context, MODEL, str(path), "a")
     assert first == {"input": None} and "no picture that can be read" in said[-1] and not path.exists()
 
 
-def test_pictures_and_drawings_are_read_and_prepared_in_a_turn_at_the_gate(desk, tmp_path, monkeypatch):
+def test_pictures_and_drawings_are_read_and_prepared_in_a_turn_at_the_gate(context, tmp_path, monkeypatch):
     gate, held = threading.Lock(), []
-    desk.service.gate = gate
-    for module, name in ((ask, "read_upload"), (ask, "read_sent"), (conversation, "prepare")):
+    context.service.gate = gate
+    for module, name in ((ask_answers, "read_upload"), (ask_answers, "read_sent"), (conversation, "prepare")):
         work = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *given, work=work: (held.append(gate.locked()), work(*given))[1]
         )
     (tmp_path / "x").mkdir()
     shape().save(tmp_path / "x" / "a.png")
-    list(given(desk, MODEL, str(tmp_path / "x" / "a.png"), "a"))
-    list(send(desk, ALIKE, [], {"png": png(shape())}, "what shape is present?", "a"))
+    list(given(context, MODEL, str(tmp_path / "x" / "a.png"), "a"))
+    list(send(context, ALIKE, [], {"png": png(shape())}, "what shape is present?", "a"))
     assert len(held) >= 3 and all(held) and not gate.locked()
 
 
-def test_a_strip_is_refused_when_it_is_given(desk: PageContext, said, tmp_path: Path):
+def test_a_strip_is_refused_when_it_is_given(context: PageContext, said, tmp_path: Path):
     (tmp_path / "x").mkdir()
     Image.new("RGB", (20_000, 1)).save(tmp_path / "x" / "a.png")
-    assert all("easel" not in change for change in given(desk, MODEL, str(tmp_path / "x" / "a.png"), "a"))
+    assert all("easel" not in change for change in given(context, MODEL, str(tmp_path / "x" / "a.png"), "a"))
     assert "narrow strip" in said[0]
 
 
-def test_the_page_opens_with_what_its_address_says(desk: PageContext):
+def test_the_page_opens_with_what_its_address_says(context: PageContext):
     query = {"p": "ask", "ask": MODEL, "l": "W3", "r": "nonsense"}
-    page = enter(desk, query, APART, [], "a")
+    page = enter(context, query, APART, [], "a")
     assert (page["plan_left"].value, page["plan_right"].value) == ("W3", "equaliser")
     assert page["easel"]["items"] and "talk" in page and "W3" in page["status_left"]["words"]
     for query in (None, {"p": "chat", "l": "W3"}):
-        assert enter(desk, query, APART, [], "a")["plan_left"].value == "full precision"
-    assert switched(desk, ALIKE, "a")["thread"] == [] == clear(desk, ALIKE, "a")["thread"]
+        assert enter(context, query, APART, [], "a")["plan_left"].value == "full precision"
+    assert switched(context, ALIKE, "a")["thread"] == [] == clear(context, ALIKE, "a")["thread"]
 
 
 def test_examples_bring_their_questions_and_a_plain_model_has_general_ones(
-    desk: PageContext, elastic: ElasticModel
+    context: PageContext, elastic: ElasticModel
 ):
-    shown = easel(desk, MODEL)
+    shown = easel(context, MODEL)
     assert [item["id"] for item in shown["items"]] == ["example:0", "example:1"]
     assert "is there a circle?" in shown["items"][0]["questions"] and len(shown["colours"]) == 8
-    bare = PageContext(desk.service, {MODEL: Gallery(elastic, None)})
+    bare = PageContext(context.service, {MODEL: Gallery(elastic, None)})
     assert easel(bare, MODEL)["items"] == [] and "picture?" in easel(bare, MODEL)["questions"][0]
 
 

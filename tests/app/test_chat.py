@@ -11,8 +11,8 @@ import gradio as gr
 import pytest
 
 from app.markdown import as_markdown, as_typed
-from app.pages import chat
-from app.pages.chat import Ask
+from app.pages import chat, chat_answers
+from app.pages.chat_answers import Ask
 from app.pages.context import PageContext
 from quept.engines.bitsandbytes import BitsAndBytes
 from quept.plan import PrecisionPlan
@@ -32,7 +32,7 @@ def said(monkeypatch) -> list[str]:
 
 
 @pytest.fixture
-def desk(service) -> PageContext:
+def context(service) -> PageContext:
     return PageContext(service)
 
 
@@ -54,12 +54,12 @@ def shown(part: gr.Chatbot) -> list[dict]:
     ]
 
 
-def asked(desk, ask=ASK, history=(), prompt="Hello", visitor="a") -> dict:
-    return settled(chat.send(desk, ask, list(history), prompt, visitor))
+def asked(context, ask=ASK, history=(), prompt="Hello", visitor="a") -> dict:
+    return settled(chat_answers.send(context, ask, list(history), prompt, visitor))
 
 
-def test_a_message_is_answered_on_both_sides(desk, said):
-    changes = list(chat.send(desk, ASK, [], "Hello", "a"))
+def test_a_message_is_answered_on_both_sides(context, said):
+    changes = list(chat_answers.send(context, ASK, [], "Hello", "a"))
     assert changes[0]["prompt"] == "" and changes[0]["stop"].visible and not changes[0]["send"].visible
     page = settled(changes)
     assert page["send"].visible and not page["stop"].visible
@@ -69,17 +69,17 @@ def test_a_message_is_answered_on_both_sides(desk, said):
     assert not said
 
 
-def test_the_second_turn_shows_each_side_its_own_answers(desk):
-    first = asked(desk)["history"]
-    history = asked(desk, history=first, prompt="And?")["history"]
+def test_the_second_turn_shows_each_side_its_own_answers(context):
+    first = asked(context)["history"]
+    history = asked(context, history=first, prompt="And?")["history"]
     assert [turn["user"] for turn in history] == ["Hello", "And?"]
-    left, right = chat.messages(history, "left"), chat.messages(history, "right")
+    left, right = chat_answers.messages(history, "left"), chat_answers.messages(history, "right")
     assert left[::2] == right[::2] and left[1]["content"] == first[0]["left"]
 
 
 @pytest.mark.parametrize("prompt", ["", "   \n ", None])
-def test_an_empty_message_changes_nothing(desk, said, prompt):
-    assert asked(desk, prompt=prompt) == {}
+def test_an_empty_message_changes_nothing(context, said, prompt):
+    assert asked(context, prompt=prompt) == {}
     assert "type a message" in said[0]
 
 
@@ -91,9 +91,9 @@ def test_an_empty_message_changes_nothing(desk, said, prompt):
         ("long words " * 300, "shorten the message"),
     ],
 )
-def test_a_message_that_cannot_be_answered_is_kept_and_the_reason_said(desk, said, prompt, words):
-    before = asked(desk)["history"]
-    page = asked(desk, history=before, prompt=prompt)
+def test_a_message_that_cannot_be_answered_is_kept_and_the_reason_said(context, said, prompt, words):
+    before = asked(context)["history"]
+    page = asked(context, history=before, prompt=prompt)
     assert page["history"] == before and page.get("prompt", prompt) == prompt
     assert len(said) == 1 and words in said[0]
     assert "send" not in page or page["send"].visible
@@ -115,102 +115,102 @@ def test_a_message_that_cannot_be_answered_is_kept_and_the_reason_said(desk, sai
         ({"model": "other"}, "reload the page"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_in_words(desk, said, changes, words):
-    page = asked(desk, replace(ASK, **changes))
+def test_settings_that_make_no_sense_are_refused_in_words(context, said, changes, words):
+    page = asked(context, replace(ASK, **changes))
     assert page["history"] == [] and "prompt" not in page
     assert len(said) == 1 and words.lower() in said[0].lower() or "choices" in changes
     assert "<b>" not in said[0]
 
 
-def test_regenerate_after_a_change_keeps_the_seed_and_otherwise_draws_one(desk, said):
+def test_regenerate_after_a_change_keeps_the_seed_and_otherwise_draws_one(context, said):
     ask = replace(ASK, temperature=1.0)
-    history = asked(desk, ask)["history"]
-    changed = settled(chat.regenerate(desk, replace(ask, choices=("W2", "W2")), history, "a"))
+    history = asked(context, ask)["history"]
+    changed = settled(chat_answers.regenerate(context, replace(ask, choices=("W2", "W2")), history, "a"))
     assert "seed" not in changed and len(changed["history"]) == 1
-    again = settled(chat.regenerate(desk, ask, history, "a"))
+    again = settled(chat_answers.regenerate(context, ask, history, "a"))
     assert again["seed"] != ask.seed and again["history"][0]["user"] == "Hello"
     assert not said
 
 
-def test_regenerate_at_temperature_0_says_why_nothing_changes(desk, said):
-    history = asked(desk)["history"]
-    again = settled(chat.regenerate(desk, ASK, history, "a"))
+def test_regenerate_at_temperature_0_says_why_nothing_changes(context, said):
+    history = asked(context)["history"]
+    again = settled(chat_answers.regenerate(context, ASK, history, "a"))
     texts = [[turn[side] for side in ("left", "right")] for turn in (*again["history"], *history)]
     assert texts[0] == texts[1] and "temperature 0" in said[0]
-    assert settled(chat.regenerate(desk, ASK, [], "a")) == {}
+    assert settled(chat_answers.regenerate(context, ASK, [], "a")) == {}
 
 
-def test_editing_a_message_answers_from_there(desk, said):
-    history = asked(desk, history=asked(desk)["history"], prompt="And?")["history"]
-    edited = settled(chat.edit(desk, ASK, history, 0, as_markdown("Is <b> bold?"), "a"))["history"]
+def test_editing_a_message_answers_from_there(context, said):
+    history = asked(context, history=asked(context)["history"], prompt="And?")["history"]
+    edited = settled(chat_answers.edit(context, ASK, history, 0, as_markdown("Is <b> bold?"), "a"))["history"]
     assert [turn["user"] for turn in edited] == ["Is <b> bold?"]
     for index, text in [(1, "an answer"), (0, " "), (99, "x"), (None, "x")]:
-        kept = settled(chat.edit(desk, ASK, history, index, text, "a"))
+        kept = settled(chat_answers.edit(context, ASK, history, index, text, "a"))
         assert kept["history"] == history and len(shown(kept["chat_left"])) == 4
     assert len(said) == 4
 
 
-def test_stop_keeps_what_was_written(desk):
-    changes = chat.send(desk, replace(ASK, max_tokens=400, temperature=1.0), [], "Hello", "a")
+def test_stop_keeps_what_was_written(context):
+    changes = chat_answers.send(context, replace(ASK, max_tokens=400, temperature=1.0), [], "Hello", "a")
     page: dict = {}
     for change in changes:
         page |= change
         if page["history"][0]["left"] and page["history"][0]["right"]:
-            chat.stop(desk, "a")
-            chat.stop(desk, "a")
+            chat_answers.stop(context, "a")
+            chat_answers.stop(context, "a")
     assert page["send"].visible and page["history"][0]["left"]
-    chat.stop(desk, "a")
+    chat_answers.stop(context, "a")
 
 
-def test_stop_before_the_first_word_gives_the_message_back(desk, service):
+def test_stop_before_the_first_word_gives_the_message_back(context, service):
     service.admission._slots = 1
     with service.admission.enter():
-        changes = chat.send(desk, ASK, [], "Hello", "a")
+        changes = chat_answers.send(context, ASK, [], "Hello", "a")
         waiting = next(changes)
         assert waiting["status_left"]["words"] == "Waiting: place 1 in line"
-        chat.stop(desk, "a")
+        chat_answers.stop(context, "a")
         page = settled(changes)
     assert page["prompt"] == "Hello" and page["history"] == [] and page["send"].visible
 
 
-def test_a_newer_question_of_the_visitor_takes_the_page_over(desk):
-    older = chat.send(desk, replace(ASK, max_tokens=400, temperature=1.0), [], "Old", "a")
+def test_a_newer_question_of_the_visitor_takes_the_page_over(context):
+    older = chat_answers.send(context, replace(ASK, max_tokens=400, temperature=1.0), [], "Old", "a")
     next(older)
-    newer = asked(desk, prompt="New")
+    newer = asked(context, prompt="New")
     assert newer["history"][0]["user"] == "New"
     assert list(older) == []
 
 
-def test_a_tab_closed_mid_answer_leaves_nothing(desk, service):
-    changes = chat.send(desk, replace(ASK, max_tokens=400, temperature=1.0), [], "Hello", "a")
+def test_a_tab_closed_mid_answer_leaves_nothing(context, service):
+    changes = chat_answers.send(context, replace(ASK, max_tokens=400, temperature=1.0), [], "Hello", "a")
     for change in changes:
         if change["history"][0]["left"]:
             break
-    desk.forget("a")
+    context.forget("a")
     changes.close()
-    assert len(desk.pool) == 0 and not desk.running._jobs
+    assert len(context.pool) == 0 and not context.running._jobs
     with service.admission.enter() as place, service.gate:
         assert list(place.wait()) == []
 
 
-def test_clear_forgets_the_conversation(desk):
-    asked(desk)
-    assert len(desk.pool) == 3  # both sides, and full precision reading what one of them wrote
-    page = chat.clear(desk, ASK, "a")
-    assert page["history"] == [] and shown(page["chat_left"]) == [] and len(desk.pool) == 0
+def test_clear_forgets_the_conversation(context):
+    asked(context)
+    assert len(context.pool) == 3  # both sides, and full precision reading what one of them wrote
+    page = chat_answers.clear(context, ASK, "a")
+    assert page["history"] == [] and shown(page["chat_left"]) == [] and len(context.pool) == 0
     assert page["status_left"]["state"] == "idle" and page["examples"].visible
 
 
-def test_a_failure_is_a_sentence_and_nothing_is_lost(desk, said, elastic, monkeypatch):
+def test_a_failure_is_a_sentence_and_nothing_is_lost(context, said, elastic, monkeypatch):
     monkeypatch.setattr(elastic, "prepare", lambda plan: (1 / zero for zero in (0,)))
-    page = asked(desk)
+    page = asked(context)
     assert page["prompt"] == "Hello" and page["history"] == []
     assert page["status_left"]["state"] == "error" and "ZeroDivision" not in page["status_left"]["words"]
     assert len(said) == 1 and "Traceback" not in said[0]
 
 
-def test_the_parting_is_said_on_both_sides_and_marked_in_the_text(desk):
-    page = asked(desk)
+def test_the_parting_is_said_on_both_sides_and_marked_in_the_text(context):
+    page = asked(context)
     left, right = page["status_left"], page["status_right"]
     assert left["parted"] and left["line"].startswith("Parts at token ")
     for status, side in ((left, "left"), (right, "right")):
@@ -218,50 +218,50 @@ def test_the_parting_is_said_on_both_sides_and_marked_in_the_text(desk):
             assert status["text"] == page["history"][0][side] and status["mark"][0] < len(status["text"])
 
 
-def test_equal_plans_are_said_to_be_identical(desk):
-    page = asked(desk, replace(ASK, choices=("W2", "W2")))
+def test_equal_plans_are_said_to_be_identical(context):
+    page = asked(context, replace(ASK, choices=("W2", "W2")))
     assert page["status_left"]["line"].startswith("Identical: both sides wrote the same")
 
 
-def test_the_equalisers_plan_is_used_and_named(desk, elastic):
+def test_the_equalisers_plan_is_used_and_named(context, elastic):
     plan_json = {"w": [2] * len(elastic.layers), "a": [16] * len(elastic.layers), "kv": 16}
-    page = asked(desk, replace(ASK, choices=("equaliser", "W2"), plan_json=plan_json))
+    page = asked(context, replace(ASK, choices=("equaliser", "W2"), plan_json=plan_json))
     assert page["history"][0]["left"] == page["history"][0]["right"]
     assert "equaliser, mixed" in page["status_left"]["words"]
     assert set(
-        chat.statuses(
-            desk, replace(ASK, choices=("equaliser", "W2"), plan_json=plan_json), only=["equaliser"]
+        chat_answers.statuses(
+            context, replace(ASK, choices=("equaliser", "W2"), plan_json=plan_json), only=["equaliser"]
         )
     ) == {"status_left"}
 
 
 @needs_bitsandbytes
-def test_a_baseline_answers_like_a_plan(desk, said, elastic):
+def test_a_baseline_answers_like_a_plan(context, said, elastic):
     ask = replace(ASK, choices=("nf4", "baseline:int8"))  # as links of earlier releases say it
-    idle = chat.statuses(desk, ask)
+    idle = chat_answers.statuses(context, ask)
     assert idle["status_left"]["words"] == "Next answer: bitsandbytes NF4"
-    page = asked(desk, ask)
+    page = asked(context, ask)
     assert page["history"][0]["left"] and page["history"][0]["right"] and not said
     for side, name in (("left", "nf4"), ("right", "int8")):
         facts = {fact: shown for fact, shown, _ in page[f"status_{side}"]["facts"]}
         assert facts["Deploy"] == f"{elastic.sizes.deploy(PrecisionPlan.uniform(name)) / 1e6:.1f} MB"
         assert "tok/s" in facts["Speed"] and "ms" in facts["Switch"]
     assert page["status_right"]["words"].endswith("bitsandbytes LLM.int8")
-    (again,) = settled(chat.regenerate(desk, ask, page["history"], "a"))["history"]
+    (again,) = settled(chat_answers.regenerate(context, ask, page["history"], "a"))["history"]
     assert [again[side] for side in ("left", "right")] == [page["history"][0][s] for s in ("left", "right")]
-    assert len(desk.pool) == 2  # NF4's and its scoring; int8 keeps nothing between turns
+    assert len(context.pool) == 2  # NF4's and its scoring; int8 keeps nothing between turns
 
 
-def test_a_baseline_without_bitsandbytes_is_not_offered_and_refused_in_words(desk, said, monkeypatch):
+def test_a_baseline_without_bitsandbytes_is_not_offered_and_refused_in_words(context, said, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert not any("bitsandbytes" in label for label, _ in desk.service.choices("tiny"))
-    page = asked(desk, replace(ASK, choices=("W2", "baseline:nf4")))
+    assert not any("bitsandbytes" in label for label, _ in context.service.choices("tiny"))
+    page = asked(context, replace(ASK, choices=("W2", "baseline:nf4")))
     assert "pip install bitsandbytes" in page["status_right"]["words"]
     assert page["history"][0]["left"] and page["status_left"]["state"] == "done"
 
 
-def test_choosing_another_model_empties_the_chat_and_keeps_what_choices_it_can(desk):
-    page = chat.switched(desk, replace(ASK, choices=("W4", "gone")), "a")
+def test_choosing_another_model_empties_the_chat_and_keeps_what_choices_it_can(context):
+    page = chat_answers.switched(context, replace(ASK, choices=("W4", "gone")), "a")
     assert page["plan_left"].value == "W4" and page["plan_right"].value == "equaliser"
     assert page["history"] == []
 

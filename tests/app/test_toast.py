@@ -65,7 +65,7 @@ def toasts(monkeypatch) -> list[str]:
 
 @pytest.mark.parametrize("text", MARKUP)
 def test_every_toast_shows_what_it_quotes_as_text(text: str, elastic, tmp_path, toasts):
-    from app.pages import chat
+    from app.pages import chat_answers
     from app.service import Sample, Service
     from app.shell.plans import chosen_point, linked, uploaded
 
@@ -83,8 +83,8 @@ def test_every_toast_shows_what_it_quotes_as_text(text: str, elastic, tmp_path, 
     ):
         linked(service, query)
     chosen_point(service, "tiny", [], text)
-    chat._refuse(text)
-    chat._refuse(KeyError(text))
+    chat_answers._refuse(text)
+    chat_answers._refuse(KeyError(text))
     assert len(toasts) >= 8
     assert not [said for said in toasts if re.search(r"[<>\[\]!`]", said)]
 
