@@ -21,6 +21,8 @@ markdown    answers as text that no markup hides in
 own         what was measured on a visitor's own conversation
 link        a plan as a URL
 conversation  two answers side by side
+cache_pool  the key-value caches of conversations between turns
+running     each visitor's newest answer, so that it can be stopped
 pictures    pictures that visitors give, and what a classifier answers to them
 scenes      pictures that questions are asked about
 exports     plans as files of real engines: what each format makes of one, and the files

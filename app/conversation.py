@@ -11,21 +11,17 @@ Each answer at less than full precision is scored while it is written (see quept
 that takes at most the share `scoring` of the time of writing it. What full precision wrote itself on the
 other side, up to where both part, is scored without reading anything.
 
-`CachePool` keeps the key-value caches of a visitor's two sides between turns, so that only the new words are
-read: bounded in bytes, the longest unused dropped first, forgotten with the visitor. `Running` knows each
-visitor's newest answer, so that it can be stopped. Nothing here knows of Gradio, and nothing depends on what
-else runs: the same seed gives the same text.
+A visitor's key-value caches come from a `CachePool`, so that only the new words are read. Nothing here knows
+of Gradio, and nothing depends on what else runs: the same seed gives the same text.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -53,17 +49,16 @@ from quept.runtime.kvcache import cache_nbytes
 from quept.runtime.prompt import PromptError, check_fits
 from quept.runtime.visual import VisualPrompt
 
-from .gate import CLIENT, Admission
+from .cache_pool import CachePool
+from .gate import Admission
 
 FRAMES_PER_SECOND = 12
 PREPARE_SECONDS = 0.1  # of slow preparation in one step, so that others get the gate in between
-STOPS_KEPT = 1000
 SCORING = 0.35  # of the time that writing an answer took
 LOGITS_KEPT = 128  # tokens whose logits wait for their score: 25 MB for SmolLM2
 SIDES = 2  # places in the pool: of the sides, then of full precision reading what each wrote
 AT_ONCE = 6  # tokens read at once in the time that writing one takes, at least
 FULL = PrecisionPlan.full()
-SHELF_BYTES = 64_000_000  # keys and values kept between turns, all visitors together
 UNSCORED = "not scored further: full precision would read this conversation for too long"
 UNEXPECTED = (
     "This side failed for a reason of its own, not yours; the other side goes on. "
@@ -123,97 +118,6 @@ class Frame:
     answers: tuple[Answer, ...]
     same: int = 0
     parting: Parting | None = None
-
-
-@dataclass
-class Running:
-    """Each visitor's newest answer: an event that asks it to stop. One that was asked for before a stop, and
-    waited in the queue meanwhile, begins stopped."""
-
-    _jobs: dict[str, threading.Event] = field(default_factory=dict)
-    _stops: OrderedDict[str, float] = field(default_factory=OrderedDict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def begin(self, visitor: str) -> threading.Event:
-        """A new answer; the visitor's older one is asked to stop."""
-        job = threading.Event()
-        with self._lock:
-            older = self._jobs.get(visitor)
-            self._jobs[visitor] = job
-            if CLIENT.get().asked < self._stops.get(visitor, 0.0):
-                job.set()
-        if older:
-            older.set()
-        return job
-
-    def is_newest(self, visitor: str, job: threading.Event) -> bool:
-        return self._jobs.get(visitor) is job
-
-    def end(self, visitor: str, job: threading.Event) -> None:
-        with self._lock:
-            if self._jobs.get(visitor) is job:
-                del self._jobs[visitor]
-
-    def stop(self, visitor: str) -> None:
-        """Ask the visitor's answer to stop, and those still in the queue; does nothing where there is
-        none."""
-        with self._lock:
-            self._stops[visitor] = time.monotonic()
-            self._stops.move_to_end(visitor)
-            while len(self._stops) > STOPS_KEPT:
-                self._stops.popitem(last=False)
-            job = self._jobs.get(visitor)
-        if job:
-            job.set()
-
-
-class CachePool:
-    """Conversations between turns, by visitor and side, at most `budget` bytes of keys and values. Safe
-    between threads.
-
-    What is taken is on lease until it is given back; what a visitor who has been forgotten gives back is not
-    kept."""
-
-    def __init__(self, budget: int = SHELF_BYTES):
-        self._budget = budget
-        self._kept: OrderedDict[tuple[str, int], Conversation] = OrderedDict()
-        self._lent: dict[tuple[str, int], Conversation] = {}
-        self._lock = threading.Lock()
-
-    def take(self, visitor: str, side: int, key: str) -> Conversation:
-        """The visitor's conversation on this side, emptied if it was held at another precision (`key`); a new
-        one if there is none."""
-        with self._lock:
-            conversation = self._kept.pop((visitor, side), None) or Conversation(key)
-            self._lent[visitor, side] = conversation
-        conversation.switch(key)
-        return conversation
-
-    def give_back(self, visitor: str, side: int, conversation: Conversation) -> None:
-        with self._lock:
-            if self._lent.get((visitor, side)) is not conversation:
-                return
-            del self._lent[visitor, side]
-            self._kept[visitor, side] = conversation
-            while self._kept and self._bytes() > self._budget:
-                self._kept.popitem(last=False)
-
-    def forget(self, visitor: str) -> None:
-        with self._lock:
-            for store in (self._kept, self._lent):
-                for key in [key for key in store if key[0] == visitor]:
-                    del store[key]
-
-    @property
-    def nbytes(self) -> int:
-        with self._lock:
-            return self._bytes()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def _bytes(self) -> int:
-        return sum(cache_nbytes(one.cache) for one in self._kept.values() if one.cache is not None)
 
 
 def chat(

@@ -43,7 +43,6 @@ from quept.runtime.memory import resident_bytes
 from quept.runtime.sizes import Sizes
 
 from .budget import no_table, sentence, slider, solved
-from .conversation import Running
 from .exports import Exports
 from .gate import Admission, Gate, Unwanted
 from .lazy import Lazy
@@ -51,6 +50,7 @@ from .link import encode
 from .llama import LlamaRoom
 from .payloads import AS_WEIGHTS
 from .refinement import SECONDS, refinement
+from .running import Running
 from .side import EQUALIZER, setting_choices
 from .timing import Timing
 

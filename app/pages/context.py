@@ -13,11 +13,12 @@ from typing import Any
 
 import gradio as gr
 
+from app.cache_pool import CachePool
 from app.components.chart import Chart
 from app.components.menu import Menu
-from app.conversation import CachePool, Running
 from app.lazy import Lazy
 from app.pictures import Album
+from app.running import Running
 from app.service import Card, OpenModel, Service
 
 # How handlers run: LIGHT at once; EVERY, all of them, however fast they come; WARNING with words for the

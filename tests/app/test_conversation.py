@@ -12,8 +12,10 @@ import weakref
 import pytest
 import torch
 
-from app.conversation import FRAMES_PER_SECOND, CachePool, Running, chat
+from app.cache_pool import CachePool
+from app.conversation import FRAMES_PER_SECOND, chat
 from app.gate import CLIENT, Admission, Client, Gate
+from app.running import Running
 from quept.engines.bitsandbytes import BitsAndBytes
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
