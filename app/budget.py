@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 from quept.allocate import SensitivityTable
 from quept.allocate.front import Front
-from quept.allocate.solve.best import Best, best
+from quept.allocate.solve.asked import asked
+from quept.allocate.solve.best import Best
 from quept.allocate.solve.budget import parse_budget
 from quept.allocate.solve.constraints import Constraints, tied
 from quept.allocate.solve.container import within
 from quept.allocate.solve.solver import path
-from quept.evaluate.tasks import fitting
 from quept.export import exporter
 from quept.plan import EMBEDDING_BITS, FULL, WEIGHT_BITS, PrecisionPlan
 from quept.runtime import ElasticModel
@@ -26,7 +26,10 @@ from quept.runtime.sizes import Sizes
 from .payloads import NOT_UNDERSTOOD, BudgetRequest
 
 EMBEDDINGS = -1
-NO_TABLE = "This model has no sensitivity table, so nothing tells where its bits count most."
+NO_TABLE = (
+    "This model has no sensitivity table, so nothing tells where its bits count most. The command `quept "
+    "sensitivity` measures one."
+)
 
 
 class Tabled(Protocol):
@@ -39,21 +42,19 @@ class Tabled(Protocol):
     def file_sizes(self, target: str) -> Sizes: ...
 
 
-def no_table(elastic: ElasticModel) -> str:
-    """Why there is no budget for a model without a table, and what to do."""
-    if "text" in fitting(elastic):
-        return f"{NO_TABLE} The command `quept sensitivity` measures one."
-    return f"{NO_TABLE} They are measured for language models only: try plans, and measure them whole."
-
-
 def solved(opened: Tabled, request: Mapping[str, Any]) -> tuple[Best, int]:
     """The best plan known for the request's budget, and that budget in bytes; ValueError with a sentence."""
     if opened.sensitivity is None:
-        raise ValueError(no_table(opened.elastic))
-    asked = BudgetRequest.read(request)
-    sizes, constraints = limits_of(opened, asked)
-    budget = budget_of(opened, asked, sizes, constraints)
-    return best(opened.sensitivity, sizes, budget, constraints, opened.front), budget
+        raise ValueError(NO_TABLE)
+    request = BudgetRequest.read(request)
+    sizes, constraints = limits_of(opened, request)
+    if request.budget is None:
+        raise ValueError(NOT_UNDERSTOOD)
+    full = sizes.deploy(PrecisionPlan.full())
+    said = request.budget if isinstance(request.budget, str) else int(request.budget)
+    return asked(
+        said, opened.sensitivity, sizes, constraints, opened.front, within=lambda room: min(room, full)
+    )
 
 
 def slider(opened: Tabled, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def slider(opened: Tabled, request: Mapping[str, Any] | None = None) -> dict[str
     table = opened.sensitivity
     answer = {"path": None, "error": "", "activations": bool(table and table.activations), "turn": 0}
     if table is None:
-        return answer | {"error": no_table(opened.elastic)}
+        return answer | {"error": NO_TABLE}
     try:
         asked = BudgetRequest.read(request or {})
         answer["turn"] = asked.turn

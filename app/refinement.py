@@ -2,8 +2,8 @@
 
 It searches on windows of the measuring text that come after those which the pages show numbers of, and checks
 what it found on windows that it has not seen either; so neither takes part in the choice that the pages'
-numbers judge. Every forward pass is one turn at the gate.
-"""
+numbers judge. A model that sees has no more data than those: it searches on half of them and checks on all.
+Every forward pass is one turn at the gate."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 from quept.allocate.search.refine import Trial, refine
 from quept.allocate.solve.solver import allocate
-from quept.evaluate import TextTask
+from quept.evaluate import EvalTask, Reference, TextTask
 from quept.export import exporter
 from quept.plan import PrecisionPlan
 
-from .budget import Tabled, budget_of, limits_of, no_table, sentence
+from .budget import NO_TABLE, Tabled, budget_of, limits_of, sentence
 from .payloads import BudgetRequest
 
 SECONDS = 60.0
@@ -26,9 +26,9 @@ WINDOWS = 4  # to search on; as many again to check on
 
 
 class Measured(Tabled, Protocol):
-    """An opened model; the first of the tasks of one that has a table is a text."""
+    """An opened model, and the first of its tasks."""
 
-    task: TextTask
+    task: EvalTask
 
 
 class _Stopped(Exception):
@@ -86,7 +86,7 @@ def _trials(
 ) -> Iterator[Trial]:
     table, elastic = opened.sensitivity, opened.elastic
     if table is None:
-        raise ValueError(no_table(elastic))
+        raise ValueError(NO_TABLE)
     asked = BudgetRequest.read(request)
     sizes, constraints = limits_of(opened, asked)
     if asked.target:
@@ -94,11 +94,18 @@ def _trials(
     chosen = sorted({*constraints.embeddings, plan.embeddings})  # what the plan has it may keep
     constraints = replace(constraints, embeddings=tuple(chosen))
     budget = max(budget_of(opened, asked, sizes, constraints), sizes.deploy(plan))
-    task = opened.task
-    search, fresh = (task.reference_on(task.windows_from(first, WINDOWS)) for first in (0, WINDOWS))
+    search, fresh = _data(opened.task)
     predicted = allocate(table, sizes, budget, constraints).plan
     limits = {"table": table, "constraints": constraints, "others": [predicted], "sizes": sizes}
     return refine(elastic, plan, budget, search, fresh, seconds=seconds, gate=gate, **limits)
+
+
+def _data(task: EvalTask) -> tuple[Reference, Reference] | tuple[EvalTask, EvalTask]:
+    """What to search and to check on: windows of a text that come after those that are shown; half of the
+    pictures or questions, and all of them."""
+    if isinstance(task, TextTask):
+        return tuple(task.reference_on(task.windows_from(first, WINDOWS)) for first in (0, WINDOWS))
+    return task.first(max(1, task.total // 2)), task
 
 
 def _as_json(trial: Trial) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import torch
 
 from quept.allocate import SensitivityTable
 from quept.allocate.front import fitting_front
+from quept.allocate.rules.trial import load_trial
 from quept.allocate.solve.constraints import AllocationError
 from quept.engines import named_settings
 from quept.evaluate import EvalTask, Results, Sample, Stored, TaskEstimate, tasks_of
@@ -42,7 +43,7 @@ from quept.runtime import ElasticModel
 from quept.runtime.memory import resident_bytes
 from quept.runtime.sizes import Sizes
 
-from .budget import no_table, sentence, slider, solved
+from .budget import NO_TABLE, sentence, slider, solved
 from .exports import Exports
 from .gate import Admission, Gate, Unwanted
 from .lazy import Lazy
@@ -152,11 +153,17 @@ class OpenModel:
         return self._file_sizes[target]
 
     @cached_property
+    def rules(self) -> dict | None:
+        """The trial of rules of thumb that comes with the model, if one does; JSON."""
+        file = self.elastic.origin.beside("rules.json")
+        return load_trial(file, self.elastic) if file else None
+
+    @cached_property
     def heat(self) -> dict:
         """What each layer costs by itself at each width, for the heat map; JSON."""
         table, described = self.sensitivity, self.description
         if table is None:
-            return {"empty": no_table(self.elastic)}
+            return {"empty": NO_TABLE}
 
         def costs(row: Mapping[int, float]) -> list[float | None]:
             return [float(f"{row[b]:.3g}") if b in row else None for b in table.widths]
@@ -260,7 +267,11 @@ class OpenModel:
         table = self.sensitivity
         if table is None or task.lacking:
             return
-        if all(table.reference[key] == task.conditions.get(key) for key in ("tokens", "context")):
+        on = task.conditions
+        if (table.reference["tokens"], table.reference.get("context")) == (
+            on.get("tokens", task.total),
+            on.get("context"),
+        ):
             for name, values in table.whole.items():
                 plan = PrecisionPlan.parse(name)
                 if plan.default.activations == FULL:
@@ -409,7 +420,8 @@ class Service:
         except ValueError as error:
             return answer | {"error": sentence(error)}
         plan_json = self.plan_json_of(model, found.allocation.plan)
-        changed = ("w", "a", "e") if request.get("activations") == AS_WEIGHTS else ("w", "e")
+        changed = ["w", "e"] + ["a"] * (request.get("activations") == AS_WEIGHTS)
+        changed += ["kv"] * (found.allocation.plan.kv != FULL)
         plan = {key: plan_json[key] for key in changed}
         return answer | {"plan": plan, "budget": budget, "note": found.describe()}
 

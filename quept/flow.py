@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from quept.allocate.solve.constraints import Constraints
     from quept.artifact import Artifact
     from quept.config import Recipe
-    from quept.evaluate import Reference, TaskEstimate
+    from quept.evaluate import EvalTask, Reference, TaskEstimate
     from quept.export import Compared, PackedModel
     from quept.runtime import ElasticModel
 
@@ -85,14 +85,32 @@ def sensitivity(
     **options,
 ) -> SensitivityTable:
     """Measures what each layer costs by itself at each width, on `tokens` of a text, and uniform plans and
-    those named in `whole` on `curve_tokens`. It takes some 7 passes a layer; `resume=FILE` goes on where it
-    was cut. In full: `quept.allocate.sensitivity.measure`."""
+    those named in `whole` on `curve_tokens`; of a model that sees on so many of the pictures or questions
+    that lie beside it. It takes some 7 passes a layer; `resume=FILE` goes on where it was cut. In full:
+    `quept.allocate.sensitivity.measure`."""
     from quept.allocate.sensitivity.measure import measure_sensitivity
+    from quept.allocate.sensitivity.on_data import measure_on_data
+    from quept.evaluate.tasks import fitting
 
+    if "text" not in fitting(elastic):
+        data = data_task(elastic)
+        parts = (data.first(min(count, data.total)) for count in (tokens, curve_tokens))
+        named = {"model": elastic.origin.name} | options
+        return measure_on_data(elastic, *parts, whole=whole, progress=progress, **named)
     changed = text_reference(elastic, text, tokens, context, progress).windows
     curve = text_reference(elastic, text, curve_tokens, context, progress)
     names = {"model": elastic.origin.name, "text": Path(text).name, "source": elastic.origin.asked}
     return measure_sensitivity(elastic, changed, curve, whole=whole, progress=progress, **names | options)
+
+
+def data_task(elastic: ElasticModel) -> EvalTask:
+    """Returns the task of a model that sees on the data beside it; ValueError where there are none."""
+    from quept.evaluate.tasks import tasks_of
+
+    task = next(iter(tasks_of(elastic).values()))
+    if task.lacking:
+        raise ValueError(f"{task.lacking}, on which plans could be measured")
+    return task
 
 
 def table_of(elastic: ElasticModel, path: str | Path | None = None) -> SensitivityTable:
@@ -135,16 +153,13 @@ def allocate(
     front: Front | None = None,
 ) -> Best:
     """Returns the best plan known within a budget, in bytes or as people say it ("60 MB", "3.2 bits", "40 %",
-    "2 % worse"): `found.allocation.plan`. table, front: those beside the artifact unless given. ValueError
-    where no plan fits. In full: `quept.allocate.solve.best`."""
-    from quept.allocate.solve.best import best
-    from quept.allocate.solve.budget import parse_budget
+    "2 % worse", "120 MB with 2,048 tokens"): `found.allocation.plan`. table, front: those beside the artifact
+    unless given. ValueError where no plan fits. In full: `quept.allocate.solve.asked`."""
+    from quept.allocate.solve.asked import asked
     from quept.allocate.solve.constraints import FREE
 
-    table, within = table or table_of(elastic), constraints or FREE
-    if isinstance(budget, str):
-        budget = parse_budget(budget, table, elastic.sizes, within)
-    return best(table, elastic.sizes, budget, within, front or front_of(elastic))
+    table, front = table or table_of(elastic), front or front_of(elastic)
+    return asked(budget, table, elastic.sizes, constraints or FREE, front)[0]
 
 
 def refine(

@@ -218,7 +218,7 @@ function predictedWords() {
   const weights = `${sizeWords(bytes)}, ${bits.toFixed(2)} bits per parameter`;
   const size = path?.file ? `${fileWords()} · ${sizeWords(bytes)} packed` : weights;
   if (!predicted) return size;
-  return `${size} · predicted KL ${smallWords(predicted.kl)}, perplexity ${perplexityWords(predicted.ppl)}`;
+  return `${size} · predicted KL ${smallWords(predicted.kl)}, ${scoreWords(predicted)}`;
 }
 
 /* "GGUF 84.1 MB": what the plan on the faders is as a file. */

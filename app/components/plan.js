@@ -24,6 +24,7 @@ function readModel(description) {
     embeddingBytesAt: (width) => description.embedding_bytes?.[embeddings.indexOf(width)] ?? 0,
     harmAt: (i, width) => description.prediction.sensitivity[i][columnOf.get(width)],
     inputHarmAt: (i, width) => description.prediction.activations?.[i][inputs.indexOf(width)] ?? 0,
+    cacheHarmAt: (width) => description.prediction.kv?.[description.kv_bits.indexOf(width)] ?? 0,
     embeddingHarmAt: (width) => description.prediction.embeddings?.[embeddings.indexOf(width)] ?? 0,
     quantized: sum(layers.map((layer) => layer.params)),
     curve: readCurve(description.prediction),
@@ -34,12 +35,13 @@ function readModel(description) {
 
 function readCurve(prediction) {
   if (!prediction) return null;
-  const { sum, kl, ppl, same_top } = prediction.curve;
-  const points = sum.map((s, i) => [s, kl[i], ppl[i], same_top[i]]).filter(([s]) => s > 0);
+  const { sum, kl, same_top } = prediction.curve, score = prediction.curve[prediction.score];
+  const points = sum.map((s, i) => [s, kl[i], score[i], same_top[i]]).filter(([s]) => s > 0);
   if (!points.length) return null;
   const column = (k, f) => points.map((point) => f(point[k]));
   const log = (x) => Math.log(Math.max(x, 1e-12));
-  return { log: column(0, log), kl: column(1, log), ppl: column(2, log), sameTop: column(3, Number) };
+  const scale = prediction.score === "ppl" ? log : Number;
+  return { log: column(0, log), kl: column(1, log), score: column(2, scale), sameTop: column(3, Number) };
 }
 
 function fullPlan(model) {
@@ -83,7 +85,7 @@ function interpolate(xs, ys, x) {
 /* What a plan costs by the sensitivity table: the sum over what it rounds, s in quept/allocate/sensitivity/table.py. */
 function harmOf(model, plan) {
   const layer = (harm, width, i) => harm + model.harmAt(i, width) + model.inputHarmAt(i, plan.a[i]);
-  return plan.w.reduce(layer, model.embeddingHarmAt(plan.e));
+  return plan.w.reduce(layer, model.embeddingHarmAt(plan.e) + model.cacheHarmAt(plan.kv));
 }
 
 /* Null where the table does not cover the plan: its sum would say what the rest costs and call it all. */
@@ -93,25 +95,27 @@ function predictQuality(model, plan) {
 }
 
 /* Quality from s: along the measured curve in log s; below its first point the distance to full precision
-   (KL, log perplexity, differing tokens) shrinks in proportion to s. */
+   (KL, log perplexity, lost accuracy, differing tokens) shrinks in proportion to s. */
 function qualityAt(model, s) {
   const curve = model.curve;
   const at = (ys) => interpolate(curve.log, ys, Math.log(Math.max(s, 1e-300)));
   const share = Math.min(1, s / Math.exp(curve.log[0]));
-  const reference = Math.log(model.prediction.reference.ppl);
+  const { score, reference } = model.prediction, ofText = score === "ppl";
+  const full = ofText ? Math.log(reference.ppl) : reference[score];
+  const moved = full + (at(curve.score) - full) * share;
   return {
     kl: Math.exp(at(curve.kl)) * share,
-    ppl: Math.exp(reference + (at(curve.ppl) - reference) * share),
+    [score]: ofText ? Math.exp(moved) : moved,
     same_top: 1 - (1 - at(curve.sameTop)) * share,
   };
 }
 
 /* What a plan rounds and the sensitivity table did not. */
 function uncovered(model, plan) {
-  const left = [], { activations, embeddings } = model.prediction;
+  const left = [], { activations, embeddings, kv } = model.prediction;
   if (!activations && plan.a.some((bits) => bits < FULL)) left.push("activation bits");
   if (!embeddings && plan.e < FULL) left.push("embedding bits");
-  if (plan.kv < FULL) left.push("KV-cache bits");
+  if (!kv && plan.kv < FULL) left.push("KV-cache bits");
   return left;
 }
 
@@ -191,6 +195,10 @@ function perplexityWords(x) {
   return x >= 1000 ? Math.round(x).toLocaleString("en") : x.toFixed(1);
 }
 
+/* "perplexity 21.3", or "accuracy 91.2 %" of a model that sees. */
+const scoreWords = ({ ppl, top1 }) =>
+  ppl === undefined ? `accuracy ${(100 * top1).toFixed(1)} %` : `perplexity ${perplexityWords(ppl)}`;
+
 /* Two digits that count, as people write them down to a ten-thousandth. */
 function smallWords(x) {
   if (x === 0) return "0";
@@ -230,7 +238,7 @@ function summaryWords(plan, telling) {
   const rate = `${telling.bits_per_param.toFixed(1)} bits/parameter`;
   const parts = [spreadWords(plan.w), sizeWords(telling.bytes), rate];
   if (plan.a.some((bits) => bits < FULL)) parts.splice(1, 0, activationWords(plan.a));
-  if (telling.predicted) parts.push(`predicted perplexity ${perplexityWords(telling.predicted.ppl)}`);
+  if (telling.predicted) parts.push(`predicted ${scoreWords(telling.predicted)}`);
   if (plan.kv < FULL) parts.push(`KV cache at ${plan.kv}`);
   if (plan.e < FULL) parts.push(`embeddings at ${plan.e}`);
   return parts.join(" · ");

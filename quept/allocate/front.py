@@ -4,8 +4,9 @@
 
 For each budget, from the smallest on: allocate from the table, refine on the windows of `search` (the plan of
 the budget before takes part, so what was won once is not lost), and measure on those of `shown`, which the
-search never sees. A plan that another one beats there in both bytes and KL is not on the front; it is kept
-beside it, under "dominated", so that a run which is started again knows that its budget is done.
+search never sees. A model that sees has its task in both places, on some of the data and on all of them. A
+plan that another one beats there in both bytes and KL is not on the front; it is kept beside it, under
+"dominated", so that a run which is started again knows that its budget is done.
 
 The file, written after every plan:
 
@@ -32,9 +33,11 @@ from quept.checked import Count, Group, Number, Positive, checked, form
 from quept.evaluate.forward import Gate
 from quept.evaluate.reference import Reference
 from quept.evaluate.results import ResultKey
+from quept.evaluate.tasks import EvalTask, estimate_of
+from quept.evaluate.tasks.agreement import Agreement
 from quept.evaluate.token_scores import Estimate
 from quept.files import dtype_name, parse_json, read_bytes, write_atomic
-from quept.plan import PlanError, PrecisionPlan
+from quept.plan import PrecisionPlan
 from quept.runtime.model import ElasticModel
 
 from .search.refine import refine
@@ -49,7 +52,6 @@ CHOSEN = ("refined", "start", "uniform")
 Progress = Callable[[str, float | None], None]
 
 
-_ESTIMATE = form(**dict.fromkeys(Estimate.__dataclass_fields__, Number) | {"tokens": Count})
 _POINT = form(
     name=str,
     budget=Count,
@@ -57,8 +59,8 @@ _POINT = form(
     bits_per_parameter=Positive,
     chosen=Literal[CHOSEN],
     predicted=dict[str, Number],
-    measured=_ESTIMATE,
-    uniform=_ESTIMATE | None,
+    measured=dict[str, Any],
+    uniform=dict[str, Any] | None,
     plan=dict[str, Any],
 )
 _FORM = form(
@@ -82,8 +84,9 @@ class FrontError(ValueError):
 @dataclass(frozen=True)
 class Point:
     """One plan of the front. budget, bytes: what was allowed and what it takes. chosen: what won in the end,
-    see `refine.Trial`. predicted: from the table, empty where it says nothing. measured: on the shown text;
-    uniform: the best uniform plan within the budget on the same, None where none fits."""
+    see `refine.Trial`. predicted: from the table, empty where it says nothing. measured: on the shown text,
+    or the data of a model that sees; uniform: the best uniform plan within the budget on the same, None where
+    none fits."""
 
     name: str
     budget: int
@@ -91,8 +94,8 @@ class Point:
     bits_per_parameter: float
     chosen: str
     predicted: Mapping[str, float]
-    measured: Estimate
-    uniform: Estimate | None
+    measured: Estimate | Agreement
+    uniform: Estimate | Agreement | None
     plan: PrecisionPlan
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,7 +114,7 @@ class Point:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Point:
-        """What `to_dict` writes, in the form `_POINT`; PlanError for a plan that is none."""
+        """What `to_dict` writes, in the form `_POINT`; ValueError for a plan or an estimate that is none."""
         return cls(
             data["name"],
             data["budget"],
@@ -119,8 +122,8 @@ class Point:
             data["bits_per_parameter"],
             data["chosen"],
             data["predicted"],
-            Estimate.from_dict(data["measured"]),
-            data["uniform"] and Estimate.from_dict(data["uniform"]),
+            estimate_of(data["measured"]),
+            data["uniform"] and estimate_of(data["uniform"]),
             PrecisionPlan.from_json(json.dumps(data["plan"])),
         )
 
@@ -181,7 +184,7 @@ class Front:
         data = checked(data, _FORM, "this front", FrontError)
         try:
             points = [tuple(map(Point.from_dict, data[key])) for key in ("plans", "dominated")]
-        except PlanError as error:
+        except ValueError as error:
             raise FrontError(f"this front is damaged: {error}") from None
         for a, b in zip(points[0], points[0][1:], strict=False):
             if not (a.bytes < b.bytes and a.measured.kl > b.measured.kl):
@@ -213,8 +216,8 @@ def fitting_front(path: str | Path | None, elastic: ElasticModel) -> Front | Non
 def measure_front(
     elastic: ElasticModel,
     table: SensitivityTable,
-    search: Reference,
-    shown: Reference,
+    search: Reference | EvalTask,
+    shown: Reference | EvalTask,
     bits: Iterable[float] = BITS,
     *,
     constraints: Constraints = FREE,
@@ -236,22 +239,14 @@ def measure_front(
     resume: the metrics of single plans, see `refine`. FrontError when `out` holds another measurement, or
     when no budget is large enough."""
     budgets = sorted({float(b) for b in bits})
-    conditions = {
-        "text": text,
-        "tokens": shown.windows.ids.numel(),
-        "context": shown.windows.context,
-        "dtype": dtype_name(elastic.dtype),
-        "searched": f"{search.windows.ids.numel():,} tokens of {searched}, context {search.windows.context}",
-        "seconds": seconds,
-        "trials": trials,
-        "seed": seed,
-    }
+    data, conditions = _measured_on(search, shown, text, searched)
+    conditions |= {"dtype": dtype_name(elastic.dtype), "seconds": seconds, "trials": trials, "seed": seed}
     front = Front(
         model or elastic.source,
         elastic.identity,
         elastic.identity,
         elastic.artifact.group,
-        shown.windows.id,
+        data,
         conditions,
     )
     if out is not None and Path(out).exists():
@@ -294,6 +289,20 @@ def measure_front(
     return front
 
 
+def _measured_on(
+    search: Reference | EvalTask, shown: Reference | EvalTask, text: str, searched: str
+) -> tuple[str, dict[str, Any]]:
+    """Identity of the shown data, and what belongs beside the numbers."""
+    if isinstance(shown, EvalTask):
+        on = f"the first {search.total:,} of them"
+        return shown.id, {"text": shown.conditions["data"], "tokens": shown.total, "searched": on}
+    one, other = search.windows, shown.windows
+    on = f"{one.ids.numel():,} tokens of {searched}, context {one.context}"
+    return other.id, {
+        "text": text, "tokens": other.ids.numel(), "context": other.context, "searched": on
+    }  # fmt: skip
+
+
 def _point(elastic: ElasticModel, table: SensitivityTable, bits: float, budget: int, trial) -> Point:
     plan, uniform = replace(trial.plan, name=_name(bits)), trial.verified.get("uniform", {})
     return Point(
@@ -303,8 +312,8 @@ def _point(elastic: ElasticModel, table: SensitivityTable, bits: float, budget: 
         round(elastic.sizes.bits_per_parameter(plan), 4),
         trial.chosen,
         table.predicted(plan) if table.uniform and table.covers(plan) else {},
-        Estimate.from_dict(trial.verified[trial.chosen]),
-        Estimate.from_dict(uniform) if uniform.get("tokens") else None,
+        estimate_of(trial.verified[trial.chosen]),
+        estimate_of(uniform) if uniform.get("tokens") else None,
         plan,
     )
 

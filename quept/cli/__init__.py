@@ -1,7 +1,7 @@
 """The command line: one subcommand per stage, in the order of the flow.
 
-    quept models | pull | calibrate | report | evaluate | results | sensitivity | allocate | front | export
-    quept generate | run | app
+    quept models | pull | calibrate | report | evaluate | results | sensitivity | allocate | front | rules
+    quept export | generate | run | app
 
 Each is declared and run in the file of its name (models and pull: zoo); shared: what they have in common;
 terminal: output where characters are missing. Results go to stdout, as a small table or, with --json, with
@@ -27,6 +27,7 @@ from .front import front_parser
 from .generate import generate_parser
 from .report import report_parser
 from .results import results_parser
+from .rules import rules_parser
 from .run import run_parser
 from .sensitivity import sensitivity_parser
 from .shared import DEFAULT_MODEL, visible
@@ -76,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     sensitivity_parser(commands)
     allocate_parser(commands)
     front_parser(commands)
+    rules_parser(commands)
     export_parser(commands)
     generate_parser(commands)
     run_parser(commands)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quept.export import EXPORTERS
 from quept.flow import front_of, table_of
+from quept.plan import FULL
 from quept.progress import Progress
 
 from .shared import (
     DEFAULT_MODEL,
+    activations,
     command,
     json_option,
     model_options,
@@ -23,11 +26,13 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
+    from quept.allocate import SensitivityTable
     from quept.allocate.solve.solver import Constraints
     from quept.runtime import ElasticModel
 
 LIMIT = "LAYER=BITS"
-SHOWN = {"kl": "mean KL", "ppl": "perplexity", "same_top": "same top token"}
+SHOWN = {"kl": "mean KL", "ppl": "perplexity", "top1": "accuracy", "same_top": "same first choice"}
+READ = 2048  # tokens that a rule of thumb reads
 NEAR = 0.05  # by how much what a front lets expect may differ from the prediction unmentioned
 
 
@@ -43,7 +48,11 @@ def allocate_parser(commands) -> None:
         "the last counts.",
     )
     model_options(p)
-    p.add_argument("budget", metavar="BUDGET", help='"60 MB", "3.2 bits", "40 %%" or "2 %% worse"')
+    p.add_argument(
+        "budget",
+        metavar="BUDGET",
+        help='"60 MB", "3.2 bits", "40 %%", "2 %% worse", "1 point" (accuracy) or "120 MB with 2,048 tokens"',
+    )
     p.add_argument(
         "--table", metavar="FILE", help="sensitivity table (default: the one that lies beside the artifact)"
     )
@@ -51,6 +60,12 @@ def allocate_parser(commands) -> None:
         "--front",
         metavar="FILE",
         help="measured front to take plans from, too (default: the one that lies beside the artifact)",
+    )
+    p.add_argument(
+        "--by",
+        metavar="RULE",
+        help="place bits by a published rule of thumb, not by measured sensitivities (see `quept rules`): "
+        "gradient, fisher, activations, error, input-change, z-score, edges, depth or random",
     )
     p.add_argument("--out", metavar="FILE", help="where the plan goes, like plan.json")
     p.add_argument(
@@ -84,7 +99,7 @@ def allocate_parser(commands) -> None:
     )
     p.add_argument(
         "--activations",
-        type=_activations,
+        type=activations,
         metavar="BITS",
         help='width of every layer\'s inputs, or "as-weights" (default 16: untouched)',
     )
@@ -99,8 +114,7 @@ def allocate_parser(commands) -> None:
 
 
 def _allocate(options: argparse.Namespace) -> None:
-    from quept.allocate.solve.best import best
-    from quept.allocate.solve.budget import parse_budget
+    from quept.allocate.solve.asked import asked
     from quept.allocate.solve.container import within
     from quept.export import exporter
 
@@ -111,27 +125,35 @@ def _allocate(options: argparse.Namespace) -> None:
     target = exporter(options.target) if options.target else None
     if target:
         sizes, constraints = within(target, elastic, constraints)
-    budget = parse_budget(options.budget, table, sizes, constraints)
-    known = best(table, sizes, budget, constraints, front_of(elastic, options.front))
+    if options.by:
+        ruled = _ruled(options.by, elastic)
+        known, budget = asked(options.budget, ruled, sizes, constraints)
+        predicted = table.predicted(known.allocation.plan) if table.covers(known.allocation.plan) else {}
+        known = replace(known, allocation=replace(known.allocation, predicted=predicted))
+    else:
+        front = front_of(elastic, options.front)
+        known, budget = asked(options.budget, table, sizes, constraints, front)
     found, metrics = known.allocation, known.measured or known.allocation.predicted
     if options.out:
         found.plan.save(options.out, elastic.origin.models[0])
     bits = sizes.bits_per_parameter(found.plan)
     layers = Counter(b.weights for b in found.plan.resolve(elastic.layers).values())
     tier = "measured" if known.measured else "predicted"
+    shown = {key: what for key, what in SHOWN.items() if key in metrics}
     print_table(
-        ("plan", "MB", "bits/param", *(f"{what}, {tier}" for what in SHOWN.values())),
+        ("plan", "MB", "bits/param", *(f"{what}, {tier}" for what in shown.values())),
         [
             (
                 found.plan.name,
                 f"{found.bytes / 1e6:.1f}",
                 f"{bits:.2f}",
-                *(short(metrics[key]) if metrics else "" for key in SHOWN),
+                *(short(metrics[key]) for key in shown),
             )
         ],
     )
     counts = ", ".join(f"{count} at {width}" for width, count in sorted(layers.items()))
-    print(f"bits of layers: {counts}; of embeddings: {found.plan.embeddings}")
+    cache = "" if found.plan.kv == FULL else f"; of the KV cache: {found.plan.kv}"
+    print(f"bits of layers: {counts}; of embeddings: {found.plan.embeddings}{cache}")
     if known.describe():
         print(known.describe())
     elif known.kl is not None and not math.isclose(known.kl, metrics["kl"], rel_tol=NEAR):
@@ -160,8 +182,21 @@ def _allocate(options: argparse.Namespace) -> None:
                 "expected_kl": known.kl,
                 "layers": {str(width): count for width, count in sorted(layers.items())},
                 "embeddings": found.plan.embeddings,
+                "kv": found.plan.kv,
             }
         )
+
+
+def _ruled(rule: str, elastic: ElasticModel) -> SensitivityTable:
+    """The costs of a rule, which reads a text that no plan is measured on; ValueError for an unknown one and
+    for a model that sees."""
+    from quept.allocate.rules import rule_table
+    from quept.evaluate.tasks import fitting
+    from quept.flow import SEARCH_TEXT, text_reference
+
+    if "text" not in fitting(elastic):
+        raise ValueError(f"--by is for language models, and {elastic.title} is none: leave it out")
+    return rule_table(rule, elastic, text_reference(elastic, SEARCH_TEXT, READ).windows)
 
 
 def _constraints(options: argparse.Namespace, elastic: ElasticModel) -> Constraints:
@@ -186,11 +221,3 @@ def _limit(text: str) -> tuple[str, int]:
     if not (layer and equals and bits.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form {LIMIT}")
     return layer, int(bits)
-
-
-def _activations(text: str) -> int | str:
-    if text in ("as-weights", "as weights"):
-        return "as weights"
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text!r} is neither a number of bits nor "as-weights"')
-    return int(text)

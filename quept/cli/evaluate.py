@@ -69,6 +69,13 @@ def evaluate_parser(commands) -> None:
         help="also time a prefill of 512 tokens and decoding, of a language model",
     )
     p.add_argument(
+        "--lm-eval",
+        type=lambda names: [name for name in names.split(",") if name],
+        metavar="TASKS",
+        help="hand each plan to lm-evaluation-harness instead (pip install lm-eval), for tasks like "
+        "arc_easy,hellaswag; --items limits each of them",
+    )
+    p.add_argument(
         "--export-results",
         metavar="FILE",
         help="also write the results to a file that the app reads at its start",
@@ -116,6 +123,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     with Progress() as progress:
         elastic = opened(options, progress)
         plans = _plans(options, elastic)
+        if options.lm_eval:
+            return _harness(options, elastic, plans, progress)
         task = task_of(options, elastic, progress)
         results = Results.open(zoo.cache_dir() / "results.sqlite")
         if options.again:  # full precision's answers too
@@ -150,6 +159,30 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.json:
         timed = {"speed": {name: s.to_dict() for name, s in speeds.items()}} if speeds else {}
         print_json(conditions | {"results": [m.as_dict() for m in measured]} | timed)
+
+
+def _harness(
+    options: argparse.Namespace, elastic: ElasticModel, plans: list[PrecisionPlan], progress: Progress
+) -> None:
+    """What lm-evaluation-harness says of each plan; ValueError without it, and for no language model."""
+    from quept.evaluate.harness import harness
+
+    found = {}
+    for i, plan in enumerate(plans):
+        progress(f"{plan.name}: lm-evaluation-harness", i / len(plans))
+        name, view = plan.name or "plan", elastic.view(plan)
+        found[name] = harness(view, elastic.tokenizer, options.lm_eval, options.items)["results"]
+    print(f"{elastic.title}, by lm-evaluation-harness")
+    rows = [
+        (name, task, metric.partition(",")[0], short(value))
+        for name, results in found.items()
+        for task, metrics in results.items()
+        for metric, value in metrics.items()
+        if isinstance(value, float)
+    ]
+    print_table(("plan", "task", "metric", "value"), rows)
+    if options.json:
+        print_json({"harness": found})
 
 
 def _speeds(elastic: ElasticModel, plans: list[PrecisionPlan], progress: Progress) -> dict[str, Speed]:

@@ -6,11 +6,14 @@ import argparse
 from copy import copy
 from pathlib import Path
 
-from quept.flow import SEARCH_TEXT, table_of
+from quept.flow import SEARCH_TEXT, data_task, table_of
+from quept.plan import FULL
 from quept.progress import Progress
 
 from .shared import (
     DEFAULT_MODEL,
+    SCORES,
+    activations,
     command,
     count,
     json_option,
@@ -54,7 +57,17 @@ def front_parser(commands) -> None:
         help=f"what plans are searched on, another text than they are measured on (default {SEARCH_TEXT})",
     )
     p.add_argument(
-        "--search-tokens", type=count, default=2048, metavar="N", help="how much of it (default 2048)"
+        "--search-tokens",
+        type=count,
+        default=2048,
+        metavar="N",
+        help="how much of it (default 2048); of the pictures or questions of a model that sees at most half",
+    )
+    p.add_argument(
+        "--activations",
+        type=activations,
+        metavar="BITS",
+        help='width of every layer\'s inputs, or "as-weights" (default 16: untouched)',
     )
     p.add_argument(
         "--seconds", type=float, default=300, metavar="S", help="of search for each budget (default 300)"
@@ -67,7 +80,9 @@ def front_parser(commands) -> None:
 
 def _front(options: argparse.Namespace) -> None:
     from quept.allocate.front import BITS, measure_front
+    from quept.allocate.solve.constraints import Constraints
     from quept.evaluate import open_reference
+    from quept.evaluate.tasks import fitting
 
     options.dtype = options.dtype or "float32"
     elsewhere = copy(options)
@@ -75,16 +90,21 @@ def _front(options: argparse.Namespace) -> None:
     with Progress() as progress:
         elastic = opened(options, progress)
         table = table_of(elastic, options.table)
-        search, shown = (
-            open_reference(elastic, windows_of(o, elastic, tokens, progress))
-            for o, tokens in ((elsewhere, options.search_tokens), (options, options.tokens))
-        )
+        if "text" in fitting(elastic):
+            search, shown = (
+                open_reference(elastic, windows_of(o, elastic, tokens, progress))
+                for o, tokens in ((elsewhere, options.search_tokens), (options, options.tokens))
+            )
+        else:
+            shown = data_task(elastic)
+            search = shown.first(min(options.search_tokens, shown.total // 2))
         front = measure_front(
             elastic,
             table,
             search,
             shown,
             options.bits or BITS,
+            constraints=Constraints(activations=options.activations or FULL),
             seconds=options.seconds,
             trials=options.trials,
             seed=options.seed,
@@ -96,7 +116,7 @@ def _front(options: argparse.Namespace) -> None:
             progress=progress,
         )
     print_table(
-        ("plan", "MB", "bits/param", "KL", "best uniform plan", "perplexity", "embeddings"),
+        ("plan", "MB", "bits/param", "KL", "best uniform plan", SCORES[table.score], "embeddings"),
         [
             (
                 p.name,
@@ -104,7 +124,7 @@ def _front(options: argparse.Namespace) -> None:
                 f"{p.bits_per_parameter:.2f}",
                 f"{short(p.measured.kl)} ± {short(p.measured.kl_se)}",
                 short(p.uniform.kl) if p.uniform else "",
-                short(p.measured.ppl),
+                short(getattr(p.measured, table.score)),
                 str(p.plan.embeddings),
             )
             for p in front.points

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from quept.flow import WHOLE, sensitivity
 from quept.plan import PrecisionPlan
@@ -11,6 +12,7 @@ from quept.progress import Progress
 
 from .shared import (
     DEFAULT_MODEL,
+    SCORES,
     command,
     count,
     json_option,
@@ -23,6 +25,9 @@ from .shared import (
     text_options,
 )
 
+if TYPE_CHECKING:
+    from quept.runtime import ElasticModel
+
 
 def sensitivity_parser(commands) -> None:
     p = command(
@@ -34,13 +39,15 @@ def sensitivity_parser(commands) -> None:
         "It takes long: 7 passes a layer. A stopped run goes on from FILE.progress.jsonl when started again.",
     )
     model_options(p)
-    text_options(p, tokens=2048)
+    text_options(
+        p, tokens=2048, things="of it, or how many of the pictures or questions of a model that sees"
+    )
     p.add_argument(
         "--curve-tokens",
         type=count,
         default=4096,
         metavar="N",
-        help="tokens for whole uniform plans (default 4096)",
+        help="tokens, pictures or questions for whole uniform plans (default 4096)",
     )
     p.add_argument(
         "--per",
@@ -73,6 +80,30 @@ def sensitivity_parser(commands) -> None:
     json_option(p)
 
 
+def _of_texts(options: argparse.Namespace, elastic: ElasticModel) -> dict[str, Any]:
+    """Options that only language models have; ValueError for another model."""
+    from quept.evaluate.tasks import fitting
+
+    given = {
+        "--per block": options.per == "block",
+        "--around": options.around,
+        "--workers": options.workers > 1,
+        "--ray": options.ray is not None,
+    }
+    if "text" not in fitting(elastic):
+        if wrong := [name for name, said in given.items() if said]:
+            raise ValueError(f"{wrong[0]} is for language models, and {elastic.title} is none: leave it out")
+        return {}
+    return {
+        "per": options.per,
+        "base": plan_of(options.around, elastic) if options.around else None,
+        "workers": options.workers,
+        "threads": options.threads,
+        "executor": "processes" if options.ray is None else "ray",
+        "address": options.ray or None,
+    }
+
+
 def _sensitivity(options: argparse.Namespace) -> None:
     out, lines = Path(options.out), Path(f"{options.out}.progress.jsonl")
     options.dtype = options.dtype or "float32"
@@ -84,28 +115,23 @@ def _sensitivity(options: argparse.Namespace) -> None:
             options.tokens,
             options.curve_tokens,
             options.context,
-            per=options.per,
             activations=options.activations,
-            base=plan_of(options.around, elastic) if options.around else None,
             whole=options.whole or (() if options.around else WHOLE),
-            workers=options.workers,
-            threads=options.threads,
-            executor="processes" if options.ray is None else "ray",
-            address=options.ray or None,
             progress=progress,
             resume=lines,
+            **_of_texts(options, elastic),
         )
     table.save(out)
     lines.unlink()
     print(f"{out}: {table.conditions}")
     print_table(
-        ("width", "sum of sensitivities", "KL, measured whole", "perplexity"),
+        ("width", "sum of sensitivities", "KL, measured whole", SCORES[table.score]),
         [
             (
                 f"W{bits}",
                 short(table.total(PrecisionPlan.uniform(bits))),
                 short(row["kl"]),
-                short(row["ppl"]),
+                short(row[table.score]),
             )
             for bits, row in sorted(table.uniform.items(), reverse=True)
         ],

@@ -28,6 +28,7 @@ _SHOWN = (
     | {chr(code): f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
     | {"\x7f": "␡"}
 )
+SCORES = {"ppl": "perplexity", "top1": "accuracy"}  # beside KL, of texts and of what a model sees
 PLAN_HELP = "W4, W4A8, W4A8KV4E8, full, nf4 or int8 (bitsandbytes), the name of a preset, or a plan file"
 
 
@@ -49,7 +50,7 @@ def model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--threads", type=threads, metavar="N", help="processor threads to use (default: all)")
 
 
-def text_options(p: argparse.ArgumentParser, tokens: int) -> None:
+def text_options(p: argparse.ArgumentParser, tokens: int, things: str = "of it") -> None:
     p.add_argument(
         "--text",
         default=DEFAULT_TEXT,
@@ -57,7 +58,7 @@ def text_options(p: argparse.ArgumentParser, tokens: int) -> None:
         help=f"built-in text or a text file (default: {DEFAULT_TEXT})",
     )
     p.add_argument(
-        "--tokens", type=count, default=tokens, metavar="N", help=f"how much of it (default {tokens})"
+        "--tokens", type=count, default=tokens, metavar="N", help=f"how much {things} (default {tokens})"
     )
     p.add_argument("--context", type=count, default=512, metavar="N", help="tokens per window (default 512)")
 
@@ -158,3 +159,12 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def print_json(data: dict) -> None:
     print(json.dumps(data))
+
+
+def activations(text: str) -> int | str:
+    """A width of every layer's inputs, or "as weights", as typed."""
+    if text in ("as-weights", "as weights"):
+        return "as weights"
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r} is neither a number of bits nor "as-weights"')
+    return int(text)

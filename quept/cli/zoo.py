@@ -66,10 +66,11 @@ def _pull(options: argparse.Namespace) -> None:
     from quept import zoo
 
     names = options.names or [DEFAULT_MODEL, DEFAULT_TEXT]
-    unknown = [name for name in names if name not in zoo.MODELS and name not in zoo.TEXTS]
+    passages = [name for name, entry in zoo.TEXTS.items() if not entry.chats]
+    unknown = [name for name in names if name not in zoo.MODELS and name not in passages]
     if unknown:
         raise ValueError(
-            f"nothing built in is called {unknown[0]!r}; there are {', '.join([*zoo.MODELS, *zoo.TEXTS])}"
+            f"nothing built in is called {unknown[0]!r}; there are {', '.join([*zoo.MODELS, *passages])}"
         )
     rows = []
     with Progress() as progress:

@@ -14,6 +14,7 @@ forward       one window through a model
 intervals     Wilson's interval
 results       what was measured before: a DataFrame, written through to SQLite
 shipped       results that come with the built-in models
+harness       lm-evaluation-harness on a view
 speed         tokens per second and time to the first
 """
 

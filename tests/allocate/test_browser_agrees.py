@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, WEIGHT_BITS, Bits, PrecisionPlan
-from tests.allocate.test_table import LAYERS, MORE, table
+from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, KV_BITS, WEIGHT_BITS, Bits, PrecisionPlan
+from tests.allocate.test_table import LAYERS, MORE, SEEING, table
 
+CACHE = {f"W16KV{b}": {"kl": 3.0**-b, "ppl": 28.0, "same_top": 0.9} for b in KV_BITS if b != FULL}
 SCRIPT = Path(__file__).parents[2] / "app/components/plan.js"
 
 
@@ -19,7 +20,9 @@ def node() -> str:
     return driver.compute_driver_executable()[0]
 
 
-@pytest.mark.parametrize("more", [{}, MORE | {"whole": {"W4E4": {"kl": 0.5, "ppl": 40.0, "same_top": 0.6}}}])
+@pytest.mark.parametrize(
+    "more", [{}, SEEING, MORE | {"whole": {"W4E4": {"kl": 0.5, "ppl": 40.0, "same_top": 0.6}} | CACHE}]
+)
 def test_the_browser_predicts_what_python_predicts_and_nothing_that_the_table_does_not_cover(more):
     known = table(**more)
     described = {
@@ -29,12 +32,13 @@ def test_the_browser_predicts_what_python_predicts_and_nothing_that_the_table_do
         "bits": WEIGHT_BITS,
         "activation_bits": ACTIVATION_BITS,
         "embedding_bits": EMBEDDING_BITS,
+        "kv_bits": KV_BITS,
         "sizes": [[1] * len(WEIGHT_BITS) for _ in LAYERS],
         "fixed_bytes": 0,
         "prediction": known.prediction(LAYERS),
     }
     plans = [PrecisionPlan.of({"a": a, "b": b}) for a in WEIGHT_BITS for b in WEIGHT_BITS]
-    if more:
+    if "embeddings" in more:
         plans += [
             PrecisionPlan.of({"a": Bits(4, a), "b": Bits(FULL, b)}, embeddings=e)
             for a, b, e in product(ACTIVATION_BITS, ACTIVATION_BITS, EMBEDDING_BITS)

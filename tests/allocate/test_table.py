@@ -26,6 +26,11 @@ ACTIVATIONS = {
     "a": {4: 0.3, 5: 0.07, 6: 0.02, 7: 0.005, 8: 0.0011},
     "b": {4: 0.5, 5: 0.09, 6: 0.03, 7: 0.006, 8: 0.0012},
 }
+SEEING = {
+    "data": {"text": "clothes", "tokens": 500, "unit": "pictures", "dtype": "float32"},
+    "reference": {"top1": 0.9, "tokens": 1000},
+    "uniform": {b: {"kl": r["kl"], "top1": 0.9 - r["kl"] / 20, "same_top": 0.9} for b, r in UNIFORM.items()},
+}
 MORE = {"embeddings": EMBEDDINGS, "activations": ACTIVATIONS}
 
 
@@ -196,10 +201,22 @@ def test_what_was_not_measured_is_not_left_out_silently(plan, words):
         table().predicted(plan)
 
 
-def test_the_cache_of_keys_and_values_is_left_out_and_said_not_to_be_covered():
+def test_the_cache_of_keys_and_values_adds_what_it_cost_alone_and_is_not_covered_before():
     plan = PrecisionPlan.uniform(4, kv=4)
-    assert table().predicted(plan) == table().predicted(PrecisionPlan.uniform(4))
     assert not table().covers(plan) and table().covers(PrecisionPlan.uniform(4))
+    known = table(whole={"W16KV4": UNIFORM[5]})
+    assert known.covers(plan) and known.kv == {4: 0.08}
+    assert known.total(plan) == pytest.approx(0.4 + 0.08)
+    assert known.curve() == table().curve()
+
+
+def test_a_model_that_sees_has_an_accuracy_in_place_of_perplexity(tmp_path):
+    known = table(**SEEING)
+    known.save(tmp_path / "sensitivity.json")
+    assert SensitivityTable.load(tmp_path / "sensitivity.json") == known
+    assert known.predicted(PrecisionPlan.uniform(4)) == pytest.approx(SEEING["uniform"][4])
+    assert known.predicted(PrecisionPlan.of({"a": 8}))["top1"] == pytest.approx(0.9 - 0.001 / 20)
+    assert "500 pictures of clothes" in known.conditions and known.prediction(LAYERS)["score"] == "top1"
 
 
 def test_a_plan_of_another_model_is_refused():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
 from app import serve
 from app.pages import PAGES
+from app.pages.layers import verdicts
 from app.serve import build_app, look
 from app.service import Sample, Service
 from quept.evaluate import Results
@@ -72,3 +74,18 @@ def test_every_page_brings_its_own_style():
 def test_the_app_knows_no_page_by_its_name():
     source = Path(serve.__file__).read_text().replace("explorer", "")
     assert not [page.id for page in PAGES if re.search(rf"\b{page.id}\b", source)]
+
+
+def test_the_layers_page_shows_what_rules_of_thumb_are_worth():
+    opened = SimpleNamespace(rules=None)
+    assert verdicts(opened) == ""
+    fronts = {"measured": (0.0, 0.2), "edges": (0.4, 0.3)}
+    rules = {
+        name: {"source": "us", "correlation": 0.5, "front": [[3.0, 9, kl]], "wasted": wasted, "seconds": 1.0}
+        for name, (wasted, kl) in fronts.items()
+    }
+    conditions = {"tokens": 2048, "text": "words", "read": "512 tokens of others"}
+    opened.rules = {"rules": rules, "conditions": conditions}
+    told = verdicts(opened)
+    assert "| edges | 0.50 | 0.40 | 1 | 0.3 |" in told and "KL at 3 bits" in told
+    assert told.index("| measured") < told.index("| edges")

@@ -196,6 +196,18 @@ def test_allocation(benchmark, model, text, table, tmp_path):
         assert found["b3"]["bytes"] <= found["b3"]["budget"] and found["solver_ms"] > 0
 
 
+def test_tasks(benchmark, model, tmp_path):
+    rows = [
+        {"context": f"{i} quick brown foxes", "choices": [" jump", " dogs"], "right": i % 2} for i in range(9)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = benchmark(
+        "tasks", "--model", model, "--choices", tmp_path / "rows.jsonl", "--items", 9, "--alone", 3,
+        "--harness", 3, "--plans", 0, "--classifier", "", "--vqa", "",
+    )  # fmt: skip
+    assert found["harness_identical"] in (True, None) and found["batch_ratio"] > 0 < found["first_ratio"]
+
+
 @pytest.mark.slow
 def test_accuracy_of_the_classifier(benchmark, tmp_path, monkeypatch):
     files = {}

@@ -96,6 +96,18 @@ def spot(page: Page, block: int, height: float) -> tuple[float, float]:
     return box["x"] + box["width"] / 2, box["y"] + box["height"] * height
 
 
+def test_numbers_and_plot_are_of_what_the_menu_says_that_quality_is_measured_by(page: Page):
+    menu, on = page.locator("#task select"), page.locator("#numbers .conditions")
+    expect(on).to_contain_text("foxes")
+    menu.select_option("german")
+    expect(on).to_contain_text("German prose", timeout=60_000)
+    expect(page.locator(STATUS)).to_contain_text("Measured", timeout=60_000)
+    menu.select_option("text")
+    expect(on).to_contain_text("foxes")
+    model(page, "vit")
+    expect(menu).to_be_hidden()
+
+
 @pytest.mark.parametrize("name", list(DEMOS))
 def test_plot_and_numbers_answer_a_drag_in_sight_and_nothing_is_asked_for(page: Page, name: str):
     if name != "chat":

@@ -88,4 +88,5 @@ def test_options_of_the_other_kind_and_missing_data_are_refused(model, tmp_path,
     assert "there is no folder" in fails(capsys, "evaluate", model, "--data", "nowhere")
     assert "leave KV out of the plan" in fails(capsys, "evaluate", model, "--plan", "W4KV4")
     assert "has no tokenizer" in fails(capsys, "generate", model, "hello")
-    assert "has no tokenizer" in fails(capsys, "sensitivity", model, "--out", str(tmp_path / "t.json"))
+    sensitivity = fails(capsys, "sensitivity", bare, "--out", str(tmp_path / "t.json"))
+    assert "no labelled pictures lie beside this model" in sensitivity

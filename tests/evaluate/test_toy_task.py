@@ -92,4 +92,4 @@ def test_the_command_line_measures_and_keeps_it(tmp_path, capsys):
     assert main(["evaluate", model, "--task", "toy", "--text", "x"]) == 2
     assert "the task 'toy' takes no --text" in capsys.readouterr().err
     assert main(["evaluate", model, "--task", "joy"]) == 2
-    assert "give --task text or choice or toy" in capsys.readouterr().err
+    assert "give --task text or choice or code or german or chats or toy" in capsys.readouterr().err

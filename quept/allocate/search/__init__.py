@@ -3,5 +3,6 @@
 refine      the search: bounded in time, resumed where it was cut
 space       the plans it chooses from, within the budget
 race        measuring a candidate against the best plan so far
+on_data     measuring one on pictures or questions, of a model that sees
 correction  the table's costs, corrected by the plans that were measured
 """

@@ -92,6 +92,14 @@ class Meter:
     _latest: dict[int, list[Tensor]] = field(default_factory=dict)
     _latest_of: np.ndarray | None = None
 
+    @property
+    def windows(self) -> int:
+        return len(self.search)
+
+    def passes(self, fresh: Reference) -> float:
+        """How many passes over a window verifying on `fresh` takes."""
+        return len(fresh)
+
     def kl(self, picks: np.ndarray, window: int) -> float:
         """Mean KL from full precision on one window; infinite where the plan's answer is not finite."""
         plan = self.space.plan(picks, self.kv)
@@ -177,7 +185,7 @@ class Race:
 
     @property
     def windows(self) -> int:
-        return len(self.meter.search)
+        return self.meter.windows
 
     def mean(self, picks: np.ndarray) -> float:
         """Mean KL over the windows that this plan saw."""

@@ -34,12 +34,14 @@ import numpy as np
 
 from quept.evaluate.forward import Gate
 from quept.evaluate.reference import Reference
+from quept.evaluate.tasks import EvalTask
 from quept.plan import PrecisionPlan
 from quept.runtime.model import ElasticModel
 from quept.runtime.sizes import Sizes
 
 from ..sensitivity.table import FULL_PRECISION, SensitivityTable
 from ..solve.constraints import FREE, AllocationError, Constraints
+from .on_data import DataMeter
 from .race import MeasurementLog, Meter, Race
 from .space import Space, stand_in
 
@@ -78,8 +80,8 @@ def refine(
     elastic: ElasticModel,
     start: PrecisionPlan,
     budget: int,
-    search: Reference,
-    fresh: Reference,
+    search: Reference | EvalTask,
+    fresh: Reference | EvalTask,
     *,
     table: SensitivityTable | None = None,
     constraints: Constraints = FREE,
@@ -94,7 +96,8 @@ def refine(
     """Search from `start`, a plan within the budget (bytes of `sizes.deploy`), and from `others`; one Trial
     after every pass.
 
-    search, fresh: references of the windows to search and to verify on. table: sensitivities around full
+    search, fresh: references of the windows to search and to verify on; of a model that sees, its task on the
+    data to search on, and on more of them. table: sensitivities around full
     precision; without one, smaller layers and higher widths are taken to cost less. seconds: for all of it,
     the verification included; at the least the start and one uniform plan are measured. trials: plans
     measured at most. gate: held during each pass with its comparison. sizes: what the budget counts (see
@@ -106,14 +109,13 @@ def refine(
     began = time.perf_counter()
     if seconds is None and trials is None:
         raise ValueError("a search needs a bound: give seconds, trials or both")
-    if set(map(tuple, search.windows.ids.tolist())) & set(map(tuple, fresh.windows.ids.tolist())):
-        raise ValueError("the windows to verify on must be others than those to search on")
     if table is not None and table.base != FULL_PRECISION:
         raise AllocationError(f"refining needs sensitivities around full precision, not around {table.base}")
     sizes = sizes or elastic.sizes
     space = Space.of(elastic, table or stand_in(sizes), constraints, budget, sizes)
     given, others = space.picks_of(start), [space.picks_of(plan) for plan in others]
-    race = Race(Meter(elastic, search, space, MeasurementLog(resume, elastic), start.kv, gate))
+    log = MeasurementLog(resume, elastic)
+    race = Race(_meter(search, fresh)(elastic, search, space, log, start.kv, gate))
     uniform: np.ndarray | None = None
 
     def trial(stage: str, **final) -> Trial:
@@ -132,7 +134,7 @@ def refine(
         )
 
     def over() -> bool:
-        verifying = SLACK * 3 * len(fresh) * race.meter.pass_seconds
+        verifying = SLACK * 3 * race.meter.passes(fresh) * race.meter.pass_seconds
         late = seconds is not None and time.perf_counter() - began + verifying > seconds
         return late or (trials is not None and len(race.seen) >= trials)
 
@@ -177,6 +179,15 @@ def refine(
     chosen = min(verified, key=lambda name: verified[name]["kl"])  # of equals the first: refined
     plan = space.plan(finalists[chosen], start.kv)
     yield trial("done", plan=plan, final=True, chosen=chosen, verified=verified)
+
+
+def _meter(search: Reference | EvalTask, fresh: Reference | EvalTask) -> type[Meter] | type[DataMeter]:
+    """What measures on these; ValueError where windows are the same."""
+    if isinstance(search, EvalTask):
+        return DataMeter
+    if set(map(tuple, search.windows.ids.tolist())) & set(map(tuple, fresh.windows.ids.tolist())):
+        raise ValueError("the windows to verify on must be others than those to search on")
+    return Meter
 
 
 def candidate(space: Space, race: Race, rng: np.random.Generator, greedy: bool) -> np.ndarray | None:

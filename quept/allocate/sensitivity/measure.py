@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def measure_sensitivity(
         cache=reference.folder.parent,
         limit=reference.limit,
     )
-    done = _Lines(resume, head)
+    done = Lines(resume, head)
     costs = {task.key: task.cost(len(elastic.layout.blocks), len(reference.windows)) for task in tasks}
     left = [task for task in tasks if task.key not in done]
     spent = sum(costs.values()) - sum(costs[task.key] for task in left)
@@ -163,7 +164,7 @@ def measure_sensitivity(
         layers=shared_out("weights"),
         uniform=uniform,
         whole=metrics,
-        embeddings=_rounded(mean("embeddings", "")) if embeddings else {},
+        embeddings=rounded(mean("embeddings", "")) if embeddings else {},
         activations=shared_out("activations") if activations else {},
         base=FULL_PRECISION if around_full else base.name or "a mixed plan",
     )
@@ -233,7 +234,9 @@ class Measurement:
         """`{bits: S}`, or the metrics of a whole plan."""
         if task.what == "whole":
             plan = self.base if task.name == BASE else PrecisionPlan.parse(task.name)
-            *_, estimate = divergence(state.elastic.view(plan), state.reference, state.reference.windows)
+            view = state.elastic.view(plan)
+            cache = partial(state.elastic.make_cache, plan) if plan.kv != FULL else None
+            *_, estimate = divergence(view, state.reference, state.reference.windows, cache)
             return {name: getattr(estimate, name) for name in WHOLE}
         if state.window != task.window:
             state.start = None  # lets go of the last window before the next one is kept
@@ -286,15 +289,15 @@ def _shares(
     """The cost of a unit as costs of its layers, by their number of weights."""
     whole = sum(weights[name] for name in unit.layers)
     for name in unit.layers:
-        yield name, _rounded({bits: kl * weights[name] / whole for bits, kl in row.items()})
+        yield name, rounded({bits: kl * weights[name] / whole for bits, kl in row.items()})
 
 
-def _rounded(row: Mapping[int, float]) -> dict[int, float]:
+def rounded(row: Mapping[int, float]) -> dict[int, float]:
     """Four digits: one more than the data give, and those on which two ways of adding agree."""
     return {bits: float(f"{kl:.4g}") for bits, kl in row.items()}
 
 
-class _Lines(dict):
+class Lines(dict):
     """Metrics by key, each appended to a file as one JSON line when it is set. A broken last line is what a
     killed run leaves."""
 

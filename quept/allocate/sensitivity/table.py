@@ -4,21 +4,23 @@ plans.
     S[layer, b] = mean over positions of KL(p_full || p_new): that layer's weights at b bits, all else full
     A[layer, b] = the same for the layer's inputs, its weights untouched
     E[b]        = the same for the embeddings (token embeddings and output head)
-    s(plan)     = sum over layers of S[layer, weight bits] + A[layer, input bits], plus E[embedding bits]
+    C[b]        = the same for the KV cache, measured whole ("W16KV8")
+    s(plan)     = sum over layers of S[layer, weight bits] + A[layer, input bits], plus E[embedding bits] and
+                  C[KV bits]
 
-Isolated costs do not simply add up at low widths, so s is only an abscissa: the *curve* holds s of every
-plan that was measured whole (uniform ones, and some with rounded embeddings or inputs) beside the KL,
-perplexity and same-top share that it showed. Points at which KL falls while s rises are left out, as few
-as do it: a curve for reading must rise. A prediction reads it: linear in log s, with KL and perplexity in
-log and the same-top share as it is, and constant beyond the last point. Below the first point the
-distance to full precision (KL, log perplexity, share of differing tokens) shrinks in proportion to s. The
-KV cache takes no part in it. The equaliser does the same arithmetic in the browser from
-`prediction(...)`.
+Isolated costs do not simply add up at low widths, so s is only an abscissa: the *curve* holds s of every plan
+that was measured whole (uniform ones, and some with rounded embeddings or inputs) beside the KL, the score
+(perplexity; accuracy of a model that sees) and the same-top share that it showed. Points at which KL falls
+while s rises are left out, as few as do it: a curve for reading must rise. A prediction reads it: linear in
+log s, with KL and perplexity in log and the shares as they are, and constant beyond the last point. Below the
+first point the distance to full precision (KL, log perplexity, lost accuracy, share of differing tokens)
+shrinks in proportion to s. The equaliser does the same arithmetic in the
+browser from `prediction(...)`.
 
 A table may be measured around another plan than full precision, its `base`: S is then the *change* of KL
 from that plan, negative where a layer gets more bits, and holds a number for 16 bits too. Such a table
-has no curve: its predictions are linear, the base's own KL plus the changes, and log perplexity and the
-share of differing tokens in proportion to KL. They are good near the base only.
+has no curve: its predictions are linear, the base's own KL plus the changes, and the score and the share
+of differing tokens in proportion to KL. They are good near the base only.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from quept.checked import Count, Group, Number, Positive, Share, Width, checked, form
 from quept.files import parse_json, read_bytes, write_atomic
-from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, WEIGHT_BITS, PrecisionPlan
+from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, KV_BITS, WEIGHT_BITS, Bits, PrecisionPlan
 
 if TYPE_CHECKING:
     from quept.runtime import ElasticModel
@@ -52,23 +54,32 @@ SHORT = re.compile(r"w\d+(a\d+)?(kv\d+)?(e\d+)?", re.IGNORECASE)  # what Precisi
 
 
 _ROW = dict[Width, Number]
-_METRICS = form(kl=Number, ppl=Positive, same_top=Share, more=True)
-_FORM = form(
-    format=str,
-    version=int,
-    model=str,
-    fingerprint=str,
-    group=Group,
-    per=Literal["layer", "block"],
-    data=form(text=str, tokens=Count, context=Count, dtype=str),
-    reference=form(ppl=Positive, tokens=Count, context=Count, more=True),
-    layers=dict[str, _ROW],
-    uniform=dict[Width, _METRICS],
-    whole=dict[str, _METRICS],
-    embeddings=_ROW,
-    activations=dict[str, _ROW],
-    base=str,
-)
+_SCORES = {  # by the score's name: what it must be, and what else belongs to data and to the reference
+    "ppl": (Positive, {"text": str, "tokens": Count, "context": Count, "dtype": str}, {"context": Count}),
+    "top1": (Share, {"text": str, "tokens": Count, "unit": str, "dtype": str}, {}),
+}
+
+
+def _form(score: str) -> Any:
+    """The form of a table whose plans have this score."""
+    kind, data, reference = _SCORES[score]
+    metrics = form(**{"kl": Number, score: kind, "same_top": Share}, more=True)
+    return form(
+        format=str,
+        version=int,
+        model=str,
+        fingerprint=str,
+        group=Group,
+        per=Literal["layer", "block"],
+        data=form(**data),
+        reference=form(**{score: kind, "tokens": Count} | reference, more=True),
+        layers=dict[str, _ROW],
+        uniform=dict[Width, metrics],
+        whole=dict[str, metrics],
+        embeddings=_ROW,
+        activations=dict[str, _ROW],
+        base=str,
+    )
 
 
 class SensitivityError(ValueError):
@@ -78,12 +89,13 @@ class SensitivityError(ValueError):
 @dataclass(frozen=True)
 class SensitivityTable:
     """model: its name. fingerprint, group: whose metrics these are (`ElasticModel.identity`) and the grid.
-    per: "layer", or "block" where a block was changed as a whole and its cost is shared out over its layers
-    by their number of weights. data: what S was measured on. layers: `{name: {bits: S}}`. uniform: `{bits:
-    {"kl", "kl_se", "ppl", "ppl_se", "same_top", "tokens"}}` of whole uniform plans; reference: full precision
-    on the same, longer data: `{"ppl", "tokens", "context"}`. whole: more plans measured whole, `{"W4E8":
-    ...}`. embeddings: `{bits: E}`; activations: `{name: {bits: A}}`; both empty if not measured. base: the
-    plan that changes were made around."""
+    per: "layer", or "block" where a block was changed as a whole and its cost is shared out over its
+    layers by their number of weights. data: what S was measured on. layers: `{name: {bits: S}}`. uniform:
+    `{bits: {"kl", "kl_se", "ppl", "ppl_se", "same_top", "tokens"}}` of whole uniform plans; reference:
+    full precision on the same, longer data: `{"ppl", "tokens", "context"}`. Of a model that sees the score
+    is "top1", not "ppl", and its data have a "unit" (pictures, questions), no context. whole: more plans
+    measured whole, `{"W4E8": ...}`. embeddings: `{bits: E}`; activations: `{name: {bits: A}}`; both empty
+    if not measured. base: the plan that changes were made around."""
 
     model: str
     fingerprint: str
@@ -104,12 +116,26 @@ class SensitivityTable:
         return tuple(sorted(set.intersection(*(set(row) for row in self.layers.values()))))
 
     @property
+    def score(self) -> str:
+        """Name of the metric beside KL and the same-top share: "ppl", or "top1" of a model that sees."""
+        return "top1" if "top1" in self.reference else "ppl"
+
+    @cached_property
+    def kv(self) -> dict[int, float]:
+        """What rounding the KV cache alone costs at each width that was measured whole."""
+        plans = ((PrecisionPlan.parse(name), row) for name, row in self.whole.items() if name != BASE)
+        return {plan.kv: row["kl"] for plan, row in plans if _of_cache(plan)}
+
+    @property
     def conditions(self) -> str:
         """What the metrics were measured on, as text."""
         d, r = self.data, self.reference
         what = "each layer" if self.per == "layer" else "each block"
         around = "" if self.base == FULL_PRECISION else f" around {self.base}"
         plans = "uniform plans" if self.base == FULL_PRECISION else self.base
+        if self.score == "top1":
+            changed = f"{what} changed by itself{around} on {d['tokens']:,} {d['unit']} of {d['text']}"
+            return f"{changed}; {plans} whole on {r['tokens']:,} {d['unit']}; {d['dtype']}"
         return (
             f"{what} changed by itself{around} on {d['tokens']:,} tokens of {d['text']}, context "
             f"{d['context']}; {plans} whole on {r['tokens']:,} tokens, context {r['context']}; {d['dtype']}"
@@ -123,6 +149,7 @@ class SensitivityTable:
             total += self._of(self.layers[name], bits.weights, name)
             if bits.activations != FULL:
                 total += self._of(self.activations.get(name, {}), bits.activations, f"the input of {name}")
+        total += self._of(self.kv, plan.kv, "the KV cache")
         return total + self._of(self.embeddings, plan.embeddings, "the model with embeddings")
 
     def of(self, elastic: ElasticModel) -> SensitivityTable | None:
@@ -132,20 +159,23 @@ class SensitivityTable:
         return replace(self, fingerprint=elastic.identity)
 
     def covers(self, plan: PrecisionPlan) -> bool:
-        """Whether every width of this plan was measured; False with a quantized KV cache, which `total` and
-        `predicted` leave out. PlanError for a plan of another model."""
+        """Whether every width of this plan was measured. PlanError for a plan of another model."""
         try:
             self.total(plan)
         except SensitivityError:
             return False
-        return plan.kv == FULL
+        return True
 
     def predicted(self, plan: PrecisionPlan) -> dict[str, float]:
-        """{"kl", "ppl", "same_top"} that this plan should show; raises as `total` does."""
-        s, reference = self.total(plan), math.log(self.reference["ppl"])
+        """{"kl", score, "same_top"} that this plan should show; raises as `total` does."""
+        name, s = self.score, self.total(plan)
+        if not self.reference:
+            raise SensitivityError("a rule of thumb predicts nothing; measure a table")
+        scale, back = (math.log, math.exp) if name == "ppl" else (float, float)
+        reference = scale(self.reference[name])
         if self.base != FULL_PRECISION:
             base = self._base_metrics()
-            kl, ppl, same_top = max(0.0, base["kl"] + s), math.log(base["ppl"]), base["same_top"]
+            kl, score, same_top = max(0.0, base["kl"] + s), scale(base[name]), base["same_top"]
             share = min(kl / max(base["kl"], SMALLEST), 1 / max(1 - same_top, SMALLEST))
         else:
             curve = self._curve
@@ -153,17 +183,17 @@ class SensitivityTable:
             sums = [math.log(x) for x in curve["sum"]]
             share = min(1.0, s / curve["sum"][0])
             kl = math.exp(_interpolate(sums, [math.log(max(x, SMALLEST)) for x in curve["kl"]], at)) * share
-            ppl = _interpolate(sums, [math.log(x) for x in curve["ppl"]], at)
+            score = _interpolate(sums, [scale(x) for x in curve[name]], at)
             same_top = _interpolate(sums, curve["same_top"], at)
         return {
             "kl": kl,
-            "ppl": math.exp(reference + (ppl - reference) * share),
+            name: back(reference + (score - reference) * share),
             "same_top": 1 - (1 - same_top) * share,
         }
 
     def curve(self) -> dict[str, list[float]]:
         """The plans measured whole in order of their summed sensitivity, but for those that break the rise of
-        KL: {"sum", "kl", "ppl", "same_top"}."""
+        KL: {"sum", "kl", score, "same_top"}."""
         return {name: list(column) for name, column in self._curve.items()}
 
     @cached_property
@@ -171,19 +201,21 @@ class SensitivityTable:
         plans = [(PrecisionPlan.uniform(bits), row) for bits, row in self.uniform.items()]
         plans += [(PrecisionPlan.parse(text), row) for text, row in self.whole.items()]
         points = [
-            (self.total(plan), row["kl"], row["ppl"], row["same_top"])
+            (self.total(plan), row["kl"], row[self.score], row["same_top"])
             for plan, row in plans
-            if self.covers(plan)
+            if self.covers(plan) and not _of_cache(plan)  # whose sum is its own KL
         ]
         points = _rising([point for point in points if point[0] > 0])
         if not points:
             raise SensitivityError("this table has no whole plan to predict from; measure it again")
-        return dict(zip(("sum", "kl", "ppl", "same_top"), map(list, zip(*points, strict=True)), strict=True))
+        names = ("sum", "kl", self.score, "same_top")
+        return dict(zip(names, map(list, zip(*points, strict=True)), strict=True))
 
     def prediction(self, layers: Iterable[str]) -> dict | None:
         """What the browser needs to predict by itself, for `layers` in this order; None where a layer or a
-        width is missing, and around another base. "embeddings" (one number a width of EMBEDDING_BITS) and
-        "activations" (for each layer one a width of ACTIVATION_BITS) are there if they were measured."""
+        width is missing, and around another base. "embeddings" (one number a width of EMBEDDING_BITS), "kv"
+        (of KV_BITS) and "activations" (for each layer one a width of ACTIVATION_BITS) are there if they were
+        measured."""
         layers = list(layers)
         if self.base != FULL_PRECISION or not self.uniform or not set(layers) <= set(self.layers):
             return None
@@ -194,13 +226,17 @@ class SensitivityTable:
         rows = {key: table for key, table in rows.items() if None not in table}
         if "sensitivity" not in rows:
             return None
-        embeddings = _row(self.embeddings, EMBEDDING_BITS)
-        if embeddings:
-            rows["embeddings"] = embeddings
+        for name, row, widths in (
+            ("embeddings", self.embeddings, EMBEDDING_BITS),
+            ("kv", self.kv, KV_BITS),
+        ):
+            if costs := _row(row, widths):
+                rows[name] = costs
         return {
             **rows,
             "curve": self.curve(),
-            "reference": {"ppl": self.reference["ppl"]},
+            "score": self.score,
+            "reference": {self.score: self.reference[self.score]},
             "conditions": self.conditions,
         }
 
@@ -237,7 +273,9 @@ class SensitivityTable:
         data = parse_json(text, "a sensitivity table", FORMAT, VERSION, SensitivityError)
         if data["version"] == 1:
             data |= {"whole": {}, "embeddings": {}, "activations": {}, "base": FULL_PRECISION}
-        data = checked(data, _FORM, "this sensitivity table", SensitivityError)
+        reference = data.get("reference")
+        score = "top1" if isinstance(reference, dict) and "top1" in reference else "ppl"
+        data = checked(data, _form(score), "this sensitivity table", SensitivityError)
         if not data["layers"]:
             raise SensitivityError("this sensitivity table is empty; measure it again")
         odd = [name for name in data["whole"] if name != BASE and not SHORT.fullmatch(name)]
@@ -257,6 +295,11 @@ class SensitivityTable:
             return cls.from_json(content)
         except SensitivityError as error:
             raise SensitivityError(f"{path}: {error}") from None
+
+
+def _of_cache(plan: PrecisionPlan) -> bool:
+    """Whether a plan rounds the KV cache and nothing else."""
+    return plan.kv != FULL and plan.default == Bits() and plan.embeddings == FULL
 
 
 def _text_keys(table: Mapping) -> dict:

@@ -3,7 +3,7 @@
 tasks = tasks_of(elastic)          # {"text": TextTask}: the first one is the default
 
 base       the contract: EvalTask, Metric, TaskEstimate
-text       perplexity and divergence on a text
+text       perplexity and divergence on a text; on code, German, chat turns
 choice     accuracy on multiple choice and cloze tasks, as lm-evaluation-harness scores them
 image      accuracy on labelled pictures
 vqa        accuracy of answers about pictures
@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 from .base import EvalTask, Metric, TaskEstimate, reported
 from .choice import ChoiceTask
 from .image import ImageTask
-from .text import Sample, TextTask
+from .text import ChatTask, CodeTask, GermanTask, Sample, TextTask
 from .vqa import VqaTask
 
 if TYPE_CHECKING:
     from quept.runtime import ElasticModel
 
-TASKS: dict[str, type[EvalTask]] = {task.name: task for task in (TextTask, ChoiceTask, ImageTask, VqaTask)}
+TASKS: dict[str, type[EvalTask]] = {
+    task.name: task for task in (TextTask, ChoiceTask, CodeTask, GermanTask, ChatTask, ImageTask, VqaTask)
+}
 
 
 def fitting(elastic: ElasticModel) -> dict[str, type[EvalTask]]:
@@ -41,6 +43,15 @@ def tasks_of(
     arguments."""
     tasks = [task(elastic, cache, given) for task in fitting(elastic).values()]
     return {task.name: task for task in sorted(tasks, key=lambda task: bool(task.lacking))}
+
+
+def estimate_of(payload: Mapping[str, Any]) -> Any:
+    """Returns the estimate that a stored payload spells, of the first task whose it can be; ValueError where
+    it is none's."""
+    for task in TASKS.values():
+        with suppress(ValueError, TypeError, KeyError):
+            return task.result.from_dict(payload)
+    raise ValueError("this is no estimate of any task")
 
 
 def metrics_of(payload: Mapping[str, Any]) -> tuple[Metric, ...]:

@@ -86,6 +86,7 @@ class EvalTask(ABC):
     options: what a person may give to say on which data, under the names of `quept evaluate`'s options; the
     values come in `given`. result: what a payload spells, whose `from_dict` raises for one that is no result.
     headline: the name of the metric that plans are compared by first.
+    amount: which of the options says how many of the data are taken.
     cache: the folder of references, the ordinary one unless given.
     """
 
@@ -96,11 +97,16 @@ class EvalTask(ABC):
     result: ClassVar[type]
     options: ClassVar[tuple[str, ...]] = ()
     headline: ClassVar[str] = "kl"
+    amount: ClassVar[str] = ""
 
     def __init__(
         self, elastic: ElasticModel, cache: Path | None = None, given: Mapping[str, Any] | None = None
     ):
         self.elastic, self.cache, self.given = elastic, cache, given or {}
+
+    def first(self, count: int) -> EvalTask:
+        """Returns the same task on the first `count` of its data."""
+        return type(self)(self.elastic, self.cache, {**self.given, self.amount: count})
 
     @property
     def lacking(self) -> str:

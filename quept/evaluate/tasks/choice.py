@@ -148,7 +148,7 @@ class ChoiceTask(EvalTask):
 
     name, kind, models, unit = "choice", "language", "language models", "questions"
     result = ChoiceEstimate
-    options = ("choices", "items")
+    options, amount = ("choices", "items"), "items"
     headline = "acc"
 
     @cached_property

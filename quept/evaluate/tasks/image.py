@@ -105,7 +105,7 @@ class ImageTask(EvalTask):
 
     name, kind, models, unit = "image", "vision", "classifiers of pictures", "pictures"
     result = AccuracyEstimate
-    options = ("data", "labels", "images")
+    options, amount = ("data", "labels", "images"), "images"
 
     @property
     def lacking(self) -> str:

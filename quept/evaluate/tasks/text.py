@@ -1,13 +1,17 @@
-"""Text: perplexity, and divergence from full precision, of a language model on the first tokens of a text."""
+"""Text: perplexity, and divergence from full precision, of a language model on the first tokens of a text.
+
+What holds for English prose need not hold for code, another language or a chat: each of these is a task with
+a small text of its own.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
@@ -64,20 +68,31 @@ class Sample:
 
 
 class TextTask(EvalTask):
-    """text: a `Sample`, or what `Sample.read` takes."""
+    """text: a `Sample`, or what `Sample.read` takes. built_in: the text of a task that has its own."""
 
     name, kind, models, unit = "text", "language", "language models", "tokens"
     result = Estimate
-    options = ("text", "tokens", "context")
+    options, amount = ("text", "tokens", "context"), "tokens"
+    built_in: ClassVar[str] = ""
 
     @cached_property
     def sample(self) -> Sample:
         text = self.given.get("text")
         asked = {key: self.given[key] for key in (*self.options, "progress") if self.given.get(key)}
-        sample = text if isinstance(text, Sample) else Sample.read(**asked)
+        if name := self.built_in:
+            size = {key: asked[key] for key in ("tokens", "context") if key in asked}
+            sample = Sample(self.read(name), zoo.TEXTS[name].title, name=name, **size)
+        elif isinstance(text, Sample):
+            sample = replace(text, tokens=asked.get("tokens", text.tokens))
+        else:
+            sample = Sample.read(**asked)
         if "context" in asked:
             return sample
         return replace(sample, context=min(sample.context, context_length(self.elastic) or sample.context))
+
+    def read(self, name: str) -> str:
+        """Returns the built-in text."""
+        return zoo.text(name)
 
     @cached_property
     def windows(self) -> Windows:
@@ -113,7 +128,8 @@ class TextTask(EvalTask):
         return {"text": name, "tokens": windows.ids.numel(), "context": windows.context}
 
     def describe(self) -> str:
-        return f"{self.sample.title}, {self.sample.tokens:,} tokens, context {self.sample.context}"
+        tokens = self.windows.ids.numel() if self.built_in else self.sample.tokens
+        return f"{self.sample.title}, {tokens:,} tokens, context {self.sample.context}"
 
     def payloads(self, view: nn.Module, make_cache: MakeCache | None, gate: Gate) -> Iterator[Mapping]:
         for estimate in divergence(view, self.reference, self.windows, make_cache, gate, FIRST):
@@ -150,6 +166,34 @@ class TextTask(EvalTask):
                 unit="share", full=1.0, note="" if tail is None else f"99% of tokens: KL under {tail:.3g}",
             ),
         )  # fmt: skip
+
+
+class CodeTask(TextTask):
+    """Perplexity and divergence on program code."""
+
+    name, options, built_in = "code", ("tokens", "context"), "code"
+
+
+class GermanTask(TextTask):
+    """Perplexity and divergence in another language than most of what the model was trained on."""
+
+    name, options, built_in = "german", ("tokens", "context"), "german"
+
+
+class ChatTask(TextTask):
+    """Perplexity and divergence on conversations in the model's own template."""
+
+    name, options, built_in = "chats", ("tokens", "context"), "chats"
+
+    @property
+    def lacking(self) -> str:
+        known = getattr(self.elastic.tokenizer, "chat_template", None)
+        return "" if known else "this model has no chat template"
+
+    def read(self, name: str) -> str:
+        """The conversations one after the other, as the template writes them."""
+        tell = partial(self.elastic.tokenizer.apply_chat_template, tokenize=False)
+        return "".join(map(tell, zoo.chats(name)))
 
 
 def _around(payload: Mapping, name: str) -> tuple[float | None, float | None]:

@@ -110,7 +110,7 @@ class VqaTask(EvalTask):
 
     name, kind, models, unit = "vqa", "vision-language", "vision-language models", "questions"
     result = VqaEstimate
-    options = ("data", "questions")
+    options, amount = ("data", "questions"), "questions"
 
     @property
     def lacking(self) -> str:
