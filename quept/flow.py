@@ -68,9 +68,14 @@ def evaluate(elastic: ElasticModel, plan: PrecisionPlan, task: str = "", **given
 def text_reference(
     elastic: ElasticModel, text: str, tokens: int, context: int = 512, progress: Progress | None = None
 ) -> Reference:
-    """Returns full precision's answers to the first tokens of a built-in text or a text file."""
+    """Returns full precision's answers to the first tokens of a built-in text, a text file, or "own-words":
+    what the model writes itself."""
+    from quept.data.own_words import OWN_WORDS, own_words
     from quept.evaluate import Sample, open_reference
 
+    if text == OWN_WORDS:
+        said = Sample(own_words(elastic, tokens), "its own words", tokens, context, OWN_WORDS)
+        return open_reference(elastic, said.windows(elastic))
     return open_reference(elastic, Sample.read(text, tokens, context, progress).windows(elastic))
 
 

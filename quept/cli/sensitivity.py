@@ -36,7 +36,8 @@ def sensitivity_parser(commands) -> None:
         _sensitivity,
         "measure what each layer's rounding costs by itself: the table behind predicted quality",
         f"quept sensitivity {DEFAULT_MODEL} --workers 2 --out smollm2-sensitivity.json",
-        "It takes long: 7 passes a layer. A stopped run goes on from FILE.progress.jsonl when started again.",
+        "It takes long: 7 passes a layer. --text own-words measures it on what the model writes itself. "
+        "A stopped run goes on from FILE.progress.jsonl when started again.",
     )
     model_options(p)
     text_options(

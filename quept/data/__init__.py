@@ -7,6 +7,7 @@ evalset        the contract of what plans are measured on in batches: an id, and
 images         ... labelled pictures, and how any picture becomes an input
 choices        ... multiple choice and cloze, packed into windows
 questions      ... questions about pictures with their answers; pairs: those in a folder of a person's own
+own_words      what a language model writes itself
 windows        the windows of a text that perplexity and divergence are measured on
 easy_vqa, fashion_mnist  the published data that the small models were trained on
 """

@@ -14,6 +14,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from quept.models.clone import shallow_copy
+
 BATCH = 8
 
 
@@ -36,7 +38,9 @@ def harness(
     manager = TaskManager(include_path=str(include) if include else None)
     if unknown := [name for name in tasks if name not in manager.all_tasks]:
         raise ValueError(f"lm-evaluation-harness has no task {unknown[0]!r}: `lm_eval ls tasks` lists them")
-    model = HFLM(pretrained=view, tokenizer=tokenizer, batch_size=BATCH)
+    whole = shallow_copy(view)
+    whole.__dict__["tie_weights"] = lambda: None  # the ends of a view are tied, and are no parameters
+    model = HFLM(pretrained=whole, tokenizer=tokenizer, batch_size=BATCH)
     found = simple_evaluate(
         model=model, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=True, bootstrap_iters=0
     )
