@@ -6,5 +6,6 @@ solver       the plan within so many bytes, exactly; a budget slider's path
 knapsack     the solver behind it
 container    the same for the file of an export: its sizes, widths and ties
 best         that plan, or one that was measured whole and is known to be better
+asked        the best plan for a budget as people say it, with room for a context or without
 uniform      what uniform plans would show at the same bytes: the yardstick
 """
