@@ -81,7 +81,7 @@ class TextTask(EvalTask):
         asked = {key: self.given[key] for key in (*self.options, "progress") if self.given.get(key)}
         if name := self.built_in:
             size = {key: asked[key] for key in ("tokens", "context") if key in asked}
-            sample = Sample(self.told(name), zoo.TEXTS[name].title, name=name, **size)
+            sample = Sample(self.text_named(name), zoo.TEXTS[name].title, name=name, **size)
         elif isinstance(text, Sample):
             sample = replace(text, tokens=asked.get("tokens", text.tokens))
         else:
@@ -90,7 +90,7 @@ class TextTask(EvalTask):
             return sample
         return replace(sample, context=min(sample.context, context_length(self.elastic) or sample.context))
 
-    def told(self, name: str) -> str:
+    def text_named(self, name: str) -> str:
         """Returns the built-in text."""
         return zoo.text(name)
 
@@ -190,7 +190,7 @@ class ChatTask(TextTask):
         known = getattr(self.elastic.tokenizer, "chat_template", None)
         return "" if known else "this model has no chat template"
 
-    def told(self, name: str) -> str:
+    def text_named(self, name: str) -> str:
         """The conversations one after the other, as the template writes them."""
         tell = partial(self.elastic.tokenizer.apply_chat_template, tokenize=False)
         return "".join(map(tell, zoo.chats(name)))
