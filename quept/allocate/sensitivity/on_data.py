@@ -67,7 +67,7 @@ def measure_on_data(
     noise = done["embeddings, 16"]["kl"]  # of the compute dtype, and of a transform
 
     def costs(what: str, offered: Sequence[int]) -> dict[int, float]:
-        return rounded({bits: done[f"{what}, {bits}"]["kl"] - noise for bits in offered})
+        return rounded({bits: max(0.0, done[f"{what}, {bits}"]["kl"] - noise) for bits in offered})
 
     def kept(name: str) -> dict[str, float]:
         return {key: done[f"all layers, {name}"][key] for key in KEPT}
