@@ -104,14 +104,23 @@ class PackedLinear(BoundLinear):
             return linear(x, self.weight, self.bias)  # the gradient reads the values again
         if x.numel() <= FEW * self.in_features:
             return self.codes.matmul(x, self.bias).to(x.dtype)
-        outputs, start = [], 0
-        for part in _parts(self.codes):
-            rows, columns = part.shape
-            bias = None if self.bias is None else self.bias[start : start + rows]
+        rows, columns = self.codes.shape
+        first, *more = parts = list(_parts(self.codes))
+        if not more:
             with self.scratch.lease(rows, columns) as values:
-                outputs.append(linear(x, part.unpack(values), bias))
-            start += rows
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+                return linear(x, first.unpack(values), self.bias)
+        flat = x.reshape(-1, columns)
+        y, start = flat.new_empty(len(flat), rows), 0
+        for part in parts:
+            here = slice(start, start + part.shape[0])
+            with self.scratch.lease(*part.shape) as values:
+                part.unpack(values)
+                if self.bias is None:
+                    torch.mm(flat, values.T, out=y[:, here])
+                else:
+                    y[:, here] = linear(flat, values, self.bias[here])
+            start = here.stop
+        return y.view(*x.shape[:-1], rows)
 
 
 class Lookup(nn.Module):
