@@ -36,6 +36,7 @@ ACTIVATION_BITS = (4, 5, 6, 7, 8, FULL)
 KV_BITS = (2, 3, 4, 5, 6, 7, 8, FULL)
 EMBEDDING_BITS = (2, 3, 4, 5, 6, 7, 8, FULL)
 KEPT_BITS = 8  # of the layers that `keeping` spares
+EMBEDDINGS = "embeddings"  # among its patterns: what `PrecisionPlan.embeddings` is the width of
 
 FORMAT, VERSION = "quept-plan", 1
 MAX_BYTES = 1_000_000  # a plan for a 100-billion-parameter model with every layer named is a tenth of this
@@ -132,12 +133,15 @@ class PrecisionPlan:
     def keeping(self, patterns: Iterable[str], bits: int = KEPT_BITS) -> PrecisionPlan:
         """The plan with the layers of these patterns at 8 bits at least: what "all at 4 bits" means for a
         model whose every answer hangs on a few small layers (`ModelLayout.vision_layers`). A plan that has
-        rules, or that is a setting of the whole model, says itself what it means and stays as it is."""
+        rules, or that is a setting of the whole model, says itself what it means and stays as it is. The
+        pattern EMBEDDINGS stands for what has the plan's width for embeddings, where it gives them none."""
         weights, activations = self.default.weights, self.default.activations
         if self.rules or isinstance(weights, str):
             return self
-        kept = Bits(max(weights, bits), max(activations, bits))
-        rules = tuple((pattern, kept) for pattern in patterns)
+        kept, patterns = Bits(max(weights, bits), max(activations, bits)), tuple(patterns)
+        if EMBEDDINGS in patterns and weights != FULL and self.embeddings == FULL:
+            return replace(self, embeddings=bits, name=f"{self.name}E{bits}" if self.name else "")
+        rules = tuple((pattern, kept) for pattern in patterns if pattern != EMBEDDINGS)
         if not rules or kept == self.default:
             return self
         return replace(self, rules=rules, name=f"{self.name}, vision {bits}" if self.name else "")

@@ -169,7 +169,7 @@ class Artifact:
                 f"this artifact names other layers than {self.base!r} has: calibrate again or copy it afresh"
             )
         for name in self.manifest.layers if self._learned else ():
-            if why := self.engine.misfit(name, *loaded.model.get_submodule(name).weight.shape):
+            if why := self.engine.misfit(name, *loaded.layout.slots[name].weight(loaded.model).shape):
                 raise ArtifactError(f"this artifact is damaged at {name}: {why}; copy it afresh")
 
     def prepared(self, loaded: LoadedModel) -> LoadedModel:

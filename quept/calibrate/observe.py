@@ -94,12 +94,13 @@ def static_ends(
 
 
 class _Watched(nn.Module):
-    """A linear layer that keeps some of what passes through it."""
+    """A linear layer, or a convolution of 1 x 1, that keeps some of what passes through it."""
 
     def __init__(self, layer: nn.Linear, tokens: int, with_outputs: bool):
         super().__init__()
         self.__dict__["layer"], self._tokens, self._with_outputs = layer, tokens, with_outputs
-        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.out_features, self.in_features = layer.weight.shape[:2]
+        self._convolves = isinstance(layer, nn.Conv2d)
         self._inputs: list[Tensor] = []
         self._outputs: list[Tensor] = []
 
@@ -108,7 +109,10 @@ class _Watched(nn.Module):
         return self.layer.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        y = linear(x, self.layer.weight, self.layer.bias)
+        if self._convolves:
+            y, x = self.layer(x), x.movedim(1, -1)
+        else:
+            y = linear(x, self.layer.weight, self.layer.bias)
         count = x.shape[:-1].numel()
         generator = torch.Generator().manual_seed(count)
         kept = torch.randperm(count, generator=generator)[: self._tokens].to(x.device)

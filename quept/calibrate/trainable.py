@@ -189,9 +189,10 @@ class Trainable:
         for name in layout.layers:
             source = model.get_submodule(name)
             bias = None if source.bias is None else source.bias.detach()
-            columns = source.weight.shape[1]
+            weight = source.weight.detach().flatten(1)
+            columns = weight.shape[1]
             self.layers[name] = TrainableLayer(
-                source.weight.detach(),
+                weight,
                 bias,
                 schedule,
                 clip_start,
@@ -206,7 +207,7 @@ class Trainable:
         compute the rest again. drop: see `TrainableLayer.forward`."""
         plans = plan.resolve(self.layers)
         bound = {name: _AtWidth(self.layers[name], bits, drop) for name, bits in plans.items()}
-        view = clone(self._model, bound)
+        view = clone(self._model, self.layout.in_place(bound))
         if checkpointed:
             for block in self.layout.blocks:
                 module = view.get_submodule(block.name)

@@ -2,6 +2,7 @@
 
 base           the contract of what is calibrated on, one class a kind: SOURCES is the table of them
 text           ... windows of texts; pictures: of a folder; conversations: about pictures
+photographs    ... crops of the photographs that packages bring; distilled: pictures made from a model alone
 batches, ragged  their samples as inputs of a model's forward, of one length or of several
 evalset        the contract of what plans are measured on in batches: an id, and batches that are kept
 images         ... labelled pictures, and how any picture becomes an input
@@ -14,7 +15,15 @@ easy_vqa, fashion_mnist  the published data that the small models were trained o
 
 from .base import Data, DataError, DataSource, FolderSource, Wanted
 from .conversations import Conversations
+from .distilled import Distilled
+from .photographs import Photographs
 from .pictures import Pictures
 from .text import Text
 
-SOURCES: dict[str, type[DataSource]] = {"text": Text, "images": Pictures, "pairs": Conversations}
+SOURCES: dict[str, type[DataSource]] = {
+    "text": Text,
+    "images": Pictures,
+    "photographs": Photographs,
+    "distilled": Distilled,
+    "pairs": Conversations,
+}

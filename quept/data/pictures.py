@@ -37,7 +37,7 @@ class Pictures(FolderSource):
         if self.source == BUILT_IN:
             return [self.source]
         folder = Path(self.source)
-        listed = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in _files(self.source)]
+        listed = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files_in(self.source)]
         return [hashlib.sha256(json.dumps(listed).encode()).hexdigest()]
 
     def read(self, loaded: LoadedModel, wanted: Wanted, report: Progress) -> Data:
@@ -65,7 +65,7 @@ def _drawn(source: str, vision: Vision, count: int, seed: int, report: Progress)
         def read(which: int) -> Image.Image:
             return in_channels(Image.fromarray(arrays[which]), vision.channels)
     else:
-        everything = _files(source)
+        everything = files_in(source)
 
         def read(which: Path) -> Image.Image:
             return read_picture(which, vision.channels)
@@ -82,7 +82,7 @@ def _drawn(source: str, vision: Vision, count: int, seed: int, report: Progress)
     return torch.stack(found)
 
 
-def _files(source: str) -> list[Path]:
+def files_in(source: str) -> list[Path]:
     folder = Path(source)
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:

@@ -11,6 +11,7 @@ context     how many tokens a model reads at once
 identity    what artifacts are bound to (fingerprint) and what numbers belong to (identity)
 folder      what lies at a path that is no model, and what to give instead
 complete    every tensor of a checkpoint used, every parameter found, nothing quantized already
+batchnorm   of convolutional classifiers, folded into the convolutions before it
 vision      classifiers of pictures in timm's format: their weights, preprocessing and labels
 multimodal  what a vision-language model hands to the language model inside it
 strips      pictures of extreme shape, refused before they are scaled

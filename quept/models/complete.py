@@ -21,10 +21,11 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash, get_checkpoint_shard_files
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-# Constants that older versions wrote into their files; the model computes them from its config.
+# Constants that older versions wrote into their files, which the model computes from its config; how many batches
+# a batch norm has seen.
 CONSTANT = re.compile(
     r"(^|\.)(rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|position_ids|decoder\.version"
-    r"|relative_position_index|attn_mask)$"
+    r"|relative_position_index|attn_mask|num_batches_tracked)$"
 )
 # What others write beside their codes: GPTQ and AWQ, FP8 and compressed-tensors, bitsandbytes, MLX.
 BESIDE_CODES = re.compile(

@@ -20,6 +20,11 @@ mixture, which a role has at the `*` in its path: `experts` is the module that h
 `between` holds the modules that lie between blocks and have a linear layer of their own, such as the merging
 of patches where a stage of Swin begins: `{where: {role: path}}`, each counted as a block.
 
+Of a convolutional classifier a plan speaks of the convolutions of 1 x 1 and the head, which are linear layers
+over channels. A block is a stage, or such a layer by itself (the path ""); where a path has a `*`, each layer
+found there that is one has a role of its own, with its number in the stage. All other convolutions stand with
+the embedding.
+
 A vision-language model has three sections. Its language blocks are what the fields above speak of; `vision`
 and `projector` say, in the form of `between`, where the blocks of its vision tower and what leads from there
 into the language model are.
@@ -48,7 +53,8 @@ _GEMMA_NORMS = {"input_layernorm": ("q", "k", "v"), "pre_feedforward_layernorm":
 class Family:
     """Where the parts of one architecture are. `model_types` are the `model_type` values of its Hugging Face
     configs or, of a model from timm, the name of its class. kind: "language", "vision" or "vision-language";
-    of the last `language` is the module that reads embeddings of words and pictures alike."""
+    of the last `language` is the module that reads embeddings of words and pictures alike. convolutional: see
+    the module's docstring."""
 
     model_types: tuple[str, ...]
     blocks: str = "model.layers.*"
@@ -66,6 +72,7 @@ class Family:
     dense: Mapping[str, str] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     kind: str = "language"
+    convolutional: bool = False
     language: str = ""
     vision: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     projector: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -223,6 +230,24 @@ FAMILIES = {
             "between": {"layers.*.downsample": {"merge": "reduction"}},
             "head": "head.fc",
         },
+    ),
+    "efficientnet": Family(
+        ("EfficientNet", "MobileNetV3"),
+        blocks="blocks.*",
+        roles={
+            "conv": "*.conv",
+            "pw": "*.conv_pw",
+            "reduce": "*.se.conv_reduce",
+            "excite": "*.se.conv_expand",
+            "pwl": "*.conv_pwl",
+        },
+        norms={},
+        between={"conv_head": {"head": ""}, "classifier": {"classes": ""}},
+        embed="conv_stem",
+        final_norm="bn2",
+        head="classifier",
+        kind="vision",
+        convolutional=True,
     ),
     "llava": _with_vision(
         ("llava", "llava_onevision"),

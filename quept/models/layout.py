@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from .families import FAMILIES, Family
-from .slots import Slot
+from .slots import OverChannels, Slot
 
 _READ_TOGETHER = dict.fromkeys(("q", "k", "v"), "q, k, v") | dict.fromkeys(("gate", "up"), "gate, up")
 
@@ -36,13 +36,16 @@ class Block:
 
 @dataclass(frozen=True)
 class ModelLayout:
-    """What the rest of the program knows of a model's structure."""
+    """What the rest of the program knows of a model's structure. pixelwise: the layers that are convolutions
+    of 1 x 1. other_convolutions: of a convolutional classifier those that are no layers."""
 
     family: str
     blocks: tuple[Block, ...]
     embed: str
     final_norm: str
     head: str
+    pixelwise: frozenset[str] = frozenset()
+    other_convolutions: tuple[str, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -67,8 +70,11 @@ class ModelLayout:
     @property
     def vision_layers(self) -> tuple[str, ...]:
         """Patterns of the layers before the decoder of a vision-language model, its vision tower and
-        projector; () for any other model. See `PrecisionPlan.keeping`."""
+        projector; of a convolutional classifier what a plan calls its embeddings; () for any other model.
+        See `PrecisionPlan.keeping`."""
         family = FAMILIES[self.family]
+        if family.convolutional:
+            return ("embeddings",)
         places = (*family.vision, *family.projector)
         return tuple(place if place.endswith("*") else f"{place}.*" for place in places)
 
@@ -86,6 +92,8 @@ class ModelLayout:
     def roles(self) -> tuple[str, ...]:
         """Every role there is in the family; a block has those of its place."""
         family = FAMILIES[self.family]
+        if family.convolutional:
+            return tuple(dict.fromkeys(role for block in self.blocks for role in block.layers))
         decoder = (family.roles, family.dense)
         tables = (*family.between.values(), *decoder, *family.vision.values(), *family.projector.values())
         listed = dict.fromkeys(role for roles in tables for role in roles)
@@ -95,7 +103,10 @@ class ModelLayout:
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """Where the model begins and ends: its embedding and its heads."""
+        """Where the model begins and ends: its embedding and its heads. Of a convolutional classifier all
+        weights that are no layers: the stem and what convolves over neighbors."""
+        if self.convolutional:
+            return self.other_convolutions
         return (self.embed, self.head, *FAMILIES[self.family].more_heads)
 
     @property
@@ -139,6 +150,16 @@ class ModelLayout:
         return frozenset(block.layers["qkv"] for block in self.blocks if "qkv" in block.layers)
 
     @property
+    def convolutional(self) -> bool:
+        return FAMILIES[self.family].convolutional
+
+    def in_place(self, layers: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
+        """Returns what stands in the model for each of its layers where these linear ones compute."""
+        if not self.pixelwise:
+            return layers
+        return {n: OverChannels(layer) if n in self.pixelwise else layer for n, layer in layers.items()}
+
+    @property
     def kind(self) -> str:
         """What the model works on: "language", "vision" or "vision-language"."""
         return FAMILIES[self.family].kind
@@ -169,7 +190,17 @@ def layout_of(model: nn.Module, family: str = "") -> ModelLayout:
         if not any(block.section == section for block in blocks):
             raise ValueError(f"there are no blocks at {' or '.join(tables)} in this model")
     found = FAMILIES[name]
-    return ModelLayout(name, blocks, found.embed, found.final_norm, found.head)
+    layers = {layer for block in blocks for layer in block.layers.values()}
+    convolutions = [n for n, m in model.named_modules() if found.convolutional and isinstance(m, nn.Conv2d)]
+    return ModelLayout(
+        name,
+        blocks,
+        found.embed,
+        found.final_norm,
+        found.head,
+        frozenset(layers.intersection(convolutions)),
+        tuple(n for n in convolutions if n not in layers),
+    )
 
 
 def _places(family: Family) -> dict[str, dict[str, Mapping[str, str]]]:
@@ -191,16 +222,33 @@ def _blocks(
                 continue
             if place == family.blocks and family.dense and submodule(module, family.experts) is None:
                 roles = family.dense
-            layers = {}
-            for role, path in roles.items():
+            layers = dict(_over_channels(module, roles)) if family.convolutional else {}
+            for role, path in roles.items() if not family.convolutional else ():
                 layers |= dict(_layers(module, role, path))
-            block = Block(name, {role: f"{name}.{path}" for role, path in layers.items()}, section)
-            for role, path in layers.items():
-                if not isinstance(submodule(module, path), nn.Linear):
-                    raise ValueError(
-                        f"{name}.{path} (the {role} of {name}) is not a linear layer in this model"
-                    )
-            yield block
+            full = {role: f"{name}.{path}" if path else name for role, path in layers.items()}
+            for role, layer in full.items():
+                if not is_linear(submodule(model, layer)):
+                    raise ValueError(f"{layer} (the {role} of {name}) is not a linear layer in this model")
+            if full:
+                yield Block(name, full, section)
+
+
+def _over_channels(block: nn.Module, roles: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(role, path) of the layers of a stage of convolutions, in the order of the data: where there is a `*`
+    in the path, those that are there and linear, with the number of their block."""
+    yield from ((role, path) for role, path in roles.items() if "*" not in path)
+    for inner, module in block.named_modules():
+        for role, path in roles.items():
+            if "*" in path and is_at(inner, path) and is_linear(module):
+                yield f"{role} {inner.partition('.')[0]}", inner
+
+
+def is_linear(module: nn.Module | None) -> bool:
+    """Whether a module is a linear layer, or one over the channels of pictures: a convolution of 1 x 1."""
+    if isinstance(module, nn.Conv2d):
+        shape = (module.kernel_size, module.stride, module.groups)
+        return shape == ((1, 1), (1, 1), 1) and not any(module.padding)
+    return isinstance(module, nn.Linear)
 
 
 def _layers(block: nn.Module, role: str, path: str) -> Iterator[tuple[str, str]]:

@@ -138,6 +138,17 @@ def _short(slot: Slot) -> str:
     return slot.name.rpartition(".")[2]
 
 
+class OverChannels(nn.Module):
+    """A linear layer as a convolution of 1 x 1: x (n, in, height, width) -> (n, out, height, width)."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def _joined(parts: Iterable[Slot], layers: Mapping[str, nn.Module]) -> Joined:
     return Joined({_short(slot): layers[slot.name] for slot in _in_order(parts)})
 

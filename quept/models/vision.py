@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from .batchnorm import Statistics, fold
 from .complete import CONFIG, WEIGHTS, of_timm, stored, unquantized
 
 IMAGES = "images.safetensors"
@@ -30,13 +31,15 @@ class Vision:
     config: its config.json, from which timm builds it. data: how a picture becomes its input, as timm's
     `create_transform` takes it. labels: what people call its classes, by number; names: what data sets call
     them (for ImageNet the folders n01440764, ...); both are empty for a model without a classification head.
-    images: labelled pictures that lie beside the weights (see `quept.data.images`), if any do."""
+    images: labelled pictures that lie beside the weights (see `quept.data.images`), if any do. statistics:
+    of a convolutional model what `batchnorm.fold` found."""
 
     config: Mapping[str, Any]
     data: Mapping[str, Any]
     labels: tuple[str, ...]
     names: tuple[str, ...]
     images: Path | None = None
+    statistics: Statistics = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def channels(self) -> int:
@@ -86,7 +89,8 @@ def read(where: str, config: Mapping[str, Any]) -> tuple[nn.Module, Vision]:
         raise ValueError(f"its pictures have {channels} channels, and mean and std another number of them")
     labels, names = _classes(model)
     images = weights.with_name(IMAGES)
-    vision = Vision(config, data, labels, names, images if images.is_file() else None)
+    statistics = fold(model, data["input_size"])
+    vision = Vision(config, data, labels, names, images if images.is_file() else None, statistics)
     return model.to(_storage(tensors)), vision
 
 

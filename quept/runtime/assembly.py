@@ -47,7 +47,7 @@ class Template:
             )
             for name, slot in self.slots.items()
         }
-        self._device, self._dtype = device, backend.dtype
+        self._device, self._dtype, self._layout = device, backend.dtype, loaded.layout
         self._mold = Mold(self.model)
         plain = all(slot.whole for slot in self.slots.values())
         self._modules = {slot.module: name for name, slot in self.slots.items()} if plain else None
@@ -66,6 +66,7 @@ class Template:
     ) -> nn.Module:
         """Returns a view: `layers` by slot and `others` by module put in their places. It keeps `made_of`, so
         that the bank knows what is in use."""
+        layers = self._layout.in_place(layers)
         if self._modules is None:
             placed = put(self.slots.values(), layers, self.model)
         else:

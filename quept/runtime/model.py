@@ -73,7 +73,9 @@ class ElasticModel:
     ):
         self._base, loaded = loaded, artifact.prepared(loaded)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = dtype or compute_dtype(self.device)
+        convolves, on_cpu = loaded.layout.convolutional, self.device.type == "cpu"
+        # Bfloat16 changes more answers of convolutional classifiers than rounding weights to 8 bits does.
+        self.dtype = dtype or (torch.float32 if convolves and on_cpu else compute_dtype(self.device))
         self.artifact, self.source, self.title = artifact, loaded.source, title_of(loaded, artifact.manifest)
         self.origin = Source(loaded.source, loaded.source)  # `open` knows better
         self.fingerprint, self.provenance = loaded.fingerprint, loaded.provenance
@@ -87,7 +89,8 @@ class ElasticModel:
         self.sizes = Sizes.of(loaded, artifact, self._base)
         self._engines = artifact.engines
         self._grid = Rtn(artifact.group)  # of the embeddings, whatever the engine of the layers
-        self._backend = backend_for(self.device, self.dtype)
+        # Each of a picture's many pixels is a row: packed weights would be unpacked again for every picture.
+        self._backend = Dense(self.dtype) if convolves else backend_for(self.device, self.dtype)
         self._tokenizer, self._prepared = loaded.tokenizer, loaded
         self._moved: dict[int, nn.Parameter] = {}
         self._template = Template(loaded, artifact.engine, self._backend, self.device, self._moved)
@@ -308,6 +311,8 @@ class ElasticModel:
     @property
     def dense(self) -> str:
         """Why weights are multiplied as values here and not as packed codes; "" if they are packed."""
+        if self.layout.convolutional:
+            return "Convolutions are computed with values: every picture has thousands of pixels to multiply"
         packed = BACKENDS.get(self.device.type, Dense)
         return packed.missing(self.device, self.dtype)
 

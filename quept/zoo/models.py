@@ -2,7 +2,7 @@
 file in its entry.
 
 `CONVERSIONS` is the table of ways to make one: recipe -> (version, function(source file, empty folder,
-progress)). Raise a version when what its function writes changes; folders built by an older one are then
+progress)); what stands behind a "/" in an entry's recipe is the function's last argument. Raise a version when what its function writes changes; folders built by an older one are then
 built again.
 """
 
@@ -23,7 +23,13 @@ def _gguf_llama(source: Path, folder: Path, progress: Progress | None) -> None:
     convert(source, folder, progress)
 
 
-CONVERSIONS = {"gguf-llama": (1, _gguf_llama)}
+def _timm_in_order(source: Path, folder: Path, progress: Progress | None, architecture: str) -> None:
+    from .timm_folder import convert_in_order
+
+    convert_in_order(source, folder, progress, architecture)
+
+
+CONVERSIONS = {"gguf-llama": (1, _gguf_llama), "timm-in-order": (1, _timm_in_order)}
 
 
 def model_folder(name: str, progress: Progress | None = None, verify: bool = False) -> Path:
@@ -42,11 +48,12 @@ def model_folder(name: str, progress: Progress | None = None, verify: bool = Fal
         if not entry.source.is_dir():
             raise SourceError(f"{name} is not here: {entry.source} comes with a checkout of the program")
         return entry.source
-    version, conversion = CONVERSIONS[entry.recipe]
+    kind, *arguments = entry.recipe.split("/")
+    version, conversion = CONVERSIONS[kind]
     return build_folder(
         cache_dir() / "models" / name,
         recipe=f"{entry.recipe}/{version} of {entry.source.sha256}",
-        build=lambda folder: conversion(fetch(entry.source, progress), folder, progress),
+        build=lambda folder: conversion(fetch(entry.source, progress), folder, progress, *arguments),
         progress=progress,
         verify=verify,
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -48,6 +49,25 @@ class WheelFile:
     def path(self) -> Path:
         """Where the file lies in the cache once fetched."""
         return cache_dir() / "files" / self.wheel / self.path_in_wheel
+
+
+@dataclass(frozen=True)
+class InstalledFile:
+    """One file of a package that is installed here; another version of the package may lack it."""
+
+    package: str
+    path_in_package: str
+    sha256: str
+
+    @property
+    def path(self) -> Path | None:
+        """Where it lies, None where the package has no such file or another one. Nothing is imported."""
+        found = importlib.util.find_spec(self.package)
+        for folder in (found and found.submodule_search_locations) or ():
+            path = Path(folder, self.path_in_package)
+            if path.is_file() and sha256_of(path) == self.sha256:
+                return path
+        return None
 
 
 @dataclass(frozen=True)
