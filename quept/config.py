@@ -109,7 +109,8 @@ class EndToEnd:
     `mixed_every`-th step one more, at a plan that draws a width for every layer (0: never). activations:
     inputs of the layers are rounded too, to the width of the weights (below 4 they stay) or, with probability
     `wider`, to a larger one; activation_rate and drop as in BlockWise. checkpointed: keep only block
-    inputs for the backward pass. adapter_rates: one for each bit group; high widths want gentle steps."""
+    inputs for the backward pass. adapter_rates: one for each bit group; high widths want gentle steps.
+    features: weight, beside the divergence, of how far what each block gives is from full precision's."""
 
     steps: int
     batch: int
@@ -124,11 +125,12 @@ class EndToEnd:
     drop: float = 0.0
     warmup: int = 5
     checkpointed: bool = False
+    features: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
             _need(getattr(self, name) >= 1, name, "must be 1 or more")
-        for name in ("context", "clip_rate", "mixed_every", "wider", "warmup", "activation_rate"):
+        for name in ("context", "clip_rate", "mixed_every", "wider", "warmup", "activation_rate", "features"):
             _need(getattr(self, name) >= 0, name, "must not be negative")
         _need(0 <= self.drop < 1, "drop", "must lie between 0 and 1")
         _need(all(rate >= 0 for rate in self.adapter_rates), "adapter_rates", "must not be negative")

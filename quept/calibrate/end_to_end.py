@@ -8,6 +8,9 @@ another; a parameter that took no part in a step is left alone by it. Every few 
 plan that draws a width for every layer, so that mixtures are trained and not only uniform plans. In a uniform
 plan of a vision-language model vision tower and projector keep 8 bits (`PrecisionPlan.keeping`).
 
+Where a recipe says so (`features`) what the blocks give is compared too, channel by channel: with few
+pictures the answers alone would be learned by heart.
+
 Divergence counts every position of a text; of a conversation about pictures, those of its loss mask:
 what it expects in the middle of a picture or of a question was never trained and says nothing.
 
@@ -18,7 +21,8 @@ its checkpoint ends with the same bytes.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +35,7 @@ from quept.plan import ACTIVATION_BITS, FULL, Bits, PrecisionPlan
 
 from .errors import CalibrationError
 from .logits import logits_of
-from .loss import divergence_loss
+from .loss import divergence_loss, features_loss
 from .optimizer import adam, step
 from .precision import fast_products, seeded
 from .trainable import Trainable
@@ -81,24 +85,42 @@ class EndToEndTuning:
         index = torch.arange(number * settings.batch, (number + 1) * settings.batch) % samples(self.inputs)
         inputs = rows(self.inputs, index, self.device)
         with torch.no_grad():
-            full = logits_of(self.trainable.view(PrecisionPlan.full()), inputs)
+            full, wanted = self._run(self.trainable.view(PrecisionPlan.full()), inputs)
             log_probs = full.float().log_softmax(-1)
         losses: dict[str, float] = {}
+        convolves = self.trainable.layout.convolutional
         for plan in self.plans(number):
             view = self.trainable.view(plan, settings.checkpointed, settings.drop)
+            fast = nullcontext() if convolves else fast_products(self.device)  # see ElasticModel's dtype
             try:
-                with fast_products(self.device), seeded(self.device, self.seed, number, plan.name):
-                    logits = logits_of(view, inputs)
+                with fast, seeded(self.device, self.seed, number, plan.name):
+                    logits, found = self._run(view, inputs)
             except ValueError as error:  # a weight that left the range of its grid
                 raise self._broken(plan, str(error)) from None
             loss = divergence_loss(logits, log_probs)
-            if not torch.isfinite(loss):
-                raise self._broken(plan, f"the loss is {loss.item()}")
-            loss.backward()
+            total = loss
+            if settings.features:
+                total = loss + settings.features * features_loss(found, wanted, 1 if convolves else -1)
+            if not torch.isfinite(total):
+                raise self._broken(plan, f"the loss is {total.item()}")
+            total.backward()
             losses[plan.name] = round(loss.item(), 6)
         step(self.optimizer, number, settings.steps, settings.warmup)
         self.done += 1
         return Step(self.done, settings.steps, losses)
+
+    def _run(self, view: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Logits and, where they count, what every block but the head gives."""
+        outputs: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple, out: Tensor | tuple[Tensor, ...]) -> None:
+            out = out[0] if isinstance(out, tuple) else out
+            outputs.append(out.clone())  # an activation behind it may change it where it is
+
+        for block in self.trainable.layout.blocks if self.settings.features else ():
+            if block.name != self.trainable.layout.head:
+                view.get_submodule(block.name).register_forward_hook(keep)
+        return logits_of(view, inputs), outputs
 
     def _broken(self, plan: PrecisionPlan, why: str) -> CalibrationError:
         return CalibrationError(

@@ -9,15 +9,31 @@ cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from quept.evaluate.forward import chunks
 
 
+LEAST_VARIANCE = 1e-3  # channels that never move weigh no more than this
+
+
 def divergence_loss(logits: Tensor, log_probs: Tensor) -> Tensor:
     """logits (..., V) of the model in training, log_probs (..., V) of full precision -> scalar."""
     return _Divergence.apply(logits, log_probs)
+
+
+def features_loss(found: Sequence[Tensor], wanted: Sequence[Tensor], axis: int) -> Tensor:
+    """Sum over blocks of the squared error of what they give, relative to the variance of each channel (of
+    `axis`) at full precision, a mean over channels -> scalar."""
+    total = torch.zeros((), device=found[0].device)
+    for x, y in zip(found, wanted, strict=True):
+        rest = [i for i in range(y.ndim) if i != axis % y.ndim]
+        error = (x.float() - y).square().mean(rest)
+        total = total + (error / (y.var(rest) + LEAST_VARIANCE)).mean()
+    return total
 
 
 class _Divergence(torch.autograd.Function):

@@ -28,8 +28,9 @@ from torch.utils.checkpoint import checkpoint
 from quept.engines.quept import LayerParameters
 from quept.models import ModelLayout
 from quept.models.clone import clone
+from quept.models.slots import Slot
 from quept.numerics.adapters import RankSchedule, adapted, new_adapter
-from quept.numerics.grid import group_size
+from quept.numerics.grid import group_size, quantize
 from quept.numerics.hadamard import hadamard_transform
 from quept.numerics.static import grid_between
 from quept.numerics.ste import round_static, round_to_grid, round_tokens
@@ -183,7 +184,8 @@ class Trainable:
         online: Collection[str] = (),
         static: Mapping[str, Mapping[int, Tensor]] | None = None,
     ):
-        self.layout, self._model = layout, model
+        self.layout, self._model, self._group = layout, model, group
+        self._rounded: dict[int, dict[str, nn.Module]] = {}
         generator = torch.Generator().manual_seed(seed)
         self.layers: dict[str, TrainableLayer] = {}
         for name in layout.layers:
@@ -207,12 +209,22 @@ class Trainable:
         compute the rest again. drop: see `TrainableLayer.forward`."""
         plans = plan.resolve(self.layers)
         bound = {name: _AtWidth(self.layers[name], bits, drop) for name, bits in plans.items()}
-        view = clone(self._model, self.layout.in_place(bound))
+        ends = {} if plan.embeddings == FULL else self._embeddings_at(plan.embeddings)
+        view = clone(self._model, {**self.layout.in_place(bound), **ends})
         if checkpointed:
             for block in self.layout.blocks:
                 module = view.get_submodule(block.name)
                 module.forward = partial(checkpoint, module.forward, use_reentrant=False)
         return view
+
+    def _embeddings_at(self, bits: int) -> dict[str, nn.Module]:
+        """What a plan calls the embeddings, rounded to nearest: nothing of them is learned."""
+        if bits not in self._rounded:
+            slots = {name: Slot(name, name) for name in self.layout.ends}
+            weights = {name: slot.weight(self._model) for name, slot in slots.items()}
+            values = {n: quantize(w, bits, group_size(w.shape[1], self._group))[1] for n, w in weights.items()}
+            self._rounded[bits] = {name: slots[name].over(self._model, values[name]) for name in slots}
+        return self._rounded[bits]
 
     def block(self, index: int, plan: PrecisionPlan, drop: float = 0.0) -> nn.Module:
         """One decoder block at this plan, by itself."""

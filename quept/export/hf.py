@@ -48,6 +48,11 @@ class Hf(Exporter):
     exact = "values are rounded once more, to 16 bits; the file is as large as the model was"
     commands = ("transformers chat {path}", "quept evaluate {path}")
 
+    def lacks(self, elastic: ElasticModel) -> str | None:
+        if elastic.layout.convolutional:
+            return "a plain folder needs the batch norm that was folded into the convolutions: export to ONNX"
+        return None
+
     def widths(self, columns: int, group: int, embedding: bool = False) -> Mapping[Setting, str]:
         return dict.fromkeys((*WIDTHS, FULL), "16 bits")
 

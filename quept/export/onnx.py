@@ -139,11 +139,11 @@ class _Product(torch.autograd.Function):
 
 
 class _Layer(nn.Module):
-    """A linear layer over codes, to be traced."""
+    """A linear layer over codes, to be traced; pixelwise: in place of a convolution of 1 x 1."""
 
-    def __init__(self, packed: Quantized, bias: Tensor | None):
+    def __init__(self, packed: Quantized, bias: Tensor | None, pixelwise: bool):
         super().__init__()
-        self.bias = bias
+        self.bias, self.pixelwise = bias, pixelwise
         self.about = (
             len(packed.codes),
             packed.columns,
@@ -155,8 +155,10 @@ class _Layer(nn.Module):
             self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1) if self.pixelwise else x
         y = _Product.apply(x, *self.about, *(getattr(self, name) for name in self.names))
-        return y if self.bias is None else y + self.bias
+        y = y if self.bias is None else y + self.bias
+        return y.permute(0, 3, 1, 2) if self.pixelwise else y
 
 
 def _graph(elastic: ElasticModel, plan: PrecisionPlan, text: str) -> Any:
@@ -167,7 +169,8 @@ def _graph(elastic: ElasticModel, plan: PrecisionPlan, text: str) -> Any:
     quantized = {layer: bits for layer, bits in settings_of(elastic, plan).items() if bits != FULL}
     for layer, bits in quantized.items():
         linear = model.get_submodule(layer)
-        model.set_submodule(layer, _Layer(elastic.packed(layer, bits), linear.bias))
+        pixelwise = layer in elastic.layout.pixelwise
+        model.set_submodule(layer, _Layer(elastic.packed(layer, bits), linear.bias, pixelwise))
     traced = io.BytesIO()
     size = elastic.vision.data["input_size"]
     with warnings.catch_warnings(), torch.no_grad():

@@ -1,0 +1,145 @@
+"""Convolutional classifiers: 1 x 1 convolutions and heads are linear layers of a plan, batch norm is folded."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm import create_model
+
+from quept.artifact import Artifact
+from quept.data.base import DataError, Wanted
+from quept.data.distilled import Distilled
+from quept.engines.rtn import Rtn
+from quept.export import export, exporter
+from quept.models import load
+from quept.plan import PlanError, PrecisionPlan
+from quept.runtime import ElasticModel
+
+SHAPES = ("test_efficientnet", "mobilenetv3_small_050")
+X = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def save_tiny_cnn(architecture: str, folder: Path):
+    """A folder of this architecture with random weights and statistics; returns timm's own model too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_model(architecture, pretrained=False, num_classes=7).eval()
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("running_mean", "bias")):
+                tensor.normal_(0, 0.1)
+            elif name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+    model.half().float()
+    folder.mkdir(parents=True)
+    about = model.pretrained_cfg | {"input_size": (3, 64, 64), "num_classes": 7}
+    config = {"architecture": architecture, "num_classes": 7, "pretrained_cfg": about}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({k: t.half() if t.is_floating_point() else t for k, t in model.state_dict().items()},
+              folder / "model.safetensors")  # fmt: skip
+    return model
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def both(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cnn") / request.param
+    plain = save_tiny_cnn(request.param, folder)
+    loaded = load(folder)
+    return ElasticModel(loaded, Artifact.rtn(loaded), device="cpu"), plain
+
+
+@torch.no_grad()
+def test_the_folded_model_answers_as_timms(both):
+    elastic, plain = both
+    wanted = plain(X)
+    spread = wanted.std()
+    assert elastic.dtype == torch.float32  # on every processor
+    assert (elastic.view(PrecisionPlan.full())(X) - wanted).abs().max() < 0.02 * spread
+    assert not any("Norm" in type(m).__name__ for m in elastic.base.modules())
+
+
+@torch.no_grad()
+def test_a_view_is_the_model_with_rounded_matrices(both):
+    elastic, _ = both
+    view = elastic.view(PrecisionPlan.uniform(3, embeddings=4))
+    for name in (*elastic.layers, *elastic.embeddings):
+        weight = elastic.base.get_submodule(name).weight
+        rounded = Rtn("auto").quantize(name, weight.flatten(1), 4 if name in elastic.embeddings else 3)[1]
+        place = view.get_submodule(name)
+        found = getattr(place, "layer", place).weight
+        assert torch.equal(found.flatten(1), rounded), name
+
+
+def test_plans_speak_of_1x1_convolutions_and_the_head_stage_by_stage(both):
+    elastic, plain = both
+    convolutions = {n: m for n, m in plain.named_modules() if isinstance(m, torch.nn.Conv2d)}
+    ones = {n for n, m in convolutions.items() if m.kernel_size == (1, 1)}
+    assert set(elastic.layers) == ones | {"classifier"}
+    assert set(elastic.embeddings) == set(convolutions) - ones
+    stages = [block.name for block in elastic.layout.blocks]
+    assert stages[-2:] == ["conv_head", "classifier"] and all(n.startswith("blocks.") for n in stages[:-2])
+
+
+def test_what_convolves_over_neighbors_stays_at_8_bits(both):
+    layout = both[0].layout
+    plan = PrecisionPlan.uniform(4, 6).keeping(layout.vision_layers)
+    assert (plan.name, plan.embeddings) == ("W4A6E8", 8)
+    for own in (PrecisionPlan.full(), PrecisionPlan.uniform(4, embeddings=5)):
+        assert own.keeping(layout.vision_layers) is own
+
+
+def test_bytes_are_those_that_are_written(both, tmp_path):
+    elastic, _ = both
+    plan = PrecisionPlan.of({elastic.layers[0]: 2}, default=5, embeddings=8)
+    assert export(elastic, plan, tmp_path / "out.safetensors").nbytes == elastic.sizes.deploy(plan)
+    with pytest.raises(PlanError, match="batch norm that was folded"):
+        exporter("hf").write(elastic, plan, tmp_path / "out")
+
+
+def test_onnxruntime_answers_as_the_view(both, tmp_path):
+    pytest.importorskip("onnx", reason="the package onnx writes these files: pip install onnx")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime runs them: pip install onnxruntime")
+    elastic, target = both[0], exporter("onnx")
+    plan = target.nearest(elastic, PrecisionPlan.uniform(4))
+    target.write(elastic, plan, tmp_path / "a.onnx")
+    session = runtime.InferenceSession((tmp_path / "a.onnx").read_bytes())
+    with torch.no_grad():
+        wanted = elastic.view(plan)(X)
+    found = torch.from_numpy(session.run(None, {"pixels": X.numpy()})[0])
+    assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+def test_distilled_pictures_come_near_the_statistics_and_follow_from_the_seed(both):
+    elastic = both[0]
+    loaded = elastic._base
+    settings = Distilled(count=4, steps=12, batch=5)
+    data = settings.read(loaded, Wanted(held_out=1), lambda *_: None)
+    again = settings.read(loaded, Wanted(held_out=1), lambda *_: None)
+    made = torch.cat([data.held_out["x"], data.block_wise["x"]])
+    assert made.shape == (5, 3, 64, 64) and torch.equal(data.block_wise["x"], again.block_wise["x"])
+    noise = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    assert _off(loaded, made) < _off(loaded, noise)
+
+
+def test_models_without_batch_norm_are_refused_in_words(tmp_path):
+    from tests.tiny import save_tiny_vision
+
+    loaded = load(save_tiny_vision("vit", tmp_path / "vit"))
+    with pytest.raises(DataError, match="give a folder of pictures with --data"):
+        Distilled(count=1, steps=1).read(loaded, Wanted(), lambda *_: None)
+
+
+@torch.no_grad()
+def _off(loaded, x) -> float:
+    """How far the means of channels are from those of training, in their deviations."""
+    found, model = [], loaded.model.float()
+    for name, (mean, deviation) in loaded.vision.statistics.items():
+
+        def keep(_, __, out, mean=mean, deviation=deviation):
+            found.append(float(((out.mean((0, 2, 3)) - mean) / (deviation + 0.1)).square().mean()))
+
+        handle = model.get_submodule(name).register_forward_hook(keep)
+        model(x)
+        handle.remove()
+    return sum(found)
