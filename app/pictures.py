@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from quept.data.images import ImageError, transform_of
 from quept.evaluate import Images, read_picture
@@ -31,6 +32,7 @@ from quept.models.strips import LONGEST
 from quept.models.vision import class_logits
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
+from quept.zoo import PhotoEntry
 
 EXAMPLES = 18
 SHOWN_PX = 256  # the longer side of a picture that the page shows
@@ -48,13 +50,15 @@ REFUSALS = {  # what the reader says, and what a visitor reads
     "million pixels": f"this picture has too many pixels; up to {MOST_PIXELS / 1e6:.0f} million are taken",
     "truncated": "this picture is cut short: a part of its file is missing",
 }
+CELLS, WINDOW = 8, 2  # a side of a picture, and of what is covered of it
 QUICK_S = 0.05  # a forward pass shorter than this is timed thrice
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
     """pixels: (channels, height, width), prepared. source, seen: data URLs of the picture and of what the
-    model sees of it; seen is "" where they are the same. label: its class where that is known."""
+    model sees of it; seen is "" where they are the same. label: its class where that is known. note: whose it
+    is, and its licence. hint: why the model may not know such pictures."""
 
     id: str
     name: str
@@ -62,6 +66,8 @@ class Picture:
     pixels: Tensor
     label: int | None = None
     seen: str = ""
+    note: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +93,16 @@ class Answer:
 
 
 class Classifier:
-    """An opened classifier. `images` are the labelled pictures beside it, if there are any."""
+    """An opened classifier. `images` are the labelled pictures beside it, if there are any; else `photos` of
+    packages are its examples."""
 
-    def __init__(self, elastic: ElasticModel, images: Images | None):
-        self.elastic, self.images = elastic, images
+    def __init__(
+        self,
+        elastic: ElasticModel,
+        images: Images | None,
+        photos: Sequence[tuple[PhotoEntry, Path]] = (),
+    ):
+        self.elastic, self.images, self.photos = elastic, images, photos
         labels = elastic.vision.labels
         self.labels = labels if len(labels) > 1 else (*labels, "none of it")
         self.transform = transform_of(elastic.vision)
@@ -102,7 +114,7 @@ class Classifier:
     def examples(self) -> list[int]:
         """Numbers of the pictures that are shown at first: the first of each class in turn."""
         if self.images is None:
-            return []
+            return list(range(len(self.photos)))
         found: dict[int, list[int]] = {}
         for row, label in enumerate(self.images.labels.tolist()):
             found.setdefault(label, []).append(row)
@@ -112,25 +124,80 @@ class Classifier:
         return rows[:EXAMPLES]
 
     def example(self, row: int) -> Picture:
-        """A labelled picture; ImageError for a number that none has."""
-        if self.images is None or not 0 <= row < len(self.images):
+        """A labelled picture, or a photograph; ImageError for a number that none has."""
+        if not 0 <= row < len(self.photos if self.images is None else self.images):
             raise ImageError("this picture is not here any more: choose another one")
         with self._lock:
             known = self._examples.get(row)
         if known:
             return known
-        picture, label = self.images.picture(row), int(self.images.labels[row])
-        made = Picture(f"example:{row}", f"Picture {row + 1}", shown(picture), self.transform(picture), label)
+        made = self._photo(row) if self.images is None else self._labelled(row)
         with self._lock:
             while len(self._examples) >= 20 * EXAMPLES:
                 self._examples.pop(next(iter(self._examples)))
             self._examples[row] = made
         return made
 
+    def _labelled(self, row: int) -> Picture:
+        picture, label = self.images.picture(row), int(self.images.labels[row])
+        return Picture(f"example:{row}", f"Picture {row + 1}", shown(picture), self.transform(picture), label)
+
+    def _photo(self, row: int) -> Picture:
+        entry, path = self.photos[row]
+        picture = read_picture(path, self.elastic.vision.channels)
+        note = f"{entry.provenance}; {entry.licence}"
+        return Picture(
+            f"example:{row}", entry.title, shown(picture), self.transform(picture), None, note=note
+        )
+
     def own(self, picture: Image.Image, name: str) -> Picture:
         """A visitor's picture, prepared."""
-        pixels = self.transform(picture)
-        return Picture(f"own:{secrets.token_hex(8)}", name, shown(picture), pixels, None, self._seen(pixels))
+        pixels, (channels, height, width) = self.transform(picture), self.elastic.vision.data["input_size"]
+        hint = ""
+        if channels == 1 or max(height, width) < 64:
+            grey = " grey" if channels == 1 else ""
+            taught = f"It was taught{grey} pictures of {width} x {height} pixels"
+            hint = f"{taught}, and sees of yours what stands beside it"
+        return Picture(
+            f"own:{secrets.token_hex(8)}", name, shown(picture), pixels, None, self._seen(pixels), hint=hint
+        )
+
+    def regions(
+        self, plan: PrecisionPlan, picture: Picture, gate: Callable[[], AbstractContextManager]
+    ) -> tuple[int, str]:
+        """Returns the class that a plan gives a picture, and which regions decide that: a data URL of what
+        the model sees, dark where covering it changes nothing.
+
+        A square of WINDOW of CELLS x CELLS cells is covered with the mean color at each place in turn
+        (Zeiler and Fergus, arXiv 1311.2901); a cell counts as the class's share falls while it is covered.
+        The gate is held for one row of places at a time."""
+        size = picture.pixels.shape[1:]
+        edges = [torch.linspace(0, side, CELLS + 1).round().int().tolist() for side in size]
+        places = range(CELLS - WINDOW + 1)
+        with gate(), torch.inference_mode():
+            view = self.elastic.view(plan)
+            shares = self._shares(view, picture.pixels[None])[0]
+        top = int(shares.argmax())
+        fallen, counts = torch.zeros(CELLS, CELLS), torch.zeros(CELLS, CELLS)
+        for row in places:
+            covered = picture.pixels.repeat(len(places), 1, 1, 1)
+            for column in places:
+                rows, columns = (
+                    slice(e[at], e[at + WINDOW]) for e, at in zip(edges, (row, column), strict=True)
+                )
+                covered[column, :, rows, columns] = 0.0
+            with gate(), torch.inference_mode():
+                left = self._shares(view, covered)[:, top]
+            for column in places:
+                fallen[row : row + WINDOW, column : column + WINDOW] += shares[top] - left[column]
+                counts[row : row + WINDOW, column : column + WINDOW] += 1
+        return top, self._lit(picture.pixels, (fallen / counts).clamp(min=0))
+
+    def _lit(self, pixels: Tensor, weight: Tensor) -> str:
+        """The picture as the model sees it, as bright as each cell weighs."""
+        light = 0.15 + 0.85 * weight / weight.max().clamp(min=1e-6)
+        light = interpolate(light[None, None], pixels.shape[1:], mode="bilinear")[0]
+        return shown(self._as_picture(pixels, light))
 
     def answers(
         self,
@@ -190,11 +257,13 @@ class Classifier:
 
     def _seen(self, pixels: Tensor) -> str:
         """The prepared pixels as a picture again."""
+        return shown(self._as_picture(pixels))
+
+    def _as_picture(self, pixels: Tensor, light: Tensor | float = 1.0) -> Image.Image:
         data = self.elastic.vision.data
         mean, std = (torch.tensor(data[key]).view(-1, 1, 1) for key in ("mean", "std"))
-        values = (255 * (pixels * std + mean)).round().clamp(0, 255).to(torch.uint8)
-        array = values.permute(1, 2, 0).squeeze(-1).numpy()
-        return shown(Image.fromarray(array))
+        values = (255 * (pixels * std + mean) * light).round().clamp(0, 255).to(torch.uint8)
+        return Image.fromarray(values.permute(1, 2, 0).squeeze(-1).numpy())
 
 
 class Album:

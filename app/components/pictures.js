@@ -119,7 +119,7 @@ function drawLarge() {
   if (!chosen) return view.large.replaceChildren();
   const alt = `${chosen.name}${chosen.label ? `, labelled ${chosen.label}` : ""}`;
   const caption = make("figcaption", {}, make("b", { text: chosen.name }),
-    make("span", { text: chosen.label ? `labelled ${chosen.label}` : "no label" }));
+    make("span", { text: chosen.label ? `labelled ${chosen.label}` : chosen.note || "no label" }));
   const parts = [make("img", { src: chosen.source, alt, class: "main" })];
   if (chosen.seen) {
     const seen = make("img", { src: chosen.seen, alt: "the same picture as the model sees it" });

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -24,11 +25,12 @@ from app.components.picture_input import PictureInput
 from app.components.pictures import Pictures
 from app.components.side_status import SideStatus
 from app.link import CLASSIFY
-from app.pages.context import EVERY, LIGHT, WARNING, Page, PageContext, precision_menu
+from app.pages.context import EVERY, LIGHT, RUNNING, WARNING, Page, PageContext, precision_menu
 from app.pictures import Answer, Classifier, Picture, read_upload, remove_upload
 from app.service import OpenModel, PlanJson, Service
 from app.side import EQUALIZER
 from app.toast import shown, warn
+from quept import zoo
 from quept.evaluate import ImageError, wilson
 from quept.plan import PrecisionPlan
 
@@ -44,8 +46,20 @@ TAKEN = "JPEG, PNG, WebP, GIF, BMP and TIFF files of up to 10 MB are taken."
 FETCH_S = 1.0  # in which a browser has fetched the picture that it has just sent
 
 
+UNSURE = 0.25  # a likeliest class below this share, at full precision, says that nothing fits
+
+
 def _classifier(opened: OpenModel) -> Classifier:
-    return Classifier(opened.elastic, None if opened.task.lacking else opened.task.images)
+    """Over the labelled pictures beside the model; photographs of packages are examples where there are
+    none."""
+    vision = opened.elastic.vision
+    if vision.images:
+        return Classifier(opened.elastic, opened.task.images)
+    try:
+        return Classifier(opened.elastic, None, zoo.photos() if vision.of_photographs else ())
+    except zoo.SourceError as error:
+        logger.warning("there are no example photographs: %s", error)
+        return Classifier(opened.elastic, None)
 
 
 # Handlers
@@ -77,16 +91,44 @@ def look(desk: PageContext, model: str, choices: tuple[str, str], request: Mappi
         logger.exception("pictures could not be classified")
         return Pictures(answers={"turn": turn, "error": FAILED}), gr.skip(), gr.skip()
     theirs, ours = found[key(full)], found[key(own)]
+    sure = float(theirs[chosen.id].shares.max()) if chosen else 1.0
     labels = classifier.labels
     rows = {p.id: [*_first(theirs[p.id], labels), *_first(ours[p.id], labels)] for p in pictures}
     sides = [_status(desk, model, plan, None) for plan in plans]
     if chosen:
         given = [found[key(plan)][chosen.id] for plan in plans]
         sides = [
-            _status(desk, model, plan, chosen, given[i], given[1 - i], plans[1 - i])
+            _status(desk, model, plan, chosen, given[i], given[1 - i], plans[1 - i], sure)
             for i, plan in enumerate(plans)
         ]
     return Pictures(answers={"turn": turn, "rows": rows}), *sides
+
+
+def regions(
+    desk: PageContext,
+    model: str,
+    choices: tuple[str, str],
+    identity: str | None,
+    plan_json: PlanJson,
+    visitor: str,
+) -> tuple[str, str]:
+    """Which regions of the chosen picture decide at the plan of each side, as two figures."""
+    try:
+        chosen = _chosen(desk, model, identity, visitor)
+        if chosen is None:
+            return ("<p>Choose a picture first.</p>",) * 2
+        plans = [desk.service.plan(model, choice, plan_json) for choice in choices]
+        return tuple(_region(desk, model, plan, chosen) for plan in plans)
+    except (ValueError, KeyError, FloatingPointError) as error:
+        return (f"<p>{html.escape(sentence(error))}</p>",) * 2
+
+
+def _region(desk: PageContext, model: str, plan: PrecisionPlan, chosen: Picture) -> str:
+    classifier = desk.held[model]
+    top, source = classifier.regions(plan, chosen, lambda: desk.service.gate)
+    label = html.escape(_short(classifier.labels[top]))
+    words = f"What makes it {label}: the share falls where the bright parts are covered"
+    return f'<figure><img src="{source}" alt="{words}"><figcaption>{words}.</figcaption></figure>'
 
 
 def own_pictures(desk: PageContext, model: str, plan_json: PlanJson, visitor: str) -> Chart:
@@ -232,6 +274,7 @@ def _item(picture: Picture, labels: tuple[str, ...]) -> dict:
         "source": picture.source,
         "seen": picture.seen,
         "label": None if picture.label is None else _short(labels[picture.label]),
+        "note": picture.note,
     }
 
 
@@ -247,8 +290,9 @@ def _status(
     answer: Answer | None = None,
     other: Answer | None = None,
     beside: PrecisionPlan | None = None,
+    sure: float = 1.0,
 ) -> dict:
-    """One side, as SideStatus shows it."""
+    """One side, as SideStatus shows it. sure: the share of full precision's likeliest class."""
     elastic, labels = desk.service.models[model], desk.held[model].labels
     ms = answer and answer.ms
     facts = [
@@ -283,14 +327,21 @@ def _status(
         "words": f"{_upper(plan.name)}: {top}{right or ''}",
         "line": f"The answers differ: {line}" if parted else line,
         "parted": parted,
-        "note": "" if chosen.label is not None else _outside(labels),
+        "note": "" if chosen.label is not None else _outside(chosen, labels, sure),
         "bars": bars,
         "facts": facts,
     }
 
 
-def _outside(labels: tuple[str, ...]) -> str:
+def _outside(chosen: Picture, labels: tuple[str, ...], sure: float) -> str:
     """What a share means for a picture that nobody has labelled."""
+    if chosen.hint:
+        return chosen.hint
+    if sure < UNSURE and len(labels) > 10:
+        return (
+            f"Full precision itself gives no class more than {100 * sure:.0f} %: this may show none of the "
+            f"{len(labels):,} things that it knows, several of them, or be no photograph"
+        )
     few = ", ".join(map(_short, labels[:10])) if len(labels) <= 10 else f"{len(labels):,} classes"
     return f"Whatever it is shown, it names one of what it was taught, however sure it sounds: {few}"
 
@@ -305,6 +356,15 @@ def _flips(desk: PageContext, model: str, plan: PrecisionPlan, state: Mapping) -
     if not estimate:
         words = "No labelled pictures lie beside this model." if state["status"] == "idle" else "Measuring…"
         return {"rows": [], "empty": words}
+    if not estimate.get("labelled", True):
+        same, count = round(estimate["same_top"] * estimate["images"]), estimate["images"]
+        agree = (
+            f"{_upper(plan.name)} answers {same:,} of {count:,} crops of photographs as full precision does"
+        )
+        return {
+            "rows": [],
+            "empty": f"{agree}. Nobody has labelled them: whether that is right is not known.",
+        }
     rows = [
         [_short(labels[int(number)]), c["images"], c["right_ref"], c["right"], c["flips"]]
         for number, c in estimate["classes"].items()
@@ -325,6 +385,8 @@ def _changed(desk: PageContext, model: str, plan: PrecisionPlan, state: Mapping)
     """Pictures of the measured ones whose answer this plan changes, as Pictures shows them."""
     estimate, classifier = state.get("estimate"), desk.held[model]
     title = f"Answers that {plan.name} changes"
+    if estimate and classifier.images is None:
+        return {"title": title, "items": [], "empty": "Only labelled pictures are listed here."}
     if not estimate:
         return {"title": "Changed answers", "items": [], "empty": "Nothing was measured yet."}
     labels = classifier.labels
@@ -375,6 +437,9 @@ class ClassifyPage:
     status_right: SideStatus
     flips: Flips
     changed: Pictures
+    regions: gr.Button
+    regions_left: gr.HTML
+    regions_right: gr.HTML
 
 
 def build(desk: PageContext) -> ClassifyPage:
@@ -409,7 +474,13 @@ def build(desk: PageContext) -> ClassifyPage:
                             {"state": "idle", "words": "Choose a picture"},
                             elem_id=f"classify-status-{side}",
                         )
+                        sides[f"regions_{side}"] = gr.HTML(
+                            elem_id=f"classify-regions-{side}", elem_classes="classify-regions"
+                        )
             with gr.Column(min_width=340, elem_id="classify-changes"):
+                sides["regions"] = gr.Button(
+                    "Which region decides?", size="sm", variant="secondary", elem_id="classify-regions"
+                )
                 changed = Pictures(
                     {"title": "Answers that the plan changes", "items": [], "empty": "Measuring…"},
                     elem_id="classify-changed",
@@ -425,8 +496,15 @@ def _wire(desk: PageContext, page: ClassifyPage) -> None:
 
     def looked(model: str, left: str, right: str, request: gr.Request, event: gr.EventData):
         if model not in desk.held:
-            return (gr.skip(),) * 3
-        return look(desk, model, (left, right), request_of(event), request.session_hash)
+            return (gr.skip(),) * 6
+        asked = request_of(event)
+        answered = look(desk, model, (left, right), asked, request.session_hash)
+        return *answered, asked.get("id"), "", ""  # what was shown of regions is of another picture or plan
+
+    def decided(model: str, left: str, right: str, chosen: str | None, plan: PlanJson, request: gr.Request):
+        if model not in desk.held:
+            return (gr.skip(),) * 2
+        return regions(desk, model, (left, right), chosen, plan, request.session_hash)
 
     def uploaded(model: str, path: str | None, request: gr.Request) -> Iterator:
         yield from given(desk, model, path, request.session_hash)
@@ -449,7 +527,8 @@ def _wire(desk: PageContext, page: ClassifyPage) -> None:
     def left(request: gr.Request) -> None:
         forget(desk, request.session_hash)
 
-    answers, known = [page.pictures, page.status_left, page.status_right], gr.State(False)
+    chosen, maps, known = gr.State(None), [page.regions_left, page.regions_right], gr.State(False)
+    answers = [page.pictures, page.status_left, page.status_right, chosen, *maps]
 
     def compared(model: str, plan_json: PlanJson, request: gr.Request):
         known = model in desk.held
@@ -457,6 +536,7 @@ def _wire(desk: PageContext, page: ClassifyPage) -> None:
 
     looking = page.pictures.look(looked, [desk.model, *both], answers, **EVERY)
     looking.then(compared, [desk.model, desk.plan], desk.chart, **LIGHT)
+    page.regions.click(decided, [desk.model, *both, chosen, desk.plan], maps, **RUNNING)
     gr.on([menu.input for menu in both], again, None, page.pictures, **LIGHT)
     page.input.upload(uploaded, [desk.model, page.input], [page.input, page.pictures], **EVERY | WARNING)
     desk.on_model(switched, [desk.query, desk.model], [*both, page.pictures, page.title], **LIGHT)

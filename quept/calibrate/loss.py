@@ -16,7 +16,6 @@ from torch import Tensor
 
 from quept.evaluate.forward import chunks
 
-
 LEAST_VARIANCE = 1e-3  # channels that never move weigh no more than this
 
 

@@ -222,7 +222,9 @@ class Trainable:
         if bits not in self._rounded:
             slots = {name: Slot(name, name) for name in self.layout.ends}
             weights = {name: slot.weight(self._model) for name, slot in slots.items()}
-            values = {n: quantize(w, bits, group_size(w.shape[1], self._group))[1] for n, w in weights.items()}
+            values = {
+                n: quantize(w, bits, group_size(w.shape[1], self._group))[1] for n, w in weights.items()
+            }
             self._rounded[bits] = {name: slots[name].over(self._model, values[name]) for name in slots}
         return self._rounded[bits]
 

@@ -1,5 +1,5 @@
-"""Crops of photographs to calibrate classifiers on: of the few that packages bring (`quept.zoo.photos`), or
-of a folder's. No labels are read.
+"""Crops of photographs: to calibrate classifiers on, of the few that packages bring (`quept.zoo.photos`) or
+of a folder's, and to compare plans with full precision on (`crop_set`). No labels are read.
 
 A few photographs show few things, and what is learned on them alone holds for nothing else. So a sample is a
 part of one, from a twentieth of it to all, turned, mirrored and in other colors, and every second one has a
@@ -10,6 +10,7 @@ picture in this way.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from dataclasses import dataclass
 from math import sqrt
@@ -26,11 +27,11 @@ from torchvision.transforms.functional import (
     adjust_saturation,
 )
 
-from quept.models import LoadedModel
+from quept.models import LoadedModel, Vision
 from quept.zoo import PHOTOS, photos
 
 from .base import Data, Progress, Wanted, need
-from .images import read_picture, transform_of
+from .images import Images, read_picture, transform_of
 from .pictures import Pictures, files_in
 
 BUILT_IN = "packages"
@@ -54,7 +55,7 @@ class Photographs(Pictures):
 
     def identity(self) -> list[str]:
         if self.source == BUILT_IN:
-            return [hashlib.sha256(" ".join(e.source.sha256 for e in PHOTOS.values()).encode()).hexdigest()]
+            return [hashlib.sha256(_hashes().encode()).hexdigest()]
         return super().identity()
 
     def read(self, loaded: LoadedModel, wanted: Wanted, report: Progress) -> Data:
@@ -65,6 +66,26 @@ class Photographs(Pictures):
             found = interpolate(found, (self.pixels, self.pixels), mode="bilinear", antialias=True)
         training = {"x": found[wanted.held_out :]}
         return Data(training, training, {"x": found[: wanted.held_out]})
+
+
+def crop_set(vision: Vision, count: int = 200) -> Images:
+    """Plain crops of the photographs that packages bring, by turns, of a third of each or more, to measure
+    agreement with full precision on: nobody says what is on them, and every label is -1."""
+    found = photos()
+    draw, read = random.Random(0), [read_picture(path, vision.channels) for _, path in found]
+    made = [_crop(read[i % len(read)], draw, least=1 / 3) for i in range(count)]
+    content = " ".join([str(count), json.dumps(dict(vision.data), sort_keys=True, default=list), _hashes()])
+    return Images(
+        name=f"{count} crops of {len(found)} photographs",
+        id=hashlib.sha256(content.encode()).hexdigest(),
+        labels=torch.full((count,), -1),
+        picture=lambda i: made[i],
+        transform=transform_of(vision),
+    )
+
+
+def _hashes() -> str:
+    return " ".join(entry.source.sha256 for entry in PHOTOS.values())
 
 
 def crops(paths: list[Path], loaded: LoadedModel, count: int, seed: int) -> Tensor:
@@ -81,9 +102,9 @@ def crops(paths: list[Path], loaded: LoadedModel, count: int, seed: int) -> Tens
     return found
 
 
-def _crop(picture: Image.Image, draw: random.Random) -> Image.Image:
+def _crop(picture: Image.Image, draw: random.Random, least: float = SMALLEST) -> Image.Image:
     width, height = picture.size
-    area, shape = draw.uniform(SMALLEST, 1) * width * height, draw.uniform(*SHAPES)
+    area, shape = draw.uniform(least, 1) * width * height, draw.uniform(*SHAPES)
     w = max(1, min(width, round(sqrt(area * shape))))
     h = max(1, min(height, round(sqrt(area / shape))))
     x, y = draw.randint(0, width - w), draw.randint(0, height - h)

@@ -37,7 +37,9 @@ class Pictures(FolderSource):
         if self.source == BUILT_IN:
             return [self.source]
         folder = Path(self.source)
-        listed = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files_in(self.source)]
+        listed = [
+            (path.relative_to(folder).as_posix(), path.stat().st_size) for path in files_in(self.source)
+        ]
         return [hashlib.sha256(json.dumps(listed).encode()).hexdigest()]
 
     def read(self, loaded: LoadedModel, wanted: Wanted, report: Progress) -> Data:

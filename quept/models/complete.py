@@ -21,8 +21,8 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash, get_checkpoint_shard_files
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-# Constants that older versions wrote into their files, which the model computes from its config; how many batches
-# a batch norm has seen.
+# Constants that older versions wrote into their files, which the model computes from its config; how many
+# batches a batch norm has seen.
 CONSTANT = re.compile(
     r"(^|\.)(rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|position_ids|decoder\.version"
     r"|relative_position_index|attn_mask|num_batches_tracked)$"

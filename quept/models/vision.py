@@ -45,6 +45,11 @@ class Vision:
     def channels(self) -> int:
         return self.data["input_size"][0]
 
+    @property
+    def of_photographs(self) -> bool:
+        """Whether it names what is on photographs: the 1,000 classes of ImageNet, by their folders' names."""
+        return self.channels == 3 and len(self.names) == 1000 and self.names[0] == "n01440764"
+
 
 def config_of(where: str) -> dict[str, Any]:
     """The config.json of a folder or hub id; OSError where there is none, ValueError for a damaged one."""

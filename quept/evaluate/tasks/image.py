@@ -7,7 +7,8 @@ With p full precision's distribution over the classes and q the model's, per pic
     same  = both models' most likely classes are equal      same_top: its share, likewise; a flip where not
     kl    = sum_c p_c (log p_c - log q_c)                   in nats; its mean and standard error
 
-A model with one class answers yes (0, its class) or no (1).
+A model with one class answers yes (0, its class) or no (1). Pictures that nobody has labelled (-1) count as
+what full precision says they are, and there only agreement is a metric.
 
 Full precision's logits are computed once for a model and a set of pictures, and kept in one small file a
 batch: logits (k, classes) float32 and the numbers (k,) of the pictures that could be read. They share the
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from quept.data.images import Batch, Images, image_folder, stored_images
+from quept.data.photographs import crop_set
 from quept.evaluate.forward import Gate, MakeCache, device_of
 from quept.evaluate.reference import BatchReference, open_reference
 from quept.models.vision import class_logits
@@ -38,6 +40,7 @@ from .base import EvalTask, Metric
 if TYPE_CHECKING:
     from quept.runtime import ElasticModel
 
+CROPS = 200
 CHANGED = 48  # changed answers that an estimate lists
 
 
@@ -55,10 +58,11 @@ class ClassChange:
 @dataclass(frozen=True, kw_only=True)
 class AccuracyEstimate(Agreement):
     """What `images` pictures say, in finite numbers. classes: by the number of the label, those that
-    occurred. changed: the first CHANGED pictures to which the two say different things, as (number in the
-    set, full precision's class, the model's)."""
+    occurred; labelled: whether people said what is on the pictures. changed: the first CHANGED pictures to
+    which the two say different things, as (number in the set, full precision's class, the model's)."""
 
     images: int
+    labelled: bool = True
     classes: Mapping[int, ClassChange] = field(default_factory=dict)
     changed: tuple[tuple[int, int, int], ...] = ()
 
@@ -89,6 +93,7 @@ def accuracy(
     start = time.perf_counter()
     device, dtype = device_of(model), _dtype_of(model)
     seen: list[Tensor] = []
+    labelled = bool((images.labels >= 0).all())
 
     @torch.inference_mode()
     def logits(batch: Batch) -> dict[str, Tensor]:
@@ -96,7 +101,7 @@ def accuracy(
 
     for batch, expected, found, skipped in batches("picture", images, reference, logits, gate):
         seen.append(_scores(found["logits"], expected["logits"].double(), batch))
-        yield _summary(torch.cat(seen, 1), skipped, time.perf_counter() - start)
+        yield _summary(torch.cat(seen, 1), skipped, time.perf_counter() - start, labelled)
 
 
 class ImageTask(EvalTask):
@@ -110,8 +115,8 @@ class ImageTask(EvalTask):
     @property
     def lacking(self) -> str:
         vision = self.elastic.vision
-        ready = vision.labels and (vision.images or self.given.get("data"))
-        return "" if ready else "no labelled pictures lie beside this model"
+        ready = vision.images or self.given.get("data") or vision.of_photographs
+        return "" if vision.labels and ready else "no labelled pictures lie beside this model"
 
     @cached_property
     def images(self) -> Images:
@@ -122,6 +127,8 @@ class ImageTask(EvalTask):
             raise ValueError("--labels tells the classes of the pictures in --data: give that folder too")
         if elastic.vision.images:
             return stored_images(elastic.vision.images, elastic.vision, images)
+        if elastic.vision.of_photographs:
+            return crop_set(elastic.vision, images or CROPS)
         raise ValueError(
             f"{elastic.title} comes without pictures: give --data FOLDER, which holds a folder of "
             "pictures for each class"
@@ -149,7 +156,13 @@ class ImageTask(EvalTask):
             yield estimate.to_dict()
 
     def metrics(self, payload: Mapping) -> tuple[Metric, ...]:
-        return accuracy_metrics(payload)
+        labelled = payload.get("labelled", True) if payload else self._labelled
+        return accuracy_metrics(payload)[not labelled :]  # without accuracy, which would be agreement again
+
+    @property
+    def _labelled(self) -> bool:
+        vision = self.elastic and self.elastic.vision
+        return not vision or bool(vision.images or self.given.get("data")) or not vision.of_photographs
 
 
 def _dtype_of(model: nn.Module) -> torch.dtype:
@@ -162,10 +175,11 @@ def _scores(logits: Tensor, expected: Tensor, batch: Batch) -> Tensor:
     log_p, log_q = expected.log_softmax(-1), logits.log_softmax(-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)
     theirs, ours = expected.argmax(-1), logits.argmax(-1)
-    return torch.stack([batch.rows.double(), batch.labels, theirs, ours, kl])
+    labels = torch.where(batch.labels < 0, theirs, batch.labels)
+    return torch.stack([batch.rows.double(), labels, theirs, ours, kl])
 
 
-def _summary(scores: Tensor, skipped: int, seconds: float) -> AccuracyEstimate:
+def _summary(scores: Tensor, skipped: int, seconds: float, labelled: bool) -> AccuracyEstimate:
     rows, labels, theirs, ours = scores[:4].long()
     right_ref, right, same = theirs == labels, ours == labels, theirs == ours
     each = torch.ones_like(right)
@@ -174,6 +188,7 @@ def _summary(scores: Tensor, skipped: int, seconds: float) -> AccuracyEstimate:
     changed = torch.stack([rows, theirs, ours], 1)[~same][:CHANGED]
     return AccuracyEstimate(
         images=len(labels),
+        labelled=labelled,
         skipped=skipped,
         seconds=seconds,
         classes={label: ClassChange(*row) for label, row in enumerate(table.tolist()) if row[0]},
