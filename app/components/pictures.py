@@ -1,8 +1,8 @@
 """Pictures: a row of pictures to choose from, each with what the plan on the faders answers to it.
 
 In:  `value`: {"items": [{"id", "name", "source": data URL, "seen": data URL or "", "label": class or None,
-     "note": whose it is, "words": line under it}], "selected": id or None, "title", "empty": words where there
-     are none, "live": whether it sends looks, "paste_into": elem_id of the picture input};
+     "note": whose it is, "words": line under it}], "selected": id or None, "title", "empty": words where
+     there are none, "live": whether it sends looks, "paste_into": elem_id of the picture input};
      `answers`, to a `look`: {"turn", "rows": {id: [full precision's class, its share, this plan's class, its
      share]}, "error"}; `again`: another number asks for a new look. A handler returns one of them alone:
      `Pictures(answers=...)`.

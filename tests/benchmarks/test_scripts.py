@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from quept import kernels
 from quept.allocate import SensitivityTable
@@ -17,6 +18,7 @@ from quept.config import Recipe
 from quept.data import fashion_mnist
 from quept.plan import QUANTIZED_BITS
 from quept.runtime import ElasticModel
+from tests.models.test_convolutional import save_tiny_cnn
 from tests.tiny import save_tiny
 from tests.zoo.conftest import easy_vqa_folder  # noqa: F401
 from tests.zoo.test_fashion_vit import idx, pictures
@@ -222,6 +224,18 @@ def test_accuracy_of_the_classifier(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "INSTALLED", tmp_path)
     figures = benchmark("vision_quality", "--images", 20)
     assert {"fp", "w4a4", "w4a4_rtn", "w2", "seconds_per_1000"} <= set(figures)
+
+
+@pytest.mark.slow
+def test_photographs(benchmark, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for label, color in enumerate(("red", "navy")):
+        Image.new("RGB", (80, 70), color).save(folder / f"picture_{label}.png")
+    save_tiny_cnn("mobilenetv3_small_050", tmp_path / "cnn")
+    figures = benchmark("photo_quality", "--model", tmp_path / "cnn", "--pictures", folder, "--repeats", 2)
+    assert 0 <= figures["fp_of_20"] <= 2 and figures["ms_per_photo"] > 0
+    assert set(figures["agree"]) == {"w8", "w6", "w5", "w4", "w3", "w8a8", "w6a6"}
 
 
 @pytest.mark.slow
