@@ -10,6 +10,7 @@ api         named endpoints for programs
 border      what every request passes before Gradio sees it: host, size, uploads, headers, log
 fair_queue  Gradio's queue, shared out between visitors
 lazy        values made when first asked for
+hub         models of the Hugging Face hub that one option opens
 service     opened models, measurements, results; knows nothing of gradio
 timing      how fast plans answer, measured and predicted
 gate        turns at the model, shared by time

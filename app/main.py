@@ -13,17 +13,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 
+from app.hub import HUB, HUB_GB, public_hub
 from app.proxies import settle_proxies
 from app.space import settle
 from app.splash import Splash
 from quept.cli.terminal import forgiving
 
-DEFAULTS = ("smollm2-135m", "fashion-vit", "easy-vqa")
+DEFAULTS = ("smollm2-135m", "efficientnet-lite0", "fashion-vit", "easy-vqa")
+PRESETS = ("built-in", "hub")
 LAST_WORDS = 2.0  # seconds
+Progress = Callable[[str, float | None], None]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,6 +40,13 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--model", action="append", default=[], metavar="SOURCE", help="the same; repeat for several"
+    )
+    p.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="which models where none are named: those built in, or DeiT, ViT-S, Swin-T, SmolVLM-256M and "
+        f"Qwen2.5-0.5B of the Hugging Face hub, which downloads about {HUB_GB} GB once (default: built-in; "
+        "on a Space hub, where the hub answers)",
     )
     p.add_argument("--host", help="address to listen on (default 127.0.0.1: this machine alone)")
     p.add_argument(
@@ -71,14 +80,21 @@ def opened_to_others(host: str, public: bool) -> str:
     )
 
 
-def bundled_sources() -> tuple[list[str], list[str]]:
+def bundled_sources(progress: Progress | None = None) -> tuple[list[str], list[str]]:
     """The built-in models, opened where nobody asks for another, each with each of its artifacts; and those
-    of them that can wait until somebody chooses them."""
+    of them that can wait until somebody chooses them. One that cannot be fetched is left away, but for the
+    first."""
     from quept import zoo
     from quept.artifact import variants
 
-    sources = {name: zoo.MODELS[name].source for name in DEFAULTS}
-    names = [name for name, source in sources.items() if not isinstance(source, Path) or source.is_dir()]
+    names = []
+    for name in DEFAULTS:
+        try:
+            if names:
+                zoo.model_folder(name, progress)
+            names.append(name)
+        except zoo.SourceError as error:
+            print(f"quept app: going on without {name}: {error}", file=sys.stderr)
     rest = {name: [f"{name}:{variant}" for variant in variants(name)[1:]] for name in names}
     sources = [source for name in names for source in (name, *rest[name])]
     return sources, [source for name in names for source in rest[name]]
@@ -114,9 +130,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         pages = threading.Thread(target=import_module, args=("app.serve",), daemon=True)
         pages.start()  # gradio is imported while weights are read and checked
         asked = [*options.sources, *options.model]
-        sources, later = (asked, []) if asked else bundled_sources()
-        budget = options.budget or (2.0 if missing() else 0.4)
-        service = open_service(sources, int(budget * 1e9), splash.step, later, "cpu" if note else None)
+        budget = int((options.budget or (2.0 if missing() else 0.4)) * 1e9)
+        service = None
+        if not asked and (options.preset == "hub" or (options.preset is None and public_hub())):
+            try:
+                service = open_service(HUB, budget, splash.step, (), "cpu" if note else None)
+            except Exception as error:
+                if options.preset:
+                    raise
+                print(f"quept app: going on with the built-in models: {error}", file=sys.stderr)
+        if service is None:
+            sources, later = (asked, []) if asked else bundled_sources(splash.step)
+            service = open_service(sources, budget, splash.step, later, "cpu" if note else None)
         splash.step("Importing gradio and drawing the pages")
         pages.join()
         from app.serve import launch

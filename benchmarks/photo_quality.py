@@ -5,9 +5,10 @@
 The pictures are the 20 of ImageNet's that the wheel foolbox 3.3.4 holds, read from the wheel (--pictures: a
 folder of files named as they are there, ..._CLASS.jpg); none is calibrated on. "fp_of_20": how many full
 precision names right. "agree": the share of 200 of them (each whole, and nine crops of a half of it or more)
-that a plan names as full precision does; stem and depthwise convolutions at 8 bits, inputs of layers rounded in
-w8a8 and w6a6. "agree_rtn": the same of weights rounded to nearest, "right_rtn" how many of the 20 it has
-right; "agree_distilled": of --distilled, an artifact whose recipe has data of the kind "distilled".
+that a plan names as full precision does; stem and depthwise convolutions have 8 bits, and in w8a8 and w6a6
+inputs of layers are rounded too. "agree_rtn": the same of weights rounded to nearest, "right_rtn" how many of
+the 20 it has right; "agree_distilled": of --distilled, an artifact whose recipe has data of the kind
+"distilled".
 "ms_per_photo": one prepared photograph at W4 and full precision by timm as it is, by turns, and "ratio".
 Prints a table, then JSON.
 """

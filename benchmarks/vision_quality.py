@@ -166,7 +166,7 @@ def _shape(shape: str, folder: Path) -> dict[str, float]:
     """Seconds to reconstruct one block, milliseconds to switch (known widths), to classify one picture."""
     from quept.calibrate.activations import ActivationStore
     from quept.calibrate.block_wise import BlockWiseTuning
-    from quept.calibrate.observe import static_ends
+    from quept.calibrate.observe import observe, static_ends
     from quept.calibrate.trainable import Trainable
     from quept.data.batches import batches
 
@@ -174,7 +174,8 @@ def _shape(shape: str, folder: Path) -> dict[str, float]:
     elastic = ElasticModel.open(_random(shape, folder / shape), dtype=torch.float32, device="cpu")
     inputs = {"x": torch.randn(32, 3, 224, 224, generator=torch.Generator().manual_seed(0))}
     model, static = elastic.base.float(), recipe.static
-    ends = static_ends(model, elastic.layout, batches(inputs, 8), static.widths, static.percentiles)
+    seen = observe(model, elastic.layers, batches(inputs, 8), elastic.layout.fused)
+    ends = static_ends(seen, static.widths, static.percentiles)
     trainable = Trainable(model, elastic.layout, recipe.adapters, recipe.clip.start, "row", 0, static=ends)
     stage = dataclasses.replace(recipe.block_wise, epochs=1)
     with ActivationStore(folder, stage.memory) as streams:

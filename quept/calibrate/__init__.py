@@ -2,6 +2,7 @@
 
 job         one run: transforms, stages, comparison with round-to-nearest; resumed where it was cut
 prepare     the transforms of a recipe
+grids       static grids of activations, chosen by what the answers suffer
 observe     what layers are given at full precision: samples for static grids
 logits      logits of any model on its inputs, where they count
 trainable   what is learned of each layer; the model at any plan while it is learned

@@ -39,9 +39,10 @@ from .block_wise import tune_blocks
 from .checkpoint import Checkpoint
 from .end_to_end import EndToEndTuning
 from .errors import CalibrationError
+from .grids import chosen_ends
 from .logits import answer_logits, arguments, logits_of
 from .loss import divergence_loss
-from .observe import static_ends
+from .observe import observe, static_ends
 from .prepare import prepared
 from .trainable import Trainable
 
@@ -106,8 +107,15 @@ def calibrate(
     static = None
     if recipe.static:
         report("searching the grids of the activations", None)
-        shown = batches(data.block_wise, recipe.static.images, device)
-        static = static_ends(model, loaded.layout, shown, recipe.static.widths, recipe.static.percentiles)
+        shown = list(batches(data.block_wise, recipe.static.images, device))
+        if recipe.static.percentiles == (1.0,):  # min-max is what is asked for: nothing to choose
+            seen = observe(model, loaded.layout.layers, shown, loaded.layout.fused)
+            static = static_ends(seen, recipe.static.widths, recipe.static.percentiles)
+        else:
+            static, proposed = chosen_ends(
+                model, loaded.layout, shown, recipe.static, group, transformed.online, report
+            )
+            log("grids", proposed={f"A{bits}": kl for bits, kl in proposed.items()})
     trainable = Trainable(
         model,
         loaded.layout,

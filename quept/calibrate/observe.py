@@ -20,15 +20,23 @@ from quept.models.clone import clone
 from quept.numerics.static import search
 from quept.transforms import Record, reparameterisation
 
+Ends = Mapping[str, Mapping[int, Tensor]]  # {layer: {bits: (2, sites)}}
 RANGE_TOKENS, GRID_TOKENS = 4096, 1024  # samples of a site: for the range of each channel; of all together
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Of one layer: inputs (tokens, in); outputs (tokens, out) where they were asked for, else None."""
+    """Of one layer: inputs (tokens, in); outputs (tokens, out) where they were asked for, else None. ends:
+    the least and the greatest value of every token that passed, (2, sites) of the input and, of such outputs,
+    of query, key and value: a class token is one of hundreds, and may be in no sample."""
 
     inputs: Tensor
     outputs: Tensor | None
+    ends: Tensor
+
+    @property
+    def sites(self) -> list[Tensor]:
+        return [self.inputs, *(self.outputs.chunk(3, -1) if self.outputs is not None else ())]
 
 
 def observe(
@@ -74,21 +82,14 @@ def observed_reparameterisation(
     return reparameterisation(ranges, strength, percentile, images)
 
 
-def static_ends(
-    model: nn.Module,
-    layout: ModelLayout,
-    batches: Iterable[Mapping[str, Tensor]],
-    widths: Collection[int],
-    percentiles: Collection[float],
-) -> dict[str, dict[int, Tensor]]:
-    """The ends of the static grids, `{layer: {bits: (2, sites)}}`, lowest and highest values: of a layer's
-    input and, where one gives query, key and value, of these."""
-    fused = layout.fused
-    seen = observe(model, layout.layers, batches, fused)
+def static_ends(seen: Mapping[str, Samples], widths: Collection[int], percentiles: Collection[float]) -> Ends:
+    """The ends of static grids, lowest and highest values: of a layer's input and, where one gives query, key
+    and value, of these; of the percentiles those with the least squared error. 1 alone: all values seen."""
+    if set(percentiles) == {1.0}:
+        return {name: dict.fromkeys(widths, layer.ends) for name, layer in seen.items()}
     found = {}
     for name, layer in seen.items():
-        sites = [layer.inputs, *(layer.outputs.chunk(3, -1) if layer.outputs is not None else ())]
-        ends = [search(site, widths, percentiles) for site in sites]
+        ends = [search(site, widths, percentiles) for site in layer.sites]
         found[name] = {bits: torch.tensor([end[bits] for end in ends]).T.contiguous() for bits in widths}
     return found
 
@@ -103,6 +104,7 @@ class _Watched(nn.Module):
         self._convolves = isinstance(layer, nn.Conv2d)
         self._inputs: list[Tensor] = []
         self._outputs: list[Tensor] = []
+        self._ends: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -113,6 +115,13 @@ class _Watched(nn.Module):
             y, x = self.layer(x), x.movedim(1, -1)
         else:
             y = linear(x, self.layer.weight, self.layer.bias)
+        sites = [x, *(y.chunk(3, -1) if self._with_outputs else ())]
+        ends = torch.stack([torch.stack(site.aminmax()) for site in sites], 1).float().cpu()
+        self._ends = (
+            ends
+            if self._ends is None
+            else torch.stack([torch.minimum(self._ends[0], ends[0]), torch.maximum(self._ends[1], ends[1])])
+        )
         count = x.shape[:-1].numel()
         generator = torch.Generator().manual_seed(count)
         kept = torch.randperm(count, generator=generator)[: self._tokens].to(x.device)
@@ -122,4 +131,5 @@ class _Watched(nn.Module):
         return y
 
     def samples(self) -> Samples:
-        return Samples(torch.cat(self._inputs), torch.cat(self._outputs) if self._with_outputs else None)
+        outputs = torch.cat(self._outputs) if self._with_outputs else None
+        return Samples(torch.cat(self._inputs), outputs, self._ends)
