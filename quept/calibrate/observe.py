@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from quept.data.batches import samples
-from quept.models import LoadedModel, ModelLayout
+from quept.models import LoadedModel
 from quept.models.clone import clone
 from quept.numerics.static import search
 from quept.transforms import Record, reparameterisation
