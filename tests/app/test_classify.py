@@ -9,6 +9,7 @@ import json
 import struct
 import threading
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import gradio as gr
@@ -25,6 +26,8 @@ from app.service import Service
 from quept import ElasticModel, PrecisionPlan
 from quept.data.images import save_images
 from quept.evaluate import ImageError, Results, Sample
+from quept.zoo import PhotoEntry
+from quept.zoo.sources import InstalledFile
 from tests.tiny import save_tiny_vision
 
 MODEL, COUNT = "vit", 130
@@ -359,3 +362,56 @@ def test_features_without_classes_have_no_page(tmp_path):
 def test_a_file_that_did_not_arrive_is_said(tmp_path):
     with pytest.raises(ImageError, match="did not arrive"):
         read_upload(tmp_path / "gone.png", 3)
+
+
+def test_which_region_decides_is_shown_at_the_plans_of_both_sides(desk: PageContext):
+    plan = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
+    identity = row(desk, MODEL)["items"][0]["id"]
+    found = classify.regions(desk, MODEL, ("full precision", "equaliser"), identity, plan, "a")
+    assert all(figure.startswith('<figure><img src="data:image/') for figure in found)
+    _, left, _ = ask(desk, PrecisionPlan.uniform(2), id=identity)
+    assert f"What makes it {left['bars'][0][0]}:" in found[0]
+    gone = classify.regions(desk, MODEL, ("full precision", "equaliser"), "own:0", plan, "a")
+    assert gone == ("<p>This picture is not here any more: choose another one.</p>",) * 2
+    none = classify.regions(desk, MODEL, ("full precision", "equaliser"), None, plan, "a")
+    assert none == ("<p>Choose a picture first.</p>",) * 2
+
+
+def test_regions_light_up_where_covering_changes_the_answer(elastic: ElasticModel, monkeypatch):
+    classifier = Classifier(elastic, None)
+    pixels = torch.ones(1, 16, 16)
+
+    def shares(view, x):  # a model that looks at the upper left corner alone
+        seen = x[:, 0, :4, :4].mean((1, 2)).clamp(0, 1)
+        return torch.stack([seen, 1 - seen], 1)
+
+    lit = []
+    monkeypatch.setattr(classifier, "_shares", shares)
+    monkeypatch.setattr(classifier, "_lit", lambda pixels, weight: lit.append(weight) or "")
+    classifier.regions(PrecisionPlan.full(), Picture("a", "a", "", pixels), nullcontext)
+    (weight,) = lit
+    assert weight.argmax() == 0 and weight[4:, 4:].max() == 0 < weight[0, 0]
+
+
+def test_photographs_of_packages_are_examples_where_nobody_labelled_any(elastic: ElasticModel, tmp_path):
+    path = tmp_path / "a.png"
+    half().save(path)
+    entry = PhotoEntry("a", "Half", "CC0", "Somebody, from a package", InstalledFile("app", "", ""))
+    classifier = Classifier(elastic, None, [(entry, path)])
+    picture = classifier.example(0)
+    assert classifier.examples == [0] and picture.label is None
+    assert (picture.name, picture.note) == ("Half", "Somebody, from a package; CC0")
+    with pytest.raises(ImageError):
+        classifier.example(1)
+
+
+def test_a_picture_outside_of_what_the_model_knows_is_hinted_at(desk: PageContext, tmp_path):
+    sent(desk, saved(tmp_path, "a.png", half()))
+    chosen = row(desk, MODEL, "a")["items"][0]["id"]
+    _, left, _ = ask(desk, PrecisionPlan.uniform(8), id=chosen)
+    assert left["note"].startswith("It was taught grey pictures of 16 x 16 pixels")
+    labels = tuple(map(str, range(1000)))
+    pixels = torch.zeros(3, 8, 8)
+    words = classify._outside(Picture("a", "a", "", pixels), labels, 0.1)
+    assert words.startswith("Full precision itself gives no class more than 10 %")
+    assert "however sure it sounds" in classify._outside(Picture("a", "a", "", pixels), labels, 0.9)
