@@ -254,9 +254,9 @@ class Recipe:
 
 
 def migrated(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A recipe as it is written now: before, its data stood in a table `text`, `images` or `pairs`, and in
-    manifests the other two of them were null."""
-    before = ("text", "images", "pairs")
+    """A recipe as it is written now: before, its data stood in a table named after its kind, and in manifests
+    those of the other kinds were null."""
+    before = tuple(SOURCES)
     rest = {name: value for name, value in recipe.items() if name not in before or value is not None}
     found = [name for name in before if isinstance(rest.get(name), Mapping)]
     if "data" in rest or len(found) != 1:

@@ -132,4 +132,4 @@ class _Watched(nn.Module):
 
     def samples(self) -> Samples:
         outputs = torch.cat(self._outputs) if self._with_outputs else None
-        return Samples(torch.cat(self._inputs), outputs, self._ends)
+        return Samples(torch.cat(self._inputs), outputs, self._ends.clone())  # made outside of inference

@@ -23,7 +23,7 @@ from .text import Text
 SOURCES: dict[str, type[DataSource]] = {
     "text": Text,
     "images": Pictures,
+    "pairs": Conversations,
     "photographs": Photographs,
     "distilled": Distilled,
-    "pairs": Conversations,
 }
