@@ -268,6 +268,9 @@ for (const [i, { from, line, tone }] of LEVELS.entries()) {
   sample.textContent = `over ${from}`;
   sample.style.textDecoration = `underline ${line} ${tone}`;
 }
+const other = make("span", "level", legend);
+other.textContent = "not what the other side says";
+other.style.textDecoration = "underline solid 2px #b45309";
 legend.append(" · tap a word for its values");
 style();
 watch("value", draw);

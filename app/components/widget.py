@@ -37,9 +37,14 @@ const dress = async () => {
   sheet.textContent = `:is(#_, .widget-${name}) { ${(await Promise.all(styles.map(text))).join("")} }`;
   document.head.append(sheet);
 };
-Promise.all([...scripts.map(text), (kept[`style of ${name}`] ??= dress())]).then((parts) =>
-  Function("element", "trigger", "props", "server", "upload", "watch", parts.slice(0, -1).join("\\n"))(
-    element, trigger, props, server, upload, watch));
+const given = { element, trigger, props, server, upload, watch };
+const run = ([, ...parts]) => Function(...Object.keys(given), parts.join("\\n"))(...Object.values(given));
+const fail = (error) => {
+  element.querySelector(".widget").textContent = "This part of the page could not be shown: reload the page.";
+  throw error;
+};
+const styled = (kept[`style of ${name}`] ??= dress());
+Promise.all([styled, ...scripts.map(text)]).then(run).catch(fail);
 """
 
 

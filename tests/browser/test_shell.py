@@ -96,6 +96,15 @@ def spot(page: Page, block: int, height: float) -> tuple[float, float]:
     return box["x"] + box["width"] / 2, box["y"] + box["height"] * height
 
 
+def test_a_part_of_the_page_that_cannot_be_drawn_says_so(browser: Browser, address: str):
+    context = browser.new_context()
+    page = context.new_page()
+    page.route("**/equalizer.js?*", lambda route: route.fulfill(body="throw new Error('another version');"))
+    page.goto(address)
+    expect(page.locator("#equalizer")).to_contain_text("could not be shown: reload the page", timeout=30_000)
+    context.close()
+
+
 def test_numbers_and_plot_are_of_what_the_menu_says_that_quality_is_measured_by(page: Page):
     menu, on = page.locator("#task select"), page.locator("#numbers .conditions")
     expect(on).to_contain_text("foxes")
