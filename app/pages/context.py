@@ -36,12 +36,13 @@ KINDS = {
 
 @dataclass
 class Held:
-    """What the workbench holds of a visitor; see `app.pages`. task: the menu of what plans are measured by.
+    """What the workbench holds of a visitor; see `app.pages`. task: the name of what plans are measured by,
+    "" for the model's first.
     opened, chosen, measured: states that change with the model's name, with {"model", "plan"}, and with
     those of the plan that was measured and its task."""
 
     model: Menu
-    task: Menu
+    task: gr.State
     plan: gr.State
     tried: gr.State
     chart: Chart
@@ -73,7 +74,7 @@ class PageContext:
         return self.bench.model
 
     @property
-    def task(self) -> Menu:
+    def task(self) -> gr.State:
         return self.bench.task
 
     @property

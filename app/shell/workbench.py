@@ -32,6 +32,7 @@ class Workbench:
     budget: Budget
     numbers: Numbers
     planbar: PlanBar
+    tasks: Menu
 
 
 def draw(service: Service, model: Menu) -> Workbench:
@@ -47,11 +48,11 @@ def draw(service: Service, model: Menu) -> Workbench:
             about = {"description": service.describe(first), "folded": True}
             equalizer = Equalizer(plan_json, **about, elem_id="equalizer")
         with gr.Column(elem_id="bench-plot", scale=5, min_width=340):
-            task = Menu(**_tasks(service, first), name="Quality by", elem_id="task")
+            tasks = Menu(**_tasks(service, first), name="Quality by", elem_id="task")
             chart = Chart(elem_id="chart")  # its points come when the page is opened
     held = Held(
         model=model,
-        task=task,
+        task=gr.State(""),
         plan=gr.State(plan_json),
         tried=gr.State([]),
         chart=chart,
@@ -60,7 +61,7 @@ def draw(service: Service, model: Menu) -> Workbench:
         chosen=gr.State(None),
         measured=gr.State(None),
     )
-    bench = Workbench(held, equalizer, budget, numbers, planbar)
+    bench = Workbench(held, equalizer, budget, numbers, planbar, tasks)
     _wire(service, bench)
     _wire_budget(service, bench)
     return bench
@@ -75,7 +76,7 @@ def _tasks(service: Service, model: str) -> dict:
 def _wire(service: Service, bench: Workbench) -> None:
     held, planbar, drawn = bench.held, bench.planbar, bench.held.model.value
     own = [bench.equalizer, held.plan, held.chosen]
-    about = [held.opened, held.tried, held.chart, bench.budget, planbar, held.task]
+    about = [held.opened, held.tried, held.chart, bench.budget, planbar, bench.tasks, held.task]
 
     def loaded(model: str, plan_json: PlanJson | None) -> tuple:
         """A plan for the equaliser and the pages; None leaves them as they are."""
@@ -92,7 +93,7 @@ def _wire(service: Service, bench: Workbench) -> None:
         shown = Chart(points(service, model, []), own=[]), Budget(path=service.slider(model))
         bar = PlanBar(plans=plans.shelf(service, model))
         menu = Menu(**_tasks(service, model))
-        return equalizer, *loaded(model, plan_json)[1:], model, [], *shown, bar, menu
+        return equalizer, *loaded(model, plan_json)[1:], model, [], *shown, bar, menu, ""
 
     def chosen(model: str) -> tuple:
         return switched(model, service.plan_json_of(model, service.start(model)))
@@ -121,7 +122,7 @@ def _wire(service: Service, bench: Workbench) -> None:
     def retasked(model: str, plan_json: PlanJson, tried: list, task: str) -> tuple:
         """Another task: what is known by it already."""
         plan = service.plan_of(model, plan_json)
-        return service.state(model, plan, task), points(service, model, tried, plan, task)
+        return task, service.state(model, plan, task), points(service, model, tried, plan, task)
 
     def measured(
         model: str, plan_json: PlanJson, tried: list, task: str, request: gr.Request
@@ -138,8 +139,8 @@ def _wire(service: Service, bench: Workbench) -> None:
     then_measure(held.chart.point(pointed, [held.model, held.tried], own, **WARNING))
     then_measure(planbar.upload(uploaded, held.model, own, **WARNING))
     then_measure(planbar.travel(travelled, None, [held.model, *own, *about], **WARNING))
-    now = [held.model, held.plan, held.tried, held.task]
-    then_measure(held.task.input(retasked, now, [bench.numbers, held.chart], **WARNING))
+    now, answered = [held.model, held.plan, held.tried], [held.task, bench.numbers, held.chart]
+    then_measure(bench.tasks.input(retasked, [*now, bench.tasks], answered, **WARNING))
     planbar.download(downloaded, held.model, planbar, **EVERY)
     then_measure(held.model.input(chosen, held.model, [*own, *about], **WARNING))
     blocks = gr.context.Context.root_block

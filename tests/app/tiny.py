@@ -65,8 +65,8 @@ def tiny_elastic(ends: bool = True) -> ElasticModel:
 
 def bench(model: str) -> Held:
     """What a page has of the workbench; inside of Blocks."""
-    menu, task = (Menu(name, choices=[[name, name]], name=name) for name in (model, "text"))
-    return Held(menu, task, gr.State({}), gr.State([]), Chart(), *(gr.State(None) for _ in range(4)))
+    menu = Menu(model, choices=[[model, model]], name="Model")
+    return Held(menu, gr.State(""), gr.State({}), gr.State([]), Chart(), *(gr.State(None) for _ in range(4)))
 
 
 class FakeService:
