@@ -56,6 +56,7 @@ FRAMES_PER_SECOND = 12
 PREPARE_SECONDS = 0.1  # of slow preparation in one step, so that others get the gate in between
 SCORING = 0.35  # of the time that writing an answer took
 LOGITS_KEPT = 128  # tokens whose logits wait for their score: 25 MB for SmolLM2
+BITS = "bits per token"  # as engines report them
 SIDES = 2  # places in the pool: of the sides, then of full precision reading what each wrote
 AT_ONCE = 6  # tokens read at once in the time that writing one takes, at least
 FULL = PrecisionPlan.full()
@@ -77,8 +78,9 @@ class Answer:
     likeliest first, if `chat` was asked for any; the text of an end token is "".
 
     scores: of the first tokens, as far as they are known; spans: where each token stands in the text, (start,
-    length); others: what full precision would have said in the place of each scored one. written_s, scored_s:
-    seconds of writing and of scoring; unscored: why there are no further scores, as a sentence."""
+    length); bits: what was spent on each, where the precision is chosen by token; others: what full precision
+    would have said in the place of each scored one. written_s, scored_s: seconds of writing and of scoring;
+    unscored: why there are no further scores, as a sentence."""
 
     state: str = "queued"
     text: str = ""
@@ -95,6 +97,7 @@ class Answer:
     error: str = ""
     scores: tuple[TokenScore, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
+    bits: tuple[float, ...] = ()
     others: tuple[str, ...] = ()
     written_s: float = 0.0
     scored_s: float = 0.0
@@ -354,6 +357,7 @@ class _Writer:
             tokens_per_second=stats.tokens_per_second,
             cache_bytes=cache_nbytes(self._cache),
             spans=(*self.answer.spans, (self.starts[-1], len(event.text))),
+            bits=(*self.answer.bits, *(event.reports[name] for name in [BITS] if name in event.reports)),
             written_s=stats.prefill_seconds + stats.decode_seconds,
         )
         self._read_each = stats.prefill_seconds / max(1, stats.prompt_tokens - stats.reused_tokens)

@@ -22,7 +22,6 @@ from quept.allocate import SensitivityTable
 from quept.allocate.front import fitting_front
 from quept.allocate.rules.trial import load_trial
 from quept.allocate.solve.constraints import AllocationError
-from quept.engines import named_settings
 from quept.evaluate import EvalTask, Results, Sample, Stored, TaskEstimate, tasks_of
 from quept.evaluate.shipped import load_shipped
 from quept.export import exporter
@@ -343,7 +342,7 @@ class Service:
     def choices(self, model: str) -> list[tuple[str, str]]:
         """Menu of precisions: (label, value)."""
         named = [(_label(name), name) for name in self.opened[model].named_plans]
-        return [("Your plan", EQUALIZER), *named, *setting_choices()]
+        return [("Your plan", EQUALIZER), *named, *setting_choices(self.opened[model].elastic)]
 
     def tasks(self, model: str) -> list[tuple[str, str]]:
         """Menu of what plans are measured by: (label, value), the default first. `state`, `measure`,
@@ -512,7 +511,7 @@ class Service:
             for identity, plan in history
             if plan.name not in named
         ]
-        others = [(word, PrecisionPlan.uniform(word)) for word in named_settings(listed=True)]
+        others = [(word, PrecisionPlan.uniform(word)) for word in opened.elastic.settings]
         points += [_point(opened, task, plan, word, "baseline") for word, plan in others]
         points.append(current and _point(opened, task, current, "current", "current"))
         full, sizes = PrecisionPlan.full(), opened.elastic.sizes

@@ -8,6 +8,7 @@ from typing import Any
 
 from quept.engines import engine_class, engine_with, named_settings
 from quept.plan import PrecisionPlan
+from quept.runtime import ElasticModel
 
 EQUALIZER = "equaliser"
 LLAMA = "llama.cpp"  # the plan on the equaliser, as a file that llama.cpp runs
@@ -21,11 +22,11 @@ def setting_named(choice: str) -> PrecisionPlan | None:
     return PrecisionPlan.uniform(word) if word in named_settings() else None
 
 
-def setting_choices() -> list[tuple[str, str]]:
-    """Menu entries (label, value) of such settings that can run here."""
+def setting_choices(elastic: ElasticModel) -> list[tuple[str, str]]:
+    """Menu entries (label, value) of such settings that this model has and that can run here."""
     return [
         (title, word)
-        for word, title in named_settings(listed=True).items()
+        for word, title in elastic.settings.items()
         if not engine_class(engine_with(word)).missing()
     ]
 

@@ -26,7 +26,7 @@ zoo/        built-in models and texts, and how they are fetched
 data/       what is measured and calibrated on: texts, pictures, pairs, questions
 transforms/ rotations and channel scales that leave the function as it is and make weights easier to round
 kernels/    products with packed weights of 2..8 bits, in C
-engines/    ways to make a layer's weight small: rtn, quept, bitsandbytes
+engines/    ways to make a layer's weight small: rtn, quept, mobiquant, bitsandbytes
 artifact/   what calibration leaves on disk
 runtime/    the elastic model, its views, text generation
 calibrate/  making an artifact: block by block, end to end

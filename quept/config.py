@@ -16,9 +16,9 @@ import json
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
@@ -139,6 +139,25 @@ class EndToEnd:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """Nested codes with routers (`quept.engines.mobiquant`) instead of a grid for each width. router: "mlp",
+    learned, with `hidden` units; or an estimate without learning, "norm" of the input or a random
+    "projection" of what rounding leaves, of `hidden` rows. sequences: windows of text that it learns from,
+    `epochs` times, at `rate`."""
+
+    router: Literal["mlp", "norm", "projection"]
+    hidden: int
+    sequences: int
+    epochs: int
+    rate: float
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "sequences", "epochs"):
+            _need(1 <= getattr(self, name) <= 100_000, name, "must be 1 or more")
+        _need(0 < self.rate < 1, "rate", "must lie between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """name: of the file. group: columns per scale, "auto", "row", or None for the model's own. transforms:
     steps that `quept.transforms` understands, in order. held_out: sequences, pictures or pairs kept from
@@ -147,7 +166,7 @@ class Recipe:
     name: str
     note: str
     adapters: RankSchedule
-    clip: Clip
+    clip: Clip = field(default_factory=lambda: Clip({}))
     data: Annotated[DataSource, PlainValidator(lambda table: _source(table))]
     static: Static | None = None
     group: int | str | None = None
@@ -156,6 +175,7 @@ class Recipe:
     transforms: tuple[Mapping[str, Any], ...] = ()
     block_wise: BlockWise | None = None
     end_to_end: EndToEnd | None = None
+    routing: Routing | None = None
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
@@ -184,6 +204,8 @@ class Recipe:
             _need(learned, "activation_rate, drop", "are for static grids")
             fits = len(stage.adapter_rates) == len(self.adapters.groups)
             _need(fits, "adapter_rates", "needs one rate for each bit group")
+        if self.routing:
+            self._check_routing()
         if self.block_wise and self.end_to_end:
             same = self.block_wise.context == self.end_to_end.context
             _need(same, "context", "must be the same in block_wise and end_to_end")
@@ -192,6 +214,15 @@ class Recipe:
             _need(sized, "sequences", "is needed for a text, and for a text alone")
             fits = len(self.block_wise.merge) == len(self.adapters.groups)
             _need(fits, "merge", "needs one weight for each bit group")
+
+    def _check_routing(self) -> None:
+        alone = self.end_to_end and not (self.block_wise or self.static or self.clip.start)
+        _need(bool(alone), "routing", "goes with end_to_end, and with no block_wise, static or clip")
+        _need(self.data.sized, "routing", f"is for language models, not for {self.data.noun}")
+        _need(not self.end_to_end.activations, "activations", "stay as they are where weights are nested")
+        learning = zip(self.adapters.groups, self.adapters.steps, strict=True)
+        single = all(len(group) == 1 for group, step in learning if step)
+        _need(single, "adapters", "of nested codes belong to one width: give each that has ranks its group")
 
     @classmethod
     def load(cls, name: str | Path, model: str = "") -> Recipe:
@@ -235,7 +266,7 @@ class Recipe:
         """How much of its data a run reads."""
         one, other = self.block_wise, self.end_to_end
         return Wanted(
-            block_wise=one.sequences if one else 0,
+            block_wise=self.routing.sequences if self.routing else one.sequences if one else 0,
             end_to_end=other.steps * other.batch if other else 0,
             held_out=self.held_out,
             context=max(stage.context if stage else 0 for stage in (one, other)),

@@ -48,9 +48,17 @@ const LEVELS = [
 ];
 const levelOf = (kl) => LEVELS.filter(({ from }) => kl >= from).length;
 const lit = (level) => `quept-kl-${level}-${root.dataset.chat}`;
+/* Up to how many bits a word has a tint, where tokens got bits of their own: the fewer, the deeper. */
+const SPENT = [
+  { to: 3, light: "#bfdbfe", dark: "#1e3a8a" },
+  { to: 4.5, light: "#dbeafe", dark: "#1e3a5f" },
+  { to: 6, light: "#eff6ff", dark: "#1b2b45" },
+];
+const spentOf = (bits) => SPENT.findIndex(({ to }) => bits <= to);
+const tinted = (i) => `quept-bits-${i}-${root.dataset.chat}`;
 const DIFFERS = `quept-differs-${root.dataset.chat}`;
 const scored = new Map(); /* turn -> {text, scores, differs} */
-let places = []; /* [range, score] of what is marked now */
+let places = []; /* [range, score, bits] of what is marked now, either null where it is not known */
 
 function style() {
   if (document.getElementById("quept-parting-style")) return;
@@ -59,6 +67,10 @@ function style() {
   const both = (prefix, name) =>
     ["left", "right"].map((side) => `${prefix}::highlight(${name}-chat-${side})`).join(", ");
   sheet.textContent =
+    SPENT.map(({ light, dark }, i) =>
+      `${both("", `quept-bits-${i}`)} { background-color: ${light}; }` +
+      `${both(".dark ", `quept-bits-${i}`)} { background-color: ${dark}; }`,
+    ).join("") +
     LEVELS.map(({ line, light, dark, tone }, i) =>
       `${both("", `quept-kl-${i + 1}`)} { background-color: ${light}; color: #1f1300; text-decoration: underline ${line} ${tone}; }` +
       `${both(".dark ", `quept-kl-${i + 1}`)} { background-color: ${dark}; color: #fff3d6; text-decoration: underline ${line} ${light}; }`,
@@ -119,17 +131,24 @@ function mark() {
   paint(NAME, parting);
   const tokens = LEVELS.map(() => []);
   const differs = [];
+  const spent = SPENT.map(() => []);
   places = [];
-  for (const [turn, { text, scores, differs: spans }] of scored) {
+  for (const [turn, { text, scores, bits, differs: spans }] of scored) {
     if (!answers[turn]) continue;
+    locate(answers[turn], text, bits).forEach((range, i) => {
+      if (!range) return;
+      places.push([range, null, bits[i]]);
+      if (spentOf(bits[i][2]) >= 0) spent[spentOf(bits[i][2])].push(range);
+    });
     locate(answers[turn], text, scores).forEach((range, i) => {
       if (!range) return;
-      places.push([range, scores[i]]);
+      places.push([range, scores[i], null]);
       const level = levelOf(scores[i][2]);
       if (level) tokens[level - 1].push(range);
     });
     differs.push(...locate(answers[turn], text, spans));
   }
+  spent.forEach((ranges, i) => paint(tinted(i), ranges));
   tokens.forEach((ranges, i) => paint(lit(i + 1), ranges));
   paint(DIFFERS, differs);
 }
@@ -138,7 +157,7 @@ function mark() {
 function unmark() {
   places = [];
   tip.hidden = true;
-  for (const name of [NAME, DIFFERS, ...LEVELS.map((_, i) => lit(i + 1))]) highlights.delete(name);
+  for (const name of [NAME, DIFFERS, ...LEVELS.map((_, i) => lit(i + 1)), ...SPENT.map((_, i) => tinted(i))]) highlights.delete(name);
 }
 
 /* Above every answer the plan that wrote it. */
@@ -152,15 +171,20 @@ function label(answers) {
 /* What a token under the pointer has to say, in words beside it. */
 function tell(event) {
   const caret = document.caretPositionFromPoint?.(event.clientX, event.clientY);
-  const spot = caret && places.find(([range]) => range.isPointInRange(caret.offsetNode, caret.offset));
-  tip.hidden = !spot;
-  if (!spot) return;
-  const [, [, , kl, other]] = spot;
-  const said = other === null ? "full precision would say the same" : `full precision would say “${other.trim() || "another break"}”`;
-  say(tip, `KL ${kl}: ${said}`);
-  const box = spot[0].getBoundingClientRect();
+  const spots = caret ? places.filter(([range]) => range.isPointInRange(caret.offsetNode, caret.offset)) : [];
+  tip.hidden = !spots.length;
+  if (!spots.length) return;
+  say(tip, spots.map(told).join(" · "));
+  const box = spots[0][0].getBoundingClientRect();
   tip.style.left = `${Math.max(4, Math.min(box.left, innerWidth - tip.offsetWidth - 4))}px`;
   tip.style.top = `${box.top > 40 ? box.top - tip.offsetHeight - 4 : box.bottom + 4}px`;
+}
+
+function told([, score, bits]) {
+  if (bits) return `${bits[2]} bits`;
+  const [, , kl, other] = score;
+  const said = other === null ? "full precision would say the same" : `full precision would say “${other.trim() || "another break"}”`;
+  return `KL ${kl}: ${said}`;
 }
 
 function clean() {
@@ -238,8 +262,9 @@ function drawBars(rows) {
 function remember() {
   if (typeof value.turn !== "number") scored.clear();
   for (const turn of [...scored.keys()]) if (turn >= value.turn) scored.delete(turn);
-  if (value.scores?.length || value.differs?.length) {
-    scored.set(value.turn, { text: value.text ?? "", scores: value.scores ?? [], differs: value.differs ?? [] });
+  if (value.scores?.length || value.differs?.length || value.bits?.length) {
+    const { text = "", scores = [], differs = [], bits = [] } = value;
+    scored.set(value.turn, { text: text ?? "", scores: scores ?? [], differs: differs ?? [], bits: bits ?? [] });
   }
   legend.hidden = ![...scored.values()].some(({ scores }) => scores.length);
 }

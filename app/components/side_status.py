@@ -9,14 +9,16 @@ In:  {"state": "idle|queued|preparing|reading|writing|done|stopped|error", "word
      "mark": [start, length] in `text` of the first token that differs, or None,
      "differs": [[start, length], ...] of all that differs, once both have ended,
      "scores": [[start, length, KL, what full precision would have said or None for the same], ...] of the
-     tokens as far as they are scored, "note": why there are no more; "own": a figure of the whole chat,
+     tokens as far as they are scored, "bits": [[start, length, bits spent], ...] where precision is chosen by
+     token, "note": why there are no more; "own": a figure of the whole chat,
      "turn": which answer of the chat this is, from 0, "labels": the plans of all its answers}.
 Out: nothing; as an input of a handler it gives None. It has no events.
 
 `chat` is the elem_id of the Chatbot whose answers are marked: words that full precision would hardly have
 said are underlined by how far off they are, dotted, dashed or double, with a tint, and tell their values when
-pointed at or tapped. The marks are CSS highlights laid over the rendered text by the script: the text itself,
-which nobody should trust, is not touched, and a copy of it has no marks in it.
+pointed at or tapped. Where tokens got bits of their own, the tint behind a word says how many: the deeper,
+the fewer. The marks are CSS highlights laid over the rendered text by the script: the text itself, which
+nobody should trust, is not touched, and a copy of it has no marks in it.
 """
 
 from __future__ import annotations

@@ -24,6 +24,12 @@ each layer has one small adapter, of which lower widths use more, and learned en
 width. Both are worked into a weight before it is rounded, so they cost nothing when the model runs. Without
 calibration weights are rounded to nearest (*rtn*), the baseline that every calibrated width had to beat.
 
+A model with *nested codes* and routers ([MoBiQuant](https://arxiv.org/abs/2602.20191)) keeps one 8-bit code
+for each weight, whose leading 2, 4 or 6 bits are the coarser model, and a router chooses how many are read:
+token by token, in each group of layers. An average of bits per token says what is *read*; all 8 bits, and the
+routers, are always *kept*. Nesting fixes the codes of low widths by those of 8 bits, so what 2 and 4 bits
+learn is how codes are read, and a small correction that is read with them.
+
 ### What the numbers mean
 - **Deploy memory** counts the bytes of packed codes, scales and zero-points of this plan, and 2 bytes
   for every parameter that stays as it is (norms, and embeddings left at 16 bits). An exported plan has

@@ -14,6 +14,7 @@ from app.components.blind import Blind
 from app.components.menu import Menu
 from app.components.side_status import SideStatus
 from app.markdown import TAGS_SHOWN_AS_TEXT
+from app.pages import averages
 from app.pages.chat_answers import (
     AS_PLANNED,
     LARGEST_SEED,
@@ -136,6 +137,7 @@ def build(context: PageContext) -> ChatPage:
         drawn["again"] = gr.Button("Regenerate", scale=0, min_width=128, elem_id="chat-regenerate")
         drawn["clear"] = gr.Button("Clear", scale=0, min_width=80, elem_id="chat-clear")
     Blind(elem_id="chat-blind")
+    routed = averages.draw(context)
     with gr.Accordion("Settings", open=False, elem_id="chat-settings"):
         drawn["system"] = gr.Textbox(
             label="System prompt",
@@ -184,11 +186,11 @@ def build(context: PageContext) -> ChatPage:
                 )
                 drawn["dice"] = gr.Button("🎲 New seed", size="sm", elem_id="chat-new-seed")
     page = ChatPage(**drawn)
-    _wire(context, page)
+    _wire(context, page, routed)
     return page
 
 
-def _wire(context: PageContext, page: ChatPage) -> None:
+def _wire(context: PageContext, page: ChatPage, routed: averages.Averages) -> None:
     parts = {f.name: getattr(page, f.name) for f in fields(page)} | {"chart": context.chart}
     asked = [
         context.model,
@@ -285,6 +287,8 @@ def _wire(context: PageContext, page: ChatPage) -> None:
         both,
         **LIGHT,
     )
+    chosen = (on_plan, [page.history, *asked], both)
+    averages.wire(context, routed, page.plan_right, lambda model: choices(context, model), *chosen)
     context.on_plan(on_equaliser, [page.history, *asked], both, **LIGHT)
     page.dice.click(None, None, page.seed, js=NEW_SEED_JS, **LIGHT)
     context.on_model(on_switch, asked, outputs, **LIGHT)

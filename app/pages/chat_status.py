@@ -43,6 +43,7 @@ def reported(sides: Sequence[PrecisionPlan], frame: Frame) -> dict[str, dict]:
             "progress": answer.progress,
             "text": answer.text,
             "scores": _scores(answer),
+            "bits": [[*span, round(bits, 2)] for span, bits in zip(answer.spans, answer.bits, strict=False)],
             "note": answer.unscored[:1].upper() + answer.unscored[1:],
         }
         if frame.parting:
@@ -125,7 +126,15 @@ def _facts(answer: Answer) -> list[list[str]]:
     size, speed, cache = answer.deploy_bytes, answer.tokens_per_second, answer.cache_bytes
     first, switch, far = answer.first_token_s, answer.switch_ms, summarize_scores(answer.scores)
     whole = None if size is None or cache is None else size + cache
+    spent = answer.bits and [
+        [
+            "Bits a token",
+            f"{sum(answer.bits) / len(answer.bits):.2f}",
+            "Bits that tokens of this answer read of each weight, on average; all slices are kept",
+        ]
+    ]
     return [
+        *spent,
         ["Deploy", _bytes(size), "Bytes of the model if it were shipped at this precision alone"],
         [
             "With KV cache",

@@ -6,6 +6,8 @@ grids       static grids of activations, chosen by what the answers suffer
 observe     what layers are given at full precision: samples for static grids
 logits      logits of any model on its inputs, where they count
 trainable   what is learned of each layer; the model at any plan while it is learned
+nested      the same for nested codes, which learn how they are read; nested_artifact: what comes of it
+routers     what bits are worth to each token, and routers that tell
 block_wise  the stage that tunes one block after another on its own outputs (QuEPT's reconstruction)
 capture     what a model hands to its blocks
 activations the streams that flow between them, in memory or on disk

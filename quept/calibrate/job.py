@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quept.artifact import Artifact, Manifest
 from quept.config import Recipe
@@ -43,6 +43,8 @@ from .errors import CalibrationError
 from .grids import chosen_ends, min_max
 from .logits import answer_logits, arguments, logits_of
 from .loss import divergence_loss
+from .nested import NestedTrainable
+from .nested_artifact import nested_artifact
 from .observe import observe, static_ends
 from .prepare import prepared
 from .trainable import Trainable
@@ -50,6 +52,7 @@ from .trainable import Trainable
 Progress = Callable[[str, float | None], None]
 LOG = "progress.jsonl"
 COMPARED = 16  # samples on which widths are compared where nothing was learned
+SHOWN = 8  # windows of text on which the magnitudes of inputs are seen
 SAVE_EVERY = 120.0  # seconds between two checkpoints; a step takes seconds, writing one about a second
 
 
@@ -106,27 +109,9 @@ def calibrate(
         steps=[step["kind"] for step in (transformed.record.steps if transformed.record else ())],
     )
     model = copy.deepcopy(transformed.model).to(device, torch.float32)
-    static = None
-    if recipe.static:
-        report("searching the grids of the activations", None)
-        shown = list(batches(data.block_wise, recipe.static.images, device))
-        if recipe.static.percentiles == (1.0,):  # min-max is what is asked for: nothing to choose
-            seen = observe(model, loaded.layout.layers, shown, loaded.layout.fused)
-            static = static_ends(seen, recipe.static.widths, (1.0,))
-        else:
-            static, proposed = chosen_ends(
-                model, loaded.layout, shown, recipe.static, group, transformed.online, report
-            )
-            log("grids", proposed={f"A{bits}": kl for bits, kl in proposed.items()})
-    trainable = Trainable(
-        model,
-        loaded.layout,
-        recipe.adapters,
-        recipe.clip.start,
-        group,
-        recipe.seed,
-        transformed.online,
-        static,
+    begun = checkpoint.read("end-to-end") is not None
+    trainable = (_nested if recipe.routing else _elastic)(
+        model, transformed, recipe, group, data, device, log, report, begun
     )
     seconds = {"preparing": time.monotonic() - began}
     if stage := recipe.block_wise:
@@ -139,15 +124,66 @@ def calibrate(
         _tune(tuning, checkpoint, log, report)
         seconds["end to end"] = log.seconds("end to end")
     began = time.monotonic()
-    artifact = _artifact(loaded, transformed, recipe, group, trainable)
-    plain = replace(artifact, engine=Quept(group, trainable.plain()))
-    artifact = _compared(artifact, plain, loaded, transformed, recipe, data, device, log, report)
+    if recipe.routing:
+        artifact = nested_artifact(loaded, transformed, recipe, group, trainable, data, device, log, report)
+    else:
+        artifact = _artifact(loaded, transformed, recipe, group, trainable)
+        plain = replace(artifact, engine=Quept(group, trainable.plain()))
+        artifact = _compared(artifact, plain, loaded, transformed, recipe, data, device, log, report)
     seconds["comparing"] = time.monotonic() - began
     log("done", seconds_per_stage={name: round(s, 1) for name, s in seconds.items()})
     report("writing the artifact", None)
     artifact = artifact.store(out)
     checkpoint.remove()
     return _read_back(out, artifact.manifest, loaded)
+
+
+def _elastic(
+    model: nn.Module,
+    loaded: LoadedModel,
+    recipe: Recipe,
+    group: int | str,
+    data: Data,
+    device: torch.device,
+    log: _Log,
+    report: Progress,
+    begun: bool,
+) -> Trainable:
+    """What a recipe without routers learns of the transformed model."""
+    static = None
+    if recipe.static:
+        report("searching the grids of the activations", None)
+        shown = list(batches(data.block_wise, recipe.static.images, device))
+        if recipe.static.percentiles == (1.0,):  # min-max is what is asked for: nothing to choose
+            seen = observe(model, loaded.layout.layers, shown, loaded.layout.fused)
+            static = static_ends(seen, recipe.static.widths, (1.0,))
+        else:
+            static, proposed = chosen_ends(
+                model, loaded.layout, shown, recipe.static, group, loaded.online, report
+            )
+            log("grids", proposed={f"A{bits}": kl for bits, kl in proposed.items()})
+    start = recipe.clip.start
+    return Trainable(model, loaded.layout, recipe.adapters, start, group, recipe.seed, loaded.online, static)
+
+
+def _nested(
+    model: nn.Module,
+    loaded: LoadedModel,
+    recipe: Recipe,
+    group: int | str,
+    data: Data,
+    device: torch.device,
+    log: _Log,
+    report: Progress,
+    begun: bool,
+) -> NestedTrainable:
+    """What a recipe with routers learns of the transformed model's weights; begun: there is a checkpoint."""
+    if begun:
+        return NestedTrainable(model, loaded.layout, recipe.adapters, group, recipe.seed)
+    report("looking at the inputs of the layers", None)
+    shown = observe(model, loaded.layout.layers, batches(data.block_wise, SHOWN, device, 1))
+    magnitudes = {name: seen.inputs.square().mean(0).sqrt() for name, seen in shown.items()}
+    return NestedTrainable(model, loaded.layout, recipe.adapters, group, recipe.seed, magnitudes)
 
 
 def _tune(tuning: EndToEndTuning, checkpoint: Checkpoint, log: _Log, report: Progress) -> None:

@@ -4,6 +4,7 @@ base          the contract
 reports       what layers say of a forward pass besides their outputs
 rtn           elastic round-to-nearest: every width from 2 to 8, nothing learned
 quept         the same grid, moved by learned adapters and clip factors
+mobiquant     nested codes: one 8-bit store, read at any depth, token by token
 bitsandbytes  NF4 and LLM.int8, to compare with
 
 A *setting* is what a plan says of a layer's weight: a width from 2 to 8, or a word of one engine: "nf4", a
@@ -35,12 +36,22 @@ class Entry:
     listed: tuple[Setting, ...] = ()
 
 
+_AVERAGES = [tenths / 10 for tenths in range(21, 80)]
+_ROUTED = {f"routed:{b:g}": f"{b:g} bits a token" for b in _AVERAGES} | {
+    f"routed:{b:g}/{cap}": f"{b:g} bits a token, {cap} at most" for cap in (4, 6) for b in _AVERAGES
+}
+
 ENGINES: dict[str, Entry] = {
     "rtn": Entry("quept.engines.rtn:Rtn", WIDTHS),
     "quept": Entry("quept.engines.quept:Quept", WIDTHS),
     "bitsandbytes": Entry(
         "quept.engines.bitsandbytes:BitsAndBytes",
         {"nf4": "bitsandbytes NF4", "int8": "bitsandbytes LLM.int8"},
+    ),
+    "mobiquant": Entry(
+        "quept.engines.mobiquant:MoBiQuant",
+        WIDTHS | _ROUTED,
+        ("routed:2.5", "routed:3", "routed:4", "routed:5"),
     ),
 }
 

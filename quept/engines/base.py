@@ -43,13 +43,15 @@ class Engine:
     """An engine; `read`, `quantize`, `values` and `nbytes` are what a new one has to give.
 
     title: what it does, for headings. recipe_part: the entry of the recipe that says how its tensors are
-    read, "" for an engine that learns nothing. learned: `{layer: what was learned of it}`. runs_itself:
+    read, "" for an engine that learns nothing. learned: `{layer: what was learned of it}`. routes: what
+    averages of bits per token spend and cost, where settings are such. runs_itself:
     whether `module` runs its layers, in its own way, and no backend."""
 
     title: ClassVar[str]
     recipe_part: ClassVar[str] = ""
     runs_itself: ClassVar[bool] = False
     learned: Mapping[str, Any] = {}
+    routes: Any = None
 
     @classmethod
     def read(cls, listing: Listing, tensors: Mapping[str, Tensor]) -> Engine:
@@ -79,6 +81,14 @@ class Engine:
     def storage(self, setting: Setting) -> Setting:
         """Returns the setting under which a layer at `setting` is stored: nested ones share one."""
         return setting
+
+    def deployed(self, stored: Stored, setting: Setting) -> Stored:
+        """Returns a stored layer as a file of this setting alone holds it."""
+        return stored
+
+    def unheld(self, setting: Setting) -> str:
+        """Returns why no file of codes holds a layer at this setting; "" if one does."""
+        return ""
 
     def static(self, layer: str) -> Mapping[int, Tensor]:
         """Returns the static grids of a layer's activations, `{bits: (2, sites)}`; {} where they are rounded

@@ -105,12 +105,17 @@ class Exporter:
                 f"{_one(sorted(elastic.online))} pass their input through a Hadamard transform as the model "
                 f"runs, which no engine of {self.title} does: export a calibration without rotation"
             )
-        resolved, places = plan.resolve(elastic.layers), self.places(elastic)
+        resolved, places, engine = plan.resolve(elastic.layers), self.places(elastic), elastic.artifact.engine
         resolved |= dict.fromkeys(elastic.embeddings, Bits(plan.embeddings))
         for layer, bits in resolved.items():
             if bits.weights not in places[layer]:
                 there = ", ".join(map(str, places[layer]))
                 return f"{self.title} does not hold {layer} at {_width(bits.weights)}: it has {there} bits"
+            why = (
+                "" if places[layer][bits.weights] == places[layer].get(FULL) else engine.unheld(bits.weights)
+            )
+            if why and layer in elastic.layers:
+                return f"{layer}: {why}"
         if not self.ours and (layer := next((n for n, b in resolved.items() if b.activations != FULL), "")):
             a = resolved[layer].activations
             return f"engines of {self.title} do not round activations to {a} bits: leave A out of the plan"

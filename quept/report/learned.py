@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quept.artifact import Artifact
-from quept.engines.quept import CLIP_STEPS
+from quept.engines.mobiquant import MoBiQuant
+from quept.engines.quept import CLIP_STEPS, LayerParameters, Quept
 from quept.models.families import FAMILIES
 
 _NUMBERED = re.compile(r"(?P<before>.*?)\.(?P<block>\d+)\.(?P<path>.+)")
@@ -46,10 +47,25 @@ def place(layer: str) -> tuple[int, str]:
     return int(match["block"]), _ROLES.get(match["path"], match["path"])
 
 
+def layers_of(artifact: Artifact) -> Mapping[str, LayerParameters]:
+    """`{layer: what was learned of it}` of an artifact of QuEPT; none of another engine's."""
+    return artifact.engine.learned if isinstance(artifact.engine, Quept) else {}
+
+
+def _of_nested(engine: MoBiQuant) -> dict[str, int]:
+    """`{kind: bytes}` of nested codes."""
+    routes = sum(tensor.nbytes for tensor in engine.routes.tensors().values()) if engine.routes else 0
+    parts = [part for layer in engine.learned.values() for part in (layer.grids, layer.branches)]
+    grids, branches = (sum(p.nbytes for part in parts[i::2] for p in part.values()) for i in (0, 1))
+    return {"scales and zero-points": grids, "corrections": branches, "routers and thresholds": routes}
+
+
 def bytes_by_kind(artifact: Artifact) -> dict[str, int]:
     """`{kind: bytes}` of all files the manifest lists; together they are `artifact.nbytes`."""
     kinds = {"adapters": 0, "clip factors": 0, "activation grids": 0, "transform tensors": 0}
-    for layer in artifact.engine.learned.values():
+    if isinstance(artifact.engine, MoBiQuant):
+        kinds |= _of_nested(artifact.engine)
+    for layer in layers_of(artifact).values():
         clips = sum(codes.nbytes for codes in layer.clips.values())
         grids = sum(grid.nbytes for grid in layer.static.values())
         kinds["clip factors"] += clips
@@ -63,7 +79,7 @@ def bytes_by_kind(artifact: Artifact) -> dict[str, int]:
 
 def shapes(artifact: Artifact) -> dict[str, tuple[int, int]] | None:
     """`{layer: (out, in)}`; None unless every layer has an adapter to read its shape off."""
-    found = {name: (layer.b.shape[0], layer.a.shape[1]) for name, layer in artifact.engine.learned.items()}
+    found = {name: (layer.b.shape[0], layer.a.shape[1]) for name, layer in layers_of(artifact).items()}
     whole = bool(found) and all(rows and columns for rows, columns in found.values())
     return found if whole else None
 
@@ -71,7 +87,7 @@ def shapes(artifact: Artifact) -> dict[str, tuple[int, int]] | None:
 def layers_at(artifact: Artifact) -> Mapping[int, int]:
     """How many layers are calibrated at each width, `{bits: layers}`."""
     counts: dict[int, int] = {}
-    for layer in artifact.engine.learned.values():
+    for layer in layers_of(artifact).values():
         for bits in layer.widths:
             counts[bits] = counts.get(bits, 0) + 1
     return dict(sorted(counts.items()))
@@ -79,13 +95,13 @@ def layers_at(artifact: Artifact) -> Mapping[int, int]:
 
 def clip_means(artifact: Artifact) -> list[ClipMeans]:
     """One entry for every width that clips in some layer, ascending."""
-    places = {name: place(name) for name in artifact.engine.learned}
+    places = {name: place(name) for name in layers_of(artifact)}
     roles = list(dict.fromkeys(role for _, role in places.values()))
     blocks = sorted({block for block, _ in places.values()})
     found = []
-    for bits in sorted({bits for layer in artifact.engine.learned.values() for bits in layer.clips}):
+    for bits in sorted({bits for layer in layers_of(artifact).values() for bits in layer.clips}):
         means: dict[tuple[int, str], tuple[float, float]] = {}
-        for name, layer in artifact.engine.learned.items():
+        for name, layer in layers_of(artifact).items():
             if bits in layer.clips:
                 low, high = (layer.clips[bits].double().mean(dim=(1, 2)) + 1) / CLIP_STEPS
                 means[places[name]] = (float(low), float(high))

@@ -79,7 +79,7 @@ def what_it_is(artifact: Artifact) -> Section:
         entries.append(("transforms", "; ".join(map(_step, m.transforms)) or "none"))
     entries += [(name, without_folder(text)) for name, text in m.provenance.items()]
     parts: list[Part] = [Facts(_distinct(entries))]
-    schedule = next((layer.schedule for layer in artifact.engine.learned.values()), None)
+    schedule = next((layer.schedule for layer in learned.layers_of(artifact).values()), None)
     if schedule:
         counts, start = learned.layers_at(artifact), _clip_start(m.recipe)
         rows = [

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from quept.artifact import Artifact, Manifest, Source, resolve_source
-from quept.engines import Setting
+from quept.engines import Setting, named_settings
 from quept.engines.base import EngineError, Stored
 from quept.engines.rtn import Rtn
 from quept.models import LoadedModel, ModelLayout, load
@@ -149,6 +149,12 @@ class ElasticModel:
         """Of a language model or vision-language model; ValueError for a classifier of pictures."""
         self._check_language("has no tokenizer: this is for language models")
         return self._tokenizer
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings that this model has besides widths and that menus offer, with their titles."""
+        titles = named_settings(listed=True)
+        return {setting: title for setting, title in titles.items() if setting in self._engines}
 
     @property
     def presets(self) -> list[PrecisionPlan]:
@@ -298,7 +304,8 @@ class ElasticModel:
 
     def packed(self, layer: str, setting: Setting) -> Stored:
         """One layer, or one of `embeddings`, as it is deployed at this setting."""
-        return self.bank.stored(layer, setting)
+        engine = self._grid if layer in self.embeddings else self._engines.get(setting, self._grid)
+        return engine.deployed(self.bank.stored(layer, setting), setting)
 
     @property
     def resident_bytes(self) -> int:

@@ -51,10 +51,11 @@ class Sizes:
         slots = loaded.layout.slots | {name: Slot(name, name) for name in loaded.embeddings}
         shapes = {name: tuple(slot.weight(loaded.model).shape) for name, slot in slots.items()}
         full = {name: BYTES_PER_FULL_WEIGHT * math.prod(shape) for name, shape in shapes.items()}
-        layers = {
-            name: {s: engines[s].nbytes(*shapes[name], s) for s in own} | {FULL: full[name]}
-            for name in loaded.layout.layers
+        sized = {
+            shape: {s: engines[s].nbytes(*shape, s) for s in own}
+            for shape in {shapes[name] for name in loaded.layout.layers}
         }
+        layers = {name: sized[shapes[name]] | {FULL: full[name]} for name in loaded.layout.layers}
         ends = [shapes[name] for name in loaded.embeddings]
         embeddings = {b: sum(grid.nbytes(*shape, b) for shape in ends) for b in QUANTIZED_BITS}
         embeddings[FULL] = sum(full[name] for name in loaded.embeddings)
@@ -73,7 +74,14 @@ class Sizes:
 
     def other_setting(self, plan: PrecisionPlan) -> Setting | None:
         """The setting of another engine that the plan gives the whole model; None for a plan of the
-        artifact's own. PlanError for a plan that mixes them."""
+        artifact's own. PlanError for a plan that mixes them, and for a setting that this model has not."""
+        own = next(iter(self.layers.values()), {})
+        asked = (bits.weights for bits in (plan.default, *dict(plan.rules).values()))
+        if odd := [word for word in asked if isinstance(word, str) and word not in {*own, *self.whole}]:
+            raise PlanError(
+                f"{odd[0]} is a setting of models with nested codes and routers, which this one is not: open "
+                "smollm2-135m:mobiquant, or calibrate with a recipe that has routers"
+            )
         if self.whole.keys().isdisjoint(bits.weights for bits in (plan.default, *dict(plan.rules).values())):
             return None
         found = set(plan.resolve(self.layers).values())

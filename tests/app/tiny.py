@@ -82,7 +82,7 @@ class FakeService:
         return [
             ("Your plan", "equaliser"),
             *((name.capitalize(), name) for name in self.named),
-            *setting_choices(),
+            *setting_choices(self.models[model]),
         ]
 
     def plan(self, model: str, choice: str, plan_json=None) -> PrecisionPlan:

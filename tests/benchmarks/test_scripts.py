@@ -177,6 +177,29 @@ def toml(table: dict, name: str = "") -> list[str]:
     return lines + [line for key, value in inner.items() for line in toml(value, f"{name}.{key}".lstrip("."))]
 
 
+@pytest.mark.slow
+def test_mobiquant(benchmark, model, text, tmp_path):
+    stage = {"steps": 1, "batch": 1, "context": 32, "adapter_rates": [0.0, 1e-3], "clip_rate": 1e-3}
+    recipe = Recipe.from_dict(
+        {
+            "name": "tiny",
+            "note": "for tests",
+            "group": 32,
+            "held_out": 2,
+            "data": {"kind": "text", "sources": {text: 1}},
+            "adapters": {"groups": [[4, 6, 8], [2]], "steps": [0, 1]},
+            "end_to_end": stage | {"draws": [[2]]},
+            "routing": {"router": "norm", "hidden": 1, "sequences": 2, "epochs": 1, "rate": 1e-3},
+        }
+    )
+    calibrate(model, recipe, tmp_path / "run", device="cpu")
+    options = ("--model", tmp_path / "run", "--text", text, "--tokens", 1024, "--answer", 2)
+    found = benchmark("mobiquant", *options, "--out", tmp_path / "found.json")
+    assert found["depth"]["2"]["kl"] > found["depth"]["8"]["kl"] < found["routed"]["2.5"]["kl"]
+    assert found["bytes"]["kept"] > found["bytes"]["read_8"] > found["bytes"]["read_2"]
+    assert found["switch_ms"] > 0 < found["decode"]["tokens_per_s_W4"]
+
+
 def test_allocation(benchmark, model, text, table, tmp_path):
     small = (
         "--tokens",

@@ -1,5 +1,5 @@
 """A toy engine that spends bits by token: two and eight bits of each weight lie side by side, and a share of
-the tokens, chosen by their activations, is multiplied by the latter. A setting is the average, "routed:3.5";
+the tokens, chosen by their activations, is multiplied by the latter. A setting is the average, "spread:3.5";
 all of them share what is stored."""
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from quept.engines.base import Engine
 from quept.engines.reports import report
 from quept.numerics.grid import dequantize, group_size, quantize, quantized_bytes
 
-AVERAGES = {f"routed:{tenths / 10:g}": f"routed at {tenths / 10:g} bits" for tenths in range(20, 81)}
-ENTRY = Entry("tests.engines.routed:Routed", AVERAGES, listed=("routed:3", "routed:5"))
+AVERAGES = {f"spread:{tenths / 10:g}": f"spread at {tenths / 10:g} bits" for tenths in range(20, 81)}
+ENTRY = Entry("tests.engines.routed:Routed", AVERAGES, listed=("spread:3", "spread:5"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Routed(Engine):
         return sum(quantized_bytes(rows, columns, bits, group_size(columns)) for bits in (2, 8))
 
     def storage(self, setting):
-        return "routed"
+        return "spread"
 
     def module(self, stored, setting, bias, dtype):
         return RoutedLinear(stored, float(setting.partition(":")[2]), bias, dtype)

@@ -18,20 +18,20 @@ from tests.engines.routed import ENTRY, RoutedLinear
 from tests.tiny import save_tiny, token_ids
 
 BITS = "bits per token"
-PLAN = "routed:3.5"
+PLAN = "spread:3.5"
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("QUEPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(ENGINES, "routed", ENTRY)
+    monkeypatch.setitem(ENGINES, "spread", ENTRY)
     return save_tiny("llama", tmp_path / "llama")
 
 
 @pytest.fixture
 def elastic(folder) -> ElasticModel:
     loaded = load(folder)
-    return ElasticModel(loaded, Artifact.unlearned("routed", loaded), dtype=torch.float32, device="cpu")
+    return ElasticModel(loaded, Artifact.unlearned("spread", loaded), dtype=torch.float32, device="cpu")
 
 
 def spent(elastic: ElasticModel, plan: PrecisionPlan) -> float:
@@ -42,19 +42,21 @@ def spent(elastic: ElasticModel, plan: PrecisionPlan) -> float:
 
 def test_a_plan_says_an_average_and_menus_offer_a_few(elastic):
     plan = PrecisionPlan.parse(PLAN)
-    assert plan.name == "routed at 3.5 bits" and PrecisionPlan.from_json(plan.to_json()) == plan
-    mixed = PrecisionPlan.of({"*.down_proj": "routed:6"}, default=PLAN)
+    assert plan.name == "spread at 3.5 bits" and PrecisionPlan.from_json(plan.to_json()) == plan
+    mixed = PrecisionPlan.of({"*.down_proj": "spread:6"}, default=PLAN)
     assert PrecisionPlan.from_json(mixed.to_json()) == mixed and elastic.view(mixed)
-    offered = [value for _, value in setting_choices()]
+    offered = [value for _, value in setting_choices(elastic)]
     assert (
-        offered[-2:] == ["routed:3", "routed:5"] and setting_named("routed:4.2").name == "routed at 4.2 bits"
+        offered[-2:] == ["spread:3", "spread:5"] and setting_named("spread:4.2").name == "spread at 4.2 bits"
     )
-    with pytest.raises(PlanError, match="'routed:9' is not a plan: give .*nf4, int8, routed:3, routed:5 or"):
-        PrecisionPlan.parse("routed:9")
+    with pytest.raises(
+        PlanError, match="'spread:9' is not a plan: give .*nf4, int8, .*spread:3, spread:5 or"
+    ):
+        PrecisionPlan.parse("spread:9")
 
 
 def test_all_averages_share_what_is_stored(elastic):
-    few, many = (PrecisionPlan.parse(text) for text in (PLAN, "routed:7"))
+    few, many = (PrecisionPlan.parse(text) for text in (PLAN, "spread:7"))
     assert elastic.sizes.deploy(few) == elastic.sizes.deploy(many)
     elastic.view(few)
     made = elastic.bank.made
@@ -63,8 +65,8 @@ def test_all_averages_share_what_is_stored(elastic):
 
 
 def test_more_bits_are_spent_where_more_are_asked_for(elastic):
-    assert spent(elastic, PrecisionPlan.parse("routed:2")) == 2
-    few, many = (spent(elastic, PrecisionPlan.parse(text)) for text in (PLAN, "routed:7"))
+    assert spent(elastic, PrecisionPlan.parse("spread:2")) == 2
+    few, many = (spent(elastic, PrecisionPlan.parse(text)) for text in (PLAN, "spread:7"))
     assert 2 < few < many < 8
 
 
@@ -99,4 +101,4 @@ def test_the_command_line_prints_a_column_for_it(folder, tmp_path, capsys):
     asked = ["--text", str(tmp_path / "text.txt"), "--tokens", "64", "--context", "64"]
     assert main(["evaluate", str(folder), "--plan", "W4", "--plan", PLAN, *asked]) == 0
     _, head, w4, routed = capsys.readouterr().out.splitlines()
-    assert "bits per token" in head and routed.startswith("routed at 3.5 bits")
+    assert "bits per token" in head and routed.startswith("spread at 3.5 bits")
