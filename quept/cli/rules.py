@@ -32,8 +32,9 @@ def rules_parser(commands) -> None:
         _rules,
         "try published rules of thumb for placing bits against measured sensitivities",
         f"quept rules {DEFAULT_MODEL} --out rules.json",
-        "Every rule allocates at several sizes, and its plans are measured whole. A stopped run goes on from "
-        "FILE.progress.jsonl when started again. `quept allocate --by RULE` gives one of those plans.",
+        "Every rule allocates at several sizes, and its plans are measured whole. FILE is written after "
+        "each; a stopped run measures no plan again that is in FILE.progress.jsonl. `quept allocate --by RULE` "
+        "gives one of those plans.",
     )
     model_options(p)
     text_options(p, tokens=2048)
@@ -91,16 +92,16 @@ def _rules(options: argparse.Namespace) -> None:
                 log.add({"plan": key[0], "windows": key[1], "estimate": last.to_dict()})
             return log.estimates[key]["kl"]
 
+        conditions = {
+            "text": name_of(options.text),
+            "tokens": shown.windows.ids.numel(),
+            "context": shown.windows.context,
+            "read": f"{read.ids.numel():,} tokens of {name_of(options.read_text)}, context {read.context}",
+        }
         for name, verdict in trial(elastic, table, read, kl, bits, chosen):
             found[name] = verdict
+            save_trial(options.out, elastic, found, **conditions)
             progress(f"{name}: {verdict.wasted:.2f} bits wasted", len(found) / (len(chosen) + 2))
-    conditions = {
-        "text": name_of(options.text),
-        "tokens": shown.windows.ids.numel(),
-        "context": shown.windows.context,
-        "read": f"{read.ids.numel():,} tokens of {name_of(options.read_text)}, context {read.context}",
-    }
-    save_trial(options.out, elastic, found, **conditions)
     lines.unlink()
     print_table(
         ("rule", "rank correlation", "bits wasted", "seconds", *(f"KL at {b:g} bits" for b in bits)),
