@@ -33,8 +33,8 @@ def rules_parser(commands) -> None:
         "try published rules of thumb for placing bits against measured sensitivities",
         f"quept rules {DEFAULT_MODEL} --out rules.json",
         "Every rule allocates at several sizes, and its plans are measured whole. FILE is written after "
-        "each; a stopped run measures no plan again that is in FILE.progress.jsonl. `quept allocate --by RULE` "
-        "gives one of those plans.",
+        "each; a stopped run measures no plan again that is in FILE.progress.jsonl. "
+        "`quept allocate --by RULE` gives one of those plans.",
     )
     model_options(p)
     text_options(p, tokens=2048)
