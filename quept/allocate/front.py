@@ -52,29 +52,36 @@ CHOSEN = ("refined", "start", "uniform")
 Progress = Callable[[str, float | None], None]
 
 
-_POINT = form(
-    name=str,
-    budget=Count,
-    bytes=Count,
-    bits_per_parameter=Positive,
-    chosen=Literal[CHOSEN],
-    predicted=dict[str, Number],
-    measured=dict[str, Any],
-    uniform=dict[str, Any] | None,
-    plan=dict[str, Any],
-)
-_FORM = form(
-    format=str,
-    version=int,
-    model=str,
-    weights=str,
-    artifact=str,
-    group=Group,
-    data=str,
-    conditions=dict[str, Any],
-    plans=list[_POINT],
-    dominated=list[_POINT],
-)
+# What a plan measured: on a text, and on other data, which is read by its task.
+_OF_TEXT = form(**dict.fromkeys(Estimate.__dataclass_fields__, Number) | {"tokens": Count})
+_OF_DATA = dict[str, Any]
+
+
+def _form(estimate: Any) -> Any:
+    """The form of a front whose plans measured this."""
+    point = form(
+        name=str,
+        budget=Count,
+        bytes=Count,
+        bits_per_parameter=Positive,
+        chosen=Literal[CHOSEN],
+        predicted=dict[str, Number],
+        measured=estimate,
+        uniform=estimate | None,
+        plan=dict[str, Any],
+    )
+    return form(
+        format=str,
+        version=int,
+        model=str,
+        weights=str,
+        artifact=str,
+        group=Group,
+        data=str,
+        conditions=dict[str, Any],
+        plans=list[point],
+        dominated=list[point],
+    )
 
 
 class FrontError(ValueError):
@@ -114,7 +121,7 @@ class Point:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Point:
-        """What `to_dict` writes, in the form `_POINT`; ValueError for a plan or an estimate that is none."""
+        """What `to_dict` writes, in the form of `_form`; ValueError for no plan, or no estimate."""
         return cls(
             data["name"],
             data["budget"],
@@ -181,7 +188,10 @@ class Front:
     def from_json(cls, text: str | bytes) -> Front:
         """Read what `to_json` writes; FrontError with a sentence for anything else."""
         data = parse_json(text, "a front", FORMAT, VERSION, FrontError)
-        data = checked(data, _FORM, "this front", FrontError)
+        plans, on_text = data.get("plans"), True
+        if isinstance(plans, list) and plans and isinstance(plans[0], dict):
+            on_text = "top1" not in (plans[0].get("measured") or {})
+        data = checked(data, _form(_OF_TEXT if on_text else _OF_DATA), "this front", FrontError)
         try:
             points = [tuple(map(Point.from_dict, data[key])) for key in ("plans", "dominated")]
         except ValueError as error:
