@@ -236,6 +236,22 @@ VISION: dict[str, tuple[str, dict, int]] = {
         },
         7,
     ),
+    "swin-v2": (
+        "swinv2_tiny_window8_256",
+        {
+            "img_size": 32,
+            "patch_size": 2,
+            "window_size": 4,
+            "embed_dim": 32,
+            "depths": [1, 1],
+            "num_heads": [2, 4],
+        },
+        7,
+    ),
+    "deit3": ("deit3_small_patch16_224", {"img_size": 32, "embed_dim": 48}, 6),
+    "eva02": ("eva02_tiny_patch14_224", {"img_size": 28, "embed_dim": 64}, 5),
+    "eva02-split": ("eva02_base_patch14_448", {"img_size": 28, "embed_dim": 48}, 5),
+    "siglip": ("vit_base_patch16_siglip_224", {"img_size": 32, "embed_dim": 64}, 0),
 }
 _DEPTH = {"depth": 2, "num_heads": 4}
 
@@ -255,7 +271,7 @@ def vision_config(name: str, **changes) -> dict:
         "crop_pct": 0.9,
         "interpolation": "bicubic",
         "first_conv": "patch_embed.proj",
-        "classifier": "head.fc" if name == "swin" else "head",
+        "classifier": "head.fc" if name.startswith("swin") else "head",
     }
     return {
         "architecture": architecture,
@@ -285,7 +301,9 @@ def tiny_vision(name: str = "vit", seed: int = 0, dtype: torch.dtype = torch.flo
                     parameter.copy_(0.2 * torch.randn_like(parameter))
                 else:
                     parameter += 0.1 * torch.randn_like(parameter)
-    return model.to(torch.float16).to(dtype).eval()  # what a file of 16 bits holds
+    held = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    model.load_state_dict(held)  # what a file of 16 bits holds
+    return model.to(dtype).eval()
 
 
 def save_tiny_vision(

@@ -18,7 +18,7 @@ from quept.data.batches import samples
 from quept.models import LoadedModel
 from quept.models.clone import clone
 from quept.numerics.static import search
-from quept.transforms import Record, reparameterisation
+from quept.transforms import Record, TransformError, reparameterisation
 
 Ends = Mapping[str, Mapping[int, Tensor]]  # {layer: {bits: (2, sites)}}
 RANGE_TOKENS, GRID_TOKENS = 4096, 1024  # samples of a site: for the range of each channel; of all together
@@ -77,6 +77,11 @@ def observed_reparameterisation(
     batches = list(batches)
     images = sum(samples(inputs) for inputs in batches)
     first = {norm: readers[0] for norm, readers in loaded.layout.norms.items()}
+    if not first:
+        raise TransformError(
+            f"{loaded.title} has no norm before a layer to reparameterise: calibrate it by a recipe without "
+            "transforms"
+        )
     seen = observe(model, list(first.values()), batches, tokens=RANGE_TOKENS)
     ranges = {norm: channel_ranges(seen[layer].inputs, percentile) for norm, layer in first.items()}
     return reparameterisation(ranges, strength, percentile, images)

@@ -15,6 +15,7 @@ intervals     Wilson's interval
 results       what was measured before: a DataFrame, written through to SQLite
 shipped       results that come with the built-in models
 harness       lm-evaluation-harness on a view
+routing       which experts of a mixture a text asks
 speed         tokens per second and time to the first
 """
 

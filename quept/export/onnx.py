@@ -38,6 +38,7 @@ from .base import Compared, Exporter, ExportError, Progress, full_nbytes, plan_r
 
 HELD = {2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}  # bits of a code -> bits it is stored in
 SMALLEST, LARGEST = 16, 256  # columns of a group
+UNTRACED = ("eva", "eva-split")  # families whose attention asks for a flag that is no constant when traced
 OPSET = 17
 DOMAIN = "com.microsoft"
 NODE = 512  # bytes of what a layer is told by, beside its numbers and its name, at most
@@ -58,6 +59,10 @@ class Onnx(Exporter):
     def lacks(self, elastic: ElasticModel) -> str | None:
         if elastic.kind != "vision":
             return "ONNX is written for classifiers of pictures: export a language model to GGUF or MLX"
+        if elastic.layout.family in UNTRACED:
+            return (
+                f"torch cannot trace the attention of {elastic.layout.family} models for ONNX: export to hf"
+            )
         return None if find_spec("onnx") else "ONNX needs the package onnx: pip install onnx"
 
     def widths(self, columns: int, group: int, embedding: bool = False) -> Mapping[Setting, str]:

@@ -249,6 +249,28 @@ FAMILIES = {
         kind="vision",
         convolutional=True,
     ),
+    "swin-v2": Family(
+        ("SwinTransformerV2",),
+        **_VIT
+        | {
+            "blocks": "layers.*.blocks.*",
+            "between": {"layers.*.downsample": {"merge": "reduction"}},
+            "head": "head.fc",
+            "norms": {},
+            "after": {"norm1": "o", "norm2": "down"},
+            "kept": ("attn.cpb_mlp.0", "attn.cpb_mlp.2"),
+        },
+    ),
+    "eva": Family(("Eva", "Beit"), **_VIT),
+    "eva-split": Family(
+        ("Eva",),
+        **_VIT
+        | {
+            "roles": {role: f"attn.{role}_proj" for role in ("q", "k", "v")}
+            | {"o": "attn.proj", "gate": "mlp.fc1_g", "up": "mlp.fc1_x", "down": "mlp.fc2"},
+            "norms": {"norm1": ("q", "k", "v"), "norm2": ("gate", "up"), "mlp.norm": ("down",)},
+        },
+    ),
     "llava": _with_vision(
         ("llava", "llava_onevision"),
         {"model.vision_tower.encoder.layers.*": _CLIP_ROLES},
@@ -287,4 +309,17 @@ FAMILIES = {
         {"model.connector": {"in": "modality_projection.proj"}},
         language="model.text_model",
     ),
+}
+
+_BOTH_WAYS = (
+    "the tokens of a picture see one another both ways there, and prompts are read in pieces that only look "
+    "back (quept/runtime/visual.py); a text-only model of its family opens"
+)
+_DEPTHS = (
+    "its language model is given what its vision tower saw at several depths, and quept/runtime/visual.py "
+    "hands over embeddings alone; Qwen2.5-VL opens"
+)
+LACKING = {  # model_type -> what is missing for it here, where an entry would not be enough
+    **dict.fromkeys(("gemma3", "paligemma", "gemma4"), _BOTH_WAYS),
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), _DEPTHS),
 }

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from .families import FAMILIES, Family
+from .families import FAMILIES, LACKING, Family
 from .slots import OverChannels, Slot
 
 _READ_TOGETHER = dict.fromkeys(("q", "k", "v"), "q, k, v") | dict.fromkeys(("gate", "up"), "gate, up")
@@ -171,7 +171,9 @@ def family_of(model_type: str) -> str:
     for name, family in FAMILIES.items():
         if model_type in family.model_types:
             return name
-    known = ", ".join(t for family in FAMILIES.values() for t in family.model_types)
+    known = ", ".join(dict.fromkeys(t for family in FAMILIES.values() for t in family.model_types))
+    if model_type in LACKING:
+        raise ValueError(f"models of type {model_type!r} are not supported: {LACKING[model_type]}")
     raise ValueError(
         f"models of type {model_type!r} are not supported; supported types: {known}, and language models "
         "wired as one of these; to add a family, write its entry in quept/models/families.py"
@@ -181,9 +183,12 @@ def family_of(model_type: str) -> str:
 def layout_of(model: nn.Module, family: str = "") -> ModelLayout:
     """ModelLayout of a language or vision-language model of transformers, taken apart (see `unfused`), or of
     a classifier from timm; ValueError if a part that the table names is missing. family: its entry in the
-    table; by its type where it is not given."""
+    table; where it is not given the first of its type whose blocks have the layers."""
     config = getattr(model, "config", None)
-    name = family or family_of(type(model).__name__ if config is None else config.model_type)
+    kind = type(model).__name__ if config is None else config.model_type
+    first = family or family_of(kind)
+    others = () if family else (name for name, entry in FAMILIES.items() if kind in entry.model_types)
+    name = next((name for name in others if _has_layers(model, FAMILIES[name])), first)
     places = _places(FAMILIES[name])
     blocks = tuple(_blocks(model, places, FAMILIES[name]))
     for section, tables in places.items():
@@ -201,6 +206,13 @@ def layout_of(model: nn.Module, family: str = "") -> ModelLayout:
         frozenset(layers.intersection(convolutions)),
         tuple(n for n in convolutions if n not in layers),
     )
+
+
+def _has_layers(model: nn.Module, family: Family) -> bool:
+    try:
+        return bool(list(_blocks(model, _places(family), family)))
+    except ValueError:
+        return False
 
 
 def _places(family: Family) -> dict[str, dict[str, Mapping[str, str]]]:

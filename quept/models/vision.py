@@ -96,7 +96,22 @@ def read(where: str, config: Mapping[str, Any]) -> tuple[nn.Module, Vision]:
     images = weights.with_name(IMAGES)
     statistics = fold(model, data["input_size"])
     vision = Vision(config, data, labels, names, images if images.is_file() else None, statistics)
-    return model.to(_storage(tensors)), vision
+    for module in model.modules():  # or else timm multiplies by the layer's weight without running the layer
+        if hasattr(module, "qkv_bias_separate"):
+            module.qkv_bias_separate = True
+    _narrow(model, _storage(tensors))
+    return model, vision
+
+
+def _narrow(model: nn.Module, dtype: torch.dtype) -> None:
+    """Holds what came from a file in 16 bits; what the model computed for itself (rotary positions, the
+    coordinates of a window) stays as wide as it is."""
+    computed = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
+    wide = {name: model.get_buffer(name) for name in computed}
+    model.to(dtype)
+    for name, buffer in wide.items():
+        path, _, key = name.rpartition(".")
+        model.get_submodule(path)._buffers[key] = buffer
 
 
 def class_logits(logits: Tensor) -> Tensor:

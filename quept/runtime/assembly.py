@@ -20,6 +20,8 @@ from quept.plan import Bits
 
 from .backends import Dense
 
+HALVES = (torch.float16, torch.bfloat16)
+
 
 class Template:
     """The template of a loaded model, rounded by `engine`. moved: parameters that another template has moved
@@ -99,9 +101,9 @@ def placed(
     dtype: torch.dtype,
     moved: dict[int, nn.Parameter],
 ) -> nn.Module:
-    """Returns the model with modules replaced and the rest in a dtype on a device, but for buffers that are
-    held in more than 16 bits (rotary frequencies) and keep them. Ties are kept."""
-    copied = clone(model, replaced)
+    """Returns the model with modules replaced and the rest in a dtype on a device, but for buffers that
+    transformers holds in more than 16 bits (rotary frequencies) and that keep them. Ties are kept."""
+    copied, timm = clone(model, replaced), not hasattr(model, "config")
     for module in copied.modules():
         module.__dict__["_parameters"] = {
             key: p
@@ -111,6 +113,6 @@ def placed(
         }
         for key, buffer in module._buffers.items():
             if buffer is not None:
-                narrow = buffer.dtype in (torch.float16, torch.bfloat16)
+                narrow = (torch.is_floating_point(buffer) and timm) or buffer.dtype in HALVES
                 module._buffers[key] = buffer.to(device, dtype if narrow else buffer.dtype)
     return copied

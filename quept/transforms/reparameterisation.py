@@ -16,11 +16,12 @@ A record holds r by the name of the norm and d by that name and `.shift`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
 from .record import SHIFT, Record, TransformError
-from .rewriter import Norm, Rewriter
+from .rewriter import Rewriter
 
 
 def reparameterisation(
@@ -49,7 +50,7 @@ def reparameterise(rewriter: Rewriter, tensors: Mapping[str, Tensor]) -> None:
         if r is None or d is None or not len(r) == len(d) == len(norm.weight):
             raise TransformError(f"{name} has scales or shifts for another number of channels")
         r, d = (t.to(norm.weight.device).double() for t in (r, d))
-        rewriter.norms[name] = Norm(norm.weight / r, norm.bias / r - d, norm.rms)
+        rewriter.norms[name] = replace(norm, weight=norm.weight / r, bias=norm.bias / r - d)
         for reader in rewriter.readers[name]:
             rewriter.columns(reader, lambda w, r=r: w * r)
             rewriter.edit(reader, lambda w, b, d=d: (w, w @ d if b is None else b + w @ d))

@@ -20,7 +20,7 @@ from tests.tiny import VISION, close, pictures, save_tiny_vision
 PLANS = {
     "full": PrecisionPlan.full(),
     **{f"W{bits}": PrecisionPlan.uniform(bits) for bits in range(2, 9)},
-    "mixed": PrecisionPlan.of({"*.attn.*": 5, "*blocks.0.mlp.fc1": 16}, default=3, name="mixed"),
+    "mixed": PrecisionPlan.of({"*.attn.*": 5, "*blocks.0.mlp.fc1*": 16}, default=3, name="mixed"),
     "embeddings": PrecisionPlan.of({"*.mlp.*": 4}, embeddings=6),
 }
 

@@ -13,7 +13,11 @@ from tokenizers import processors
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from quept.evaluate import cut
+from quept.artifact import Artifact
+from quept.calibrate import calibrate
+from quept.config import Recipe
+from quept.evaluate import Windows, cut
+from quept.evaluate.routing import routing_counts
 from quept.export import exporter
 from quept.models import FAMILIES, LoadError, load
 from quept.models.recognize import expected_wiring, recognize, wiring
@@ -116,6 +120,47 @@ def test_the_table_says_where_norms_stand(name):
     assert wiring(model, family) == expected_wiring(family)
 
 
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_switching_one_expert_costs_what_a_layer_of_its_size_does(mixture, folders):
+    elastic = ElasticModel.open(folders[mixture], device="cpu", dtype=torch.float32)
+    kept = elastic.view(W4)
+    made, held = elastic.bank.made, elastic.bank.kept_bytes
+    expert = next(name for name in elastic.layers if ".experts.2.up_proj" in name)
+    switched = elastic.view(PrecisionPlan.of({expert: 3}, default=4))
+    assert kept is not switched and elastic.bank.made == made + 1
+    assert elastic.bank.kept_bytes - held <= 2 * elastic.sizes.layers[expert][4]
+    changed = elastic.sizes.layers[expert][4] - elastic.sizes.layers[expert][3]
+    plans = W4, PrecisionPlan.of({expert: 3}, default=4)
+    assert elastic.sizes.deploy(plans[0]) - elastic.sizes.deploy(plans[1]) == changed > 0
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_experts_are_counted_as_they_are_chosen(mixture, folders):
+    elastic = ElasticModel.open(folders[mixture], device="cpu", dtype=torch.float32)
+    windows = Windows(token_ids(3, 20))
+    counts, chosen = routing_counts(elastic, windows), elastic.config.num_experts_per_tok
+    assert len(counts) == len(elastic.layout.routers) > 0
+    assert all(int(of.sum()) == chosen * windows.ids.numel() and len(of) > 1 for of in counts.values())
+
+
+@pytest.mark.slow
+def test_a_tiny_calibration_beats_rounding_at_2_to_4_bits(name, folders, tmp_path):
+    words = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs! "
+    (tmp_path / "text.txt").write_text(" ".join(f"{i * i % 89} {words[i % 40 :]}" for i in range(90)))
+    stage = {"steps": 30, "batch": 2, "context": 48, "adapter_rates": [0.0, 2e-3, 2e-3, 2e-3],
+             "clip_rate": 2e-2, "draws": [[2], [3, 4]]}  # fmt: skip
+    recipe = {"name": "tiny", "note": "", "group": 32, "text": {"sources": {str(tmp_path / "text.txt"): 1}},
+              "adapters": {"groups": [[7, 8], [5, 6], [3, 4], [2]], "steps": [0, 4, 4, 4]},
+              "clip": {"start": {2: 1.0, 3: 3.0, 4: 4.0}}, "end_to_end": stage}  # fmt: skip
+    calibrate(folders[name], Recipe.from_dict(recipe), tmp_path / "run", device="cpu")
+    quality = Artifact.open(tmp_path / "run").manifest.quality
+    found = {plan: round(quality[plan]["kl"] / quality[plan]["kl_rtn"], 3) for plan in ("W2", "W3", "W4")}
+    print(name, found)
+    assert all(share < 1 for share in found.values()), found
+    opened = ElasticModel.open(tmp_path / "run", device="cpu", dtype=torch.float32)
+    assert opened.view(W4)(input_ids=token_ids(), use_cache=False).logits.isfinite().all()
+
+
 LIKE = {"gemma": "llama", "seed_oss": "llama", "exaone4": "olmo2", "olmo": "llama", "olmoe": "mixtral",
         "ernie4_5": "llama", "helium": "llama", "hunyuan_v1_dense": "llama"}  # fmt: skip
 
@@ -149,6 +194,14 @@ def test_an_unsupported_type_is_one_sentence_that_says_how_a_family_is_added(mod
     said = str(refused.value)
     assert f"models of type {model_type!r} are not supported" in said and "\n" not in said
     assert said.endswith("to add a family, write its entry in quept/models/families.py")
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "paligemma", "qwen3_vl"])
+def test_a_model_that_needs_more_than_an_entry_says_what(model_type, folders, tmp_path):
+    shutil.copytree(folders["llama"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(LoadError, match=rf"type '{model_type}' are not supported: .* opens$"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "qwen3-moe", "llama"])
