@@ -33,6 +33,7 @@ calibrate/  making an artifact: block by block, end to end
 evaluate/   tasks that plans are measured by, references, the results store
 allocate/   sensitivity of every layer at every width, the best plan for a budget
 export/     a plan as a file: one exporter per target format
+costs       what a run will take in bytes and seconds, from a model's shapes
 report/     an artifact as a page to read
 cli/        one subcommand per stage
 """

@@ -18,7 +18,7 @@ LEVELS = (
     {"data"},
     {"config"},
     {"calibrate", "evaluate", "export"},
-    {"allocate", "report"},
+    {"allocate", "report", "costs"},
     {"flow"},
     {"cli", "__main__"},
 )

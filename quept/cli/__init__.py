@@ -1,7 +1,7 @@
 """The command line: one subcommand per stage, in the order of the flow.
 
-    quept models | pull | calibrate | report | evaluate | results | sensitivity | allocate | front | rules
-    quept export | generate | run | app
+    quept models | pull | plan-run | calibrate | report | evaluate | results | routing | sensitivity
+    quept allocate | front | rules | export | generate | run | app
 
 Each is declared and run in the file of its name (models and pull: zoo); shared: what they have in common;
 terminal: output where characters are missing. Results go to stdout, as a small table or, with --json, with
@@ -25,8 +25,10 @@ from .evaluate import evaluate_parser
 from .export import export_parser
 from .front import front_parser
 from .generate import generate_parser
+from .plan_run import plan_run_parser
 from .report import report_parser
 from .results import results_parser
+from .routing import routing_parser
 from .rules import rules_parser
 from .run import run_parser
 from .sensitivity import sensitivity_parser
@@ -70,10 +72,12 @@ def parser() -> argparse.ArgumentParser:
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
     models_parser(commands)
     pull_parser(commands)
+    plan_run_parser(commands)
     calibrate_parser(commands)
     report_parser(commands)
     evaluate_parser(commands)
     results_parser(commands)
+    routing_parser(commands)
     sensitivity_parser(commands)
     allocate_parser(commands)
     front_parser(commands)

@@ -20,9 +20,11 @@ from tests.tiny import save_tiny
 COMMANDS = (
     "models",
     "pull",
+    "plan-run",
     "calibrate",
     "report",
     "evaluate",
+    "routing",
     "sensitivity",
     "export",
     "generate",

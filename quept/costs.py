@@ -1,0 +1,273 @@
+"""What a run of a model will cost in bytes and seconds, computed from its shapes: no weights are read.
+
+    shapes = shapes_of("org/name")               # from config.json alone; the model is built without storage
+    machine = Machine.here(shapes)               # or Machine(flops=..., bandwidth=...), for another one
+    for cost in costs(shapes, machine, recipe): ...
+
+Products are counted and divided by how many this machine does a second in the shapes of this very model, each
+tried for a moment on random numbers; what is read and written beside them (logits, weights that are unpacked)
+is divided by the speed at which memory is copied; every call of a module takes CALL seconds of Python. A
+backward pass counts as two forward passes. What lies on a disk is read at DISK bytes a second.
+
+    opening       weights in 16 bits, read once and hashed once
+    measuring     a plan rounded for the first time, and a forward pass over windows (or pictures) one by one
+    sensitivity   for each layer and width a forward pass over 4 windows (256 pictures) from its block on
+    calibrating   as the recipe says: passes of each stage; the model in float32, what is learned with its
+                  gradient and two moments, the activations of one step
+    decoding      every stored byte of a plan is read once a token
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from quept import zoo
+from quept.artifact import Artifact, resolve_source
+from quept.config import Recipe
+from quept.models import FAMILIES, LoadedModel, LoadError, vision
+from quept.models.layout import layout_of
+from quept.models.recognize import recognize
+from quept.models.unfused import head_size, key_heads, unfuse
+from quept.plan import PrecisionPlan
+from quept.runtime.memory import resident_bytes
+from quept.runtime.model import compute_dtype
+from quept.runtime.sizes import Sizes
+
+CALL = 12e-6  # seconds of Python that a module takes
+OPENING = 4  # times as long as building the modules: reading, hashing, putting a template together
+WORD = 15e-6  # seconds that a word of the vocabulary takes to be read
+MAKING = 400  # bytes moved for each weight while it is rounded for the first time
+BATCH = 64  # pictures that are read at once
+DISK = 1.5e9
+HASH = 1.2e9  # SHA-256 of one thread
+TRIED = 4096  # rows and columns of a product that is tried; larger ones are counted from it
+CONTEXT = 512
+KINDS = tuple(range(2, 9))
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A model without its weights. products: `{(rows, columns): how many such layers a token passes}`, head
+    included. vocabulary: rows of the head. heads: of queries and of keys, and the channels of one. tokens: of
+    one sample, a window of text or a picture. modules: how many are called in a pass. words: its tokenizer's.
+    built: seconds that building the modules takes."""
+
+    title: str
+    kind: str
+    sizes: Sizes
+    products: Mapping[tuple[int, int], float]
+    blocks: int
+    hidden: int
+    vocabulary: int
+    heads: tuple[int, int, int]
+    tokens: int
+    modules: int
+    words: int
+    built: float
+
+    @property
+    def multiplied(self) -> float:
+        """Multiplications of weights for one token."""
+        return sum(rows * columns * count for (rows, columns), count in self.products.items())
+
+    @property
+    def weights(self) -> int:
+        """Bytes in 16 bits."""
+        return 2 * self.sizes.parameters
+
+    @property
+    def largest(self) -> int:
+        return max(self.sizes.weights.values())
+
+
+@dataclass(frozen=True)
+class Machine:
+    """flops: floating-point operations a second in products (two for each multiplication); bandwidth: bytes
+    of memory read or written a second; name: for people."""
+
+    flops: float
+    bandwidth: float
+    name: str = "stated"
+
+    @classmethod
+    def here(cls, shapes: Shapes) -> Machine:
+        """This machine, on products in the shapes of this model: about a second."""
+        dtype, spent, done = compute_dtype(), 0.0, 0.0
+        for (rows, columns), count in shapes.products.items():
+            r, c = min(rows, TRIED), min(columns, TRIED)
+            x, w = torch.randn(min(shapes.tokens, CONTEXT), c, dtype=dtype), torch.randn(r, c, dtype=dtype)
+            seconds = _fastest(lambda x=x, w=w: linear(x, w))
+            spent += seconds * count * (rows * columns) / (r * c)
+            done += 2 * len(x) * rows * columns * count
+        block, copy = torch.ones(2, 100_000_000, dtype=torch.uint8)
+        bandwidth = 2 * block.nbytes / _fastest(lambda: copy.copy_(block))
+        return cls(done / spent, bandwidth, f"here, {torch.get_num_threads()} threads, {dtype}")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """memory: bytes at the most, the program itself included; 0 where it adds nothing worth telling."""
+
+    what: str
+    seconds: float
+    memory: int
+
+
+def shapes_of(source: str, group: int | str = "auto") -> Shapes:
+    """Returns the shapes of a built-in model, folder or hub id; LoadError where there is none that is
+    supported."""
+    base = resolve_source(source).base
+    where = str(zoo.model_folder(base)) if base in zoo.MODELS else base
+    try:
+        config = vision.config_of(where)
+        _without_weights(where, config)  # imports what it needs
+        began = time.perf_counter()
+        model, tokens, settings = _without_weights(where, config)
+        built = time.perf_counter() - began
+        family = None if settings is None else recognize(settings)
+        if family:
+            unfuse(model, FAMILIES[family])
+        layout = layout_of(model, family or "")
+    except (OSError, ValueError) as error:
+        raise LoadError(f"cannot plan a run of {source!r}: {error}") from error
+    model.to(torch.float16)
+    loaded = LoadedModel(
+        model, None, layout, source, Path(source).name, "", "", group, config={}, identity="-"
+    )
+    sizes = Sizes.of(loaded, Artifact.rtn(loaded, group))
+    products = _products(model, layout.layers, layout.head, settings)
+    text = None if settings is None else settings.get_text_config()
+    heads = (0, 0, 0)
+    if text is not None:
+        heads = text.num_attention_heads, key_heads(text), head_size(text)
+    head = model.get_submodule(layout.head)
+    return Shapes(
+        loaded.title,
+        layout.kind,
+        sizes,
+        products,
+        len(layout.blocks),
+        model.get_submodule(layout.decoder_blocks[0].layers[layout.roles[0]]).in_features,
+        getattr(head, "out_features", 0),
+        heads,
+        tokens,
+        sum(1 for _ in model.modules()),
+        getattr(text, "vocab_size", 0),
+        built,
+    )
+
+
+def _without_weights(where: str, config: Mapping) -> tuple[nn.Module, int, object | None]:
+    """The model on torch's meta device, tokens of a sample, and its config if it is one of transformers."""
+    with torch.device("meta"):
+        if vision.is_from_timm(config):
+            from timm import create_model
+
+            arguments = config.get("model_args", {})
+            model = create_model(config["architecture"], num_classes=config["num_classes"], **arguments)
+            patches = getattr(model.patch_embed, "num_patches", 1) + getattr(model, "num_prefix_tokens", 0)
+            return model, patches, None
+        settings = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        kind = FAMILIES[recognize(settings)].kind
+        auto = AutoModelForImageTextToText if kind == "vision-language" else AutoModelForCausalLM
+        return auto.from_config(settings), CONTEXT, settings
+
+
+def _products(
+    model: nn.Module, layers: tuple[str, ...], head: str, settings: object | None
+) -> dict[tuple[int, int], float]:
+    """Every layer once a token; of a mixture's experts the share that reads one."""
+    found: Counter[tuple[int, int]] = Counter()
+    text = None if settings is None else settings.get_text_config()
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    experts = next((getattr(text, name) for name in names if getattr(text, name, None)), 1)
+    share = (getattr(text, "num_experts_per_tok", None) or 1) / experts
+    for name in (*layers, head):
+        module = model.get_submodule(name)
+        if hasattr(module, "weight"):
+            found[tuple(module.weight.shape)] += share if ".experts." in name else 1
+    return dict(found)
+
+
+def costs(
+    shapes: Shapes, machine: Machine, recipe: Recipe | None = None, samples: int | None = None
+) -> Iterator[Cost]:
+    """Yields the costs of the module docstring, in its order; samples: windows or pictures that a plan is
+    measured on, 8 or 1,000 unless they are given."""
+    base, pictures = resident_bytes(), shapes.kind == "vision"
+    samples = samples or (1000 if pictures else 8)
+    opening = OPENING * shapes.built + WORD * shapes.words + shapes.weights * (1 / DISK + 1 / HASH)
+    yield Cost("open", opening, base + round(1.05 * shapes.weights))
+    logits = 4 * shapes.vocabulary * (shapes.tokens if not pictures else BATCH)
+    plan = shapes.sizes.deploy(PrecisionPlan.uniform(4))
+    dense = 4 * shapes.largest + 3 * logits
+    making = MAKING * sum(shapes.sizes.weights.values()) / machine.bandwidth
+    measured = f"{samples:,} pictures" if pictures else f"{samples * shapes.tokens:,} tokens"
+    yield Cost(f"measure W4 on {measured}", making + forward(shapes, machine, samples), base + plan + dense)
+    table = forward(shapes, machine, 256 if pictures else 4)
+    passes = len(KINDS) * len(shapes.sizes.layers) * table / 2
+    yield Cost("sensitivity table", passes, base + shapes.weights + dense)
+    if recipe is not None:
+        yield Cost(f"calibrate by {recipe.name}", *_calibration(shapes, machine, recipe, base))
+    yield Cost("one token at W4", plan / machine.bandwidth + CALL * shapes.modules, base + plan)
+
+
+def forward(shapes: Shapes, machine: Machine, samples: int) -> float:
+    """Seconds of a forward pass over so many samples one after the other."""
+    heads, _, channels = shapes.heads
+    attention = 4 * heads * channels * shapes.tokens * shapes.blocks / 2
+    operations = 2 * shapes.multiplied + attention
+    beside = 4 * (16 * shapes.hidden * shapes.blocks + 8 * shapes.vocabulary) * shapes.tokens
+    unpacked = 4 * sum(shapes.sizes.weights.values()) * 1.25
+    together = BATCH if shapes.kind == "vision" else 1
+    calls = CALL * shapes.modules / together
+    each = shapes.tokens * operations / machine.flops + calls
+    return samples * (each + (beside + unpacked / together) / machine.bandwidth)
+
+
+def _calibration(shapes: Shapes, machine: Machine, recipe: Recipe, base: int) -> tuple[float, int]:
+    """Seconds and bytes of a run by a recipe."""
+    groups, seconds, context = len(recipe.adapters.groups), 0.0, shapes.tokens
+    if stage := recipe.block_wise:
+        count = max(1, stage.sequences or 64)
+        share = (stage.context or shapes.tokens) / shapes.tokens
+        seconds += forward(shapes, machine, 1) * share * count * groups * (3 * stage.epochs + 3)
+        context = stage.context or shapes.tokens
+    if stage := recipe.end_to_end:
+        share = (stage.context or shapes.tokens) / shapes.tokens
+        mixed = 1 / stage.mixed_every if stage.mixed_every else 0
+        passes = 1 + (4 if stage.checkpointed else 3) * (len(stage.draws) + mixed)
+        seconds += forward(shapes, machine, 1) * share * stage.batch * stage.steps * passes
+        context = (stage.context or shapes.tokens) * stage.batch
+    shared = recipe.adapters.steps
+    weights = shapes.sizes.weights
+    learned = sum(16 * sum(shared) * 2 * int(size**0.5) for size in weights.values())
+    activations = 4 * context * (24 * shapes.hidden * shapes.blocks + 4 * shapes.vocabulary)
+    return seconds, base + 3 * shapes.weights + learned + activations
+
+
+def _fastest(run: Callable[[], object]) -> float:
+    run()
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def to_json(shapes: Shapes, machine: Machine, found: list[Cost]) -> str:
+    """One line for scripts."""
+    rows = {cost.what: {"seconds": cost.seconds, "memory": cost.memory} for cost in found}
+    about = {"model": shapes.title, "parameters": shapes.sizes.parameters, "machine": machine.name}
+    return json.dumps(about | {"flops": machine.flops, "bandwidth": machine.bandwidth, "costs": rows})
