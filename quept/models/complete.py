@@ -25,7 +25,7 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 # batches a batch norm has seen.
 CONSTANT = re.compile(
     r"(^|\.)(rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|position_ids|decoder\.version"
-    r"|relative_position_index|attn_mask|num_batches_tracked)$"
+    r"|relative_position_index|attn_mask|num_batches_tracked|attention\.(masked_)?bias)$"
 )
 # What others write beside their codes: GPTQ and AWQ, FP8 and compressed-tensors, bitsandbytes, MLX.
 BESIDE_CODES = re.compile(
@@ -57,7 +57,9 @@ def unquantized(config: Mapping[str, Any], tensors: Mapping[str, str]) -> None:
     """Refuse what another tool has quantized, told from the config, the names and the types of tensors."""
     said = next(_said(config), None)
     names = [name for name in tensors if BESIDE_CODES.search(name)]
-    codes = [f"{name} holds {kind}" for name, kind in tensors.items() if CODES.match(kind)]
+    codes = [
+        f"{n} holds {kind}" for n, kind in tensors.items() if CODES.match(kind) and not CONSTANT.search(n)
+    ]
     if said or names or codes:
         raise ValueError(
             f"its weights are already quantized ({said or (names or codes)[0]}): open the original model, "

@@ -186,6 +186,14 @@ def test_a_damaged_config_is_refused(folder, text):
         load(folder)
 
 
+def test_masks_that_older_versions_stored_are_no_weights(tmp_path):
+    folder = tiny.save_tiny("gpt-neox", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["gpt_neox.layers.0.attention.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.uint8)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert len(load(folder).layout.layers) == 8
+
+
 def test_a_missing_tokenizer_is_refused(folder):
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
