@@ -47,6 +47,8 @@ CALL = 12e-6  # seconds of Python that a module takes
 OPENING = 4  # times as long as building the modules: reading, hashing, putting a template together
 WORD = 15e-6  # seconds that a word of the vocabulary takes to be read
 MAKING = 400  # bytes moved for each weight while it is rounded for the first time
+UNPACKING = 12  # bytes moved for each weight that is unpacked again for a window
+ATTENTION = 4  # times as long as products of so many operations: heads are small, and softmax lies between
 BATCH = 64  # pictures that are read at once
 DISK = 1.5e9
 HASH = 1.2e9  # SHA-256 of one thread
@@ -225,10 +227,10 @@ def costs(
 def forward(shapes: Shapes, machine: Machine, samples: int) -> float:
     """Seconds of a forward pass over so many samples one after the other."""
     heads, _, channels = shapes.heads
-    attention = 4 * heads * channels * shapes.tokens * shapes.blocks / 2
+    attention = ATTENTION * 4 * heads * channels * shapes.tokens * shapes.blocks / 2
     operations = 2 * shapes.multiplied + attention
     beside = 4 * (16 * shapes.hidden * shapes.blocks + 8 * shapes.vocabulary) * shapes.tokens
-    unpacked = 4 * sum(shapes.sizes.weights.values()) * 1.25
+    unpacked = UNPACKING * sum(shapes.sizes.weights.values())
     together = BATCH if shapes.kind == "vision" else 1
     calls = CALL * shapes.modules / together
     each = shapes.tokens * operations / machine.flops + calls
