@@ -159,7 +159,7 @@ def shapes_of(source: str, group: int | str = "auto") -> Shapes:
         sizes,
         products,
         len(layout.blocks),
-        model.get_submodule(layout.decoder_blocks[0].layers[layout.roles[0]]).in_features,
+        model.get_submodule(next(iter(layout.decoder_blocks[0].layers.values()))).in_features,
         getattr(head, "out_features", 0),
         heads,
         tokens,
