@@ -3,9 +3,9 @@
     quept models | pull | plan-run | calibrate | report | evaluate | results | routing | sensitivity
     quept allocate | front | rules | export | generate | run | app
 
-Each is declared and run in the file of its name (models and pull: zoo); shared: what they have in common;
-terminal: output where characters are missing. Results go to stdout, as a small table or, with --json, with
-one JSON object as the last line; progress and errors go to stderr. Exit code 0: done; 1: it could not be
+Each is declared and run in the file of its name (models and pull: zoo; plan_run); shared: what they have in
+common; terminal: output where characters are missing. Results go to stdout, as a small table or, with --json,
+with one JSON object as the last line; progress and errors go to stderr. Exit code 0: done; 1: it could not be
 done; 2: what was typed makes no sense; 130: stopped; 70: a bug of ours, with a file to report; of `calibrate`
 also 3: done, and worse than round-to-nearest at some width. Every error is one sentence.
 """
