@@ -66,6 +66,7 @@ def described(
         "params": 134_515_008,
         "prediction": {
             "sensitivity": [[HARM[bits] / len(layers) for bits in BITS] for _ in layers],
+            "score": "ppl",
             "curve": {
                 "sum": [0.001, 0.018, 0.075, 0.3, 1.14, 9.9],
                 "kl": [0.001, 0.018, 0.075, 0.3, 1.14, 9.9],
