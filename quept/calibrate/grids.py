@@ -2,18 +2,18 @@
 
 Where one token in hundreds decides (the class token of a vision transformer), squared error over all of them
 clips exactly what the head reads. So squared error only proposes: its own choice among the percentiles, each
-percentile alone, all values that were seen (min-max), and no grid at all, each token rounded by its own range
-(dynamic). Proposals are compared by the divergence of the model's answers from full precision with weights
-and activations at that width; the best one starts, and then each role of layers takes min-max or dynamic
-instead where that helps the whole. Min-max and dynamic everywhere are proposals, so the grids that come out
-are never worse than either on the pictures they were chosen on.
+percentile alone, and all values that were seen (min-max). Proposals are compared by the divergence of the
+model's answers from full precision with weights and activations at that width; the best one starts, and then
+each role of layers takes min-max or squared error's instead where that helps the whole. So what comes out is
+never worse than min-max on the pictures that it was chosen on; whether it, or what is learned from it, is
+better than rounding each token by its own range is decided at the end of a run.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -41,20 +41,22 @@ def chosen_ends(
     batches: Iterable[Mapping[str, Tensor]],
     settings: Static,
     group: int | str,
-    online: Collection[str],
     report: Callable[[str, float | None], None],
 ) -> tuple[Ends, dict[int, dict[str, float]]]:
-    """The ends of the grids that were chosen, a layer without a width being dynamic there, and the divergence
-    of the proposals, `{bits: {name: KL}}`."""
+    """The ends of the grids that were chosen, and the divergence of the proposals and of dynamic rounding,
+    `{bits: {name: KL}}`; of one percentile alone there is nothing to choose."""
     batches = list(batches)
     seen = observe(model, layout.layers, batches, layout.fused)
+    if len(settings.percentiles) == 1:
+        return static_ends(seen, settings.widths, settings.percentiles), {}
     shown = {name: tensor[:CHOSEN_ON] for name, tensor in batches[0].items()}
-    proposals: dict[str, Ends] = {"dynamic": {}, "min-max": static_ends(seen, settings.widths, (1.0,))}
+    proposals = {
+        "min-max": static_ends(seen, settings.widths, (1.0,)),
+        "squared error": static_ends(seen, settings.widths, settings.percentiles),
+    }
     for p in settings.percentiles:
         if p < 1:
             proposals[f"percentile {p:g}"] = static_ends(seen, settings.widths, (p,))
-    if len(settings.percentiles) > 1:
-        proposals["squared error"] = static_ends(seen, settings.widths, settings.percentiles)
     with torch.no_grad():
         full = logits_of(model, shown).float().log_softmax(-1)
     roles: dict[str, list[str]] = {}
@@ -64,8 +66,8 @@ def chosen_ends(
 
     @torch.no_grad()
     def divergence(ends: Ends, bits: int) -> float:
-        at = {name: {bits: found[bits]} for name, found in ends.items() if bits in found}
-        trainable = Trainable(model, layout, NOTHING, {}, group, 0, online, at)
+        at = {name: {bits: found[bits]} for name, found in ends.items()}
+        trainable = Trainable(model, layout, NOTHING, {}, group, 0, (), at)
         view = trainable.view(PrecisionPlan.uniform(bits, bits).keeping(layout.vision_layers))
         kl = divergence_loss(logits_of(view, shown).float(), full).item()
         return kl if math.isfinite(kl) else math.inf
@@ -75,22 +77,28 @@ def chosen_ends(
     for number, bits in enumerate(settings.widths):
         report(f"choosing the grids of {bits} bits", number / len(settings.widths))
         found = {name: divergence(ends, bits) for name, ends in proposals.items()}
+        dynamic = divergence({}, bits)
         start = min(found, key=found.__getitem__)
         best, ends = found[start], dict(proposals[start])
         for names in roles.values():
-            for other in ("min-max", "dynamic"):
-                taken = proposals[other]
-                tried = {n: e for n, e in ends.items() if n not in names}
-                tried |= {n: taken[n] for n in names if n in taken}
-                if all(tried.get(n) is ends.get(n) for n in names):
-                    continue
-                kl = divergence(tried, bits)
-                if kl < best:
-                    best, ends = kl, tried
-        measured[bits] = {name: round(kl, 6) for name, kl in found.items()} | {"chosen": round(best, 6)}
+            for other in ("min-max", "squared error"):
+                tried = ends | {name: proposals[other][name] for name in names}
+                if any(tried[name] is not ends[name] for name in names):
+                    kl = divergence(tried, bits)
+                    if kl < best:
+                        best, ends = kl, tried
+        found |= {"chosen": best, "dynamic": dynamic}
+        measured[bits] = {name: round(kl, 6) for name, kl in found.items()}
         for name, layer in ends.items():
             chosen[name][bits] = layer[bits]
     return chosen, measured
+
+
+def starts_worse(transformed: Mapping[str, float], base: Mapping[str, float]) -> bool:
+    """Whether a transformed model begins worse than rounding the base would, beyond what noise would show, so
+    that its transform, shared by all widths, is not worth it. Both as `chosen_ends` measured them."""
+    best = min(transformed["chosen"], transformed["dynamic"])
+    return best > 1.1 * min(base["min-max"], base["dynamic"]) + 1e-5
 
 
 def min_max(

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from quept.artifact import Artifact, Manifest
 from quept.config import Recipe
 from quept.data import Data
-from quept.data.batches import batches, samples
+from quept.data.batches import Inputs, batches, samples
 from quept.engines.quept import Quept
 from quept.files import append_line, read_lines, resume_lines
 from quept.models import LoadedModel, ModelLayout, load
@@ -40,12 +40,12 @@ from .block_wise import tune_blocks
 from .checkpoint import Checkpoint
 from .end_to_end import EndToEndTuning
 from .errors import CalibrationError
-from .grids import chosen_ends, min_max
+from .grids import chosen_ends, starts_worse
 from .logits import answer_logits, arguments, logits_of
 from .loss import divergence_loss
 from .nested import NestedTrainable
 from .nested_artifact import nested_artifact
-from .observe import observe, static_ends
+from .observe import Ends, observe
 from .prepare import prepared
 from .trainable import Trainable
 
@@ -108,11 +108,16 @@ def calibrate(
         "transforms",
         steps=[step["kind"] for step in (transformed.record.steps if transformed.record else ())],
     )
+    static = None
+    if recipe.static:
+        transformed, static = _grids(loaded, transformed, recipe, group, data, device, log, report)
     model = copy.deepcopy(transformed.model).to(device, torch.float32)
-    begun = checkpoint.read("end-to-end") is not None
-    trainable = (_nested if recipe.routing else _elastic)(
-        model, transformed, recipe, group, data, device, log, report, begun
-    )
+    layout, online, start = loaded.layout, transformed.online, recipe.clip.start
+    if recipe.routing:
+        begun = checkpoint.read("end-to-end") is not None
+        trainable = _nested(model, transformed, recipe, group, data, device, report, begun)
+    else:
+        trainable = Trainable(model, layout, recipe.adapters, start, group, recipe.seed, online, static)
     seconds = {"preparing": time.monotonic() - began}
     if stage := recipe.block_wise:
         tune_blocks(trainable, stage, data.block_wise, recipe.seed, out, checkpoint, log, report, device)
@@ -129,7 +134,7 @@ def calibrate(
     else:
         artifact = _artifact(loaded, transformed, recipe, group, trainable)
         plain = replace(artifact, engine=Quept(group, trainable.plain()))
-        artifact = _compared(artifact, plain, loaded, transformed, recipe, data, device, log, report)
+        artifact = _compared(artifact, plain, loaded, transformed, recipe, data.held_out, device, log, report)
     seconds["comparing"] = time.monotonic() - began
     log("done", seconds_per_stage={name: round(s, 1) for name, s in seconds.items()})
     report("writing the artifact", None)
@@ -138,32 +143,33 @@ def calibrate(
     return _read_back(out, artifact.manifest, loaded)
 
 
-def _elastic(
-    model: nn.Module,
+def _grids(
     loaded: LoadedModel,
+    transformed: LoadedModel,
     recipe: Recipe,
     group: int | str,
     data: Data,
     device: torch.device,
     log: _Log,
     report: Progress,
-    begun: bool,
-) -> Trainable:
-    """What a recipe without routers learns of the transformed model."""
-    static = None
-    if recipe.static:
-        report("searching the grids of the activations", None)
-        shown = list(batches(data.block_wise, recipe.static.images, device))
-        if recipe.static.percentiles == (1.0,):  # min-max is what is asked for: nothing to choose
-            seen = observe(model, loaded.layout.layers, shown, loaded.layout.fused)
-            static = static_ends(seen, recipe.static.widths, (1.0,))
-        else:
-            static, proposed = chosen_ends(
-                model, loaded.layout, shown, recipe.static, group, loaded.online, report
-            )
-            log("grids", proposed={f"A{bits}": kl for bits, kl in proposed.items()})
-    start = recipe.clip.start
-    return Trainable(model, loaded.layout, recipe.adapters, start, group, recipe.seed, loaded.online, static)
+) -> tuple[LoadedModel, Ends]:
+    """The grids that activations start from, and the model that they are of: the base where a transform
+    would make a width begin worse than rounding it."""
+    report("searching the grids of the activations", None)
+    shown, layout = list(batches(data.block_wise, recipe.static.images, device)), loaded.layout
+
+    def chosen(of: LoadedModel) -> tuple[Ends, dict[int, dict[str, float]]]:
+        model = copy.deepcopy(of.model).to(device, torch.float32)
+        return chosen_ends(model, layout, shown, recipe.static, group, report)
+
+    static, measured = chosen(transformed)
+    log("grids", measured={f"A{bits}": kl for bits, kl in measured.items()})
+    if transformed is not loaded and measured:
+        grids, without = chosen(loaded)
+        if lost := [bits for bits in measured if starts_worse(measured[bits], without[bits])]:
+            log("transforms given up", widths=lost, measured={f"A{b}": without[b] for b in lost})
+            return loaded, grids
+    return transformed, static
 
 
 def _nested(
@@ -173,7 +179,6 @@ def _nested(
     group: int | str,
     data: Data,
     device: torch.device,
-    log: _Log,
     report: Progress,
     begun: bool,
 ) -> NestedTrainable:
@@ -242,34 +247,23 @@ def _compared(
     loaded: LoadedModel,
     transformed: LoadedModel,
     recipe: Recipe,
-    data: Data,
+    held_out: Inputs,
     device: torch.device,
     log: _Log,
     report: Progress,
 ) -> Artifact:
     """The artifact with each width at the best that is known of it, measured on held-out data as it will be
     stored: as it was learned, or the same (transformed) weights rounded to nearest with activations on the
-    grids where learning began, on grids from the least to the greatest value, or rounded by the range of each
-    token. Transforms are shared by all widths: where rounding the base itself is better at every width, or
-    where there are static grids at any, they are given up, with what was learned on them. plain: the artifact
-    without anything learned."""
+    grids where learning began or rounded by the range of each token. Where round-to-nearest of the base
+    itself is better at every width, nothing of it is left. plain: the artifact without anything learned."""
     options = {"device": device, "dtype": torch.float32, "budget": 1}  # nothing is wanted twice
     rtn = ElasticModel(loaded, Artifact.rtn(loaded, artifact.group), **options)
     by_token = rtn
     if transformed is not loaded:
         by_token = ElasticModel(transformed, Artifact.rtn(transformed, artifact.group), **options)
-    grids, opened, base_grids = {}, {}, None
-    if recipe.static:
-        grids["kl_plain"] = plain.engine
-        if recipe.static.percentiles != (1.0,):
-            grids["kl_min_max"] = min_max(transformed, recipe.static, artifact.group, data.block_wise, device)
-        opened = {n: ElasticModel(transformed, replace(plain, engine=e), **options) for n, e in grids.items()}
-    if recipe.static and transformed is not loaded:
-        engine = min_max(loaded, recipe.static, artifact.group, data.block_wise, device)
-        bare = Artifact(replace(plain.manifest, transforms=()), engine)
-        base_grids = ElasticModel(loaded, bare, **options)
+    on_grids = ElasticModel(transformed, plain, **options) if recipe.static else by_token
     calibrated = ElasticModel(transformed, artifact, **options)
-    stage, held_out = recipe.end_to_end or recipe.block_wise, data.held_out
+    stage = recipe.end_to_end or recipe.block_wise
     count = samples(held_out) if stage else min(COMPARED, samples(held_out))
     shown = list(batches(held_out, count, device, recipe.data.together))
     full = [_reference(rtn, inputs).log_softmax(-1) for inputs in shown]
@@ -288,20 +282,16 @@ def _compared(
         report(f"comparing {plan.name} with round-to-nearest", i / len(comparisons))
         found = {"kl_rtn": divergence(rtn, plan)}
         token = divergence(by_token, plan) if by_token is not rtn else found["kl_rtn"]
-        has_grids = recipe.static and bits in recipe.static.widths and plan.default.activations == bits
-        on_grids = {name: divergence(at, plan) for name, at in opened.items()} if has_grids else {}
-        found |= {"kl_plain": token} | on_grids
-        if base_grids and has_grids:
-            found["kl_base_min_max"] = divergence(base_grids, plan)
+        found["kl_plain"] = divergence(on_grids, plan) if on_grids is not by_token else token
         learned = any(bits in artifact.manifest.widths[name] for name in decided)
         kl = divergence(calibrated, plan) if learned else math.inf
-        best = min(kl, token, *on_grids.values())
-        kept, grid = learned and kl == best, next((n for n in on_grids if on_grids[n] == best), None)
+        best = min(kl, found["kl_plain"], token)
+        kept, grids = learned and kl == best, found["kl_plain"] == best
         log("compared", plan=plan.name, kl=kl if learned else None, kept=kept, kl_token=token, **found)
         quality[plan.name] = {"kl": best, **found}
         if not kept:
             layers = {
-                name: layer.without(bits, grids[grid].static(name).get(bits) if grid else None)
+                name: layer.without(bits, plain.engine.static(name).get(bits) if grids else None)
                 if name in decided
                 else layer
                 for name, layer in artifact.engine.learned.items()
@@ -311,43 +301,18 @@ def _compared(
             artifact = replace(artifact, engine=Quept(artifact.group, layers), manifest=manifest)
             if loaded.layout.vision_layers:  # 8 bits are a part of the plans that follow
                 calibrated = ElasticModel(transformed, artifact, **options)
-    lost = worse(quality)
-    if artifact.record and (
-        all(row["kl_rtn"] < row["kl"] for row in quality.values()) or (recipe.static and lost)
-    ):
-        log("transforms given up", plans=lost)
-        return _without_transforms(artifact, quality, base_grids)
+    if artifact.record and all(row["kl_rtn"] < row["kl"] for row in quality.values()):
+        quality = {plan: row | {"kl": row["kl_rtn"]} for plan, row in quality.items()}
+        bare = {name: () for name in artifact.manifest.layers}
+        manifest = replace(artifact.manifest, widths=bare, transforms=(), quality=quality)
+        return Artifact(manifest, Quept(artifact.group))
     return replace(artifact, manifest=replace(artifact.manifest, quality=quality))
 
 
-def _without_transforms(
-    artifact: Artifact, quality: Mapping[str, Mapping[str, float]], base_grids: ElasticModel | None
-) -> Artifact:
-    """The base rounded to nearest, its activations on min-max grids at the widths where these are better."""
-    better = {
-        PrecisionPlan.parse(plan).default.activations
-        for plan, row in quality.items()
-        if row.get("kl_base_min_max", math.inf) < row["kl_rtn"]
-    }
-    learned = {
-        name: replace(layer, static={bits: grid for bits, grid in layer.static.items() if bits in better})
-        for name, layer in (base_grids.artifact.engine.learned if base_grids else {}).items()
-    }
-    best = {plan: row | {"kl": _rounded(row)} for plan, row in quality.items()}
-    bare = {name: () for name in artifact.manifest.layers}
-    manifest = replace(artifact.manifest, widths=bare, transforms=(), quality=best)
-    return Artifact(manifest, Quept(artifact.group, learned))
-
-
-def _rounded(row: Mapping[str, float]) -> float:
-    """The divergence of the base itself: rounded to nearest, activations dynamic or, if better, min-max."""
-    return min(row["kl_rtn"], row.get("kl_base_min_max", math.inf))
-
-
 def worse(quality: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The plans of `Manifest.quality` at which rounding the base itself, to which transforms shared by all
-    widths cannot go back, is better than what was stored, beyond what noise would show."""
-    return [plan for plan, row in quality.items() if row["kl"] > 1.05 * _rounded(row) + 1e-5]
+    """The plans of `Manifest.quality` at which round-to-nearest of the base, which transforms and grids
+    shared by all widths cannot go back to, is better than what was stored, beyond what noise would show."""
+    return [plan for plan, row in quality.items() if row["kl"] > 1.05 * row["kl_rtn"] + 1e-5]
 
 
 def _comparisons(

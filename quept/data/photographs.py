@@ -61,11 +61,10 @@ class Photographs(Pictures):
     def read(self, loaded: LoadedModel, wanted: Wanted, report: Progress) -> Data:
         report("cropping photographs", None)
         paths = [path for _, path in photos(report)] if self.source == BUILT_IN else files_in(self.source)
-        found = crops(paths, loaded, self.count + wanted.held_out, wanted.seed)
+        found = crops(paths, loaded, self.count, wanted.seed)
         if self.pixels:
             found = interpolate(found, (self.pixels, self.pixels), mode="bilinear", antialias=True)
-        training = {"x": found[wanted.held_out :]}
-        return Data(training, training, {"x": found[: wanted.held_out]})
+        return Data({"x": found}, {"x": found}, {"x": _plain(paths, loaded, wanted)})
 
 
 def crop_set(vision: Vision, count: int = 200) -> Images:
@@ -82,6 +81,14 @@ def crop_set(vision: Vision, count: int = 200) -> Images:
         picture=lambda i: made[i],
         transform=transform_of(vision),
     )
+
+
+def _plain(paths: list[Path], loaded: LoadedModel, wanted: Wanted) -> Tensor:
+    """What widths are compared on: crops as they are, at the model's own size, as pictures will come."""
+    draw, prepare = random.Random(f"held out {wanted.seed}"), transform_of(loaded.vision)
+    read = [read_picture(path, loaded.vision.channels) for path in paths]
+    parts = (_crop(read[i % len(read)], draw, least=1 / 3) for i in range(wanted.held_out))
+    return torch.stack([prepare(part) for part in parts])
 
 
 def _hashes() -> str:
