@@ -115,8 +115,8 @@ def static_maps(elastic: ElasticModel, average: float, windows: Windows) -> dict
     """Maps of a depth for each layer with this many bits on average."""
     budget = sum(elastic.sizes.weights.values()) * average
     maps = {"routers": map_of_routers(elastic, average, windows.ids[:4])}
-    if path := elastic.origin.beside("sensitivity.json"):
-        table = SensitivityTable.load(path).of(elastic)
+    path = elastic.origin.beside("sensitivity.json")
+    if table := path and SensitivityTable.load(path).of(elastic):
         bits = {n: {b: n_weights * b for b in DEPTHS} for n, n_weights in elastic.sizes.weights.items()}
         sizes = replace(elastic.sizes, layers=bits, embeddings={16: 0}, fixed=0)
         within = Constraints(widths=DEPTHS, embeddings=(16,))

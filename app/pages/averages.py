@@ -94,9 +94,10 @@ def routing(context: PageContext, model: str, average: float) -> dict:
 
 
 def _read(elastic: ElasticModel, bits: Mapping[str, float]) -> float:
-    """Bytes that a token reads of the model whose layers give it these bits on average."""
+    """Bytes that a token reads of the model whose layers give it these bits on average, routers included."""
     sizes = elastic.sizes
-    read = sizes.deploy(PrecisionPlan.full())
+    routes = elastic.artifact.engine.routes
+    read = sizes.deploy(PrecisionPlan.full()) + sum(routes.of(name).nbytes for name in bits)
     for name, average in bits.items():
         row = sizes.layers[name]
         read += np.interp(average, DEPTHS, [row[depth] for depth in DEPTHS]) - row[FULL]
