@@ -565,6 +565,7 @@ def test_names_and_messages_are_text_and_nothing_else(page):
 def test_numbers_go_from_predicted_to_measured_without_moving(page, site):
     site.hold.clear()
     strip = page.locator(".numbers")
+    expect(strip).to_have_css("min-height", "112px")  # its style is there
     heights = {strip.bounding_box()["height"]}
     tile = page.locator('[data-tile="ppl"]')
     paint(page, (0, 3), (29, 3), release=False)
