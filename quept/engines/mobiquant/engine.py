@@ -200,8 +200,22 @@ class Routes:
 
     def at(self, layer: str, average: float) -> Tensor:
         """Thresholds (3,) of a layer's router for an average."""
-        nearest = int((self.averages - average).abs().argmin())
-        return self.thresholds[nearest, list(self.routers).index(self.leaders[layer])]
+        return self._rows[self._nearest(average)][self._places[self.leaders[layer]]]
+
+    def _nearest(self, average: float) -> int:
+        return min(range(len(self._listed)), key=lambda i: abs(self._listed[i] - average))
+
+    @cached_property
+    def _listed(self) -> list[float]:
+        return self.averages.tolist()
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.routers)}
+
+    @cached_property
+    def _rows(self) -> list[tuple[Tensor, ...]]:
+        return [tuple(row) for row in self.thresholds]
 
     def of(self, layer: str) -> Router:
         return self.routers[self.leaders[layer]]
