@@ -25,6 +25,7 @@ alone would take. A file of codes holds its values, rounded once more, to the pl
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -203,7 +204,9 @@ class Routes:
         return self._rows[self._nearest(average)][self._places[self.leaders[layer]]]
 
     def _nearest(self, average: float) -> int:
-        return min(range(len(self._listed)), key=lambda i: abs(self._listed[i] - average))
+        above = min(bisect_left(self._listed, average), len(self._listed) - 1)
+        below = max(above - 1, 0)
+        return below if average - self._listed[below] < self._listed[above] - average else above
 
     @cached_property
     def _listed(self) -> list[float]:

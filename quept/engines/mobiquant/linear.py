@@ -21,8 +21,12 @@ class NestedLinear(nn.Module):
 
     def __init__(self, stored, bits: int, thresholds: Tensor | None, bias: Tensor | None, dtype: torch.dtype):
         super().__init__()
-        self.stored, self.bits, self.thresholds, self.bias, self.dtype = stored, bits, thresholds, bias, dtype
-        self.out_features, self.in_features = stored.shape
+        rows, columns = stored.shape
+        self.__dict__.update(  # none is a module or parameter, and a view makes hundreds of these
+            {"stored": stored, "bits": bits, "thresholds": thresholds, "bias": bias, "dtype": dtype},
+            out_features=rows,
+            in_features=columns,
+        )
 
     @property
     def weight(self) -> Tensor:
