@@ -65,26 +65,26 @@ def _classifier(opened: OpenModel) -> Classifier:
 # Handlers
 
 
-def look(desk: PageContext, model: str, choices: tuple[str, str], request: Mapping, visitor: str) -> tuple:
+def look(context: PageContext, model: str, choices: tuple[str, str], request: Mapping, visitor: str) -> tuple:
     """What the plans of both sides answer to the page's pictures, the chosen one timed: for the row of
     pictures and the two sides. Whatever goes wrong is said in words."""
     turn = request.get("turn")
     try:
-        classifier = desk.held[model]
-        plan_json = check_plan(request.get("plan"), desk.service.describe(model))
-        chosen = _chosen(desk, model, request.get("id"), visitor)
-        pictures = _pictures(desk, model, visitor)
+        classifier = context.held[model]
+        plan_json = check_plan(request.get("plan"), context.service.describe(model))
+        chosen = _chosen(context, model, request.get("id"), visitor)
+        pictures = _pictures(context, model, visitor)
         if chosen and all(picture.id != chosen.id for picture in pictures):
             pictures = [chosen, *pictures]
-        plans = [desk.service.plan(model, choice, plan_json) for choice in choices]
-        full, own = PrecisionPlan.full(), desk.service.plan_of(model, plan_json)
+        plans = [context.service.plan(model, choice, plan_json) for choice in choices]
+        full, own = PrecisionPlan.full(), context.service.plan_of(model, plan_json)
         key = partial(PrecisionPlan.key, layers=classifier.elastic.layers)
         found: dict[str, dict[str, Answer]] = {}
         for plan in (full, own, *plans):
             row = pictures if plan is full or plan is own else []
             timed = chosen if plan not in (full, own) or plan in plans else None
             known = found.setdefault(key(plan), {})
-            known |= classifier.answers(plan, row, lambda: desk.service.gate, timed)
+            known |= classifier.answers(plan, row, lambda: context.service.gate, timed)
     except (ValueError, KeyError, FloatingPointError) as error:
         return Pictures(answers={"turn": turn, "error": sentence(error)}), gr.skip(), gr.skip()
     except Exception:
@@ -94,18 +94,18 @@ def look(desk: PageContext, model: str, choices: tuple[str, str], request: Mappi
     sure = float(theirs[chosen.id].shares.max()) if chosen else 1.0
     labels = classifier.labels
     rows = {p.id: [*_first(theirs[p.id], labels), *_first(ours[p.id], labels)] for p in pictures}
-    sides = [_status(desk, model, plan, None) for plan in plans]
+    sides = [_status(context, model, plan, None) for plan in plans]
     if chosen:
         given = [found[key(plan)][chosen.id] for plan in plans]
         sides = [
-            _status(desk, model, plan, chosen, given[i], given[1 - i], plans[1 - i], sure)
+            _status(context, model, plan, chosen, given[i], given[1 - i], plans[1 - i], sure)
             for i, plan in enumerate(plans)
         ]
     return Pictures(answers={"turn": turn, "rows": rows}), *sides
 
 
 def regions(
-    desk: PageContext,
+    context: PageContext,
     model: str,
     choices: tuple[str, str],
     identity: str | None,
@@ -114,32 +114,32 @@ def regions(
 ) -> tuple[str, str]:
     """Which regions of the chosen picture decide at the plan of each side, as two figures."""
     try:
-        chosen = _chosen(desk, model, identity, visitor)
+        chosen = _chosen(context, model, identity, visitor)
         if chosen is None:
             return ("<p>Choose a picture first.</p>",) * 2
-        plans = [desk.service.plan(model, choice, plan_json) for choice in choices]
-        return tuple(_region(desk, model, plan, chosen) for plan in plans)
+        plans = [context.service.plan(model, choice, plan_json) for choice in choices]
+        return tuple(_region(context, model, plan, chosen) for plan in plans)
     except (ValueError, KeyError, FloatingPointError) as error:
         return (f"<p>{html.escape(sentence(error))}</p>",) * 2
 
 
-def _region(desk: PageContext, model: str, plan: PrecisionPlan, chosen: Picture) -> str:
-    classifier = desk.held[model]
-    top, source = classifier.regions(plan, chosen, lambda: desk.service.gate)
+def _region(context: PageContext, model: str, plan: PrecisionPlan, chosen: Picture) -> str:
+    classifier = context.held[model]
+    top, source = classifier.regions(plan, chosen, lambda: context.service.gate)
     label = html.escape(_short(classifier.labels[top]))
     words = f"What makes it {label}: the share falls where the bright parts are covered"
     return f'<figure><img src="{source}" alt="{words}"><figcaption>{words}.</figcaption></figure>'
 
 
-def own_pictures(desk: PageContext, model: str, plan_json: PlanJson, visitor: str) -> Chart:
+def own_pictures(context: PageContext, model: str, plan_json: PlanJson, visitor: str) -> Chart:
     """What the plan and full precision answer to the visitor's own pictures, as a point of the plot; none
     where there are no pictures."""
-    classifier, pictures = desk.held[model], desk.album.of(visitor, model)
-    own, sizes = desk.service.plan_of(model, plan_json), desk.service.models[model].sizes
+    classifier, pictures = context.held[model], context.album.of(visitor, model)
+    own, sizes = context.service.plan_of(model, plan_json), context.service.models[model].sizes
     if not pictures:
         return Chart(own=[])
     plans = (PrecisionPlan.full(), own)
-    theirs, ours = (classifier.answers(plan, pictures, lambda: desk.service.gate) for plan in plans)
+    theirs, ours = (classifier.answers(plan, pictures, lambda: context.service.gate) for plan in plans)
     pairs = [(theirs[picture.id], ours[picture.id]) for picture in pictures]
     same = sum(one.top == other.top for one, other in pairs)
     low, high = wilson(same, len(pairs))
@@ -150,23 +150,23 @@ def own_pictures(desk: PageContext, model: str, plan_json: PlanJson, visitor: st
     return Chart(own=[{"id": "pictures", "label": f"Your {count}, {own.name}", **where, **metrics}])
 
 
-def given(desk: PageContext, model: str, path: str | None, visitor: str) -> Iterator[tuple]:
+def given(context: PageContext, model: str, path: str | None, visitor: str) -> Iterator[tuple]:
     """A picture from the visitor: it joins the row, and the input is empty again; then its file goes. Not at
     once: the browser may just be fetching it, to show it for the moment that it takes to read it."""
     if not path:
         yield gr.skip(), gr.skip()
         return
     try:
-        yield _taken(desk, model, path, visitor)
+        yield _taken(context, model, path, visitor)
         time.sleep(FETCH_S)
     finally:
         remove_upload(path)
 
 
-def _taken(desk: PageContext, model: str, path: str, visitor: str) -> tuple:
-    classifier = desk.held[model]
+def _taken(context: PageContext, model: str, path: str, visitor: str) -> tuple:
+    classifier = context.held[model]
     try:
-        with desk.service.gate:
+        with context.service.gate:
             picture = read_upload(path, classifier.elastic.vision.channels)
             own = classifier.own(picture, "Your picture")
     except ImageError as error:
@@ -176,18 +176,18 @@ def _taken(desk: PageContext, model: str, path: str, visitor: str) -> tuple:
         logger.exception("a picture could not be prepared")
         warn("This picture could not be prepared for the model. Try another one.", title="Picture not taken")
         return None, gr.skip()
-    classifier.forget(desk.album.add(visitor, model, own))
-    return None, row(desk, model, visitor, own.id)
+    classifier.forget(context.album.add(visitor, model, own))
+    return None, row(context, model, visitor, own.id)
 
 
-def row(desk: PageContext, model: str, visitor: str = "", selected: str | None = None) -> dict:
+def row(context: PageContext, model: str, visitor: str = "", selected: str | None = None) -> dict:
     """The visitor's own pictures and the examples, as Pictures shows them."""
-    pictures = _pictures(desk, model, visitor)
-    items = [_item(picture, desk.held[model].labels) for picture in pictures]
+    pictures = _pictures(context, model, visitor)
+    items = [_item(picture, context.held[model].labels) for picture in pictures]
     known = selected if selected in {item["id"] for item in items} else None
     if known is None and selected and selected.startswith("example:"):  # from the row of changed answers
         try:
-            chosen = _item(_chosen(desk, model, selected, visitor), desk.held[model].labels)
+            chosen = _item(_chosen(context, model, selected, visitor), context.held[model].labels)
             items = [chosen, *items[:-1]]
             known = selected
         except ImageError:
@@ -202,38 +202,40 @@ def row(desk: PageContext, model: str, visitor: str = "", selected: str | None =
     }
 
 
-def results(desk: PageContext, model: str, plan_json: PlanJson) -> tuple:
+def results(context: PageContext, model: str, plan_json: PlanJson) -> tuple:
     """What the plan on the workbench does to the labelled pictures, once measured: for the table of flips and
     the row of changed answers."""
-    plan = desk.service.plan_of(model, plan_json)
-    state = desk.service.state(model, plan)
-    return _flips(desk, model, plan, state), _changed(desk, model, plan, state)
+    plan = context.service.plan_of(model, plan_json)
+    state = context.service.state(model, plan)
+    return _flips(context, model, plan, state), _changed(context, model, plan, state)
 
 
-def switch(desk: PageContext, query: Mapping | None, model: str, visitor: str) -> tuple:
+def switch(context: PageContext, query: Mapping | None, model: str, visitor: str) -> tuple:
     """Another of the operator's classifiers: its sides, pictures and title; of the model of the address
     (`query`) with the picture that it names."""
-    offered = choices(desk.service, model)
+    offered = choices(context.service, model)
     sides = zip(SIDES, _starting(), strict=True)
     menus = [precision_menu(CLASSIFY, side, offered, choice) for side, choice in sides]
-    shown = enter(desk, query, model, visitor)
-    pictures = shown if "items" in shown else row(desk, model, visitor)
-    return *menus, Pictures(pictures), _title(desk.service, model)
+    shown = enter(context, query, model, visitor)
+    pictures = shown if "items" in shown else row(context, model, visitor)
+    return *menus, Pictures(pictures), _title(context.service, model)
 
 
-def enter(desk: PageContext, query: Mapping | None, model: str, visitor: str):
+def enter(context: PageContext, query: Mapping | None, model: str, visitor: str):
     """The page is opened: the pictures, with the one that its address says the first time (`query`, else
     None)."""
     number = str((query or {}).get("i", ""))
     here = query and query.get("p") == CLASSIFY and query.get("m", model) == model
     linked = here and number.isdecimal() and len(number) < 8
-    return row(desk, model, visitor, f"example:{number}") if linked and model in desk.held else gr.skip()
+    return (
+        row(context, model, visitor, f"example:{number}") if linked and model in context.held else gr.skip()
+    )
 
 
-def forget(desk: PageContext, visitor: str) -> None:
+def forget(context: PageContext, visitor: str) -> None:
     """The visitor has left: their pictures and what was answered to them go."""
-    gone = desk.forget(visitor)
-    for classifier in desk.held.made.values():
+    gone = context.forget(visitor)
+    for classifier in context.held.made.values():
         classifier.forget(gone)
 
 
@@ -249,19 +251,19 @@ def _starting() -> tuple[str, str]:
     return FULL_PRECISION, EQUALIZER
 
 
-def _pictures(desk: PageContext, model: str, visitor: str) -> list[Picture]:
-    classifier = desk.held[model]
-    return [*desk.album.of(visitor, model), *map(classifier.example, classifier.examples)]
+def _pictures(context: PageContext, model: str, visitor: str) -> list[Picture]:
+    classifier = context.held[model]
+    return [*context.album.of(visitor, model), *map(classifier.example, classifier.examples)]
 
 
-def _chosen(desk: PageContext, model: str, identity: object, visitor: str) -> Picture | None:
+def _chosen(context: PageContext, model: str, identity: object, visitor: str) -> Picture | None:
     """The picture of this id, if it is an example or the visitor's own; ImageError with a sentence if not."""
     if identity is None:
         return None
     kind, _, number = str(identity)[:64].partition(":")
     if kind == "example" and number.isdecimal():
-        return desk.held[model].example(int(number))
-    for picture in desk.album.of(visitor, model):
+        return context.held[model].example(int(number))
+    for picture in context.album.of(visitor, model):
         if picture.id == identity:
             return picture
     raise ImageError("this picture is not here any more: choose another one")
@@ -283,7 +285,7 @@ def _first(answer: Answer, labels: tuple[str, ...]) -> tuple[str, float]:
 
 
 def _status(
-    desk: PageContext,
+    context: PageContext,
     model: str,
     plan: PrecisionPlan,
     chosen: Picture | None,
@@ -293,7 +295,7 @@ def _status(
     sure: float = 1.0,
 ) -> dict:
     """One side, as SideStatus shows it. sure: the share of full precision's likeliest class."""
-    elastic, labels = desk.service.models[model], desk.held[model].labels
+    elastic, labels = context.service.models[model], context.held[model].labels
     ms = answer and answer.ms
     facts = [
         [
@@ -351,8 +353,8 @@ def _points(change: float) -> str:
     return "" if abs(change) < 0.0005 else f"{'+' if change > 0 else '−'}{100 * abs(change):.1f}"
 
 
-def _flips(desk: PageContext, model: str, plan: PrecisionPlan, state: Mapping) -> dict:
-    estimate, labels = state.get("estimate"), desk.held[model].labels
+def _flips(context: PageContext, model: str, plan: PrecisionPlan, state: Mapping) -> dict:
+    estimate, labels = state.get("estimate"), context.held[model].labels
     if not estimate:
         words = "No labelled pictures lie beside this model." if state["status"] == "idle" else "Measuring…"
         return {"rows": [], "empty": words}
@@ -381,9 +383,9 @@ def _flips(desk: PageContext, model: str, plan: PrecisionPlan, state: Mapping) -
     return {"rows": kept, "left": len(rows) - len(kept), "total": total, "words": words}
 
 
-def _changed(desk: PageContext, model: str, plan: PrecisionPlan, state: Mapping) -> dict:
+def _changed(context: PageContext, model: str, plan: PrecisionPlan, state: Mapping) -> dict:
     """Pictures of the measured ones whose answer this plan changes, as Pictures shows them."""
-    estimate, classifier = state.get("estimate"), desk.held[model]
+    estimate, classifier = state.get("estimate"), context.held[model]
     title = f"Answers that {plan.name} changes"
     if estimate and classifier.images is None:
         return {"title": title, "items": [], "empty": "Only labelled pictures are listed here."}
@@ -442,9 +444,9 @@ class ClassifyPage:
     regions_right: gr.HTML
 
 
-def build(desk: PageContext) -> ClassifyPage:
+def build(context: PageContext) -> ClassifyPage:
     """Draw the page and wire it."""
-    service, first = desk.service, desk.first
+    service, first = context.service, context.first
     offered = choices(service, first)
     sides = {}
     with gr.Column(elem_id=CLASSIFY):
@@ -461,9 +463,9 @@ def build(desk: PageContext) -> ClassifyPage:
                 min_width=220,
                 elem_id=INPUT,
             )
-            begins = desk.model.value in desk.held  # else its pictures come when the page is opened
+            begins = context.model.value in context.held  # else its pictures come when the page is opened
             pictures = Pictures(
-                row(desk, first) if begins else None, elem_id="classify-pictures", scale=1, min_width=300
+                row(context, first) if begins else None, elem_id="classify-pictures", scale=1, min_width=300
             )
         with gr.Row(elem_id="classify-middle", equal_height=False):
             with gr.Row(elem_id="classify-sides", equal_height=False):
@@ -487,61 +489,63 @@ def build(desk: PageContext) -> ClassifyPage:
                 )
                 flips = Flips({"rows": [], "empty": "Measuring…"}, elem_id="classify-flips")
     page = ClassifyPage(title=title, input=picture, pictures=pictures, flips=flips, changed=changed, **sides)
-    _wire(desk, page)
+    _wire(context, page)
     return page
 
 
-def _wire(desk: PageContext, page: ClassifyPage) -> None:
+def _wire(context: PageContext, page: ClassifyPage) -> None:
     both = [page.plan_left, page.plan_right]
 
     def looked(model: str, left: str, right: str, request: gr.Request, event: gr.EventData):
-        if model not in desk.held:
+        if model not in context.held:
             return (gr.skip(),) * 6
         asked = request_of(event)
-        answered = look(desk, model, (left, right), asked, request.session_hash)
+        answered = look(context, model, (left, right), asked, request.session_hash)
         return *answered, asked.get("id"), "", ""  # what was shown of regions is of another picture or plan
 
     def decided(model: str, left: str, right: str, chosen: str | None, plan: PlanJson, request: gr.Request):
-        if model not in desk.held:
+        if model not in context.held:
             return (gr.skip(),) * 2
-        return regions(desk, model, (left, right), chosen, plan, request.session_hash)
+        return regions(context, model, (left, right), chosen, plan, request.session_hash)
 
     def uploaded(model: str, path: str | None, request: gr.Request) -> Iterator:
-        yield from given(desk, model, path, request.session_hash)
+        yield from given(context, model, path, request.session_hash)
 
     def switched(query: Mapping | None, model: str, request: gr.Request):
-        return switch(desk, query, model, request.session_hash) if model in desk.held else (gr.skip(),) * 4
+        return (
+            switch(context, query, model, request.session_hash) if model in context.held else (gr.skip(),) * 4
+        )
 
     def measured(model: str, plan_json: PlanJson):
-        return results(desk, model, plan_json) if model in desk.held else (gr.skip(),) * 2
+        return results(context, model, plan_json) if model in context.held else (gr.skip(),) * 2
 
     def entered(query: Mapping | None, known: bool, model: str, request: gr.Request):
-        shown = enter(desk, None if known else query, model, request.session_hash)
-        if not known and model in desk.held and "items" not in shown:
-            shown = row(desk, model, request.session_hash)
+        shown = enter(context, None if known else query, model, request.session_hash)
+        if not known and model in context.held and "items" not in shown:
+            shown = row(context, model, request.session_hash)
         return shown, True
 
     def again():
         return Pictures(again=time.time())
 
     def left(request: gr.Request) -> None:
-        forget(desk, request.session_hash)
+        forget(context, request.session_hash)
 
     chosen, maps, known = gr.State(None), [page.regions_left, page.regions_right], gr.State(False)
     answers = [page.pictures, page.status_left, page.status_right, chosen, *maps]
 
     def compared(model: str, plan_json: PlanJson, request: gr.Request):
-        known = model in desk.held
-        return own_pictures(desk, model, plan_json, request.session_hash) if known else gr.skip()
+        known = model in context.held
+        return own_pictures(context, model, plan_json, request.session_hash) if known else gr.skip()
 
-    looking = page.pictures.look(looked, [desk.model, *both], answers, **EVERY)
-    looking.then(compared, [desk.model, desk.plan], desk.chart, **LIGHT)
-    page.regions.click(decided, [desk.model, *both, chosen, desk.plan], maps, **RUNNING)
+    looking = page.pictures.look(looked, [context.model, *both], answers, **EVERY)
+    looking.then(compared, [context.model, context.plan], context.chart, **LIGHT)
+    page.regions.click(decided, [context.model, *both, chosen, context.plan], maps, **RUNNING)
     gr.on([menu.input for menu in both], again, None, page.pictures, **LIGHT)
-    page.input.upload(uploaded, [desk.model, page.input], [page.input, page.pictures], **EVERY | WARNING)
-    desk.on_model(switched, [desk.query, desk.model], [*both, page.pictures, page.title], **LIGHT)
-    desk.on_measured(measured, [desk.model, desk.plan], [page.flips, page.changed], **LIGHT)
-    desk.tab.select(entered, [desk.query, known, desk.model], [page.pictures, known], **WARNING)
+    page.input.upload(uploaded, [context.model, page.input], [page.input, page.pictures], **EVERY | WARNING)
+    context.on_model(switched, [context.query, context.model], [*both, page.pictures, page.title], **LIGHT)
+    context.on_measured(measured, [context.model, context.plan], [page.flips, page.changed], **LIGHT)
+    context.tab.select(entered, [context.query, known, context.model], [page.pictures, known], **WARNING)
     gr.context.Context.root_block.unload(left)
 
 

@@ -41,7 +41,7 @@ def elastic(loaded):
 
 
 @pytest.fixture
-def desk(elastic, loaded):
+def context(elastic, loaded):
     plain = ElasticModel(loaded, Artifact.rtn(loaded, 32), device="cpu")
     return SimpleNamespace(
         held={"routed": None, "plain": None},
@@ -49,8 +49,8 @@ def desk(elastic, loaded):
     )
 
 
-def test_it_says_what_an_average_costs_reads_and_keeps(desk, elastic):
-    few, many = (routing(desk, "routed", average) for average in (3.0, 5.0))
+def test_it_says_what_an_average_costs_reads_and_keeps(context, elastic):
+    few, many = (routing(context, "routed", average) for average in (3.0, 5.0))
     assert (few["kl"], many["kl"]) == (0.5, pytest.approx(0.1))
     read = [_read(elastic, dict.fromkeys(elastic.layers, bits)) for bits in (2, 3, 5, 8)]
     kept = elastic.sizes.deploy(PrecisionPlan.uniform("routed:3"))
@@ -59,14 +59,14 @@ def test_it_says_what_an_average_costs_reads_and_keeps(desk, elastic):
     assert [bits for bits, _ in few["depths"]] == [2, 4, 6, 8]
 
 
-def test_models_that_do_not_route_have_none_and_offer_no_averages(desk):
-    assert routing(desk, "plain", 3.0) == routing(desk, "not opened", 3.0) == {}
+def test_models_that_do_not_route_have_none_and_offer_no_averages(context):
+    assert routing(context, "plain", 3.0) == routing(context, "not opened", 3.0) == {}
     offered = {
-        name: [word for _, word in setting_choices(model)] for name, model in desk.service.models.items()
+        name: [word for _, word in setting_choices(model)] for name, model in context.service.models.items()
     }
     assert "routed:3" in offered["routed"] and "routed:3" not in offered["plain"]
     with pytest.raises(PlanError, match="a setting of models with nested codes and routers"):
-        desk.service.models["plain"].view(PrecisionPlan.parse("routed:3"))
+        context.service.models["plain"].view(PrecisionPlan.parse("routed:3"))
 
 
 def test_tokens_of_an_answer_say_what_they_got():

@@ -49,7 +49,7 @@ def desk_of(elastic: ElasticModel, tmp_path: Path) -> PageContext:
 
 
 @pytest.fixture
-def desk(elastic: ElasticModel, tmp_path: Path, monkeypatch) -> PageContext:
+def context(elastic: ElasticModel, tmp_path: Path, monkeypatch) -> PageContext:
     monkeypatch.setattr(classify, "FETCH_S", 0.0)
     return desk_of(elastic, tmp_path)
 
@@ -62,15 +62,19 @@ def said(monkeypatch) -> list[str]:
 
 
 def ask(
-    desk: PageContext, at: PrecisionPlan, visitor: str = "a", choices=("full precision", "equaliser"), **more
+    context: PageContext,
+    at: PrecisionPlan,
+    visitor: str = "a",
+    choices=("full precision", "equaliser"),
+    **more,
 ):
-    plan_json = desk.service.plan_json_of(MODEL, at)
-    return look(desk, MODEL, choices, {"turn": 1, "id": None, "plan": plan_json} | more, visitor)
+    plan_json = context.service.plan_json_of(MODEL, at)
+    return look(context, MODEL, choices, {"turn": 1, "id": None, "plan": plan_json} | more, visitor)
 
 
-def sent(desk: PageContext, path: Path, visitor: str = "a") -> dict:
+def sent(context: PageContext, path: Path, visitor: str = "a") -> dict:
     """The row after this picture was sent; {} where it was not taken."""
-    *_, (cleared, shown) = given(desk, MODEL, str(path), visitor)
+    *_, (cleared, shown) = given(context, MODEL, str(path), visitor)
     assert cleared is None and not path.exists()
     return shown if "items" in shown else {}
 
@@ -89,12 +93,12 @@ def half(size=(40, 60), mode: str = "RGB") -> Image.Image:
     return picture.convert(mode)
 
 
-def test_the_answers_are_those_of_the_views(desk: PageContext, elastic: ElasticModel):
+def test_the_answers_are_those_of_the_views(context: PageContext, elastic: ElasticModel):
     plan = PrecisionPlan.uniform(2)
-    shown = row(desk, MODEL)
-    answer, left, right = ask(desk, plan, id=shown["items"][3]["id"])
+    shown = row(context, MODEL)
+    answer, left, right = ask(context, plan, id=shown["items"][3]["id"])
     rows = answer.props["answers"]["rows"]
-    classifier = desk.held[MODEL]
+    classifier = context.held[MODEL]
     differing = 0
     for item in shown["items"]:
         number = int(item["id"].split(":")[1])
@@ -113,13 +117,13 @@ def test_the_answers_are_those_of_the_views(desk: PageContext, elastic: ElasticM
     assert json.dumps([answer.props["answers"], left, right], allow_nan=False)
 
 
-def test_where_the_answers_differ_both_sides_say_so(desk: PageContext):
-    rows = ask(desk, PrecisionPlan.uniform(2))[0].props["answers"]["rows"]
+def test_where_the_answers_differ_both_sides_say_so(context: PageContext):
+    rows = ask(context, PrecisionPlan.uniform(2))[0].props["answers"]["rows"]
     changed = next(i for i, (theirs, _, ours, _) in rows.items() if theirs != ours)
-    _, left, right = ask(desk, PrecisionPlan.uniform(2), id=changed)
+    _, left, right = ask(context, PrecisionPlan.uniform(2), id=changed)
     assert left["parted"] and right["parted"] and rows[changed][0] in right["line"]
     assert right["line"].startswith("The answers differ: Full precision says")
-    _, left, right = ask(desk, PrecisionPlan.full(), id=changed)
+    _, left, right = ask(context, PrecisionPlan.full(), id=changed)
     assert not right["parted"] and right["line"].startswith("Both sides say")
 
 
@@ -136,14 +140,14 @@ def test_where_the_answers_differ_both_sides_say_so(desk: PageContext):
         {"id": "example:" + "9" * 5000},
     ],
 )
-def test_a_request_that_fits_nothing_is_refused_in_words(desk: PageContext, request_: dict):
-    answer, left, _ = ask(desk, PrecisionPlan.uniform(4), **request_)
+def test_a_request_that_fits_nothing_is_refused_in_words(context: PageContext, request_: dict):
+    answer, left, _ = ask(context, PrecisionPlan.uniform(4), **request_)
     assert len(answer.props["answers"]["error"]) > 10 and answer.props["answers"]["turn"] == 1
     assert "<b>" not in answer.props["answers"]["error"] and "words" not in left
 
 
-def test_an_unknown_menu_value_is_refused(desk: PageContext):
-    answer, *_ = ask(desk, PrecisionPlan.uniform(4), choices=("W4", "nonsense"))
+def test_an_unknown_menu_value_is_refused(context: PageContext):
+    answer, *_ = ask(context, PrecisionPlan.uniform(4), choices=("W4", "nonsense"))
     assert "nonsense" in answer.props["answers"]["error"]
 
 
@@ -178,21 +182,21 @@ EXIF[0x0112] = 6  # to be turned
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_every_kind_of_picture_is_taken_upright_and_leaves_no_file(desk, tmp_path, name, picture, options):
+def test_every_kind_of_picture_is_taken_upright_and_leaves_no_file(context, tmp_path, name, picture, options):
     path = saved(tmp_path, name, picture, **options)
     assert upright(read_upload(path, 3))
-    shown = sent(desk, path)
+    shown = sent(context, path)
     assert shown["items"][0]["id"].startswith("own:") and shown["selected"] == shown["items"][0]["id"]
     assert shown["items"][0]["source"].startswith("data:image/") and shown["items"][0]["seen"]
     assert len(shown["items"][0]["source"]) < 60_000 and not path.parent.exists()
-    answer, _, right = ask(desk, PrecisionPlan.uniform(4), id=shown["selected"])
+    answer, _, right = ask(context, PrecisionPlan.uniform(4), id=shown["selected"])
     assert shown["selected"] in answer.props["answers"]["rows"] and len(right["bars"]) == 5
 
 
-def test_what_a_camera_wrote_into_a_picture_goes_no_further(desk, tmp_path):
+def test_what_a_camera_wrote_into_a_picture_goes_no_further(context, tmp_path):
     exif = Image.Exif()
     exif[0x010E] = "taken at home"
-    shown = sent(desk, saved(tmp_path, "camera.jpg", half((400, 600)), exif=exif))
+    shown = sent(context, saved(tmp_path, "camera.jpg", half((400, 600)), exif=exif))
     assert "taken at home" not in str(shown)
     stored = Image.open(io.BytesIO(base64.b64decode(shown["items"][0]["source"].partition(",")[2])))
     assert not stored.getexif() and max(stored.size) == 256
@@ -231,49 +235,49 @@ def jpeg() -> bytes:
     ],
     ids=["empty", "text", "svg", "eps", "truncated", "bomb", "large", "broken", "scrambled", "heavy"],
 )
-def test_what_is_no_picture_is_refused_in_words_and_leaves_no_file(desk, tmp_path, said, content, words):
+def test_what_is_no_picture_is_refused_in_words_and_leaves_no_file(context, tmp_path, said, content, words):
     path = saved(tmp_path, "picture.png", content)
-    assert sent(desk, path) == {} and not path.parent.exists()
+    assert sent(context, path) == {} and not path.parent.exists()
     assert len(said) == 1 and words in said[0] and str(tmp_path) not in said[0]
-    assert desk.album.of("a", MODEL) == []
+    assert context.album.of("a", MODEL) == []
 
 
 @pytest.mark.parametrize("size", [(8000, 1), (65000, 1), (1, 20000)])
-def test_a_strip_is_refused_before_it_is_scaled(desk, tmp_path, said, size):
-    assert sent(desk, saved(tmp_path, "strip.png", Image.new("RGB", size))) == {}
+def test_a_strip_is_refused_before_it_is_scaled(context, tmp_path, said, size):
+    assert sent(context, saved(tmp_path, "strip.png", Image.new("RGB", size))) == {}
     assert "a narrow strip; up to 100 times as long as wide is taken" in said[0]
 
 
-def test_a_picture_is_read_and_prepared_in_a_turn_at_the_gate(desk, tmp_path, monkeypatch):
-    read, prepare, held = classify.read_upload, desk.held[MODEL].own, []
-    turn = desk.service.gate = threading.Lock()
+def test_a_picture_is_read_and_prepared_in_a_turn_at_the_gate(context, tmp_path, monkeypatch):
+    read, prepare, held = classify.read_upload, context.held[MODEL].own, []
+    turn = context.service.gate = threading.Lock()
     monkeypatch.setattr(classify, "read_upload", lambda *given: (held.append(turn.locked()), read(*given))[1])
     monkeypatch.setattr(
-        desk.held[MODEL], "own", lambda *given: (held.append(turn.locked()), prepare(*given))[1]
+        context.held[MODEL], "own", lambda *given: (held.append(turn.locked()), prepare(*given))[1]
     )
-    assert sent(desk, saved(tmp_path, "mine.png", half()))
+    assert sent(context, saved(tmp_path, "mine.png", half()))
     assert held == [True, True] and not turn.locked()
 
 
-def test_visitors_have_their_own_pictures_and_they_go_with_them(desk, tmp_path):
-    mine = sent(desk, saved(tmp_path, "mine.png", half()), "a")["selected"]
-    theirs = sent(desk, saved(tmp_path, "theirs.png", half()), "b")["selected"]
+def test_visitors_have_their_own_pictures_and_they_go_with_them(context, tmp_path):
+    mine = sent(context, saved(tmp_path, "mine.png", half()), "a")["selected"]
+    theirs = sent(context, saved(tmp_path, "theirs.png", half()), "b")["selected"]
     assert mine != theirs
-    assert mine not in {item["id"] for item in row(desk, MODEL, "b")["items"]}
+    assert mine not in {item["id"] for item in row(context, MODEL, "b")["items"]}
     for identity, visitor in ((mine, "b"), (theirs, "a"), (mine, "")):
-        assert "error" in ask(desk, PrecisionPlan.uniform(4), visitor, id=identity)[0].props["answers"]
-    ask(desk, PrecisionPlan.uniform(4), "a", id=mine)
-    classify.forget(desk, "a")
-    assert "error" in ask(desk, PrecisionPlan.uniform(4), "a", id=mine)[0].props["answers"]
-    assert not any(key[1] == mine for key in desk.held[MODEL]._answers)
-    assert "error" not in ask(desk, PrecisionPlan.uniform(4), "b", id=theirs)[0].props["answers"]
+        assert "error" in ask(context, PrecisionPlan.uniform(4), visitor, id=identity)[0].props["answers"]
+    ask(context, PrecisionPlan.uniform(4), "a", id=mine)
+    classify.forget(context, "a")
+    assert "error" in ask(context, PrecisionPlan.uniform(4), "a", id=mine)[0].props["answers"]
+    assert not any(key[1] == mine for key in context.held[MODEL]._answers)
+    assert "error" not in ask(context, PrecisionPlan.uniform(4), "b", id=theirs)[0].props["answers"]
 
 
-def test_the_visitors_own_pictures_are_a_point_of_the_plot(desk, tmp_path):
-    plan_json = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
-    assert own_pictures(desk, MODEL, plan_json, "a").props["own"] == []
-    sent(desk, saved(tmp_path, "mine.png", half()))
-    (point,) = own_pictures(desk, MODEL, plan_json, "a").props["own"]
+def test_the_visitors_own_pictures_are_a_point_of_the_plot(context, tmp_path):
+    plan_json = context.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
+    assert own_pictures(context, MODEL, plan_json, "a").props["own"] == []
+    sent(context, saved(tmp_path, "mine.png", half()))
+    (point,) = own_pictures(context, MODEL, plan_json, "a").props["own"]
     assert point["label"] == "Your 1 picture, W2" and point["kl"] >= 0
     assert point["same_top_low"] < point["same_top"] + 1e-9 and point["same_top"] in (0.0, 1.0)
 
@@ -287,13 +291,13 @@ def test_an_album_keeps_the_newest_of_each_and_not_everybody():
     assert album.add("c", MODEL, made[4]) == made[1:3] and album.of("a", MODEL) == []
 
 
-def test_visitors_at_once_get_the_answers_they_would_get_alone(desk, elastic, tmp_path):
+def test_visitors_at_once_get_the_answers_they_would_get_alone(context, elastic, tmp_path):
     plans = [PrecisionPlan.uniform(bits) for bits in (2, 3, 4, 5, 6, 7, 8, 16)]
     together: dict[int, dict] = {}
 
     def visit(i: int) -> None:
         for _ in range(3):
-            together[i] = ask(desk, plans[i], f"visitor {i}")[0].props["answers"]["rows"]
+            together[i] = ask(context, plans[i], f"visitor {i}")[0].props["answers"]["rows"]
 
     threads = [threading.Thread(target=visit, args=(i,)) for i in range(len(plans))]
     for thread in threads:
@@ -304,43 +308,43 @@ def test_visitors_at_once_get_the_answers_they_would_get_alone(desk, elastic, tm
     assert together == {i: ask(alone, plan)[0].props["answers"]["rows"] for i, plan in enumerate(plans)}
 
 
-def test_accuracy_comes_in_with_its_interval_and_its_flips(desk: PageContext):
-    plan_json = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
-    *_, state = desk.service.measure(MODEL, PrecisionPlan.uniform(2), "a")
-    flips, changed = results(desk, MODEL, plan_json)
+def test_accuracy_comes_in_with_its_interval_and_its_flips(context: PageContext):
+    plan_json = context.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
+    *_, state = context.service.measure(MODEL, PrecisionPlan.uniform(2), "a")
+    flips, changed = results(context, MODEL, plan_json)
     estimate = state["estimate"]
     assert state["status"] == "done" and estimate["images"] == COUNT and state["unit"] == "pictures"
     assert estimate["top1_low"] < estimate["top1"] < estimate["top1_high"]
     assert flips["total"][1] == COUNT and flips["total"][4] == sum(r[4] for r in flips["rows"]) > 0
     assert len(changed["items"]) == min(classify.CHANGED_SHOWN, flips["total"][4])
-    answers = ask(desk, PrecisionPlan.uniform(2), id=changed["items"][0]["id"])[0].props["answers"]["rows"]
+    answers = ask(context, PrecisionPlan.uniform(2), id=changed["items"][0]["id"])[0].props["answers"]["rows"]
     theirs, _, ours, _ = answers[changed["items"][0]["id"]]
     assert changed["items"][0]["words"] == f"{theirs} → {ours}"
 
 
-def test_a_link_opens_the_page_with_its_picture_once(desk: PageContext):
-    last = row(desk, MODEL)["items"][-1]["id"]
+def test_a_link_opens_the_page_with_its_picture_once(context: PageContext):
+    last = row(context, MODEL)["items"][-1]["id"]
     query = {"p": "classify", "i": last.split(":")[1]}
-    assert enter(desk, query, MODEL, "a")["selected"] == last
+    assert enter(context, query, MODEL, "a")["selected"] == last
     for other in (None, query | {"i": "x" * 999}, {"p": "chat", "i": "3"}):
-        assert "items" not in enter(desk, other, MODEL, "a")
+        assert "items" not in enter(context, other, MODEL, "a")
 
 
 def test_a_classifier_without_pictures_takes_those_of_visitors(tmp_path, monkeypatch):
     monkeypatch.setattr(classify, "FETCH_S", 0.0)
     folder = save_tiny_vision("swin", tmp_path / "vit")
-    desk = desk_of(ElasticModel.open(folder, device="cpu", dtype=torch.float32), tmp_path)
+    context = desk_of(ElasticModel.open(folder, device="cpu", dtype=torch.float32), tmp_path)
     assert (
-        row(desk, MODEL)["items"] == []
-        and "no labelled pictures lie beside this model" in desk.service.opened[MODEL].conditions()
+        row(context, MODEL)["items"] == []
+        and "no labelled pictures lie beside this model" in context.service.opened[MODEL].conditions()
     )
-    plan_json = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(3))
-    (state,) = desk.service.measure(MODEL, PrecisionPlan.uniform(3), "a")
-    flips, changed = results(desk, MODEL, plan_json)
+    plan_json = context.service.plan_json_of(MODEL, PrecisionPlan.uniform(3))
+    (state,) = context.service.measure(MODEL, PrecisionPlan.uniform(3), "a")
+    flips, changed = results(context, MODEL, plan_json)
     assert state["status"] == "idle" and state["message"] == "no labelled pictures lie beside this model"
     assert not flips["rows"] and not changed["items"]
-    shown = sent(desk, saved(tmp_path, "mine.png", half()))
-    answer, _, right = ask(desk, PrecisionPlan.uniform(3), id=shown["selected"])
+    shown = sent(context, saved(tmp_path, "mine.png", half()))
+    answer, _, right = ask(context, PrecisionPlan.uniform(3), id=shown["selected"])
     assert set(answer.props["answers"]["rows"]) == {shown["selected"]} and right["state"] == "done"
 
 
@@ -364,16 +368,16 @@ def test_a_file_that_did_not_arrive_is_said(tmp_path):
         read_upload(tmp_path / "gone.png", 3)
 
 
-def test_which_region_decides_is_shown_at_the_plans_of_both_sides(desk: PageContext):
-    plan = desk.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
-    identity = row(desk, MODEL)["items"][0]["id"]
-    found = classify.regions(desk, MODEL, ("full precision", "equaliser"), identity, plan, "a")
+def test_which_region_decides_is_shown_at_the_plans_of_both_sides(context: PageContext):
+    plan = context.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
+    identity = row(context, MODEL)["items"][0]["id"]
+    found = classify.regions(context, MODEL, ("full precision", "equaliser"), identity, plan, "a")
     assert all(figure.startswith('<figure><img src="data:image/') for figure in found)
-    _, left, _ = ask(desk, PrecisionPlan.uniform(2), id=identity)
+    _, left, _ = ask(context, PrecisionPlan.uniform(2), id=identity)
     assert f"What makes it {left['bars'][0][0]}:" in found[0]
-    gone = classify.regions(desk, MODEL, ("full precision", "equaliser"), "own:0", plan, "a")
+    gone = classify.regions(context, MODEL, ("full precision", "equaliser"), "own:0", plan, "a")
     assert gone == ("<p>This picture is not here any more: choose another one.</p>",) * 2
-    none = classify.regions(desk, MODEL, ("full precision", "equaliser"), None, plan, "a")
+    none = classify.regions(context, MODEL, ("full precision", "equaliser"), None, plan, "a")
     assert none == ("<p>Choose a picture first.</p>",) * 2
 
 
@@ -405,10 +409,10 @@ def test_photographs_of_packages_are_examples_where_nobody_labelled_any(elastic:
         classifier.example(1)
 
 
-def test_a_picture_outside_of_what_the_model_knows_is_hinted_at(desk: PageContext, tmp_path):
-    sent(desk, saved(tmp_path, "a.png", half()))
-    chosen = row(desk, MODEL, "a")["items"][0]["id"]
-    _, left, _ = ask(desk, PrecisionPlan.uniform(8), id=chosen)
+def test_a_picture_outside_of_what_the_model_knows_is_hinted_at(context: PageContext, tmp_path):
+    sent(context, saved(tmp_path, "a.png", half()))
+    chosen = row(context, MODEL, "a")["items"][0]["id"]
+    _, left, _ = ask(context, PrecisionPlan.uniform(8), id=chosen)
     assert left["note"].startswith("It was taught grey pictures of 16 x 16 pixels")
     labels = tuple(map(str, range(1000)))
     pixels = torch.zeros(3, 8, 8)

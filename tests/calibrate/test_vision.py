@@ -286,7 +286,7 @@ def test_recipes_and_models_must_be_of_one_kind(data, tmp_path):
 
 
 def test_the_recipe_for_pictures_has_the_published_settings(data):
-    assert set(ALL) == set(VISION) - {"features"}  # every family with a head is calibrated above
+    assert set(ALL) < set(VISION)  # others are wired as one of these, or calibrated where they are defined
     published = Recipe.load("vit-weight-act").at(str(data))
     assert published.block_wise.drop == 0.5 and published.block_wise.epochs == 20
     assert published.data.count == 1024 and published.block_wise.batch == 32
