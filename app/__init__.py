@@ -12,6 +12,7 @@ fair_queue  Gradio's queue, shared out between visitors
 lazy        values made when first asked for
 hub         models of the Hugging Face hub that one option opens
 service     opened models, measurements, results; knows nothing of gradio
+open_model  one opened model with all that the pages show of it
 timing      how fast plans answer, measured and predicted
 gate        turns at the model, shared by time
 budget      the best plan for a budget, and refinement: a better one by measuring

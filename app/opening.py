@@ -7,7 +7,8 @@ import gc
 from collections.abc import Callable, Collection, Sequence
 
 from app.lazy import Lazy
-from app.service import Card, Service
+from app.open_model import Card
+from app.service import Service
 from quept import load, zoo
 from quept.artifact import Manifest, resolve_source
 from quept.evaluate import Results, Sample

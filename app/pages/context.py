@@ -17,9 +17,10 @@ from app.cache_pool import CachePool
 from app.components.chart import Chart
 from app.components.menu import Menu
 from app.lazy import Lazy
+from app.open_model import Card, OpenModel
 from app.pictures import Album
 from app.running import Running
-from app.service import Card, OpenModel, Service
+from app.service import Service
 
 # How handlers run: LIGHT at once; EVERY, all of them, however fast they come; WARNING with words for the
 # visitor, which travel through the queue only; RUNNING the model.

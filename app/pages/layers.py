@@ -6,8 +6,8 @@ from __future__ import annotations
 import gradio as gr
 
 from app.components.heatmap import HeatMap
+from app.open_model import OpenModel
 from app.pages.context import LIGHT, Page, PageContext
-from app.service import OpenModel
 from app.toast import shown
 
 RULES = """### Rules of thumb on trial

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from app import pictures as module
-from app.pages import classify
-from app.pages.classify import enter, given, look, own_pictures, results, row
+from app.pages import classify, classify_answers
+from app.pages.classify_answers import enter, given, look, own_pictures, results, row
 from app.pages.context import PageContext
 from app.pictures import Album, Classifier, Picture, read_upload
 from app.service import Service
@@ -50,7 +50,7 @@ def desk_of(elastic: ElasticModel, tmp_path: Path) -> PageContext:
 
 @pytest.fixture
 def context(elastic: ElasticModel, tmp_path: Path, monkeypatch) -> PageContext:
-    monkeypatch.setattr(classify, "FETCH_S", 0.0)
+    monkeypatch.setattr(classify_answers, "FETCH_S", 0.0)
     return desk_of(elastic, tmp_path)
 
 
@@ -249,9 +249,11 @@ def test_a_strip_is_refused_before_it_is_scaled(context, tmp_path, said, size):
 
 
 def test_a_picture_is_read_and_prepared_in_a_turn_at_the_gate(context, tmp_path, monkeypatch):
-    read, prepare, held = classify.read_upload, context.held[MODEL].own, []
+    read, prepare, held = classify_answers.read_upload, context.held[MODEL].own, []
     turn = context.service.gate = threading.Lock()
-    monkeypatch.setattr(classify, "read_upload", lambda *given: (held.append(turn.locked()), read(*given))[1])
+    monkeypatch.setattr(
+        classify_answers, "read_upload", lambda *given: (held.append(turn.locked()), read(*given))[1]
+    )
     monkeypatch.setattr(
         context.held[MODEL], "own", lambda *given: (held.append(turn.locked()), prepare(*given))[1]
     )
@@ -267,7 +269,7 @@ def test_visitors_have_their_own_pictures_and_they_go_with_them(context, tmp_pat
     for identity, visitor in ((mine, "b"), (theirs, "a"), (mine, "")):
         assert "error" in ask(context, PrecisionPlan.uniform(4), visitor, id=identity)[0].props["answers"]
     ask(context, PrecisionPlan.uniform(4), "a", id=mine)
-    classify.forget(context, "a")
+    classify_answers.forget(context, "a")
     assert "error" in ask(context, PrecisionPlan.uniform(4), "a", id=mine)[0].props["answers"]
     assert not any(key[1] == mine for key in context.held[MODEL]._answers)
     assert "error" not in ask(context, PrecisionPlan.uniform(4), "b", id=theirs)[0].props["answers"]
@@ -316,7 +318,7 @@ def test_accuracy_comes_in_with_its_interval_and_its_flips(context: PageContext)
     assert state["status"] == "done" and estimate["images"] == COUNT and state["unit"] == "pictures"
     assert estimate["top1_low"] < estimate["top1"] < estimate["top1_high"]
     assert flips["total"][1] == COUNT and flips["total"][4] == sum(r[4] for r in flips["rows"]) > 0
-    assert len(changed["items"]) == min(classify.CHANGED_SHOWN, flips["total"][4])
+    assert len(changed["items"]) == min(classify_answers.CHANGED_SHOWN, flips["total"][4])
     answers = ask(context, PrecisionPlan.uniform(2), id=changed["items"][0]["id"])[0].props["answers"]["rows"]
     theirs, _, ours, _ = answers[changed["items"][0]["id"]]
     assert changed["items"][0]["words"] == f"{theirs} → {ours}"
@@ -331,7 +333,7 @@ def test_a_link_opens_the_page_with_its_picture_once(context: PageContext):
 
 
 def test_a_classifier_without_pictures_takes_those_of_visitors(tmp_path, monkeypatch):
-    monkeypatch.setattr(classify, "FETCH_S", 0.0)
+    monkeypatch.setattr(classify_answers, "FETCH_S", 0.0)
     folder = save_tiny_vision("swin", tmp_path / "vit")
     context = desk_of(ElasticModel.open(folder, device="cpu", dtype=torch.float32), tmp_path)
     assert (
@@ -371,13 +373,13 @@ def test_a_file_that_did_not_arrive_is_said(tmp_path):
 def test_which_region_decides_is_shown_at_the_plans_of_both_sides(context: PageContext):
     plan = context.service.plan_json_of(MODEL, PrecisionPlan.uniform(2))
     identity = row(context, MODEL)["items"][0]["id"]
-    found = classify.regions(context, MODEL, ("full precision", "equaliser"), identity, plan, "a")
+    found = classify_answers.regions(context, MODEL, ("full precision", "equaliser"), identity, plan, "a")
     assert all(figure.startswith('<figure><img src="data:image/') for figure in found)
     _, left, _ = ask(context, PrecisionPlan.uniform(2), id=identity)
     assert f"What makes it {left['bars'][0][0]}:" in found[0]
-    gone = classify.regions(context, MODEL, ("full precision", "equaliser"), "own:0", plan, "a")
+    gone = classify_answers.regions(context, MODEL, ("full precision", "equaliser"), "own:0", plan, "a")
     assert gone == ("<p>This picture is not here any more: choose another one.</p>",) * 2
-    none = classify.regions(context, MODEL, ("full precision", "equaliser"), None, plan, "a")
+    none = classify_answers.regions(context, MODEL, ("full precision", "equaliser"), None, plan, "a")
     assert none == ("<p>Choose a picture first.</p>",) * 2
 
 
@@ -416,6 +418,6 @@ def test_a_picture_outside_of_what_the_model_knows_is_hinted_at(context: PageCon
     assert left["note"].startswith("It was taught grey pictures of 16 x 16 pixels")
     labels = tuple(map(str, range(1000)))
     pixels = torch.zeros(3, 8, 8)
-    words = classify._outside(Picture("a", "a", "", pixels), labels, 0.1)
+    words = classify_answers._outside(Picture("a", "a", "", pixels), labels, 0.1)
     assert words.startswith("Full precision itself gives no class more than 10 %")
-    assert "however sure it sounds" in classify._outside(Picture("a", "a", "", pixels), labels, 0.9)
+    assert "however sure it sounds" in classify_answers._outside(Picture("a", "a", "", pixels), labels, 0.9)

@@ -6,7 +6,8 @@ import threading
 import time
 
 from app.lazy import Lazy
-from app.service import Card, Sample, Service
+from app.open_model import Card
+from app.service import Sample, Service
 from quept.evaluate import Results
 from quept.runtime import ElasticModel
 

@@ -1,0 +1,260 @@
+"""One opened model with all that the pages show of it: the equaliser's description, its named plans, what was
+measured of a plan, and what its tables predict. No gradio here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from quept.allocate import SensitivityTable
+from quept.allocate.front import fitting_front
+from quept.allocate.rules.trial import load_trial
+from quept.allocate.solve.constraints import AllocationError
+from quept.evaluate import EvalTask, Results, Sample, Stored, TaskEstimate, tasks_of
+from quept.evaluate.shipped import load_shipped
+from quept.export import exporter
+from quept.files import dtype_name
+from quept.models import LoadedModel, ModelLayout, Vision
+from quept.plan import (
+    ACTIVATION_BITS,
+    EMBEDDING_BITS,
+    FULL,
+    KV_BITS,
+    QUANTIZED_BITS,
+    WEIGHT_BITS,
+    PrecisionPlan,
+)
+from quept.runtime import ElasticModel
+from quept.runtime.sizes import Sizes
+
+from .budget import NO_TABLE, slider
+from .timing import Timing
+
+
+@dataclass(frozen=True)
+class Card:
+    """What menus and pages know of a model before it is opened: title, kind, and where it comes from; vision
+    as an ElasticModel has it."""
+
+    title: str
+    kind: str
+    source: str
+    provenance: str
+    vision: Vision | None
+
+    @classmethod
+    def of(cls, model: ElasticModel | LoadedModel, title: str = "") -> Card:
+        return cls(title or model.title, model.kind, model.source, model.provenance, model.vision)
+
+
+class OpenModel:
+    """One opened model with all that the pages show of it."""
+
+    def __init__(self, name: str, elastic: ElasticModel, sample: Sample, results: Results, cache: Path):
+        self.name, self.elastic, self.sample, self.results = name, elastic, sample, results
+        self.tasks = tasks_of(elastic, cache / "reference", {"text": sample})
+        self.task = next(iter(self.tasks.values()))  # where not asked for another one
+        self.presets = elastic.presets
+        self.timing = Timing(elastic)
+        self._file_sizes: dict[str, Sizes] = {}
+        beside = elastic.origin.beside
+        table = beside("sensitivity.json")
+        self.sensitivity = SensitivityTable.load(table).of(elastic) if table else None
+        self.front = front = fitting_front(beside("front.json"), elastic)
+        # The best plans found for their sizes, smallest first.
+        self.best = [replace(point.plan, name=point.name) for point in front.points] if front else []
+        if front:
+            results.put_missing((key, payload) for _, key, payload in front.results(elastic.layers))
+        beside_model = [task for task in self.tasks.values() if "data" in task.options and not task.lacking]
+        for file in filter(None, map(beside, ("results.json", "baselines.json", "choices.json"))):
+            named = {task.conditions["data"]: task.id for task in beside_model}
+            load_shipped(results, file, elastic, named)
+
+    @cached_property
+    def description(self) -> dict:
+        """What the browser needs to draw the equaliser and to answer while it is dragged; JSON."""
+        elastic, layout = self.elastic, self.elastic.layout
+        embedding_bits = EMBEDDING_BITS if elastic.embeddings else (FULL,)
+        layers = [
+            {
+                "name": name,
+                "block": b,
+                "role": layout.roles.index(role),
+                "params": elastic.sizes.weights[name],
+            }
+            for b, block in enumerate(layout.blocks)
+            for role, name in block.layers.items()
+        ]
+        return {
+            "model": self.name,
+            "title": elastic.title,
+            **_columns(layout),
+            "roles": list(layout.roles),
+            "layers": layers,
+            "bits": list(WEIGHT_BITS),
+            "activation_bits": list(ACTIVATION_BITS),
+            "kv_bits": list(KV_BITS) if elastic.has_cache else [FULL],
+            "embedding_bits": list(embedding_bits),
+            "embedding_names": list(elastic.embeddings),
+            "embedding_bytes": [elastic.sizes.embeddings[b] for b in embedding_bits],
+            "sizes": [[elastic.sizes.layers[layer["name"]][b] for b in WEIGHT_BITS] for layer in layers],
+            "fixed_bytes": elastic.sizes.fixed,
+            "params": elastic.sizes.parameters,
+            "prediction": self.sensitivity and self.sensitivity.prediction(elastic.layers),
+        }
+
+    @cached_property
+    def slider(self) -> dict:
+        """What the budget's slider runs through when nothing is tied or locked; JSON."""
+        return slider(self)
+
+    def file_sizes(self, target: str) -> Sizes:
+        """The bytes of an export's file, by layer and width; AllocationError for a model it cannot hold."""
+        if target not in self._file_sizes:
+            if lacking := exporter(target).lacks(self.elastic):
+                raise AllocationError(lacking)
+            self._file_sizes[target] = exporter(target).sizes(self.elastic)
+        return self._file_sizes[target]
+
+    @cached_property
+    def rules(self) -> dict | None:
+        """The trial of rules of thumb that comes with the model, if one does; JSON."""
+        file = self.elastic.origin.beside("rules.json")
+        return load_trial(file, self.elastic) if file else None
+
+    @cached_property
+    def heat(self) -> dict:
+        """What each layer costs by itself at each width, for the heat map; JSON."""
+        table, described = self.sensitivity, self.description
+        if table is None:
+            return {"empty": NO_TABLE}
+
+        def costs(row: Mapping[int, float]) -> list[float | None]:
+            return [float(f"{row[b]:.3g}") if b in row else None for b in table.widths]
+
+        return {
+            "blocks": described["blocks"],
+            "roles": described["roles"],
+            "layers": [
+                {key: layer[key] for key in ("name", "block", "role")} for layer in described["layers"]
+            ],
+            "bits": list(table.widths),
+            "sensitivity": [costs(table.layers[layer["name"]]) for layer in described["layers"]],
+            "embeddings": costs(table.embeddings) if table.embeddings else None,
+            "conditions": table.conditions,
+        }
+
+    def conditions(self, plan: PrecisionPlan | None = None, task: EvalTask | None = None) -> str:
+        """What numbers are measured on, as text; of a plan measured before, in the dtype it was measured
+        in."""
+        task = task or self.task
+        if task.lacking:
+            return task.lacking
+        found = plan and self._found(plan, task)
+        dtype = found.key.dtype if found else dtype_name(self.elastic.dtype)
+        return f"{task.describe()}, {dtype}"
+
+    def stored(self, plan: PrecisionPlan, task: EvalTask | None = None) -> TaskEstimate | None:
+        """What was measured of this plan before; None if nothing was."""
+        task = task or self.task
+        found = self._found(plan, task)
+        return found and task.read(found.payload)
+
+    def _found(self, plan: PrecisionPlan, task: EvalTask) -> Stored | None:
+        """What was measured here comes before what was measured for the release, which is in float32."""
+        if task.lacking:
+            return None
+        keys = (task.key(plan, dtype) for dtype in (self.elastic.dtype, torch.float32))
+        return next(filter(None, (self.results.get(key, task.read) for key in keys)), None)
+
+    def floor(self, task: EvalTask) -> dict[str, float]:
+        """Metrics of the untouched model in the compute dtype, of those that are 0 for the float32 reference:
+        differences below them mean nothing. None in float32."""
+        if self.elastic.dtype == torch.float32 or task.lacking:
+            return {}
+        found = self.results.get(task.key(PrecisionPlan.full()), task.read)
+        metrics = task.metrics(found.payload) if found else ()
+        return {metric.name: metric.value for metric in metrics if metric.full == 0}
+
+    def metrics(self, estimate: TaskEstimate | None = None, task: EvalTask | None = None) -> list[dict]:
+        """The metrics of an estimate as the pages draw them, each with its floor; without an estimate those
+        of the task, with what full precision's are if that was measured."""
+        task = task or self.task
+        known, floor = estimate or self.stored(PrecisionPlan.full(), task), self.floor(task)
+        full = {metric.name: metric.full for metric in known.metrics} if known else {}
+        return [
+            m.to_dict() | {"full": full.get(m.name, m.full), "floor": floor.get(m.name)}
+            for m in (estimate.metrics if estimate else task.metrics({}))
+        ]
+
+    @cached_property
+    def named_plans(self) -> dict[str, PrecisionPlan]:
+        """Every plan that has a name here, by the value that the pages' menus send."""
+        uniform = map(PrecisionPlan.uniform, reversed(WEIGHT_BITS))
+        named = {plan.name: plan.keeping(self.elastic.layout.vision_layers) for plan in uniform}
+        return named | {plan.name: plan for plan in [*self.best, *self.presets]}
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """The name of each of them, by its key."""
+        layers = self.elastic.layers
+        return {plan.key(layers): name for name, plan in reversed(self.named_plans.items())}
+
+    def predicted(self, plan: PrecisionPlan) -> dict[str, float] | None:
+        """What the sensitivity table says of a plan; None without one, or where it does not cover all that
+        the plan rounds."""
+        table = self.sensitivity
+        return table.predicted(plan) if table and table.covers(plan) else None
+
+    def uniform_at(self, size: int, task: EvalTask | None = None) -> dict | None:
+        """Metrics and name of the best uniform plan that fits into so many bytes, embeddings at whatever
+        width is best; None where none does, or none was measured."""
+        task = task or self.task
+        (head,) = (metric for metric in task.metrics({}) if metric.name == task.headline)
+        sign = 1 if head.better == "lower" else -1
+        fitting = [
+            (sign * values[head.name], name, values)
+            for name, plan, values in self._uniform_plans(task)
+            if self.elastic.sizes.deploy(plan) <= size
+        ]
+        if not fitting:
+            return None
+        _, name, values = min(fitting, key=lambda found: found[0])
+        return {"label": f"uniform {name}"} | {k: values[k] for k in values if k != "tokens"}
+
+    def _uniform_plans(self, task: EvalTask) -> Iterator[tuple[str, PrecisionPlan, Mapping[str, float]]]:
+        """Uniform plans of weights and embeddings that were measured, here or for the table."""
+        for bits in QUANTIZED_BITS:
+            plan = PrecisionPlan.uniform(bits).keeping(self.elastic.layout.vision_layers)
+            if found := self.stored(plan, task):
+                yield plan.name, plan, {metric.name: metric.value for metric in found.metrics}
+        table = self.sensitivity
+        if table is None or task.lacking:
+            return
+        on = task.conditions
+        if (table.reference["tokens"], table.reference.get("context")) == (
+            on.get("tokens", task.total),
+            on.get("context"),
+        ):
+            for name, values in table.whole.items():
+                plan = PrecisionPlan.parse(name)
+                if plan.default.activations == FULL:
+                    yield name, plan, values
+
+
+def _columns(layout: ModelLayout) -> dict:
+    """The blocks of the equaliser and, of a model with several sections, where each begins and ends; JSON."""
+    every = layout.blocks
+    if len(layout.sections) == 1:
+        return {"blocks": [str(i) for i in range(len(every))]}
+    blocks, sections = [], []
+    for section in layout.sections:
+        count, start = sum(block.section == section for block in every), len(blocks)
+        letter = section[0].upper()
+        blocks += [f"{letter}{i}" for i in range(count)] if count > 1 else [letter]
+        sections.append({"name": section.capitalize(), "from": start, "to": len(blocks)})
+    return {"blocks": blocks, "sections": sections}
