@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from app.gate import Gate
-from app.pages import ask
+from app.pages import ask_answers
 from app.serve import build_app, look
 from app.service import Service
 from quept import ElasticModel
@@ -53,7 +53,7 @@ def address(tmp_path_factory) -> Iterator[str]:
     service = Service(models, sample, Results.open(folder / "results.sqlite"), folder)
     service.gate = SlowGate()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ask, "LONGEST_ANSWER", 24)
+        patch.setattr(ask_answers, "LONGEST_ANSWER", 24)
         demo = build_app(service)
         _, address, _ = demo.launch(
             **look(),
