@@ -66,7 +66,8 @@ class Page:
 
     def ask(self) -> str | None:
         """Queue a measurement of the page's plan: the event's id."""
-        data = [self.described["model"], None, None]
+        held = [None] * (len(self.measuring["inputs"]) - 1)  # what the page holds, in Python
+        data = [self.described["model"], *held]
         return (self.post("/gradio_api/queue/join", self.measuring, data) or {}).get("event_id")
 
     def release(self, draw: random.Random, whole: bool = False) -> float | None:
