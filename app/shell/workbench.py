@@ -102,7 +102,11 @@ def _wire(service: Service, bench: Workbench) -> None:
         query = {key: str(value)[:2000] for key, value in request.query_params.items()}
         model, plan_json = plans.linked(service, query)
         shown = switched(model, plan_json)
-        return query, model, *((plan_json, *shown[1:]) if model == drawn else shown)
+        if model == drawn and plan_json == held.plan.value:  # as drawn: what was dragged meanwhile stays
+            shown = gr.skip(), gr.skip(), *shown[2:]
+        elif model == drawn:
+            shown = plan_json, *shown[1:]
+        return query, model, *shown
 
     def pointed(model: str, tried: list, event: gr.EventData):
         return loaded(model, plans.chosen_point(service, model, tried, point_id(event)))
