@@ -21,20 +21,20 @@ how well the rule orders the layers by what they cost at 3 bits, as a rank corre
 
 def verdicts(opened: OpenModel) -> str:
     """What the trial of rules that comes with a model found, as Markdown; "" where there is none."""
-    told = opened.rules
-    if told is None:
+    trial = opened.rules
+    if trial is None:
         return ""
-    measured = told["rules"]["measured"]["front"]
+    measured = trial["rules"]["measured"]["front"]
     heads = ["Rule", "Ranks", "Wasted, bits", "Takes, s", *(f"KL at {bits:g} bits" for bits, *_ in measured)]
     rows = [heads, ["---"] * len(heads)]
-    for name, found in sorted(told["rules"].items(), key=lambda row: row[1]["wasted"]):
+    for name, found in sorted(trial["rules"].items(), key=lambda row: row[1]["wasted"]):
         at = {bits: kl for bits, _, kl in found["front"]}
         ranks = "" if found["correlation"] is None else f"{found['correlation']:.2f}"
         kls = [f"{at[bits]:.3g}" if bits in at else "" for bits, *_ in measured]
         rows.append([shown(name), ranks, f"{found['wasted']:.2f}", f"{found['seconds']:.0f}", *kls])
-    on = told["conditions"]
+    on = trial["conditions"]
     said = f"\n\nKL on {on['tokens']:,} tokens of {shown(on['text'])}; rules read {shown(on['read'])}."
-    sources = "; ".join(f"*{shown(name)}*: {shown(found['source'])}" for name, found in told["rules"].items())
+    sources = "; ".join(f"*{shown(name)}*: {shown(rule['source'])}" for name, rule in trial["rules"].items())
     return RULES + "\n".join(f"| {' | '.join(row)} |" for row in rows) + said + f"\n\n{sources}."
 
 

@@ -23,15 +23,15 @@ def own_words(elastic: ElasticModel, tokens: int, seed: int = 0) -> str:
     other without one: built-in questions, and what it answers at temperature 1. A seed gives the same
     again."""
     questions = [chat[0]["content"] for chat in zoo.chats("chats")]
-    tokenizer, full, told = elastic.tokenizer, PrecisionPlan.full(), ""
+    tokenizer, full, text = elastic.tokenizer, PrecisionPlan.full(), ""
     for number in count():
         question = questions[number % len(questions)]
         sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=ANSWER, seed=seed + number)
         answer = elastic.generate(full, question, sampling)
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         if tokenizer.chat_template:
-            told += tokenizer.apply_chat_template(turns, tokenize=False)
+            text += tokenizer.apply_chat_template(turns, tokenize=False)
         else:
-            told += f"{question}\n{answer}\n\n"
-        if len(tokenizer(told, add_special_tokens=False)["input_ids"]) >= tokens:
-            return told
+            text += f"{question}\n{answer}\n\n"
+        if len(tokenizer(text, add_special_tokens=False)["input_ids"]) >= tokens:
+            return text

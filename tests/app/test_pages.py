@@ -86,6 +86,6 @@ def test_the_layers_page_shows_what_rules_of_thumb_are_worth():
     }
     conditions = {"tokens": 2048, "text": "words", "read": "512 tokens of others"}
     opened.rules = {"rules": rules, "conditions": conditions}
-    told = verdicts(opened)
-    assert "| edges | 0.50 | 0.40 | 1 | 0.3 |" in told and "KL at 3 bits" in told
-    assert told.index("| measured") < told.index("| edges")
+    table = verdicts(opened)
+    assert "| edges | 0.50 | 0.40 | 1 | 0.3 |" in table and "KL at 3 bits" in table
+    assert table.index("| measured") < table.index("| edges")

@@ -287,18 +287,18 @@ class MoBiQuant(Engine):
         return StoredLayer(layer, codes, learned, self.routes.of(layer) if self.routes else None), None
 
     def values(self, stored: StoredLayer, setting: Setting) -> Tensor:
-        return stored.values(spoken(setting)[1])
+        return stored.values(parsed(setting)[1])
 
     def storage(self, setting: Setting) -> Setting:
         return "nested"
 
     def deployed(self, stored: StoredLayer, setting: Setting) -> Stored:
         """The values at a width, corrected, rounded to the plain grid of that width, which files hold."""
-        average, bits = spoken(setting)
+        average, bits = parsed(setting)
         return stored if average else quantize(stored.values(bits), bits, stored.codes.group)[0]
 
     def unheld(self, setting: Setting) -> str:
-        average, bits = spoken(setting)
+        average, bits = parsed(setting)
         if average is not None or not self._ranks.get(bits, 0) or bits >= EXPORTED:
             return ""
         return (
@@ -307,7 +307,7 @@ class MoBiQuant(Engine):
         )
 
     def module(self, stored: StoredLayer, setting: Setting, bias: Tensor | None, dtype: dtype) -> nn.Module:
-        average, bits = spoken(setting)
+        average, bits = parsed(setting)
         if average is None:
             return NestedLinear(stored, bits, None, bias, dtype)
         if self.routes is None:
@@ -318,7 +318,7 @@ class MoBiQuant(Engine):
         return NestedLinear(stored, bits, self.routes.at(stored.layer, average), bias, dtype)
 
     def nbytes(self, rows: int, columns: int, setting: Setting) -> int:
-        average, bits = spoken(setting)
+        average, bits = parsed(setting)
         return self.bytes_read(rows, columns, bits) if average is None else self.kept(rows, columns)
 
     def bytes_read(self, rows: int, columns: int, bits: int) -> int:
@@ -340,7 +340,7 @@ class MoBiQuant(Engine):
         return {bits: len(one.branches[bits].values[0]) if bits in one.branches else 0 for bits in one.grids}
 
 
-def spoken(setting: Setting) -> tuple[float | None, int]:
+def parsed(setting: Setting) -> tuple[float | None, int]:
     """Returns the average of a setting, None for a width, and the most bits that a token gets."""
     if not isinstance(setting, str):
         return None, setting
