@@ -153,9 +153,10 @@ class Exports:
             raise PlanError(why)
         self._make_room(opened.file_sizes(name).deploy(plan), target)
         settings = [(layer, bits) for layer, bits in settings_of(elastic, plan).items() if bits != FULL]
+        kept = []
         for i, (layer, bits) in enumerate(settings):
             with gate():
-                elastic.packed(layer, bits)
+                kept.append(elastic.bank.weight(layer, bits))
             if i % 16 == 0:
                 yield state | {"fraction": 0.5 * i / len(settings)}
         progress: dict[str, Any] = {"message": "Writing", "fraction": 0.5}

@@ -179,6 +179,7 @@ class Exporter:
         if why := self.refuses(elastic, plan):
             raise PlanError(why)
         report = progress or (lambda stage, fraction: None)
+        _view = elastic.view(plan)  # which keeps its weights in the bank: each is rounded once, not twice
         with self._replacing(out) as temporary:
             self.fill(elastic, plan, temporary, report)
             report("reading back", None)

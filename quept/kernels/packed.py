@@ -77,6 +77,18 @@ class PackedWeight:
         library.c.quept_pack(library.pool(), packed.structure, *map(_pointer, given))
         return packed
 
+    def rows_of_codes(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns codes, scales and zeros as `pack` was given them: the inverse, to the bit."""
+        self._check_cpu()
+        rows, groups = self.shape[0], _sizes(*self.shape, self.group)[1]
+        codes = torch.zeros(rows, packed_bytes(self.shape[1], self.bits), dtype=torch.uint8)
+        scales = torch.empty(rows, groups, dtype=torch.float16)
+        none = self.zeros is None
+        zeros = None if none else torch.zeros(rows, packed_bytes(groups, self.bits), dtype=torch.uint8)
+        library = loaded()
+        library.c.quept_stored(library.pool(), self.structure, *map(_pointer, (codes, scales, zeros)))
+        return codes, scales, zeros
+
     def to(self, device: torch.device | str) -> PackedWeight:
         """The same weight on another device; on CUDA triton_packed multiplies with it."""
         zeros = None if self.zeros is None else self.zeros.to(device)

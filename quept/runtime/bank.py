@@ -31,7 +31,8 @@ WEIGHTS_SHARE = 0.7
 class WeightBank:
     """make(layer, setting) -> (stored, values) quantizes one layer; stored is None for the untouched one
     (16), values where they do not come with it. ready(stored, values, setting) -> weight is the backend's
-    part. storage(setting): the setting under which a layer is stored, one for nested widths.
+    part, again(weight) -> stored its inverse, None where there is none. storage(setting): the setting under
+    which a layer is stored, one for nested widths.
 
     Each is called once per pair for as long as the pair stays within the budget (bytes)."""
 
@@ -41,10 +42,12 @@ class WeightBank:
         ready: Callable[[Stored | None, Tensor | None, Setting], Weight],
         budget: int,
         storage: Callable[[Setting], Setting] = lambda setting: setting,
+        again: Callable[[Weight], Stored | None] = lambda weight: None,
     ):
         if budget <= 0:
             raise ValueError(f"the weight bank needs a positive budget in bytes; got {budget}")
-        self._make, self._ready, self._storage, self.budget = make, ready, storage, budget
+        self._make, self._ready, self._again = make, ready, again
+        self._storage, self.budget = storage, budget
         self._stored: OrderedDict[Key, Stored] = OrderedDict()
         self._weights: OrderedDict[Key, Weight] = OrderedDict()
         self._alive: WeakValueDictionary[Key, Weight] = WeakValueDictionary()
@@ -96,7 +99,9 @@ class WeightBank:
     def stored(self, layer: str, setting: Setting) -> Stored:
         """The layer at this setting as it is deployed."""
         with self._lock:
-            _, found = self._found((layer, setting))
+            weight, found = self._found((layer, setting))
+        if found is None and weight is not None:
+            found = self._again(weight)
         return found if found is not None else self._make(layer, setting)[0]
 
     def _found(self, key: Key) -> tuple[Weight | None, Stored | None]:

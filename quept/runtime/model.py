@@ -94,7 +94,7 @@ class ElasticModel:
         self._tokenizer, self._prepared = loaded.tokenizer, loaded
         self._moved: dict[int, nn.Parameter] = {}
         self._template = Template(loaded, artifact.engine, self._backend, self.device, self._moved)
-        self.bank = WeightBank(self._make, self._ready, budget, self._storage)
+        self.bank = WeightBank(self._make, self._ready, budget, self._storage, self._backend.stored)
 
     @classmethod
     def open(

@@ -13,6 +13,7 @@
 const Products *quept_products(const char *name);
 void quept_pack(const Pool *, const Weight *, const uint8_t *, const uint16_t *, const uint8_t *, uint8_t *, uint16_t *,
                 uint8_t *);
+void quept_stored(const Pool *, const Weight *, uint8_t *, uint16_t *, uint8_t *);
 int quept_matmul(const Pool *, const Products *, const Weight *, const float *, int64_t, int, float *);
 void quept_unpack(const Pool *, const Products *, const Weight *, void *, int);
 void quept_rows(const Weight *, const int64_t *, int64_t, float *);
@@ -118,6 +119,14 @@ static Made made_weight(int64_t rows, int64_t columns, int bits, int group) {
     made.w.scales = to_scales;
     made.w.zeros = without ? NULL : to_zeros;
     if (without) free(to_zeros);
+    int64_t row_bytes = (columns + 7) / 8 * bits, zero_bytes = (groups + 7) / 8 * bits;
+    uint8_t *again = calloc((size_t)(rows * row_bytes), 1), *again_zeros = calloc((size_t)(rows * zero_bytes), 1);
+    uint16_t *again_scales = room(rows * groups * 2);
+    quept_stored(&pool, &made.w, again, again_scales, again_zeros);
+    CHECK(!memcmp(again, packed, (size_t)(rows * row_bytes)));
+    CHECK(!memcmp(again_scales, scales, (size_t)(rows * groups * 2)));
+    if (!without) CHECK(!memcmp(again_zeros, packed_zeros, (size_t)(rows * zero_bytes)));
+    free(again), free(again_zeros), free(again_scales);
     free(codes), free(zeros), free(scales), free(packed), free(packed_zeros);
     return made;
 }

@@ -1,5 +1,7 @@
 """Products, values and rows of packed weights against those that numerics.grid unpacks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -33,6 +35,16 @@ def any_weight(rows: int, columns: int, bits: int, group: int) -> Quantized:
     scales = torch.randn(rows, groups).half()
     scales[0, 0] = 2.0**-24  # subnormal
     return Quantized(bits, group, columns, pack(codes, bits), scales, pack(zeros, bits))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_rows_of_codes_are_those_that_were_packed(bits):
+    for rows, columns, group in SHAPES:
+        stored = any_weight(rows, columns, bits, group)
+        for given in (stored, replace(stored, zeros=None)):
+            codes, scales, zeros = PackedWeight.pack(given).rows_of_codes()
+            assert torch.equal(codes, given.codes) and torch.equal(scales, given.scales)
+            assert zeros is None if given.zeros is None else torch.equal(zeros, given.zeros)
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -75,6 +75,20 @@ def test_a_view_holds_no_values_of_its_layers(loaded):
     assert elastic.bank.resident_bytes == sum(codes.values()) < elastic.sizes.deploy(PrecisionPlan.uniform(5))
 
 
+@pytest.mark.parametrize("bits", QUANTIZED_BITS)
+def test_what_is_deployed_is_read_from_the_view_and_not_rounded_again(loaded, monkeypatch, bits):
+    packed, dense = both(loaded, monkeypatch)
+    view = packed.view(PrecisionPlan.uniform(bits, embeddings=bits))
+    monkeypatch.setattr(packed.bank, "_make", None)
+    for name in (*packed.layers, *packed.embeddings):
+        found, expected = packed.packed(name, bits), dense.packed(name, bits)
+        assert (found.bits, found.group, found.columns) == (bits, expected.group, expected.columns)
+        for part in ("codes", "scales", "zeros"):
+            one, other = getattr(found, part), getattr(expected, part)
+            assert one is other is None or torch.equal(one, other)
+    del view
+
+
 def test_full_precision_is_read_where_it_was_loaded(loaded):
     elastic = ElasticModel(loaded, Artifact.rtn(loaded), device="cpu", dtype=torch.float32)
     before, view = elastic.resident_bytes, elastic.view(PrecisionPlan.full())

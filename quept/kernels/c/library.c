@@ -69,7 +69,7 @@ Part part_of(const Pool *pool, int64_t n) {
     return (Part){n * me / all, n * (me + 1) / all};
 }
 
-/* ---- packing: rows of numerics.packing -> tiles */
+/* ---- packing: rows of numerics.packing <-> tiles */
 
 /* Codes i..i+31 of one row, of which `n` are there; a row is a little-endian stream of b bits a code. */
 static void read_codes(const uint8_t *row, int bits, int64_t i, int64_t n, uint8_t *codes) {
@@ -90,6 +90,23 @@ static void read_codes(const uint8_t *row, int bits, int64_t i, int64_t n, uint8
     }
 }
 
+/* The reverse, into a row of zeros. */
+static inline void write_codes(uint8_t *row, int bits, int64_t i, int64_t n, const uint8_t *codes) {
+    int64_t j = 0;
+    for (; i % 8 == 0 && j + 8 <= n; j += 8) {
+        uint8_t *to = row + (i + j) / 8 * bits;
+        uint64_t eight = 0;
+        for (int k = 0; k < 8; k++) eight |= (uint64_t)codes[j + k] << (k * bits);
+        for (int byte = 0; byte < bits; byte++) to[byte] = (uint8_t)(eight >> (8 * byte));
+    }
+    for (; j < n; j++) {
+        int64_t at = (i + j) * bits;
+        unsigned code = (unsigned)codes[j] << at % 8;
+        row[at / 8] |= (uint8_t)code;
+        if (code >> 8) row[at / 8 + 1] |= (uint8_t)(code >> 8);
+    }
+}
+
 /* A row's 32 codes into its lane of a block, whose lines are zeros before. */
 static void write_lane(uint8_t *block, int bits, int lane, const uint8_t *codes) {
     uint8_t *plane = block + 4 * lane;
@@ -103,6 +120,26 @@ static void write_lane(uint8_t *block, int bits, int lane, const uint8_t *codes)
             memcpy(&kept, plane + LINE * (k / share), sizeof kept);
             kept |= (four >> done & low) << width * (k % share);
             memcpy(plane + LINE * (k / share), &kept, sizeof kept);
+        }
+        plane += LINE * width;
+        done += width;
+    }
+}
+
+/* The reverse. */
+static inline void read_lane(const uint8_t *block, int bits, int lane, uint8_t *codes) {
+    const uint8_t *plane = block + 4 * lane;
+    memset(codes, 0, BLOCK);
+    for (int width = 8, done = 0; width; width /= 2) {
+        if (!(bits & width)) continue;
+        int share = 8 / width;
+        uint32_t low = 0x01010101u * ((1u << width) - 1);
+        for (int k = 0; k < 8; k++) {
+            uint32_t line, four;
+            memcpy(&line, plane + LINE * (k / share), sizeof line);
+            memcpy(&four, codes + 4 * k, sizeof four);
+            four |= (line >> width * (k % share) & low) << done;
+            memcpy(codes + 4 * k, &four, sizeof four);
         }
         plane += LINE * width;
         done += width;
@@ -151,6 +188,46 @@ void quept_pack(const Pool *pool, const Weight *w, const uint8_t *codes, const u
                 uint8_t *to_codes, uint16_t *to_scales, uint8_t *to_zeros) {
     Packing job = {pool, w, codes, zeros, scales, to_codes, to_zeros, to_scales};
     run_threads(pool, pack_part, &job);
+}
+
+/* The reverse: of w itself, into rows of numerics.packing, all of which are zeros before. `bits` is w->bits, known to
+   the compiler. */
+static inline __attribute__((always_inline)) void rows_of_codes(const Packing *job, int bits) {
+    const Weight *w = job->w;
+    int64_t groups = groups_of(w), row_bytes = ceil_div(w->columns, 8) * bits, zero_bytes = ceil_div(groups, 8) * bits;
+    Part part = part_of(job->pool, tiles_of(w));
+    for (int64_t r = part.first * TILE; r < least(part.last * TILE, w->rows); r++) {
+        int64_t tile = r / TILE, lane = r % TILE;
+        const uint8_t *block = w->codes + tile * tile_bytes(w);
+        for (int64_t g = 0; g < groups; g++) {
+            int64_t at = (tile * groups + g) * TILE + lane, n = columns_of(w, g);
+            job->to_scales[r * groups + g] = w->scales[at];
+            if (w->zeros) write_codes(job->to_zeros + r * zero_bytes, bits, g, 1, w->zeros + at);
+            for (int64_t from = 0; from < n; from += BLOCK, block += bits * LINE) {
+                uint8_t codes[BLOCK];
+                read_lane(block, bits, (int)lane, codes);
+                write_codes(job->to_codes + r * row_bytes, bits, g * w->group + from, least(BLOCK, n - from), codes);
+            }
+        }
+    }
+}
+
+static void stored_part(void *data) {
+    const Packing *job = data;
+    switch (job->w->bits) {
+    case 2: rows_of_codes(job, 2); break;
+    case 3: rows_of_codes(job, 3); break;
+    case 4: rows_of_codes(job, 4); break;
+    case 5: rows_of_codes(job, 5); break;
+    case 6: rows_of_codes(job, 6); break;
+    case 7: rows_of_codes(job, 7); break;
+    case 8: rows_of_codes(job, 8); break;
+    }
+}
+
+void quept_stored(const Pool *pool, const Weight *w, uint8_t *to_codes, uint16_t *to_scales, uint8_t *to_zeros) {
+    Packing job = {.pool = pool, .w = w, .to_codes = to_codes, .to_zeros = to_zeros, .to_scales = to_scales};
+    run_threads(pool, stored_part, &job);
 }
 
 /* ---- products of a few rows */

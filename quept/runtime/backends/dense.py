@@ -40,6 +40,10 @@ class Dense:
         its values (out, in), made when they are asked for."""
         return values().to(self.dtype)
 
+    def stored(self, weight: Weight) -> Stored | None:
+        """Returns what `ready` made a weight of, to the bit; None where it cannot be told from it."""
+        return None
+
     def untouched(self, weight: Tensor) -> Weight | None:
         """Returns what a layer that nobody quantized is multiplied by without a copy of its weight; None
         where it takes one."""

@@ -55,6 +55,11 @@ class Packed(Dense):
             return PackedWeight.pack(stored)
         return super().ready(stored, values)
 
+    def stored(self, weight: Weight) -> Stored | None:
+        if not isinstance(weight, PackedWeight) or weight.scales is None:
+            return None
+        return Quantized(weight.bits, weight.group, weight.shape[1], *weight.rows_of_codes())
+
     def untouched(self, weight: Tensor) -> Weight | None:
         if weight.dtype == self.dtype or weight.dtype not in DENSE or weight.ndim != 2:
             return super().untouched(weight)
