@@ -21,30 +21,15 @@ from urllib.parse import quote
 import gradio as gr
 
 FOLDER = Path(__file__).parent
-# Runs once per widget drawn. The style is laid under `:is(#_, .widget)`: as strong as an id, so that it beats
-# Gradio's own, and the same for all widgets of one kind.
-LOADER = """const { folder, stamp, name, styles, scripts } = %s;
-const kept = (window.queptFiles ??= {});
-const { root = ".", api_prefix = "/gradio_api" } = window.gradio_config ?? {};
-const read = async (file) => {
-  const answer = await fetch(`${root.replace(/\\/$/, "")}${api_prefix}/file=${folder}/${file}?${stamp}`);
-  if (!answer.ok) throw new Error(`${file}: ${answer.status}`);
-  return answer.text();
-};
-const text = (file) => (kept[file] ??= read(file));
-const dress = async () => {
-  const sheet = document.createElement("style");
-  sheet.textContent = `:is(#_, .widget-${name}) { ${(await Promise.all(styles.map(text))).join("")} }`;
-  document.head.append(sheet);
-};
+# Runs once per widget drawn; widget.js does the work.
+LOADER = """const { root = ".", api_prefix = "/gradio_api" } = window.gradio_config ?? {};
+const base = new URL(`${root.replace(/\\/$/, "")}${api_prefix}/file=%(folder)s/`, document.baseURI).href;
+const at = (file) => `${base}${file}?%(stamp)s`;
 const given = { element, trigger, props, server, upload, watch };
-const run = ([, ...parts]) => Function(...Object.keys(given), parts.join("\\n"))(...Object.values(given));
-const fail = (error) => {
+import(at("widget.js")).then(({ draw }) => draw(at, given, %(files)s)).catch((error) => {
   element.querySelector(".widget").textContent = "This part of the page could not be shown: reload the page.";
   throw error;
-};
-const styled = (kept[`style of ${name}`] ??= dress());
-Promise.all([styled, ...scripts.map(text)]).then(run).catch(fail);
+});
 """
 
 
@@ -112,7 +97,7 @@ class Widget(gr.HTML):
         super().__init__(
             value,
             html_template=f'<div class="widget {self.NAME.replace("_", "-")}"{attributes}></div>',
-            js_on_load=LOADER % json.dumps(served() | files),
+            js_on_load=LOADER % (served() | {"files": json.dumps(files)}),
             apply_default_css=False,
             visible=visible,
             elem_id=elem_id or self.NAME,
