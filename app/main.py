@@ -82,8 +82,8 @@ def opened_to_others(host: str, public: bool) -> str:
 
 def bundled_sources(progress: Progress | None = None) -> tuple[list[str], list[str]]:
     """The built-in models, opened where nobody asks for another, each with each of its artifacts; and those
-    of them that can wait until somebody chooses them. One that cannot be fetched is left away, but for the
-    first."""
+    of them that wait until a page is open or somebody chooses them: all but the first. One that cannot be
+    fetched is left away, but for the first."""
     from quept import zoo
     from quept.artifact import variants
 
@@ -95,9 +95,9 @@ def bundled_sources(progress: Progress | None = None) -> tuple[list[str], list[s
             names.append(name)
         except zoo.SourceError as error:
             print(f"quept app: going on without {name}: {error}", file=sys.stderr)
-    rest = {name: [f"{name}:{variant}" for variant in variants(name)[1:]] for name in names}
-    sources = [source for name in names for source in (name, *rest[name])]
-    return sources, [source for name in names for source in rest[name]]
+    further = {name: [f"{name}:{variant}" for variant in variants(name)[1:]] for name in names}
+    sources = [source for name in names for source in (name, *further[name])]
+    return sources, sources[1:]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

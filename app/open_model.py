@@ -14,11 +14,12 @@ from quept.allocate import SensitivityTable
 from quept.allocate.front import fitting_front
 from quept.allocate.rules.trial import load_trial
 from quept.allocate.solve.constraints import AllocationError
+from quept.artifact import Manifest, Source
 from quept.evaluate import EvalTask, Results, Sample, Stored, TaskEstimate, tasks_of
 from quept.evaluate.shipped import load_shipped
 from quept.export import exporter
 from quept.files import dtype_name
-from quept.models import LoadedModel, ModelLayout, Vision
+from quept.models import ModelLayout
 from quept.plan import (
     ACTIVATION_BITS,
     EMBEDDING_BITS,
@@ -28,7 +29,7 @@ from quept.plan import (
     WEIGHT_BITS,
     PrecisionPlan,
 )
-from quept.runtime import ElasticModel
+from quept.runtime import ElasticModel, title_of
 from quept.runtime.sizes import Sizes
 
 from .budget import NO_TABLE, slider
@@ -37,18 +38,26 @@ from .timing import Timing
 
 @dataclass(frozen=True)
 class Card:
-    """What menus and pages know of a model before it is opened: title, kind, and where it comes from; vision
-    as an ElasticModel has it."""
+    """What menus and pages know of a model before it is opened: title, kind, where it comes from, and whether
+    it names classes."""
 
     title: str
     kind: str
     source: str
     provenance: str
-    vision: Vision | None
+    labelled: bool
 
     @classmethod
-    def of(cls, model: ElasticModel | LoadedModel, title: str = "") -> Card:
-        return cls(title or model.title, model.kind, model.source, model.provenance, model.vision)
+    def of(cls, model: ElasticModel) -> Card:
+        labelled = model.vision is not None and bool(model.vision.labels)
+        return cls(model.title, model.kind, model.source, model.provenance, labelled)
+
+    @classmethod
+    def built_in(cls, source: Source) -> Card:
+        """Of a built-in model's artifact, without reading the model."""
+        entry, manifest = source.entry, Manifest.read(source.artifact)
+        title = title_of(entry.title, entry.name, manifest)
+        return cls(title, entry.kind, entry.name, entry.provenance, entry.kind == "vision" and entry.classes)
 
 
 class OpenModel:

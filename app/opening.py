@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from app.lazy import Lazy
 from app.open_model import Card
 from app.service import Service
 from quept import load, zoo
-from quept.artifact import Manifest, resolve_source
+from quept.artifact import resolve_source
 from quept.evaluate import Results, Sample
-from quept.evaluate.tasks import fitting
-from quept.runtime import ElasticModel, title_of
+from quept.runtime import ElasticModel
 
 TEXT = "boolq-passages"
 FURTHER = 0.65  # of a model's share of the budget, that of each further artifact of it: room for one plan at
@@ -28,9 +28,12 @@ def open_service(
     device: str | None = None,
 ) -> Service:
     """Open every model and prepare its measurements; raises with a sentence. later: of the sources, artifacts
-    of another one's base that are opened when they are first asked for. device: of all; None: the best."""
-    cache, bases, cards = zoo.cache_dir(), {}, {}
+    of built-in models that are opened when they are first asked for. device: of all; None: the best."""
+    cache = zoo.cache_dir()
     found = {source.name: source for source in map(resolve_source, sources)}
+    cards = {name: Card.built_in(source) for name, source in found.items() if source.asked in later}
+    # Artifacts of one model share its weights.
+    bases = Lazy({source.base: partial(load, source.base, progress) for source in found.values()})
     shares: dict[str, float] = {}
     for name, source in found.items():
         further = any(found[other].base == source.base for other in shares)
@@ -41,18 +44,13 @@ def open_service(
         return lambda: ElasticModel.open(source.asked, budget=limit, base=bases[source.base], device=device)
 
     models = Lazy({name: opening(name) for name in found})
-    for name, source in found.items():
-        if source.base not in bases:  # artifacts of one model share its weights
-            progress(f"Opening {name}", None)
-            bases[source.base] = load(source.base, progress)
-        if source.asked in later:
-            base = bases[source.base]
-            cards[name] = Card.of(base, title_of(base, Manifest.read(source.artifact)))
-        else:
+    for name in found:
+        if name not in cards:
             progress(f"Opening {name}", None)
             models[name]
     sample = Sample("", "")
-    if any("text" in fitting(elastic) for elastic in models.made.values()):
+    kinds = {card.kind for card in cards.values()} | {elastic.kind for elastic in models.made.values()}
+    if "language" in kinds:
         progress("Reading the evaluation text", None)
         sample = Sample(zoo.text(TEXT, progress), zoo.TEXTS[TEXT].title)
     service = Service(models, sample, Results.open(cache / "results.sqlite"), cache, cards)

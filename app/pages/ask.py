@@ -70,18 +70,15 @@ class AskPage:
 
 def build(context: PageContext) -> AskPage:
     """Draw the page and wire it."""
-    service = context.service
-    plan_json = context.plan.value if context.first == context.model.value else None
-    start = Setting(context.first, STARTING, plan_json)
-    offered = service.choices(start.model)
-    shown = statuses(context, start)
+    begins, start = context.begins, Setting(context.model.value, STARTING, context.plan.value)
+    offered = context.service.choices(start.model) if begins else [(choice, choice) for choice in STARTING]
+    shown = statuses(context, start) if begins else {}
     drawn = {"thread": gr.State([]), "entered": gr.State(False)}
     with gr.Column(elem_id=ASK):
         with gr.Row(elem_id="ask-head"):
-            drawn["title"] = gr.Markdown(title(context, start.model), elem_id="ask-title")
+            drawn["title"] = gr.Markdown(title(context, start.model) if begins else "", elem_id="ask-title")
         with gr.Row(elem_id="ask-middle", equal_height=False):
             with gr.Column(min_width=300, elem_id="ask-pictures"):
-                begins = context.model.value in context.held  # else its pictures come with `enter`
                 drawn["easel"] = Easel(easel(context, start.model) if begins else None, elem_id="ask-easel")
                 drawn["input"] = PictureInput(
                     sources=["upload", "webcam", "clipboard"],
@@ -114,7 +111,7 @@ def build(context: PageContext) -> AskPage:
                         with gr.Column(min_width=240, elem_classes="ask-side"):
                             drawn[f"plan_{side}"] = precision_menu(ASK, side, offered, choice)
                             drawn[f"status_{side}"] = SideStatus(
-                                shown[f"status_{side}"], elem_id=f"ask-status-{side}"
+                                shown.get(f"status_{side}"), elem_id=f"ask-status-{side}"
                             )
                 drawn["talk"] = Talk(talk([]), elem_id="ask-talk")
     page = AskPage(**drawn)

@@ -77,11 +77,11 @@ class ClassifyPage:
 
 def build(context: PageContext) -> ClassifyPage:
     """Draw the page and wire it."""
-    service, first = context.service, context.first
-    offered = choices(service, first)
+    service, begins, first = context.service, context.begins, context.model.value
+    offered = choices(service, first) if begins else [(choice, choice) for choice in starting()]
     sides = {}
     with gr.Column(elem_id=CLASSIFY):
-        title = gr.Markdown(heading(service, first), elem_id="classify-title")
+        title = gr.Markdown(heading(service, first) if begins else "", elem_id="classify-title")
         with gr.Row(elem_id="classify-pictures-row", equal_height=False):
             picture = PictureInput(
                 sources=["upload", "webcam", "clipboard"],
@@ -94,7 +94,6 @@ def build(context: PageContext) -> ClassifyPage:
                 min_width=220,
                 elem_id=INPUT,
             )
-            begins = context.model.value in context.held  # else its pictures come when the page is opened
             pictures = Pictures(
                 row(context, first) if begins else None, elem_id="classify-pictures", scale=1, min_width=300
             )
@@ -185,7 +184,7 @@ PAGE = Page(
     "Classify",
     build,
     kinds=("vision",),
-    needs=lambda card: bool(card.vision.labels),
+    needs=lambda card: card.labelled,
     lacks="Classify is for models whose classes have names",
     holds=_classifier,
 )

@@ -97,7 +97,13 @@ class PageContext:
     @property
     def first(self) -> str:
         """The model that the page is drawn with: the one in the menu, or one that it is for."""
-        return self.model.value if self.model.value in self.held else next(iter(self.held))
+        return self.model.value if self.begins else next(iter(self.held))
+
+    @property
+    def begins(self) -> bool:
+        """Whether the page is for the model in the menu that the app begins with. One that is not need not
+        be drawn with a model, which would have to be opened: another is chosen before it is seen."""
+        return self.model.value in self.held
 
     def on_model(self, *listener: Any, **options: Any):
         """Another model was chosen."""

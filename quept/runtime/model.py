@@ -76,7 +76,8 @@ class ElasticModel:
         convolves, on_cpu = loaded.layout.convolutional, self.device.type == "cpu"
         # Bfloat16 alone changes as many answers of a convolutional classifier as 8 bits do: one in a hundred.
         self.dtype = dtype or (torch.float32 if convolves and on_cpu else compute_dtype(self.device))
-        self.artifact, self.source, self.title = artifact, loaded.source, title_of(loaded, artifact.manifest)
+        self.artifact, self.source = artifact, loaded.source
+        self.title = title_of(loaded.title, loaded.source, artifact.manifest)
         self.origin = Source(loaded.source, loaded.source)  # `open` knows better
         self.fingerprint, self.provenance = loaded.fingerprint, loaded.provenance
         self.base_identity = self._base.identity
@@ -399,9 +400,9 @@ class ElasticModel:
         return self._engines[setting].storage(setting) if setting in self._engines else setting
 
 
-def title_of(loaded: LoadedModel, manifest: Manifest) -> str:
-    """The model's title, and by which recipe it was calibrated, if it was."""
+def title_of(title: str, source: str, manifest: Manifest) -> str:
+    """A model's title, and by which recipe it was calibrated, if it was."""
     recipe = str(manifest.recipe.get("name", ""))
-    for model in (loaded.source, loaded.source.partition("-")[0]):
+    for model in (source, source.partition("-")[0]):
         recipe = recipe.removeprefix(f"{model}-")
-    return f"{loaded.title} · {recipe}" if recipe else loaded.title
+    return f"{title} · {recipe}" if recipe else title

@@ -18,7 +18,8 @@ ASSETS = Path(__file__).parent.parent.parent / "assets"
 class ModelEntry:
     """A built-in model. `source` is the folder it lies in, or a file that the conversion named `recipe` turns
     into one (see models.py). kind: "language", "vision" or "vision-language". group: columns that share a
-    scale. share: the model's claim to the memory of the bank where several are open."""
+    scale. share: the model's claim to the memory of the bank where several are open. classes: whether a
+    classifier has them, with names."""
 
     name: str
     title: str
@@ -29,6 +30,7 @@ class ModelEntry:
     recipe: str = ""
     group: int = 64
     share: float = 1.0
+    classes: bool = True
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ _MODELS = (
         ),
         recipe="onnx-dinov2/vit_small_patch14_dinov2",
         share=0.2,
+        classes=False,
     ),
     ModelEntry(
         name="easy-vqa",
