@@ -33,7 +33,8 @@ def verdicts(opened: OpenModel) -> str:
         kls = [f"{at[bits]:.3g}" if bits in at else "" for bits, *_ in measured]
         rows.append([shown(name), ranks, f"{found['wasted']:.2f}", f"{found['seconds']:.0f}", *kls])
     on = trial["conditions"]
-    said = f"\n\nKL on {on['tokens']:,} tokens of {shown(on['text'])}; rules read {shown(on['read'])}."
+    unit = on.get("unit", "tokens")
+    said = f"\n\nKL on {on['tokens']:,} {unit} of {shown(on['text'])}; rules read {shown(on['read'])}."
     sources = "; ".join(f"*{shown(name)}*: {shown(rule['source'])}" for name, rule in trial["rules"].items())
     return RULES + "\n".join(f"| {' | '.join(row)} |" for row in rows) + said + f"\n\n{sources}."
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 LIMIT = "LAYER=BITS"
 SHOWN = {"kl": "mean KL", "ppl": "perplexity", "top1": "accuracy", "same_top": "same first choice"}
-READ = 2048  # tokens that a rule of thumb reads
+READ, PICTURES = 2048, 200  # what a rule of thumb reads: tokens, or pictures
 NEAR = 0.05  # by how much what a front lets expect may differ from the prediction unmentioned
 
 
@@ -65,7 +65,7 @@ def allocate_parser(commands) -> None:
         "--by",
         metavar="RULE",
         help="place bits by a published rule of thumb, not by measured sensitivities (see `quept rules`): "
-        "gradient, fisher, activations, error, input-change, z-score, edges, depth or random",
+        "gradient, fisher, activations, error, input-change, relevance, z-score, edges, depth or random",
     )
     p.add_argument("--out", metavar="FILE", help="where the plan goes, like plan.json")
     p.add_argument(
@@ -188,15 +188,18 @@ def _allocate(options: argparse.Namespace) -> None:
 
 
 def _ruled(rule: str, elastic: ElasticModel) -> SensitivityTable:
-    """The costs of a rule, which reads a text that no plan is measured on; ValueError for an unknown one and
-    for a model that sees."""
+    """The costs of a rule, which reads a text that no plan is measured on, or pictures; ValueError for an
+    unknown one and for a model that sees and talks."""
     from quept.allocate.rules import rule_table
     from quept.evaluate.tasks import fitting
-    from quept.flow import SEARCH_TEXT, text_reference
+    from quept.flow import SEARCH_TEXT, data_task, text_reference
 
-    if "text" not in fitting(elastic):
-        raise ValueError(f"--by is for language models, and {elastic.title} is none: leave it out")
-    return rule_table(rule, elastic, text_reference(elastic, SEARCH_TEXT, READ).windows)
+    tasks = fitting(elastic)
+    if "text" in tasks:
+        return rule_table(rule, elastic, text_reference(elastic, SEARCH_TEXT, READ).windows)
+    if "image" not in tasks:
+        raise ValueError(f"--by is for language models and classifiers, and {elastic.title} is neither")
+    return rule_table(rule, elastic, data_task(elastic).first(PICTURES))
 
 
 def _constraints(options: argparse.Namespace, elastic: ElasticModel) -> Constraints:

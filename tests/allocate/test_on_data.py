@@ -47,6 +47,8 @@ def test_a_cost_is_the_divergence_of_the_model_with_that_layer_rounded(elastic, 
         kl(elastic, task.first(20), PrecisionPlan.of({name: 2})), rel=1e-3
     )
     assert table.uniform[4]["kl"] == pytest.approx(kl(elastic, task, PrecisionPlan.uniform(4)))
+    *_, whole = task.estimates(elastic.view(PrecisionPlan.full()))
+    assert table.reference == {"top1": whole.payload["top1_ref"], "tokens": 40}  # of the same pictures
     assert table.score == "top1" and set(table.activations) == set(elastic.layers)
     assert table.predicted(PrecisionPlan.uniform(4))["kl"] == pytest.approx(table.uniform[4]["kl"])
 

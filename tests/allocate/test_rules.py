@@ -1,11 +1,13 @@
 """Rules of thumb: what they look at is what autograd says, and each gives a plan that fits."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
 from quept.allocate.rules import RULES, rule_table
+from quept.allocate.rules.relevance import relevance
 from quept.allocate.rules.seen import seen
 from quept.allocate.rules.trial import load_trial, save_trial, trial
 from quept.allocate.solve.budget import parse_budget
@@ -48,6 +50,25 @@ def test_a_rule_gives_a_plan_within_the_budget_and_predicts_nothing(elastic, win
     assert found.bytes <= budget and found.plan.embeddings == FULL and found.predicted == {}
     with pytest.raises(AllocationError, match="predicts nothing"):
         parse_budget("2 % worse", table, elastic.sizes)
+
+
+def test_relevance_is_activation_times_gradient_of_the_likeliest_answer(elastic, windows):
+    found, (first, *_, last) = relevance(elastic, windows), elastic.layers
+    model, told = elastic.base.float(), {first: [], last: []}
+    for name, outputs in told.items():
+        model.get_submodule(name).weight.requires_grad_()
+        keep = partial(_kept, outputs)
+        model.get_submodule(name).register_forward_hook(keep)
+    for ids in windows.ids:
+        model(input_ids=ids[None]).logits.amax(-1).sum().backward()
+    one, other = (sum((y * y.grad).abs().sum().item() for y in outputs) for outputs in told.values())
+    assert found[first] / found[last] == pytest.approx(one / other, rel=1e-3)
+    assert sum(found.values()) == pytest.approx(1) and min(found.values()) > 0
+
+
+def _kept(outputs, layer, given, y):
+    y.retain_grad()
+    outputs.append(y)
 
 
 def test_the_trial_says_how_far_each_is_from_what_was_measured(elastic, windows, tmp_path):

@@ -6,6 +6,7 @@ squared rounding error, a quarter for each bit more.
     activations   squared error of the layer's output over its energy, by the second moments of its inputs
     error         squared error of the weights over their energy
     input-change  blocks that change their input most (1 - cosine) are the important ones
+    relevance     layers that answers owe most to are, by relevance propagation
     z-score       layers with the most weights beyond one standard deviation are
     edges         the first and the last eighth of the blocks, and down projections, get a bit more
     depth         the earlier, the more important
@@ -23,10 +24,12 @@ import torch
 from torch import Tensor
 
 from quept.data.windows import Windows
+from quept.evaluate.tasks import ImageTask
 from quept.plan import FULL, QUANTIZED_BITS
 from quept.runtime.model import ElasticModel
 
 from ..sensitivity.table import SensitivityTable
+from .relevance import relevance
 from .seen import Seen, seen
 
 Costs = dict[str, dict[int, float]]
@@ -36,14 +39,18 @@ STEP = 4.0  # what a bit less costs, in squared error
 
 @dataclass(frozen=True)
 class Subject:
-    """What a rule is asked about; windows: of the text that it may read."""
+    """What a rule is asked about; data: the text that it may read, or the pictures."""
 
     elastic: ElasticModel
-    windows: Windows
+    data: Windows | ImageTask
 
     @cached_property
     def seen(self) -> Seen:
-        return seen(self.elastic, self.windows)
+        """ValueError for pictures."""
+        if not isinstance(self.data, Windows):
+            rules = ", ".join(name for name, rule in RULES.items() if not rule.of_text)
+            raise ValueError(f"this rule reads text: for a classifier of pictures give {rules}")
+        return seen(self.elastic, self.data)
 
     def errors(self, cost: Callable[[str, Tensor, Tensor], Tensor]) -> Costs:
         """Costs by layer and width, from cost(layer, W_b - W, W)."""
@@ -92,6 +99,11 @@ def input_change(subject: Subject) -> Costs:
     return subject.shares({n: subject.seen.change[b.name] for b in blocks for n in b.layers.values()})
 
 
+def by_relevance(subject: Subject) -> Costs:
+    found, weights = relevance(subject.elastic, subject.data), subject.elastic.sizes.weights
+    return subject.shares({name: score / weights[name] for name, score in found.items()})
+
+
 def z_score(subject: Subject) -> Costs:
     def share(name: str) -> float:
         weight = subject.elastic.values(name, FULL).float()
@@ -123,19 +135,25 @@ def drawn(subject: Subject) -> Costs:
 
 @dataclass(frozen=True)
 class Rule:
-    """costs: the function; source: who says so."""
+    """costs: the function; source: who says so; of_text: whether it needs a text to read."""
 
     costs: Callable[[Subject], Costs]
     source: str
+    of_text: bool = False
 
 
 LAYERWISE = "Dumitru et al. 2024, arXiv 2406.17415"
 RULES = {
-    "gradient": Rule(gradient, "AutoRound (Cheng et al. 2023, arXiv 2309.05516) and mlx-lm's dynamic_quant"),
-    "fisher": Rule(fisher, "SqueezeLLM (Kim et al. 2023, arXiv 2306.07629)"),
-    "activations": Rule(activations, "the layer-wise error of GPTQ (2210.17323) and AWQ (arXiv 2306.00978)"),
+    "gradient": Rule(
+        gradient, "AutoRound (Cheng et al. 2023, arXiv 2309.05516) and mlx-lm's dynamic_quant", True
+    ),
+    "fisher": Rule(fisher, "SqueezeLLM (Kim et al. 2023, arXiv 2306.07629)", True),
+    "activations": Rule(
+        activations, "the layer-wise error of GPTQ (2210.17323) and AWQ (arXiv 2306.00978)", True
+    ),
     "error": Rule(weight_error, "the usual measure of a quantizer by itself"),
-    "input-change": Rule(input_change, f"layer input modification, {LAYERWISE}"),
+    "input-change": Rule(input_change, f"layer input modification, {LAYERWISE}", True),
+    "relevance": Rule(by_relevance, "LRP-QViT (Ranjan and Savakis 2024, arXiv 2401.11243), by the zero rule"),
     "z-score": Rule(z_score, f"z-score distribution, {LAYERWISE}"),
     "edges": Rule(edges, "the mixtures of llama.cpp's K-quants: more bits at both ends and for down_proj"),
     "depth": Rule(depth, "folklore: errors of early layers pass through all the others"),
@@ -143,11 +161,12 @@ RULES = {
 }  # fmt: skip
 
 
-def rule_table(name: str, elastic: ElasticModel, windows: Windows) -> SensitivityTable:
-    """Returns the costs of a rule as a table that predicts nothing; ValueError for an unknown one."""
+def rule_table(name: str, elastic: ElasticModel, data: Windows | ImageTask) -> SensitivityTable:
+    """Returns the costs of a rule as a table that predicts nothing; ValueError for an unknown one, and for
+    one that reads text where `data` are pictures."""
     if name not in RULES:
         raise ValueError(f"no rule {name!r}: give {', '.join(RULES)}")
-    return table_with(RULES[name].costs(Subject(elastic, windows)), elastic, name)
+    return table_with(RULES[name].costs(Subject(elastic, data)), elastic, name)
 
 
 def table_with(costs: Costs, elastic: ElasticModel, name: str) -> SensitivityTable:

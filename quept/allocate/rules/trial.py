@@ -4,7 +4,7 @@
     save_trial(path, elastic, results, conditions)
 
 Every rule allocates the bits of the layers at the sizes of uniform plans, embeddings untouched, and the plans
-are measured whole on text that no rule saw. Per rule:
+are measured whole on text that no rule saw, or on pictures. Per rule:
 
     correlation   Spearman's, of its costs and the measured ones over the layers, at 3 bits
     front         [bits, bytes, KL] of its plan at each size
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from quept.data.windows import Windows
+from quept.evaluate.tasks import ImageTask
 from quept.files import read_json, write_atomic
 from quept.plan import PrecisionPlan
 from quept.runtime.model import ElasticModel
@@ -57,13 +58,13 @@ class Verdict:
 def trial(
     elastic: ElasticModel,
     table: SensitivityTable,
-    windows: Windows,
+    data: Windows | ImageTask,
     kl: Callable[[PrecisionPlan], float],
     bits: Sequence[float] = BITS,
     rules: Sequence[str] = tuple(RULES),
 ) -> Iterator[tuple[str, Verdict]]:
-    """Yields (name, verdict), measured sensitivities and uniform plans first. windows: what rules may read;
-    kl: of a plan, on other text."""
+    """Yields (name, verdict), measured sensitivities and uniform plans first. data: the text that rules
+    may read, or the pictures; kl: of a plan, on others."""
     measured = _front(elastic, table, kl, bits)
     yield MEASURED, Verdict("KL of each layer rounded by itself", 1.0, measured, 0.0, 0.0)
     whole = sorted(b for b in bits if b == int(b))
@@ -72,7 +73,7 @@ def trial(
     yield UNIFORM, Verdict("the same bits in every layer", None, points, _wasted(points, measured), 0.0)
     for name in rules:
         began = time.perf_counter()
-        costs = RULES[name].costs(Subject(elastic, windows))
+        costs = RULES[name].costs(Subject(elastic, data))
         seconds = time.perf_counter() - began
         front = _front(elastic, table_with(costs, elastic, name), kl, bits)
         ranks = _correlation(costs, table)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor, nn
 
 from quept.evaluate.forward import Gate, NonFiniteLogits
 from quept.evaluate.tasks import EvalTask
@@ -50,6 +51,16 @@ class DataMeter:
             row = dict(zip(("plan", "windows", "window"), key, strict=True))
             self.log.add(row | {"kl": kl if kl < HIGHEST else None})
         return self.log.windows[key]
+
+    def losses(self, model: nn.Module) -> Iterator[Tensor]:
+        """Yields parts of the mean KL, batch by batch, with their gradient; the gate is held until the next
+        one is asked for."""
+        parts = self.search.divergences(model)
+        while True:
+            with self.gate():
+                if (kl := next(parts, None)) is None:
+                    return
+                yield kl.sum() / self.search.total
 
     def keep(self, picks: np.ndarray) -> None:
         """Nothing is kept: every pass begins at the first block."""

@@ -11,6 +11,9 @@ layers by a bit. From there on each candidate is an exact allocation under costs
 corrected (see `correction`): usually on a draw from what is still uncertain, sometimes on the most likely
 costs. Half of the candidates keep the best plan's first blocks, so that their passes start further down.
 
+On pictures and questions the search first goes downhill, by the gradient of the mean KL at the best plan (see
+`slopes`), and again whenever a draw has won.
+
 Candidates race (see `race`): whoever falls behind the best plan on the windows both have seen is dropped,
 and a new best plan has to win on all of them together. What wins among hundreds wins a little by luck, so
 in the end the given plan, the best uniform one and the best found are measured on other windows, and the
@@ -28,6 +31,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +47,7 @@ from ..sensitivity.table import FULL_PRECISION, SensitivityTable
 from ..solve.constraints import FREE, AllocationError, Constraints
 from .on_data import DataMeter
 from .race import MeasurementLog, Meter, Race
+from .slopes import Descent, has_slopes, slopes
 from .space import Space, stand_in
 
 SPREADS = (0.5, 0.7, 1.0, 1.5, 2.5)  # of a draw; the wider ones where the narrow give plans seen before
@@ -156,9 +161,14 @@ def refine(
             yield trial("measuring plans to start from")
 
     rng, stuck, attempt = np.random.default_rng(seed), 0, 0
+    downhill = None
+    if has_slopes(elastic, search, start):
+        downhill = Descent(space, partial(slopes, elastic, space, losses=race.meter.losses))
     while stuck < STUCK and not over():
-        picks = candidate(space, race, rng, greedy=attempt % GREEDY == 0)
-        attempt += 1
+        picks = downhill and downhill.step(race.best, lambda picks: picks.tobytes() in race.seen)
+        if picks is None:
+            picks = candidate(space, race, rng, greedy=attempt % GREEDY == 0)
+            attempt += 1
         if picks is None:
             stuck += 1
             continue

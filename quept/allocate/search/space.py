@@ -7,6 +7,7 @@ hashable by their bytes; `Space.plan` turns one into a plan and `Space.picks_of`
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -158,10 +159,10 @@ class Space:
         return found
 
     def allocate(self, costs: np.ndarray, kept: np.ndarray | None = None) -> np.ndarray | None:
-        """The plan of the smallest summed cost (options). kept (units): the option that a unit must have, or
-        -1. None where nothing fits."""
+        """The plan of the smallest summed cost (options), none of them infinite. kept (units): the option
+        that a unit must have, or -1. None where nothing fits."""
         places = [
-            list(range(offset, offset + len(unit.bits)))
+            [i for i in range(offset, offset + len(unit.bits)) if math.isfinite(costs[i])]
             for unit, offset in zip(self.units, self.offsets.tolist(), strict=True)
         ]
         if kept is not None:

@@ -79,7 +79,7 @@ def measure_on_data(
         group=elastic.artifact.group,
         per="layer",
         data={"text": changed.conditions["data"], "tokens": changed.total, **unit},
-        reference={"top1": done["embeddings, 16"]["top1_ref"], "tokens": curve.total},
+        reference={"top1": done[f"all layers, W{widths[0]}"]["top1_ref"], "tokens": curve.total},
         layers={name: costs(f"weights of {name}", widths) for name in layers},
         uniform={bits: kept(f"W{bits}") for bits in widths},
         whole={name: kept(name) for name in whole},

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quept.engines.reports import Reports
 from quept.evaluate.forward import Gate, MakeCache
@@ -137,6 +137,11 @@ class EvalTask(ABC):
     def payloads(self, view: nn.Module, make_cache: MakeCache | None, gate: Gate) -> Iterator[Mapping]:
         """Yields what is known after each step as JSON with `tokens`, how many things were measured; `gate`
         is held around every forward pass."""
+
+    def divergences(self, model: nn.Module) -> Iterator[Tensor]:
+        """Yields KL(full precision || model) of each thing, batch by batch, float64 and with its gradient.
+        NotImplementedError of tasks that search nothing."""
+        raise NotImplementedError(f"no plans are searched by {self.name}")
 
     @abstractmethod
     def metrics(self, payload: Mapping) -> tuple[Metric, ...]:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,15 +91,11 @@ def accuracy(
     caller's; do not hold it around this generator yourself), after one more turn where the reference does not
     have it yet. Errors are those of `batches`."""
     start = time.perf_counter()
-    device, dtype = device_of(model), _dtype_of(model)
     seen: list[Tensor] = []
     labelled = bool((images.labels >= 0).all())
 
-    @torch.inference_mode()
-    def logits(batch: Batch) -> dict[str, Tensor]:
-        return {"logits": model(batch.pixels.to(device, dtype)).double().cpu()}
-
-    for batch, expected, found, skipped in batches("picture", images, reference, logits, gate):
+    answers = torch.inference_mode()(partial(_logits, model))
+    for batch, expected, found, skipped in batches("picture", images, reference, answers, gate):
         seen.append(_scores(found["logits"], expected["logits"].double(), batch))
         yield _summary(torch.cat(seen, 1), skipped, time.perf_counter() - start, labelled)
 
@@ -155,6 +151,11 @@ class ImageTask(EvalTask):
         for estimate in accuracy(view, self.images, self.reference, gate):
             yield estimate.to_dict()
 
+    def divergences(self, model: nn.Module) -> Iterator[Tensor]:
+        answers = partial(_logits, model)
+        for _, expected, found, _ in batches("picture", self.images, self.reference, answers, nullcontext):
+            yield _divergence(expected["logits"].double(), found["logits"])
+
     def metrics(self, payload: Mapping) -> tuple[Metric, ...]:
         labelled = payload.get("labelled", True) if payload else self._labelled
         return accuracy_metrics(payload)[not labelled :]  # without accuracy, which would be agreement again
@@ -165,15 +166,24 @@ class ImageTask(EvalTask):
         return not vision or bool(vision.images or self.given.get("data")) or not vision.of_photographs
 
 
+def _logits(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    return {"logits": model(batch.pixels.to(device_of(model), _dtype_of(model))).double().cpu()}
+
+
+def _divergence(expected: Tensor, logits: Tensor) -> Tensor:
+    """KL of every picture (k,) from logits (k, classes)."""
+    log_p, log_q = class_logits(expected).log_softmax(-1), class_logits(logits).log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
 def _dtype_of(model: nn.Module) -> torch.dtype:
     return next(p.dtype for p in model.parameters() if p.is_floating_point())
 
 
 def _scores(logits: Tensor, expected: Tensor, batch: Batch) -> Tensor:
     """(5, k) float64: the picture's number, its label, full precision's class, the model's, kl."""
+    kl = _divergence(expected, logits)
     expected, logits = class_logits(expected), class_logits(logits)
-    log_p, log_q = expected.log_softmax(-1), logits.log_softmax(-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
     theirs, ours = expected.argmax(-1), logits.argmax(-1)
     labels = torch.where(batch.labels < 0, theirs, batch.labels)
     return torch.stack([batch.rows.double(), labels, theirs, ours, kl])

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
 
-from quept.data.questions import Batch, Prepared, Questions, question_folder, stored_questions
+from quept.data.questions import Asked, Batch, Prepared, Questions, question_folder, stored_questions
 from quept.evaluate.forward import Gate, MakeCache
 from quept.evaluate.reference import BatchReference, open_reference
 from quept.models import FAMILIES
@@ -75,7 +76,8 @@ def vqa_reference(elastic: ElasticModel, questions: Questions, cache: Path | Non
     """Returns full precision's answer log-probs for a set of questions; cache: see `open_reference`."""
 
     def compute(batch: Batch) -> dict[str, Tensor]:
-        found = finite(_answer_log_probs(elastic.full_precision(), batch, None))
+        with torch.inference_mode():
+            found = finite(_answer_log_probs(elastic.full_precision(), batch, None))
         lowest = torch.finfo(torch.float16).min
         return found | {"log_probs": found["log_probs"].clamp(min=lowest).half()}
 
@@ -98,7 +100,7 @@ def vqa(
     start = time.perf_counter()
     ends = end_tokens(model, questions.processor) | spelled_end(questions.processor)
     scores: list[Tensor] = []
-    answers = partial(_answer_log_probs, model, make_cache=make_cache)
+    answers = torch.inference_mode()(partial(_answer_log_probs, model, make_cache=make_cache))
     for batch, expected, found, skipped in batches("question", questions, reference, answers, gate):
         scores.append(_scores(found, expected, batch, ends))
         yield _summary(torch.cat(scores, 1), questions.kinds, skipped, time.perf_counter() - start)
@@ -149,6 +151,13 @@ class VqaTask(EvalTask):
         for estimate in vqa(view, self.questions, self.reference, make_cache, gate):
             yield estimate.to_dict()
 
+    def divergences(self, model: nn.Module) -> Iterator[Tensor]:
+        answers = partial(_answer_log_probs, model, make_cache=lambda: DynamicCache(config=model.config))
+        for batch, expected, found, _ in batches(
+            "question", self.questions, self.reference, answers, nullcontext
+        ):
+            yield torch.stack([kl.mean() for kl in _divergence(expected, found).split(_lengths(batch))])
+
     def metrics(self, payload: Mapping) -> tuple[Metric, ...]:
         found = [
             f"{name} {_percent(t['right'], t)}"
@@ -162,7 +171,6 @@ def _percent(right: int, of: Mapping[str, int]) -> str:
     return f"{100 * right / of['questions']:.1f}%"
 
 
-@torch.inference_mode()
 def answer_logits(model: nn.Module, group: Prepared, make_cache: MakeCache | None = None) -> Tensor:
     """Logits (tokens, vocabulary) float32 in the places of the answers' tokens and of each answer's end,
     question by question."""
@@ -206,17 +214,31 @@ def _answer_log_probs(model: nn.Module, batch: Batch, make_cache: MakeCache | No
 def _scores(found: Mapping, expected: Mapping, batch: Batch, ends: set[int]) -> Tensor:
     """(5, questions) float64: number, whether full precision is right, whether the model is, whether they say
     the same, kl."""
-    p = expected["log_probs"].double()
-    kl = (p.softmax(-1) * (p.log_softmax(-1) - found["log_probs"].double())).sum(-1)
+    kl = _divergence(expected, found)
     columns, start = [], 0
-    for asked in (asked for group in batch.groups for asked in group.asked):
-        places = slice(start, start + len(asked.answer) + 1)
+    for asked, length in zip(_asked(batch), _lengths(batch), strict=True):
+        places = slice(start, start + length)
         theirs, ours = (
             _wrong(top[places].tolist(), asked.answer, ends) for top in (expected["top"], found["top"])
         )
         columns.append((asked.row, theirs is None, ours is None, theirs == ours, kl[places].mean().item()))
         start = places.stop
     return torch.tensor(columns, dtype=torch.float64).T
+
+
+def _divergence(expected: Mapping, found: Mapping) -> Tensor:
+    """KL at every token (tokens,) float64."""
+    p = expected["log_probs"].double()
+    return (p.softmax(-1) * (p.log_softmax(-1) - found["log_probs"].double())).sum(-1)
+
+
+def _asked(batch: Batch) -> list[Asked]:
+    return [asked for group in batch.groups for asked in group.asked]
+
+
+def _lengths(batch: Batch) -> list[int]:
+    """Tokens of each question's answer, its end among them."""
+    return [len(asked.answer) + 1 for asked in _asked(batch)]
 
 
 def _wrong(top: Sequence[int], answer: Sequence[int], ends: set[int]) -> tuple[int, int] | None:
