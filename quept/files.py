@@ -2,7 +2,8 @@
 
 write_atomic, write_tensors, replacing   a temporary name in the same folder, mode 0644, then a rename
 replacing_folder                         the same for a folder
-save_tensors, tensors_header             the bytes of a safetensors file, the same for the same tensors
+save_tensors, tensors_header             the bytes of a safetensors file, the same for the same tensors;
+stream_tensors                           of tensors that are made one after the other
 read_json, parse_json                    one JSON object with "format" and a version, refused with a sentence
 read_text                                a text in the encoding that it says, and nothing that is none
 read_lines, append_line, resume_lines    JSON lines; the line that a killed run was writing is left out
@@ -153,13 +154,25 @@ def save_tensors(
 ) -> None:
     """Writes a safetensors file, the same bytes for the same tensors: safetensors itself orders the metadata
     as a hash does. room: bytes that its header takes at least, filled up with spaces."""
+    kinds = {name: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()}
+    stream_tensors(path, kinds, tensors.__getitem__, metadata, room)
+
+
+def stream_tensors(
+    path: str | Path,
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]],
+    tensor: Callable[[str], torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    room: int = 0,
+) -> None:
+    """Writes what `save_tensors` does, without all of it in memory: `tensor` gives each by its name, once.
+    kinds: `{name: (dtype, shape)}`."""
     import torch
 
-    kinds = {name: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()}
     with open(path, "wb") as file:
         file.write(tensors_header(kinds, metadata, room))
         for name in _laid_out(kinds):
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            flat = tensor(name).detach().cpu().contiguous().reshape(-1)
             file.write(flat.view(torch.uint8).numpy().data)
 
 

@@ -42,6 +42,19 @@ _QWEN = {
     "text_config": _TEXT | {"rope_parameters": _MROPE},
     "vision_config": {"depth": 2, "num_heads": 4, "patch_size": 8, "spatial_merge_size": 2},
 }
+_SIGLIP = _TOWER | {"model_type": "siglip_vision_model", "vision_use_head": False}
+_GEMMA = _TEXT | {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}
+_QWEN3 = {
+    "text_config": _TEXT | {"head_dim": 16, "rope_parameters": _MROPE},
+    "vision_config": _QWEN["vision_config"]
+    | {
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1],
+    },
+}
 _IMAGE, _VIDEO = "<image>", "<video>"
 
 # model_type and settings of the config. Sizes follow the published models, scaled down.
@@ -94,6 +107,42 @@ CONFIGS: dict[str, dict] = {
         "text_config": _TEXT | {"model_type": "llama", "pad_token_id": 3},
         "scale_factor": 2,
     },
+    "gemma3": {
+        "model_type": "gemma3",
+        "vision_config": _SIGLIP,
+        "text_config": _GEMMA
+        | {"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"]},
+        "mm_tokens_per_image": 4,
+    },
+    "paligemma": {
+        "model_type": "paligemma",
+        "vision_config": _SIGLIP,
+        "text_config": _TEXT | {"model_type": "gemma", "head_dim": 16},
+        "projection_dim": 64,
+    },
+    "paligemma2": {
+        "model_type": "paligemma",
+        "vision_config": _SIGLIP,
+        "text_config": _GEMMA | {"model_type": "gemma2", "final_logit_softcapping": 5.0},
+        "projection_dim": 64,
+    },
+    "qwen3-vl": {
+        "model_type": "qwen3_vl",
+        "text_config": _QWEN3["text_config"] | {"model_type": "qwen3_vl_text"},
+        "vision_config": _QWEN3["vision_config"],
+    },
+    "qwen3-vl-moe": {
+        "model_type": "qwen3_vl_moe",
+        "text_config": _QWEN3["text_config"]
+        | {
+            "model_type": "qwen3_vl_moe_text",
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "mlp_only_layers": [0],
+        },
+        "vision_config": _QWEN3["vision_config"],
+    },
 }
 FAMILIES = tuple(CONFIGS)
 
@@ -119,11 +168,17 @@ _SPECIAL = {
         "end_of_utterance_token": "<end_of_utterance>",
     },
 }
-_SPECIAL |= {"qwen2.5-vl": _SPECIAL["qwen2-vl"], "smolvlm": _SPECIAL["idefics3"]}
-_PLACEHOLDER = {
-    "qwen2-vl": "<|vision_start|><|image_pad|><|vision_end|>",
-    "qwen2.5-vl": "<|vision_start|><|image_pad|><|vision_end|>",
-    "internvl": "<IMG_CONTEXT>\n",
+_SPECIAL["gemma3"] = {
+    "image_token": "<image_soft_token>",
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+}
+_SPECIAL["smolvlm"] = _SPECIAL["idefics3"]
+_SPECIAL |= dict.fromkeys(("qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe"), _SPECIAL["qwen2-vl"])
+_SPECIAL |= dict.fromkeys(("paligemma", "paligemma2"), {"image_token": _IMAGE})
+_PLACEHOLDER = {"internvl": "<IMG_CONTEXT>\n", "gemma3": "<start_of_image>"}
+_PLACEHOLDER |= {
+    name: "<|vision_start|><|image_pad|><|vision_end|>" for name in CONFIGS if name.startswith("qwen")
 }
 
 
@@ -145,9 +200,11 @@ def tiny_processor(name: str) -> ProcessorMixin:
     special = _SPECIAL[name]
     tokenizer.add_special_tokens({"additional_special_tokens": list(special.values())})
     named = {
-        key: value for key, value in special.items() if key.endswith("image_token") or key == "video_token"
+        key: value
+        for key, value in special.items()
+        if key.endswith("image_token") or key in ("video_token", "boi_token", "eoi_token")
     }
-    if name != "llava":
+    if name not in ("llava", "paligemma", "paligemma2"):
         tokenizer.init_kwargs |= named
         for key, value in named.items():
             setattr(tokenizer, key, value)
@@ -186,8 +243,18 @@ def tiny_processor(name: str) -> ProcessorMixin:
         settings = {"patch_size": 8, "merge_size": 2, "size": pixels, **plain}
         images = hf.Qwen2VLImageProcessor(**settings)
         video = hf.Qwen2VLVideoProcessor(**settings)
+        if name.startswith("qwen3"):
+            video = hf.Qwen3VLVideoProcessor(**settings)
+            return hf.Qwen3VLProcessor(images, tokenizer, video, **template)
         kind = hf.Qwen2VLProcessor if name == "qwen2-vl" else hf.Qwen2_5_VLProcessor
         return kind(images, tokenizer, video, **template)
+    if name == "gemma3":
+        images = hf.Gemma3ImageProcessor(size=size, **plain)
+        return hf.Gemma3Processor(images, tokenizer, image_seq_length=4, **template)
+    if name.startswith("paligemma"):  # which comes without a template
+        images = hf.SiglipImageProcessor(size=size, **plain)
+        images.image_seq_length, tokenizer.chat_template = 16, None
+        return hf.PaliGemmaProcessor(images, tokenizer)
     if name == "internvl":
         images = hf.GotOcr2ImageProcessor(
             size=size, crop_to_patches=True, min_patches=1, max_patches=4, **plain
@@ -224,6 +291,9 @@ def tiny_vlm(name: str = "llava", seed: int = 0, dtype: torch.dtype = torch.floa
     for key in ("vision_start", "vision_end"):
         if key in _SPECIAL[name]:
             settings[f"{key}_token_id"] = tokenizer.convert_tokens_to_ids(_SPECIAL[name][key])
+    for key in ("boi_token", "eoi_token"):
+        if key in _SPECIAL[name]:
+            settings[f"{key}_index"] = tokenizer.convert_tokens_to_ids(_SPECIAL[name][key])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

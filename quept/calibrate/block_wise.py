@@ -127,7 +127,7 @@ class BlockWiseTuning:
         schedule = next(iter(trainable.layers.values())).schedule
         self.groups = {",".join(map(str, sorted(group))): group for group in schedule.groups}
         self.batches = [slice(i, min(i + settings.batch, count)) for i in range(0, count, settings.batch)]
-        self._model, self._entered = trainable.view(PrecisionPlan.full()), {}
+        self._model, self._entered, self._masks = trainable.view(PrecisionPlan.full()), {}, {}
         self._calls = Calls(self._model, trainable.layout, self._batch(0))
         shape = (count, *self._calls.of(0, self._batch(0)).hidden.shape[1:])
         self._streams = streams
@@ -247,9 +247,7 @@ class BlockWiseTuning:
 
     def _passed(self, index: int, batch: int, block: nn.Module) -> Tensor:
         """What a block makes of one batch of X."""
-        call = self._calls.of(index, self._batch(batch))
-        x = self.full[self.batches[batch]].to(call.hidden.device, call.hidden.dtype)
-        return call.run(block, x).float()
+        return self._calls.of(index, self._batch(batch), self.full[self.batches[batch]]).run(block).float()
 
     def _merged(self, index: int, batch: int) -> Tensor:
         """What a tuned block hands on for one batch of X'."""
@@ -270,14 +268,9 @@ class BlockWiseTuning:
     def _read(self, index: int, batch: int) -> _Read:
         """What one batch is before a block."""
         part, inputs = self.batches[batch], self._batch(batch)
-        call, mask = self._calls.of(index, inputs), inputs.get(MASK)
-        device, dtype = call.hidden.device, call.hidden.dtype
-        return _Read(
-            call,
-            self.quantized[part].to(device, dtype),
-            self.full[part].to(device),
-            None if mask is None else mask.bool(),
-        )
+        call = self._calls.of(index, inputs, self.quantized[part])
+        mask, x = self._masks.get(batch, inputs.get(MASK)), call.hidden
+        return _Read(call, x, self.full[part].to(x.device), None if mask is None else mask.bool())
 
     def _batch(self, batch: int) -> Mapping[str, Any]:
         """What the decoder blocks read of one batch (see capture). Pictures are looked at when it is first
@@ -286,6 +279,7 @@ class BlockWiseTuning:
             inputs = rows(self._inputs, self.batches[batch], self.device)
             if not self.trainable.layout.language:
                 return inputs
+            self._masks[batch] = inputs.get(MASK)  # the language model is given others, made of it
             inputs = entered(self._model, self.trainable.layout, inputs)
             self._entered[batch] = {name: _on("cpu", value) for name, value in inputs.items()}
         return {name: _on(self.device, value) for name, value in self._entered[batch].items()}
@@ -316,6 +310,11 @@ class _Read:
 
 
 def _on(device: torch.device | str, value: Any) -> Any:
+    """Tensors, also those in lists and dictionaries, on a device."""
+    if isinstance(value, dict):
+        return {key: _on(device, one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_on(device, one) for one in value]
     return value.to(device) if isinstance(value, Tensor) else value
 
 

@@ -13,7 +13,7 @@ what it gives, the arguments of the language model, is what calls are made of fr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,20 +67,25 @@ class Calls:
         self._tuples = isinstance(out, tuple)
 
     @torch.no_grad()
-    def of(self, index: int, inputs: Mapping[str, Any]) -> Call:
-        """The call of block `index` in the forward pass on `inputs`, as `entered` gives them. For a block
-        after the first the hidden states are those of the first."""
+    def of(self, index: int, inputs: Mapping[str, Any], stream: Tensor | None = None) -> Call:
+        """The call of block `index` in the forward pass on `inputs`, as `entered` gives them. stream: what
+        the block before it gives, of which the model makes the hidden states (before the first one: they
+        themselves); without one the hidden states are those of the first block."""
         names = [block.name for block in self._layout.decoder_blocks[: index + 1]]
         stand_ins = {name: shallow_copy(self._model.get_submodule(name)) for name in names}
         for stand_in in stand_ins.values():
             stand_in.forward = self._pass_on
+        if index and stream is not None:
+            stand_ins[names[index - 1]].forward = lambda hidden, *_, **__: self._pass_on(stream.to(hidden))
         stand_ins[names[index]].forward = _reached
         try:
             entry = self._layout.language
             logits_of(clone(self._model.get_submodule(entry), stand_ins, entry), inputs)
         except _Reached as reached:
-            return reached.call
-        raise RuntimeError(f"the model ran without calling {names[index]}")
+            call = reached.call
+        else:
+            raise RuntimeError(f"the model ran without calling {names[index]}")
+        return call if index or stream is None else replace(call, hidden=stream.to(call.hidden))
 
     def _pass_on(self, hidden_states: Tensor, *rest: Any, **keywords: Any) -> Tensor | tuple[Tensor]:
         return (hidden_states,) if self._tuples else hidden_states

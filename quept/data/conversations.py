@@ -126,9 +126,11 @@ def sample(
             "context in the recipe's [data], or lower size for a model that reads pictures as they come"
         )
     loss_mask = torch.zeros(1, len(prompt.ids), dtype=torch.bool)
+    inputs = {**prompt.inputs, LOSS_MASK: loss_mask}
     for start, end in _answers(processor, messages):
         loss_mask[0, len(prompt.ids) + start - 1 : len(prompt.ids) + end - 1] = True
-    inputs = {**prompt.inputs, LOSS_MASK: loss_mask}
+        if "labels" in processor.model_input_names:  # it tells an answer from the prompt before by types
+            inputs["token_type_ids"][0, len(prompt.ids) + start :] = 1
     shape = inputs[TOKENS].shape
     inputs = {name: t[:, :context] if t.shape == shape else t for name, t in inputs.items()}
     if not inputs[LOSS_MASK].any():

@@ -14,6 +14,7 @@ complete    every tensor of a checkpoint used, every parameter found, nothing qu
 batchnorm   of convolutional classifiers, folded into the convolutions before it
 vision      classifiers of pictures in timm's format: their weights, preprocessing and labels
 multimodal  what a vision-language model hands to the language model inside it
+behind      what a model does behind its blocks: head, scales and soft caps of logits
 strips      pictures of extreme shape, refused before they are scaled
 """
 

@@ -1,6 +1,7 @@
 """Strict at the door: a checkpoint is opened only if every tensor in it is used and every parameter found.
 
-stored       {name: type} of all tensors of a folder or hub id, from the headers of its safetensors files
+weight_files the safetensors files of a folder or hub id; whoever loads it will say where there are none
+stored       {name: type} of all tensors of such files, from their headers
 unquantized  refuses codes: weights that another tool has rounded already, and scales beside them
 all_used     refuses what a model of transformers left over or made up; `of_timm` the same for one of timm
 
@@ -10,7 +11,7 @@ Each raises ValueError, which names a tensor. A model that ignored one would ans
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,18 @@ CODES = re.compile(r"^(F8|F6|F4|I8|U8|I16|U16|I32|U32)")
 IN_CONFIG = ("quantization_config", "quantization", "compression_config")
 
 
-def stored(where: str) -> dict[str, str]:
-    """`{tensor: its type in safetensors' letters}`; empty where there are no such files, which whoever loads
-    them will say."""
+def weight_files(where: str) -> list[str]:
+    """The safetensors files of a folder or hub id; empty where there are none."""
     commit = extract_commit_hash(cached_file(where, CONFIG), None)  # of a hub id: the one that will be loaded
     at = {"revision": commit or "main", "_raise_exceptions_for_missing_entries": False}
-    single = cached_file(where, WEIGHTS, **at)
-    index = None if single else cached_file(where, INDEX, **at)
-    files = [single] if single else []
-    if index:
-        files, _ = get_checkpoint_shard_files(where, index, revision=at["revision"])
+    if single := cached_file(where, WEIGHTS, **at):
+        return [single]
+    index = cached_file(where, INDEX, **at)
+    return get_checkpoint_shard_files(where, index, revision=at["revision"])[0] if index else []
+
+
+def stored(files: Iterable[str]) -> dict[str, str]:
+    """`{tensor: its type in safetensors' letters}` of all tensors in these files."""
     found = {}
     for path in files:
         with safe_open(path, "pt") as file:

@@ -27,7 +27,8 @@ the embedding.
 
 A vision-language model has three sections. Its language blocks are what the fields above speak of; `vision`
 and `projector` say, in the form of `between`, where the blocks of its vision tower and what leads from there
-into the language model are.
+into the language model are (nothing where that is no linear layer). `template` is the chat template of a
+family whose processors come without one.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Family:
     language: str = ""
     vision: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     projector: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    template: str = ""
 
 
 _VIT = {
@@ -96,9 +98,23 @@ _CLIP_ROLES = {
     "up": "mlp.fc1",
     "down": "mlp.fc2",
 }
+_TOWER = "model.vision_tower.encoder.layers.*"
+_ONE_LAYER = {"model.multi_modal_projector": {"in": "linear"}}
 _TWO_LAYERS = {"model.multi_modal_projector": {"in": "linear_1", "out": "linear_2"}}
 _MERGER = {"model.visual.merger": {"in": "mlp.0", "out": "mlp.2"}}
 _QWEN_ATTENTION = {"qkv": "attn.qkv", "o": "attn.proj"}
+_QWEN3_TOWER = {"model.visual.blocks.*": _QWEN_ATTENTION | {"up": "mlp.linear_fc1", "down": "mlp.linear_fc2"}}
+_QWEN3_MERGERS = dict.fromkeys(
+    ("model.visual.merger", "model.visual.deepstack_merger_list.*"),
+    {"in": "linear_fc1", "out": "linear_fc2"},
+)
+_PREFIX = (  # pictures and words before an answer, as PaliGemma's processor writes them
+    "{% for m in messages %}{% if m['content'] is string %}{% set words = m['content'] %}{% else %}"
+    "{% set words = m['content'] | selectattr('type', 'eq', 'text') | map(attribute='text') | join %}"
+    "{% for part in m['content'] if part['type'] == 'image' %}<image>{% endfor %}{% endif %}"
+    "{% if m['role'] == 'assistant' %}{{ words + eos_token }}"
+    "{% else %}{{ bos_token + words + '\\n' }}{% endif %}{% endfor %}"
+)
 
 
 def _with_vision(
@@ -106,8 +122,9 @@ def _with_vision(
     vision: Mapping[str, Mapping[str, str]],
     projector: Mapping[str, Mapping[str, str]],
     language: str = "model.language_model",
+    **others,
 ) -> Family:
-    """A vision-language family: its language model is wired as a Llama."""
+    """A vision-language family: its language model is wired as a Llama, but for `others`."""
     return Family(
         model_types,
         blocks=f"{language}.layers.*",
@@ -117,6 +134,7 @@ def _with_vision(
         language=language,
         vision=vision,
         projector=projector,
+        **others,
     )
 
 
@@ -273,7 +291,7 @@ FAMILIES = {
     ),
     "llava": _with_vision(
         ("llava", "llava_onevision"),
-        {"model.vision_tower.encoder.layers.*": _CLIP_ROLES},
+        {_TOWER: _CLIP_ROLES},
         _TWO_LAYERS,
     ),
     "qwen2-vl": _with_vision(
@@ -303,6 +321,20 @@ FAMILIES = {
         },
         _TWO_LAYERS,
     ),
+    "gemma3": _with_vision(("gemma3",), {_TOWER: _CLIP_ROLES}, {}, norms=_GEMMA_NORMS, after=_NORMS_BEHIND),
+    "paligemma2": _with_vision(
+        ("paligemma",),
+        {_TOWER: _CLIP_ROLES},
+        _ONE_LAYER,
+        norms=_GEMMA_NORMS,
+        after=_NORMS_BEHIND,
+        template=_PREFIX,
+    ),
+    "paligemma": _with_vision(("paligemma",), {_TOWER: _CLIP_ROLES}, _ONE_LAYER, template=_PREFIX),
+    "qwen3-vl": _with_vision(("qwen3_vl",), _QWEN3_TOWER, _QWEN3_MERGERS),
+    "qwen3-vl-moe": _with_vision(
+        ("qwen3_vl_moe",), _QWEN3_TOWER, _QWEN3_MERGERS, **_EXPERTS, router="mlp.gate", dense=_LLAMA_ROLES
+    ),
     "idefics3": _with_vision(
         ("idefics3", "smolvlm"),
         {"model.vision_model.encoder.layers.*": _CLIP_ROLES},
@@ -311,15 +343,10 @@ FAMILIES = {
     ),
 }
 
-_BOTH_WAYS = (
-    "the tokens of a picture see one another both ways there, and prompts are read in pieces that only look "
-    "back (quept/runtime/visual.py); a text-only model of its family opens"
-)
-_DEPTHS = (
-    "its language model is given what its vision tower saw at several depths, and quept/runtime/visual.py "
-    "hands over embeddings alone; Qwen2.5-VL opens"
-)
+_SHARED_KEYS = "its blocks hand one another keys and values besides hidden states; Gemma 3 opens"
 LACKING = {  # model_type -> what is missing for it here, where an entry would not be enough
-    **dict.fromkeys(("gemma3", "paligemma", "gemma4"), _BOTH_WAYS),
-    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), _DEPTHS),
+    **dict.fromkeys(
+        ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "gemma3n", "gemma3n_text"),
+        _SHARED_KEYS,
+    ),
 }

@@ -12,6 +12,7 @@ from torch import nn
 from .families import FAMILIES, LACKING, Family
 from .slots import OverChannels, Slot
 
+ADD = "to add a family, write its entry in quept/models/families.py"
 _READ_TOGETHER = dict.fromkeys(("q", "k", "v"), "q, k, v") | dict.fromkeys(("gate", "up"), "gate, up")
 
 
@@ -176,24 +177,24 @@ def family_of(model_type: str) -> str:
         raise ValueError(f"models of type {model_type!r} are not supported: {LACKING[model_type]}")
     raise ValueError(
         f"models of type {model_type!r} are not supported; supported types: {known}, and language models "
-        "wired as one of these; to add a family, write its entry in quept/models/families.py"
+        f"wired as one of these; {ADD}"
     )
 
 
 def layout_of(model: nn.Module, family: str = "") -> ModelLayout:
     """ModelLayout of a language or vision-language model of transformers, taken apart (see `unfused`), or of
-    a classifier from timm; ValueError if a part that the table names is missing. family: its entry in the
-    table; where it is not given the first of its type whose blocks have the layers."""
+    a classifier from timm; ValueError if a part that the table names is missing. Its entry in the table is
+    the first of its type whose blocks have the layers and norms; family: that of a type which is in none."""
     config = getattr(model, "config", None)
     kind = type(model).__name__ if config is None else config.model_type
     first = family or family_of(kind)
-    others = () if family else (name for name, entry in FAMILIES.items() if kind in entry.model_types)
-    name = next((name for name in others if _has_layers(model, FAMILIES[name])), first)
+    others = (name for name, entry in FAMILIES.items() if kind in entry.model_types)
+    name = next((name for name in others if _has_parts(model, FAMILIES[name])), first)
     places = _places(FAMILIES[name])
     blocks = tuple(_blocks(model, places, FAMILIES[name]))
     for section, tables in places.items():
-        if not any(block.section == section for block in blocks):
-            raise ValueError(f"there are no blocks at {' or '.join(tables)} in this model")
+        if tables and not any(block.section == section for block in blocks):
+            raise ValueError(f"there are no blocks at {' or '.join(tables)} in this model; {ADD}")
     found = FAMILIES[name]
     layers = {layer for block in blocks for layer in block.layers.values()}
     convolutions = [n for n, m in model.named_modules() if found.convolutional and isinstance(m, nn.Conv2d)]
@@ -208,11 +209,13 @@ def layout_of(model: nn.Module, family: str = "") -> ModelLayout:
     )
 
 
-def _has_layers(model: nn.Module, family: Family) -> bool:
+def _has_parts(model: nn.Module, family: Family) -> bool:
     try:
-        return bool(list(_blocks(model, _places(family), family)))
+        blocks = [b for b in _blocks(model, _places(family), family) if is_at(b.name, family.blocks)]
     except ValueError:
         return False
+    wanted = [n for n, roles in family.norms.items() if all(role in family.roles for role in roles)]
+    return bool(blocks) and all(submodule(model, f"{blocks[-1].name}.{norm}") is not None for norm in wanted)
 
 
 def _places(family: Family) -> dict[str, dict[str, Mapping[str, str]]]:
@@ -240,7 +243,8 @@ def _blocks(
             full = {role: f"{name}.{path}" if path else name for role, path in layers.items()}
             for role, layer in full.items():
                 if not is_linear(submodule(model, layer)):
-                    raise ValueError(f"{layer} (the {role} of {name}) is not a linear layer in this model")
+                    lacks = f"{layer} (the {role} of {name}) is not a linear layer in this model"
+                    raise ValueError(f"{lacks}; {ADD}")
             if full:
                 yield Block(name, full, section)
 

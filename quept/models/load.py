@@ -10,7 +10,8 @@ model is run.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from transformers import (
 
 from quept import zoo
 from quept.checked import quotable
+from quept.mapped import passing
 
 from . import complete, vision
 from .families import FAMILIES
@@ -42,6 +44,7 @@ from .unfused import unfuse
 from .vision import Vision
 
 QUESTIONS = "questions.safetensors"
+LATE = "HF_DEACTIVATE_ASYNC_LOAD"  # a setting of transformers
 
 
 class LoadError(RuntimeError):
@@ -139,9 +142,7 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
             tokenizer = processor = None
             layout = layout_of(model)
         else:
-            model, tokenizer, processor = _of_transformers(where)
-            pictures, family = None, recognize(model.config)
-            unfuse(model, FAMILIES[family])
+            pictures, (model, tokenizer, processor, family) = None, _of_transformers(where)
             layout = layout_of(model, family)
     except Exception as error:  # a damaged folder makes transformers raise nearly anything
         raise LoadError(f"cannot load {source!r}: {quotable(error)}") from error
@@ -165,12 +166,14 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
 
 def _of_transformers(
     where: str,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin | None]:
-    """A language model and its tokenizer, or a vision-language model and its processor too, from a folder or
-    hub id."""
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin | None, str]:
+    """A language model, taken apart, and its tokenizer, or a vision-language model and its processor too,
+    from a folder or hub id; and the name of its family."""
     config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-    family = FAMILIES[recognize(config)]
-    complete.unquantized(config.to_dict(), complete.stored(where))
+    name = recognize(config)
+    family = FAMILIES[name]
+    files = complete.weight_files(where)
+    complete.unquantized(config.to_dict(), complete.stored(files))
     if family.kind == "vision-language":
         auto, processor = (
             AutoModelForImageTextToText,
@@ -180,22 +183,37 @@ def _of_transformers(
             raise ValueError(
                 "it says nowhere how pictures are prepared (preprocessor_config.json is missing)"
             )
+        processor.chat_template = processor.chat_template or family.template or None
         tokenizer = processor.tokenizer
     else:
         auto, processor = AutoModelForCausalLM, None
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     if not isinstance(tokenizer.model_max_length, int | float):
         raise ValueError("its tokenizer_config.json says a model_max_length that is no number")
-    model, read = auto.from_pretrained(
-        where,
-        dtype=_storage(config),
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # as every other mismatch, by `all_used`
-    )
-    complete.all_used(read)  # transformers would go on with random numbers, or without a bias
-    return model, tokenizer, processor
+    with passing(files), _one_by_one() if family.experts else nullcontext():
+        model, read = auto.from_pretrained(
+            where,
+            dtype=_storage(config),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # as every other mismatch, by `all_used`
+        )
+        complete.all_used(read)  # transformers would go on with random numbers, or without a bias
+        unfuse(model, family)
+    return model, tokenizer, processor, name
+
+
+@contextmanager
+def _one_by_one() -> Iterator[None]:
+    """Has transformers read the parts of a parameter when it joins them, as it does where memory is short;
+    else it reads those of all experts of all blocks first, and holds them twice."""
+    before = os.environ.get(LATE)
+    os.environ[LATE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(LATE) if before is None else os.environ.update({LATE: before})
 
 
 def _storage(config) -> torch.dtype:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from .families import FAMILIES, Family
+from .families import FAMILIES, LACKING, Family
 from .layout import family_of, is_at, submodule
 
 TOKENS = 4
@@ -33,7 +33,7 @@ def recognize(config: PretrainedConfig) -> str:
     try:
         return family_of(config.model_type)
     except ValueError:
-        if found := _by_wiring(config.to_json_string()):
+        if config.model_type not in LACKING and (found := _by_wiring(config.to_json_string())):
             return found
         raise
 

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from quept.mapped import passing
+
 from .batchnorm import Statistics, fold
 from .complete import CONFIG, WEIGHTS, of_timm, stored, unquantized
 
@@ -76,10 +78,11 @@ def read(where: str, config: Mapping[str, Any]) -> tuple[nn.Module, Vision]:
     if not is_model(str(config["architecture"])):
         raise ValueError(f"timm knows no architecture {config['architecture']!r}")
     weights = Path(cached_file(where, WEIGHTS))
-    tensors = stored(where)
+    tensors = stored([str(weights)])
     unquantized(config, tensors)
     folder = f"local-dir:{weights.parent}"
-    model = create_model(folder, pretrained=True)
+    with passing([weights]):
+        model = create_model(folder, pretrained=True)
     size = tuple((model.pretrained_cfg.get("input_size") or (0,))[1:])
     embedded = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size and embedded not in (None, size) and "img_size" not in config.get("model_args", {}):

@@ -40,6 +40,11 @@ class Template:
         self.untouched = {name: backend.untouched(weight) for name, weight in self.weights.items()}
         replaced = emptied(self.slots.values(), loaded.model) | _ends(loaded, backend)
         self.model = placed(loaded.model, replaced, device, backend.dtype, moved)
+        if not any(not p.is_meta for p in self.model.parameters()):  # norms without weights, as OLMo's
+            here = nn.Parameter(torch.empty(0, device=device, dtype=backend.dtype), requires_grad=False)
+            self.model.register_parameter(
+                "here", here
+            )  # transformers asks the first one for device and dtype
         self.layers = {
             name: backend.linear(
                 self.weights[name].shape,

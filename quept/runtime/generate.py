@@ -165,12 +165,14 @@ class Conversation:
     def drop(self) -> None:
         self.ids, self.cache, self.mixed = [], None, False
 
-    def lease(self, prompt: list[int]) -> Lease:
-        """The cache cut to the tokens it shares with the prompt, which keeps at least one token to read."""
+    def lease(self, prompt: list[int], cut: Callable[[int], int] = int) -> Lease:
+        """The cache cut to the tokens it shares with the prompt, which keeps at least one token to read; cut:
+        gives the first place from here on where the prompt may be parted."""
         cache, held, mixed = self.cache, self.ids, self.mixed
         self.drop()
         pairs = zip(held, prompt[:-1], strict=False)
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        shared = shared if shared and cut(shared) == shared else 0
         if 0 < shared < len(held):
             if cache.is_croppable and not any(cache.is_sliding):
                 cache.crop(shared - len(held))
@@ -290,7 +292,7 @@ def _steps(
     tell, (how many of the likeliest, whether the logits)."""
     top, kept = asked
     began = started = time.perf_counter()
-    lease = conversation.lease(ids) if conversation else None
+    lease = conversation.lease(ids, read.cut) if conversation else None
     cache, shared = (lease.cache, lease.length) if lease and lease.length else (make_cache(), 0)
     stats.reused_tokens = shared
     fed, pending = ids[:shared], ids[shared:]
@@ -298,7 +300,9 @@ def _steps(
     generator = torch.Generator().manual_seed(sampling.seed)
     try:
         while True:
-            chunk, pending = pending[:PREFILL_CHUNK], pending[PREFILL_CHUNK:]
+            many = len(pending) > PREFILL_CHUNK
+            size = read.cut(len(fed) + PREFILL_CHUNK) - len(fed) if many else len(pending)
+            chunk, pending = pending[:size], pending[size:]
             with Reports().listen() as found:
                 logits = read(cache, chunk, len(fed))
             fed += chunk
@@ -342,6 +346,10 @@ class _Reader:
     def _one(self) -> OneToken | None:
         decoder = decoder_of(self._view, self._fast)
         return decoder and OneToken(decoder)
+
+    def cut(self, at: int) -> int:
+        """Text may be parted anywhere."""
+        return at
 
     @torch.inference_mode()
     def __call__(self, cache: Cache, chunk: list[int], start: int) -> Tensor:

@@ -51,13 +51,15 @@ def prompt_ids(
     system: str | None = None,
     processor: ProcessorMixin | None = None,
     answered: bool = False,
+    put: Callable[[str], str] = str,
 ) -> list[int]:
     """messages [{"role": "system" | "user" | "assistant", "content": text}, ...] -> token ids.
 
     The last message is the user's or, where the conversation is `answered`, the assistant's; then nothing
     follows it that would ask for another. system: put in front as a system message; None or blank leaves that
     to the template. processor: of a vision-language model, whose template it is and whose messages may hold
-    pictures. Raises PromptError with a sentence."""
+    pictures. put: what becomes of the template's text before it is tokenised, piece by piece in its order.
+    Raises PromptError with a sentence."""
     control = _control_tokens(tokenizer)
     turns = _checked(messages, system, control, processor is not None, answered)
     marked = [turn | {"content": control.sub(f"{START}\\g<0>{END}", turn["content"])} for turn in turns]
@@ -76,6 +78,7 @@ def prompt_ids(
                 spelled[piece] = _spelled_out(tokenizer, piece)
             ids += spelled[piece]
         else:
+            piece = put(piece)
             ids += _inside(encode, piece) if i else encode(piece)
     return ids
 

@@ -2,8 +2,9 @@
 
 `visual_prompt(processor, messages, pictures)` puts the tokens of each picture where the chat template wants
 them and prepares the pixels, as the model's own processor does both. `VisualReader` looks at the pictures
-once, in the first step, and then reads the prompt and each new token like any other text: positions are
-counted here, so that nothing is left behind in a view that others use too.
+once, in the first step, and then reads the prompt and each new token like any other text, parted only where
+the family allows it (see `Entered`): positions are counted here, so that nothing is left behind in a view
+that others use too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from PIL import Image
@@ -19,11 +21,14 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import Cache
 
 from quept.models import FAMILIES
+from quept.models.behind import head_of
 from quept.models.layout import family_of
-from quept.models.multimodal import language_inputs
+from quept.models.multimodal import Entered, language_inputs
 from quept.models.strips import check_shape
 
 from .prompt import PromptError, prompt_ids
+
+NOT_READ = ("attention_mask", "labels")  # what a processor says of tokens besides, and we know better
 
 
 @dataclass(frozen=True)
@@ -37,21 +42,42 @@ class VisualPrompt:
     inputs: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What a processor makes of pictures. texts: what is written in the place of each; tokens: how many of a
+    text stand for what the picture shows. inputs: arguments of the forward that tell of no token; by_token:
+    of those that do, the values at these tokens, picture after picture."""
+
+    texts: tuple[str, ...]
+    tokens: tuple[int, ...]
+    inputs: Mapping[str, Tensor]
+    by_token: Mapping[str, Tensor]
+
+
 def visual_prompt(
     processor: ProcessorMixin,
     messages: Sequence[Mapping],
     pictures: Sequence[Image.Image],
     system: str | None = None,
     answered: bool = False,
-    seen: Callable[[], dict[str, Tensor]] | None = None,
+    seen: Callable[[], Shown] | None = None,
 ) -> VisualPrompt:
     """messages, answered: as `prompt_ids` takes them; pictures: those they speak of, in order, RGB; seen:
     gives what `shown` made of them, where several prompts are about the same. PromptError with a sentence;
     ValueError for another number of pictures than the messages hold, and for a strip (see `check_shape`)."""
-    tokenizer = processor.tokenizer
-    token = tokenizer.convert_tokens_to_ids(processor.image_token)
-    plain = prompt_ids(tokenizer, messages, system, processor, answered)
-    places = plain.count(token)
+    tokenizer, token, places = processor.tokenizer, processor.image_token, 0
+    seen = seen or (lambda: shown(processor, pictures))
+    found = seen() if pictures else Shown((), (), {}, {})
+
+    def put(piece: str) -> str:
+        nonlocal places
+        between = piece.split(token)
+        texts = [*found.texts[places : places + len(between) - 1]]
+        places += len(between) - 1
+        texts += [token] * (len(between) - 1 - len(texts))
+        return between[0] + "".join(a + b for a, b in zip(texts, between[1:], strict=True))
+
+    ids = prompt_ids(tokenizer, messages, system, processor, answered, put)
     if places != len(pictures):
         held = sum(_pictures_in(message) for message in messages)
         if held != len(pictures):
@@ -59,26 +85,18 @@ def visual_prompt(
         raise PromptError(
             f"This model's chat template has places for {places} pictures; there are {len(pictures)}."
         )
-    seen = seen or (lambda: shown(processor, pictures))
-    together = seen() if pictures else {}
-    extra = {name: together[name][0].tolist() for name in _by_token(together)}
-    inputs = {name: t for name, t in together.items() if name not in extra}
-    stretches = _parted(extra.pop("input_ids", []), tokenizer.eos_token_id)
-    ids, keys, values = [], [], {name: [] for name in extra}
-    following = iter(zip(stretches, pictures, strict=True))
-    for id in plain:
-        if id == token:
-            (start, end), picture = next(following)
-            ids += together["input_ids"][0, start:end].tolist()
-            keys += [_identity(picture)] * (end - start)
-        else:
-            start = end = 0
-            ids.append(id)
-            keys.append(id)
-        for name, every in extra.items():
-            values[name] += every[start:end] or [0]
-    inputs |= {name: torch.tensor([every]) for name, every in values.items()}
-    inputs |= {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+    at = [i for i, id in enumerate(ids) if id in placeholders(processor)]
+    identities = [
+        i for i, count in zip(map(_identity, pictures), found.tokens, strict=True) for _ in range(count)
+    ]
+    keys = list(ids)
+    for place, identity in zip(at, identities, strict=True):
+        keys[place] = identity
+    row = torch.tensor([ids])
+    inputs = {**found.inputs, "input_ids": row, "attention_mask": torch.ones_like(row)}
+    for name, values in found.by_token.items():
+        inputs[name] = torch.zeros_like(row)
+        inputs[name][0, at] = values
     return VisualPrompt(ids, keys, inputs)
 
 
@@ -87,42 +105,36 @@ class VisualReader:
 
     def __init__(self, view: PreTrainedModel, prompt: VisualPrompt):
         self._view, self._prompt = view, prompt
-        self._family = FAMILIES[family_of(view.config.model_type)]
-        self._embeds: Tensor | None = None
-        self._positions: Tensor | None = None
+        self._language = FAMILIES[family_of(view.config.model_type)].language
+        self._head = head_of(view, self._language)
+
+    def cut(self, at: int) -> int:
+        """The first place from `at` on where the prompt may be parted."""
+        return self._entered.cut(at)
 
     @torch.inference_mode()
     def __call__(self, cache: Cache, chunk: list[int], start: int) -> Tensor:
         """The tokens of the prompt from `start`, as many as the chunk has, or, behind the prompt, those of
         the chunk -> logits (vocabulary,) after the last of them, float32 on the CPU."""
-        if self._embeds is None:
-            self._look()
-        view, end = self._view, start + len(chunk)
         if start < len(self._prompt.ids):
-            embeds = self._embeds[:, start:end]
-            positions = None if self._positions is None else self._positions[..., start:end]
+            given = self._entered.part(start, start + len(chunk), cache)
         else:
-            words = view.get_input_embeddings()
-            embeds = words(torch.tensor([chunk], device=view.device))
-            positions = self._positions
-            if positions is not None:  # of words: one after the other, on all axes
-                steps = torch.arange(start - len(self._prompt.ids), end - len(self._prompt.ids))
-                last = positions.amax((0, 2), keepdim=True)
-                positions = (last + 1 + steps.to(last.device)).expand(len(positions), 1, -1)
-        language = view.get_submodule(self._family.language)
-        hidden = language(
-            inputs_embeds=embeds, position_ids=positions, cache=cache, use_cache=True
-        ).last_hidden_state
-        return view.get_submodule(self._family.head)(hidden[0, -1]).float().cpu()
+            words = self._view.get_input_embeddings()(torch.tensor([chunk], device=self._view.device))
+            given = self._entered.behind(words, start)
+        language = self._view.get_submodule(self._language)
+        hidden = language(**given, cache=cache, use_cache=True).last_hidden_state
+        return self._head(hidden[0, -1:])[0].float().cpu()
 
-    def _look(self) -> None:
+    @cached_property
+    def _entered(self) -> Entered:
+        """The pictures, looked at."""
         view = self._view
         inputs = {
             name: t.to(view.device, view.dtype if t.is_floating_point() else None)
             for name, t in self._prompt.inputs.items()
         }
-        found = language_inputs(view, self._family.language, inputs)
-        self._embeds, self._positions = found["inputs_embeds"], found.get("position_ids")
+        with torch.inference_mode():
+            return Entered(language_inputs(view, self._language, inputs), view.config)
 
 
 def _pictures_in(message: Mapping) -> int:
@@ -130,32 +142,36 @@ def _pictures_in(message: Mapping) -> int:
     return 0 if isinstance(content, str) else sum(part["type"] == "image" for part in content)
 
 
-def shown(processor: ProcessorMixin, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
-    """What the processor makes of these pictures and no words, end tokens between them. All together: how
-    many tokens one takes can depend on how many there are."""
+def shown(processor: ProcessorMixin, pictures: Sequence[Image.Image]) -> Shown:
+    """What the processor makes of these pictures and no words. All together: how many tokens one takes can
+    depend on how many there are."""
     size = dict(processor.image_processor.size or {})
     shorter = 1 if size.get("longest_edge") else size.get("shortest_edge") or 1
     for picture in pictures:
         check_shape(picture.size, shorter)
-    between = processor.tokenizer.eos_token
-    found = processor(
-        text=[between.join([processor.image_token] * len(pictures))],
-        images=[list(pictures)],
-        add_special_tokens=False,
-        return_tensors="pt",
+    tokenizer = processor.tokenizer
+    found = dict(
+        processor(
+            text=[tokenizer.eos_token.join([processor.image_token] * len(pictures))],
+            images=[list(pictures)],
+            add_special_tokens=False,
+            return_tensors="pt",
+            return_text_replacement_offsets=True,
+        )
     )
-    return {name: t for name, t in found.items() if name != "attention_mask"}
+    texts = tuple(put["replacement"] for put in found.pop("text_replacement_offsets")[0])
+    row, at = found.pop("input_ids"), placeholders(processor)
+    counts = tuple(sum(id in at for id in tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+    here = torch.isin(row, torch.tensor(at))
+    by_token = {name: t[here] for name, t in found.items() if t.shape == row.shape and name not in NOT_READ}
+    inputs = {name: t for name, t in found.items() if name not in by_token and name not in NOT_READ}
+    return Shown(texts, counts, inputs, by_token)
 
 
-def _by_token(seen: Mapping[str, Tensor]) -> list[str]:
-    """The inputs that have a value for every token."""
-    return [name for name, t in seen.items() if t.shape == seen["input_ids"].shape]
-
-
-def _parted(ids: Sequence[int], between: int) -> list[tuple[int, int]]:
-    """(start, end) of every stretch between two of `between`."""
-    ends = [i for i, id in enumerate(ids) if id == between]
-    return list(zip([0, *(i + 1 for i in ends)], [*ends, len(ids)], strict=True)) if ids else []
+def placeholders(processor: ProcessorMixin) -> list[int]:
+    """The tokens in whose places the model puts what it sees."""
+    found = [id for id in processor.image_token_ids if id is not None]
+    return found or [processor.tokenizer.convert_tokens_to_ids(processor.image_token)]
 
 
 def _identity(picture: Image.Image) -> int:

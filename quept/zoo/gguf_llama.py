@@ -23,8 +23,10 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from quept.files import stream_tensors
+from quept.mapped import passing
 
 from .cache import Progress, SourceError, say
 
@@ -54,6 +56,7 @@ TENSORS = {
 ROPE_FREQS = "rope_freqs.weight"  # by what each rotary frequency is divided: Llama 3.1's way to long contexts
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 PLAIN = ("F32", "F16", "BF16")
+PIECE = 4_000_000  # numbers that are dequantized at once
 CONTROL_TOKEN = 3  # gguf.TokenType.CONTROL
 # Splitters of byte-level vocabularies that transformers' conversion knows; of others it would say nothing.
 KNOWN_SPLITTERS = (
@@ -80,12 +83,15 @@ def convert(source: Path, folder: Path, progress: Progress | None = None) -> Non
     _write_tokenizer(reader, source, folder, config)
     tensors.pop(ROPE_FREQS, None)  # the config says it
     interleaved = ARCHITECTURES[_field(reader, "general.architecture")][1]
-    converted = {}
-    for done, (name, tensor) in enumerate(tensors.items()):
-        say(progress, f"dequantizing {source.name}", done / len(tensors))
-        converted[_name(name)] = _dequantized(tensor, config, interleaved)
-    say(progress, f"writing {folder.name.strip('.').removesuffix('.building')}")
-    save_file(converted, folder / "model.safetensors", metadata={"format": "pt"})
+    named, done = {_name(name): tensor for name, tensor in tensors.items()}, iter(range(len(tensors)))
+
+    def dequantized(name: str) -> torch.Tensor:
+        say(progress, f"dequantizing {source.name}", next(done) / len(named))
+        return _dequantized(named[name], config, interleaved)
+
+    kinds = {name: (config["dtype"], tuple(map(int, reversed(t.shape)))) for name, t in named.items()}
+    with passing([source]):
+        stream_tensors(folder / "model.safetensors", kinds, dequantized, {"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # written 0600: a cache made by root may be read by others
 
 
@@ -202,18 +208,22 @@ def _name(name: str) -> str:
 
 
 def _dequantized(tensor: gguf.ReaderTensor, config: dict[str, Any], interleaved: bool) -> torch.Tensor:
-    values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    """A few rows at a time: in float32 and on the way there a tensor takes several times its bytes."""
+    values = torch.empty(*map(int, reversed(tensor.shape)), dtype=getattr(torch, config["dtype"]))
+    rows = max(1, PIECE // values[0].numel())
+    for at in range(0, len(values), rows):
+        part = tensor.data[at : at + rows] if values.ndim > 1 else tensor.data
+        found = np.array(gguf.quants.dequantize(part, tensor.tensor_type), np.float32)
+        values[at : at + rows] = torch.from_numpy(found)
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     kind = tensor.name.split(".")[-2]
-    if interleaved and kind in heads:
-        values = _unpermuted(values, heads[kind])
-    return torch.from_numpy(np.array(values, np.float32)).to(getattr(torch, config["dtype"]))
+    return _unpermuted(values, heads[kind]) if interleaved and kind in heads else values
 
 
-def _unpermuted(values: np.ndarray, heads: int) -> np.ndarray:
+def _unpermuted(values: torch.Tensor, heads: int) -> torch.Tensor:
     """(heads * d, ...) with each head's rows interleaved -> halves."""
-    pairs = values.reshape(heads, len(values) // heads // 2, 2, *values.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(values.shape)
+    pairs = values.unflatten(0, (heads, -1, 2))
+    return pairs.transpose(1, 2).reshape(values.shape)
 
 
 def _write_tokenizer(reader: gguf.GGUFReader, source: Path, folder: Path, config: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from quept.allocate import SensitivityError, SensitivityTable
 from quept.allocate.sensitivity import measure
 from quept.allocate.sensitivity.measure import Measurement, measure_sensitivity
-from quept.allocate.sensitivity.passes import changed_hidden, full_pass
+from quept.allocate.sensitivity.passes import changed_hidden, changed_kl, full_pass, plan_kl
 from quept.evaluate import Reference, Windows
 from quept.plan import ACTIVATION_BITS, FULL, Bits, PrecisionPlan
 from quept.runtime import ElasticModel
@@ -21,6 +21,7 @@ from tests.tiny import FAMILIES, save_tiny, token_ids
 pytestmark = pytest.mark.slow
 
 WIDTHS = (2, 4, 8)
+EMBEDDED = PrecisionPlan.uniform(FULL, embeddings=4)
 
 
 def opened(name, folder, dtype=torch.float32) -> ElasticModel:
@@ -93,6 +94,22 @@ def test_a_layer_costs_what_the_plan_that_changes_only_it_diverges(elastic, refe
             plan = PrecisionPlan.of({layer: bits})
             assert table.layers[layer][bits] == pytest.approx(oracle(elastic, plan), rel=2e-3)
     assert set(table.layers) == set(elastic.layers) and table.widths == WIDTHS
+
+
+@pytest.mark.parametrize("name", ["gemma2", "cohere", "granite"])
+def test_logits_that_are_capped_or_scaled_are_compared_as_they_are(name, tmp_path):
+    cap = {"final_logit_softcapping": 1.0} if name == "gemma2" else {}
+    elastic = ElasticModel.open(save_tiny(name, tmp_path, **cap), device="cpu", dtype=torch.float32)
+    layer, number = elastic.layers[3], 0
+    found = []
+    for ids in token_ids(2):
+        start = full_pass(elastic, ids)
+        found.append(
+            (changed_kl(elastic, start, {layer: Bits(2)}, number), plan_kl(elastic, start, EMBEDDED))
+        )
+    changed, embedded = torch.tensor(found).mean(0).tolist()
+    assert changed == pytest.approx(oracle(elastic, PrecisionPlan.of({layer: 2})), rel=2e-3)
+    assert embedded == pytest.approx(oracle(elastic, EMBEDDED), rel=2e-3)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-untied"])

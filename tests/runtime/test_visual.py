@@ -3,6 +3,7 @@
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 
 from quept import ElasticModel, PrecisionPlan
 from quept.models import load
@@ -12,6 +13,10 @@ from quept.runtime.visual import visual_prompt
 from tests import tiny_vlm
 
 GREEDY = Sampling(temperature=0, max_tokens=6)
+PREFIX = (
+    "paligemma",
+    "paligemma2",
+)  # whose processors write a prompt themselves, around one picture at least
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +56,25 @@ def said(elastic: ElasticModel, view, messages, pictures, **options) -> tuple[st
     return "".join(token.text for token in tokens), [token.id for token in tokens]
 
 
+def theirs(folder):
+    """transformers' own model in float32."""
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 @pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_the_prompt_is_the_processors_own(folders, name, count):
+    if name in PREFIX and not count:
+        pytest.skip("takes no prompt without a picture")
     processor = load(folders[name]).processor
     pictures = [tiny_vlm.picture(seed, (40, 32 + 16 * seed)) for seed in range(count)]
     messages = asked("what is it?", pictures=count)
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    if name in PREFIX:
+        text = "<image>" * count + "what is it?"
     more = {"images": [pictures]} if count else {}
     expected = processor(text=[text], **more, return_tensors="pt")
+    expected.pop("labels", None)
     prompt = visual_prompt(processor, messages, pictures)
     assert prompt.ids == expected["input_ids"][0].tolist()
     assert not count or set(prompt.inputs) == set(expected)
@@ -67,17 +82,36 @@ def test_the_prompt_is_the_processors_own(folders, name, count):
 
 
 @pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
-def test_greedy_text_is_what_generate_gives(opened, name):
+def test_the_view_at_full_precision_is_transformers_model(folders, opened, name):
+    pictures = [tiny_vlm.picture(seed) for seed in range(2)]
+    inputs = visual_prompt(opened[name].processor, asked("what is it?", pictures=2), pictures).inputs
+    with torch.no_grad():
+        wanted = theirs(folders[name])(**inputs).logits
+        found = opened[name].view(PrecisionPlan.full())(**inputs, use_cache=False).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
+@pytest.mark.parametrize("chunk", [7, 128])
+def test_greedy_text_is_what_generate_gives(folders, opened, name, chunk, monkeypatch):
+    """However the prompt is parted."""
+    monkeypatch.setattr("quept.runtime.generate.PREFILL_CHUNK", chunk)
     elastic, picture = opened[name], tiny_vlm.picture()
-    view = elastic.view(PrecisionPlan.full())
-    messages = asked("what is it?")
+    messages, count = asked("what is it?"), 64 if chunk > 7 else 6
     prompt = visual_prompt(elastic.processor, messages, [picture])
-    expected = view.generate(**prompt.inputs, max_new_tokens=GREEDY.max_tokens, do_sample=False)
-    ids = said(elastic, view, messages, [picture])[1]
-    assert ids == expected[0, len(prompt.ids) :].tolist()
+    expected = theirs(folders[name]).generate(**prompt.inputs, max_new_tokens=count, do_sample=False)
+    steps = stream(
+        elastic.view(PrecisionPlan.full()),
+        elastic.tokenizer,
+        messages,
+        Sampling(temperature=0, max_tokens=count),
+        processor=elastic.processor,
+        pictures=[picture],
+    )
+    assert [event.id for event in steps if hasattr(event, "id")] == expected[0, len(prompt.ids) :].tolist()
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2-vl"])
+@pytest.mark.parametrize("name", ["llava", "qwen2-vl", "qwen3-vl"])
 def test_a_follow_up_reads_only_what_is_new(opened, name):
     elastic, picture = opened[name], tiny_vlm.picture()
     view, chat = elastic.view(PrecisionPlan.uniform(4)), Conversation()
@@ -122,6 +156,15 @@ def test_a_typed_image_token_is_only_letters(folders, name):
     assert visual_prompt(processor, asked(typed, pictures=0), []).ids.count(token) == 0
     with pytest.raises(PromptError, match="control tokens"):
         visual_prompt(processor, asked(processor.image_token, pictures=0), [])
+
+
+def test_a_follow_up_where_all_of_a_prompt_sees_all_reads_it_afresh(opened):
+    elastic, picture, chat = opened["paligemma"], tiny_vlm.picture(), Conversation()
+    view = elastic.view(PrecisionPlan.uniform(4))
+    answer = said(elastic, view, asked("what?"), [picture], conversation=chat)[0]
+    again = asked("what?", answer, "and now?")
+    found = said(elastic, view, again, [picture], conversation=chat)[1]
+    assert found == said(elastic, view, again, [picture])[1]
 
 
 def test_pictures_and_messages_must_agree(folders):

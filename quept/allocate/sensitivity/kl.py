@@ -22,11 +22,14 @@ of the left-out words' rows of W, averaged over the positions of the window. Whe
 bits in a layer that matters) the expansion is not trusted, and the position gets its whole vocabulary.
 Against float64 on SmolLM2, from 8 bits to 2, the mean KL is off by 0.1 %, 0.3 % at worst, in a third of
 the time; with left_out=0, which computes every pair, by 0.1 % at 6e-8 nats and by less above.
+
+Where logits are no product (a soft cap bends them) `Bent` compares them one by one, in float64.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +39,7 @@ from torch.nn.functional import linear
 CHUNK = 1024  # words together
 LEFT_OUT = 0.01  # share of the probability that is summed up, on average over positions
 SPREAD = 0.2  # largest variance of dz, in nats squared, for which the sum is trusted
+ROWS = 32  # positions together
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -136,6 +140,24 @@ class Expected:
         p = linear(self.hidden[rows], self.weight, self.bias).double().log_softmax(-1)
         q = linear(hidden.float(), weight, self.bias).double().log_softmax(-1)
         return torch.linalg.vecdot(p.exp(), p - q)
+
+
+class Bent:
+    """What full precision says at t positions of one window: hidden (t, d) goes through `logits`, which is
+    not linear."""
+
+    def __init__(self, hidden: Tensor, logits: Callable[[Tensor], Tensor]):
+        self._hidden, self._logits = hidden, logits
+
+    def kl(self, hidden: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> float:
+        """As `Expected.kl`; head: what these hidden states go through, if it is another."""
+        total = 0.0
+        for old, new in zip(self._hidden.split(ROWS), hidden.split(ROWS), strict=True):
+            p = self._logits(old).double().log_softmax(-1)
+            q = (head or self._logits)(new).double().log_softmax(-1)
+            total += float(torch.linalg.vecdot(p.exp(), p - q).sum())
+        mean = total / len(hidden)
+        return mean if math.isnan(mean) else max(0.0, mean)
 
 
 def _smallest(mass: Tensor, budget: float) -> float:

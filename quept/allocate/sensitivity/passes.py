@@ -9,18 +9,21 @@ alone and goes by the bank, which would fill with weights that nobody wants twic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import LongTensor, Tensor, nn
 
+from quept.models.behind import head_of, inner_of, is_linear
 from quept.models.clone import clone
 from quept.plan import FULL, Bits, PrecisionPlan
 from quept.runtime.backends import BoundLinear
 from quept.runtime.model import ElasticModel
 
-from .kl import Expected
+from .kl import Bent, Expected
+
+Head = nn.Module | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class FullPass:
     ids: LongTensor
     view: nn.Module
     states: tuple[Tensor, ...]
-    head: nn.Module | None
-    expected: Expected
+    head: Head | None
+    expected: Expected | Bent
     base_kl: float
 
 
@@ -42,13 +45,15 @@ def full_pass(elastic: ElasticModel, ids: LongTensor, base: PrecisionPlan | None
     """Run one window (t,) at full precision, and at `base` if that is another plan."""
     full = PrecisionPlan.full()
     ids, view = ids[None].to(elastic.device), elastic.view(full)
-    hidden, states = _kept(elastic, view, ids)
-    expected = Expected.of(hidden, view.get_submodule(elastic.layout.head))
+    linear = is_linear(view, elastic.layout)
+    hidden, states = _kept(elastic, view, ids, linear)
+    head = _head(elastic, view, linear)
+    expected = Expected.of(hidden, head) if linear else Bent(hidden, head)
     if base in (None, full):
         return FullPass(ids, view, states, None, expected, 0.0)
     view = elastic.view(base)
-    hidden, states = _kept(elastic, view, ids)
-    head = None if base.embeddings == FULL else view.get_submodule(elastic.layout.head)
+    hidden, states = _kept(elastic, view, ids, linear)
+    head = None if base.embeddings == FULL else _head(elastic, view, linear)
     return FullPass(ids, view, states, head, expected, expected.kl(hidden, head))
 
 
@@ -61,9 +66,9 @@ def changed_kl(elastic: ElasticModel, start: FullPass, changes: Mapping[str, Bit
 @torch.inference_mode()
 def plan_kl(elastic: ElasticModel, start: FullPass, plan: PrecisionPlan) -> float:
     """The same of any plan, by a whole pass."""
-    view = elastic.view(plan)
-    head = None if plan.embeddings == FULL else view.get_submodule(elastic.layout.head)
-    return start.expected.kl(_kept(elastic, view, start.ids)[0], head)
+    view, linear = elastic.view(plan), isinstance(start.expected, Expected)
+    head = None if plan.embeddings == FULL else _head(elastic, view, linear)
+    return start.expected.kl(_kept(elastic, view, start.ids, linear)[0], head)
 
 
 @torch.inference_mode()
@@ -71,9 +76,14 @@ def changed_hidden(elastic: ElasticModel, start: FullPass, changes: Mapping[str,
     """What goes into the head (t - 1, d) at the base with these layers changed, computed from that block
     on."""
     before = [b.name for b in elastic.layout.blocks[:block]]
-    stubs = dict.fromkeys(before, Given(start.states[block])) | {elastic.layout.head: Through()}
+    stubs = dict.fromkeys(before, Given(start.states[block]))
     bound = {name: _bound(elastic, start.view.get_submodule(name), name, b) for name, b in changes.items()}
-    return clone(start.view, stubs | bound)(input_ids=start.ids, use_cache=False).logits[0, :-1]
+    return _headless(elastic, start.view, stubs | bound, start.ids, isinstance(start.expected, Expected))
+
+
+def _head(elastic: ElasticModel, view: nn.Module, linear: bool) -> Head:
+    """The head, or all that the model does behind its blocks where that is no product."""
+    return view.get_submodule(elastic.layout.head) if linear else head_of(view, inner_of(elastic.layout))
 
 
 def _bound(elastic: ElasticModel, layer: BoundLinear, name: str, bits: Bits) -> BoundLinear:
@@ -83,12 +93,22 @@ def _bound(elastic: ElasticModel, layer: BoundLinear, name: str, bits: Bits) -> 
     return layer.bound(elastic.values(name, bits.weights).to(elastic.dtype), bits)
 
 
-def _kept(elastic: ElasticModel, view: nn.Module, ids: LongTensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _kept(
+    elastic: ElasticModel, view: nn.Module, ids: LongTensor, linear: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """What goes into the head, (t - 1, d), and into each block."""
     states: list[Tensor] = []
     kept = {block.name: Kept(view.get_submodule(block.name), states) for block in elastic.layout.blocks}
-    headless = clone(view, kept | {elastic.layout.head: Through()})
-    return headless(input_ids=ids, use_cache=False).logits[0, :-1], tuple(states)
+    return _headless(elastic, view, kept, ids, linear), tuple(states)
+
+
+def _headless(
+    elastic: ElasticModel, view: nn.Module, changed: Mapping[str, nn.Module], ids: LongTensor, linear: bool
+) -> Tensor:
+    """What goes into the head, (t - 1, d); where logits are linear in it, times the scale that they have."""
+    through = Through()
+    out = clone(view, changed | {elastic.layout.head: through})(input_ids=ids, use_cache=False)
+    return (out.logits if linear else through.seen)[0, :-1]
 
 
 class Kept(nn.Module):
@@ -116,7 +136,8 @@ class Given(nn.Module):
 
 
 class Through(nn.Module):
-    """In place of the head: the model answers with what goes into it."""
+    """In place of the head: the model answers with what goes into it, which is `seen`."""
 
     def forward(self, hidden: Tensor) -> Tensor:
+        self.seen = hidden
         return hidden

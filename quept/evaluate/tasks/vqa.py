@@ -34,9 +34,10 @@ from quept.data.questions import Asked, Batch, Prepared, Questions, question_fol
 from quept.evaluate.forward import Gate, MakeCache
 from quept.evaluate.reference import BatchReference, open_reference
 from quept.models import FAMILIES
+from quept.models.behind import head_of
 from quept.models.context import check_context
 from quept.models.layout import family_of
-from quept.models.multimodal import language_inputs
+from quept.models.multimodal import Entered, language_inputs
 from quept.runtime.generate import end_tokens, spelled_end
 from quept.runtime.kvcache import make_cache as full_cache
 
@@ -174,31 +175,50 @@ def _percent(right: int, of: Mapping[str, int]) -> str:
 def answer_logits(model: nn.Module, group: Prepared, make_cache: MakeCache | None = None) -> Tensor:
     """Logits (tokens, vocabulary) float32 in the places of the answers' tokens and of each answer's end,
     question by question."""
-    family = FAMILIES[family_of(model.config.model_type)]
-    words = model.get_input_embeddings()
-    device, dtype = model.device, model.dtype
-    language, seen = model.get_submodule(family.language), group.seen
-    given = {
-        name: t.to(device, dtype if t.is_floating_point() else None)
-        for name, t in group.prompt.inputs.items()
-    }
-    found = language_inputs(model, family.language, given)
-    embeds, positions = found["inputs_embeds"][:, :seen], found.get("position_ids")
+    language = FAMILIES[family_of(model.config.model_type)].language
+    head, seen = head_of(model, language), group.seen
+    entered = _entered(model, language, group.prompt.inputs)
+    if entered.cut(seen) != seen:  # what is seen depends on the question: each is read by itself
+        return torch.cat(
+            [head(_by_itself(model, language, group, asked, make_cache)) for asked in group.asked]
+        )
     cache = make_cache() if make_cache else full_cache(model.config)
-    read = partial(language, cache=cache, use_cache=True)
-    positions = None if positions is None else positions[..., :seen]
-    read(inputs_embeds=embeds, position_ids=positions)
+    read = partial(model.get_submodule(language), cache=cache, use_cache=True)
+    read(**entered.part(0, seen, cache))
     cache.batch_repeat_interleave(len(group.asked))
 
     tokens = [torch.tensor([*asked.tokens, *asked.answer]) for asked in group.asked]
-    padded = nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(device)  # behind, where nobody looks
-    if positions is not None:  # of words: one after the other, on all axes
-        steps = positions.max() + 1 + torch.arange(padded.shape[1], device=device)
-        positions = steps.expand(len(positions), *padded.shape)
-    hidden = read(inputs_embeds=words(padded), position_ids=positions).last_hidden_state
+    padded = nn.utils.rnn.pad_sequence(tokens, batch_first=True)  # behind, where nobody looks
+    words = model.get_input_embeddings()(padded.to(model.device))
+    hidden = read(**entered.behind(words, seen)).last_hidden_state
     places = [slice(len(asked.tokens) - 1, len(asked.tokens) + len(asked.answer)) for asked in group.asked]
-    answering = torch.cat([row[at] for row, at in zip(hidden, places, strict=True)])
-    return model.get_submodule(family.head)(answering).float()
+    return head(torch.cat([row[at] for row, at in zip(hidden, places, strict=True)])).float()
+
+
+def _by_itself(
+    model: nn.Module, language: str, group: Prepared, asked: Asked, make_cache: MakeCache | None
+) -> Tensor:
+    """Hidden states (tokens, hidden) of one question, for `answer_logits`."""
+    ids, tokens = group.prompt.inputs["input_ids"], torch.tensor([asked.tokens])
+    inputs = {
+        name: torch.cat([t[:, : group.seen], fill.expand_as(tokens)], 1) if t.shape == ids.shape else t
+        for name, t in group.prompt.inputs.items()
+        for fill in [tokens if name == "input_ids" else t[:, -1:]]
+    }
+    entered = _entered(model, language, inputs)
+    cache = make_cache() if make_cache else full_cache(model.config)
+    read = partial(model.get_submodule(language), cache=cache, use_cache=True)
+    found = [read(**entered.part(0, entered.tokens, cache)).last_hidden_state[0, -1:]]
+    for place, token in enumerate(asked.answer, entered.tokens):  # of two together each would see the other
+        word = model.get_input_embeddings()(torch.tensor([[token]], device=model.device))
+        found.append(read(**entered.behind(word, place)).last_hidden_state[0])
+    return torch.cat(found)
+
+
+def _entered(model: nn.Module, language: str, inputs: Mapping[str, Tensor]) -> Entered:
+    dtype = model.dtype
+    given = {name: t.to(model.device, dtype if t.is_floating_point() else None) for name, t in inputs.items()}
+    return Entered(language_inputs(model, language, given), model.config)
 
 
 def _answer_log_probs(model: nn.Module, batch: Batch, make_cache: MakeCache | None) -> dict[str, Tensor]:
