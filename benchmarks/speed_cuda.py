@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from quept.kernels import build
 from quept.kernels.packed import PackedWeight
-from quept.numerics.grid import dequantize, quantize
+from quept.numerics.grid import Quantized, dequantize, quantize
 
 SHAPES = {"135M up": (1536, 576), "7B o": (4096, 4096), "7B up": (11008, 4096)}
 SETTINGS = [(128, 2), (128, 4), (256, 4), (512, 4), (512, 8)]  # columns at a time, warps
@@ -70,7 +71,7 @@ def worst_difference(matmul: Callable) -> float:
     for bits in range(2, 9):
         stored, values = quantize(torch.randn(200, 700), bits, 96)
         assert torch.equal(dequantize(stored), values)
-        weight = PackedWeight.pack(stored).to("cuda")
+        weight = on_cuda(stored)
         for inputs in (1, 5):
             x = torch.randn(inputs, 700)
             expected = x.double() @ values.double().T
@@ -80,13 +81,18 @@ def worst_difference(matmul: Callable) -> float:
 
 
 def random_weight(rows: int, columns: int, bits: int) -> PackedWeight:
-    return PackedWeight.pack(quantize(torch.randn(rows, columns), bits, 64)[0]).to("cuda")
+    return on_cuda(quantize(torch.randn(rows, columns), bits, 64)[0])
+
+
+def on_cuda(stored: Quantized) -> PackedWeight:
+    from quept.kernels.triton_packed import TritonWeight  # here: only who has CUDA has Triton
+
+    return TritonWeight.of(PackedWeight.pack(stored), "cuda")
 
 
 def copied(weight: PackedWeight) -> PackedWeight:
     zeros = None if weight.zeros is None else weight.zeros.clone()
-    shape = weight.shape, weight.bits, weight.group
-    return PackedWeight(*shape, weight.codes.clone(), weight.scales.clone(), zeros)
+    return replace(weight, codes=weight.codes.clone(), scales=weight.scales.clone(), zeros=zeros)
 
 
 def copies_of(nbytes: int) -> int:

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, dtype, nn
 
+from quept.numerics.grid import Rounding
+
 from . import Setting
 
 
@@ -69,6 +71,11 @@ class Engine:
     def quantize(self, layer: str, weight: Tensor, setting: Setting) -> tuple[Stored, Tensor | None]:
         """Returns a weight (out, in) as stored, and its values (out, in) float32 where they come with it."""
         raise NotImplementedError
+
+    def rounding(self, layer: str, weight: Tensor, setting: Setting) -> Rounding | None:
+        """Returns what `quantize` rounds where its codes are those of a grid, so that a backend may round it
+        for itself; None where they are others."""
+        return None
 
     def values(self, stored: Stored, setting: Setting) -> Tensor:
         """Returns the values (out, in) float32 of what `quantize` stored."""

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from quept.checked import Whole, Width, checked, form
-from quept.numerics.adapters import RankSchedule, adapted
-from quept.numerics.grid import Quantized, group_size, quantize
+from quept.numerics.adapters import RankSchedule, adapter
+from quept.numerics.grid import Quantized, Rounding, group_size
 
 from .base import Listing
 from .rtn import Rtn
@@ -67,10 +67,10 @@ class Quept(Rtn):
     def tensors(self) -> dict[str, Tensor]:
         return {k: t for name, layer in self.learned.items() for k, t in layer.tensors(name).items()}
 
-    def quantize(self, layer: str, weight: Tensor, setting: int) -> tuple[Quantized, Tensor]:
+    def rounding(self, layer: str, weight: Tensor, setting: int) -> Rounding:
         if layer not in self.learned:
-            return super().quantize(layer, weight, setting)
-        return self.learned[layer].quantize(weight, setting, group_size(weight.shape[1], self.group))
+            return super().rounding(layer, weight, setting)
+        return self.learned[layer].rounding(weight, setting, group_size(weight.shape[1], self.group))
 
     def static(self, layer: str) -> Mapping[int, Tensor]:
         return self.learned[layer].static if layer in self.learned else {}
@@ -115,16 +115,19 @@ class LayerParameters:
 
     def quantize(self, weight: Tensor, bits: int, group: int) -> tuple[Quantized, Tensor]:
         """The layer at 2..8 bits: packed, and as values (out, in) float32 on the grid."""
+        return self.rounding(weight, bits, group).quantized()
+
+    def rounding(self, weight: Tensor, bits: int, group: int) -> Rounding:
+        """The layer at 2..8 bits, to be rounded."""
         if bits not in self.widths:
-            return quantize(weight, bits, group)
-        device = weight.device
+            return Rounding(weight, bits, group)
+        device, added, ends = weight.device, None, ()
         if self.schedule.ranks(bits):
             b, a = (t.to(device, torch.float32) for t in (self.b, self.a))
-            weight = adapted(weight.float(), b, a, self.schedule, bits)
-        if bits not in self.clips:
-            return quantize(weight, bits, group)
-        low, high = self.clips[bits].to(device).float().add_(1).div_(CLIP_STEPS)[..., None]
-        return quantize(weight, bits, group, low, high)
+            added = adapter(b, a, self.schedule, bits)
+        if bits in self.clips:
+            ends = self.clips[bits].to(device).float().add_(1).div_(CLIP_STEPS)[..., None]
+        return Rounding(weight, bits, group, added, *ends)
 
     def tensors(self, layer: str) -> dict[str, Tensor]:
         """What is written, by name."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from quept.numerics.grid import Quantized, dequantize, group_size, quantize, quantized_bytes
+from quept.numerics.grid import Quantized, Rounding, dequantize, group_size, quantized_bytes
 
 from .base import Engine, Listing
 
@@ -25,7 +25,10 @@ class Rtn(Engine):
         return cls(listing.group)
 
     def quantize(self, layer: str, weight: Tensor, setting: int) -> tuple[Quantized, Tensor]:
-        return quantize(weight, setting, group_size(weight.shape[1], self.group))
+        return self.rounding(layer, weight, setting).quantized()
+
+    def rounding(self, layer: str, weight: Tensor, setting: int) -> Rounding:
+        return Rounding(weight, setting, group_size(weight.shape[1], self.group))
 
     def values(self, stored: Quantized, setting: int) -> Tensor:
         return dequantize(stored)

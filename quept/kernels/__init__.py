@@ -1,12 +1,13 @@
 """Products with packed weights of 2..8 bits on a CPU, in C; on CUDA, in Triton.
 
-packed   PackedWeight: a layer's codes in the layout the kernels read; products, values, rows
+packed   PackedWeight: a layer's codes in the layout the kernels read, laid out from stored ones or
+         rounded at once; products, values, rows
 decoder  Decoder: one token through a Llama-like model in one call
 library  the compiled library: loaded() or why there is none, instruction sets, threads
 triton_packed  the same products on CUDA, in Triton; imported by whoever has it
 build    C sources -> library: when the package is installed, else at first use, into the cache
-c/       weight.h (layout and formula), products.c (once per instruction set), library.c (what Python
-         calls), decode.c (a token)
+c/       weight.h (layout and formula), products.c and rounding.c (once per instruction set, by
+         vectors.h), library.c (what Python calls), decode.c (a token)
 
 Where there is no C compiler `missing()` says so and weights are multiplied dense.
 """

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "c"
@@ -30,6 +31,7 @@ LEVELS = {  # by machine: instruction set -> what the compiler is told; every pr
     },
     "arm64": {"dotprod": ("-march=armv8.2-a+dotprod",)},
 }
+PER_LEVEL = {"products": (), "rounding": ("-ffp-contract=off",)}  # sources compiled once for each of them
 SECONDS = 300
 
 
@@ -45,7 +47,7 @@ def machine() -> str:
 
 def source_key() -> str:
     """Returns a name for these sources and flags on this kind of machine."""
-    digest = hashlib.sha256(repr((FLAGS, LEVELS.get(machine()))).encode())
+    digest = hashlib.sha256(repr((FLAGS, PER_LEVEL, LEVELS.get(machine()))).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     return f"{sys.platform}-{machine()}-{digest.hexdigest()[:16]}"
@@ -94,29 +96,30 @@ def compile_into(
     compiler does not know is left out. extra: flags besides (sanitizers)."""
     levels = {"plain": (), **LEVELS.get(machine(), {})}
 
-    def products(level: str) -> Path | None:
-        made = room / f"products-{level}.o"
-        return (
-            made
-            if _run(compiler, *extra, *levels[level], f"-DLEVEL={level}", *_object("products", made, flags))
-            else None
-        )
+    def objects_at(level: str) -> list[Path] | None:
+        made = []
+        for name, more in PER_LEVEL.items():
+            made.append(room / f"{name}-{level}.o")
+            told = (*extra, *levels[level], *more, f"-DLEVEL={level}")
+            if not _run(compiler, *told, *_object(name, made[-1], flags)):
+                return None
+        return made
 
     with ThreadPoolExecutor() as pool:
         objects = {
-            level: made for level, made in zip(levels, pool.map(products, levels), strict=True) if made
+            level: made for level, made in zip(levels, pool.map(objects_at, levels), strict=True) if made
         }
     if "plain" not in objects:
         raise BuildError(f"{compiler} could not compile the packed kernels: " + _complaint(compiler))
     others = []
-    for name in sorted(path.stem for path in SOURCES.glob("*.c") if path.stem != "products"):
+    for name in sorted(path.stem for path in SOURCES.glob("*.c") if path.stem not in PER_LEVEL):
         others.append(room / f"{name}.o")
         have = [f"-DHAVE_{level}" for level in objects]
         if not _run(compiler, *extra, *have, *_object(name, others[-1], flags)):
             raise BuildError(f"{compiler} could not compile {name}.c of the packed kernels")
     linked = room / "libquept.so"
     if not _run(
-        compiler, *extra, "-shared", "-o", str(linked), *map(str, [*objects.values(), *others]), "-lm"
+        compiler, *extra, "-shared", "-o", str(linked), *map(str, [*chain(*objects.values()), *others]), "-lm"
     ):
         raise BuildError(f"{compiler} could not link the packed kernels")
     return linked

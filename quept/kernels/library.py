@@ -40,6 +40,18 @@ class Weight(ctypes.Structure):
     ]
 
 
+class Floats(ctypes.Structure):
+    """Floats of c/weight.h: what a weight is rounded from."""
+
+    _fields_ = [
+        ("x", c_void_p),
+        ("added", c_void_p),
+        ("low", c_void_p),
+        ("high", c_void_p),
+        ("kind", c_int32),
+    ]
+
+
 class Pool(ctypes.Structure):
     """Pool of c/library.h: the OpenMP runtime's functions, and how many threads."""
 
@@ -113,6 +125,7 @@ def _opened(path: Path) -> ctypes.CDLL:
     c.quept_name.argtypes, c.quept_name.restype = [c_void_p], c_char_p
     c.quept_pack.argtypes, c.quept_pack.restype = [pool, weight, *[c_void_p] * 6], None
     c.quept_stored.argtypes, c.quept_stored.restype = [pool, weight, *[c_void_p] * 3], None
+    c.quept_round.argtypes = [pool, c_void_p, weight, POINTER(Floats), *[c_void_p] * 3]
     c.quept_matmul.argtypes = [pool, c_void_p, weight, c_void_p, c_int64, c_int, c_void_p]
     c.quept_unpack.argtypes, c.quept_unpack.restype = [pool, c_void_p, weight, c_void_p, c_int], None
     c.quept_rows.argtypes, c.quept_rows.restype = [weight, c_void_p, c_int64, c_void_p], None

@@ -18,9 +18,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from quept.numerics.grid import NOT_FINITE, Rounding
 from quept.numerics.packing import packed_bytes
 
-from .library import Library, Weight, loaded
+from .library import Floats, Library, Weight, loaded
 
 TILE, BLOCK = 16, 32
 FEW = 16  # rows of an input up to which codes are multiplied; more are faster unpacked and multiplied dense
@@ -28,6 +29,7 @@ SMALL = 1 << 17  # codes below which one thread is faster than waking others
 
 
 DENSE = {torch.bfloat16: 16, torch.float16: 17}  # in place of a width: see c/weight.h
+KINDS = DENSE | {torch.float32: 32}  # of numbers that are rounded
 
 
 class Grid(Protocol):
@@ -64,15 +66,7 @@ class PackedWeight:
         library, shape = loaded(), (stored.scales.shape[0], stored.columns)
         group = min(stored.group, stored.columns)
         codes, scales, zeros = _checked(stored, group)
-        tiles, groups, blocks = _sizes(*shape, group)
-        packed = cls(
-            shape,
-            stored.bits,
-            group,
-            torch.empty(tiles, blocks * stored.bits * 64, dtype=torch.uint8),
-            torch.empty(tiles, groups, TILE, dtype=torch.float16),
-            None if zeros is None else torch.empty(tiles, groups, TILE, dtype=torch.uint8),
-        )
+        packed = cls._empty(shape, stored.bits, group, zeros is not None)
         given = (codes, scales, zeros, packed.codes, packed.scales, packed.zeros)
         library.c.quept_pack(library.pool(), packed.structure, *map(_pointer, given))
         return packed
@@ -89,10 +83,50 @@ class PackedWeight:
         library.c.quept_stored(library.pool(), self.structure, *map(_pointer, (codes, scales, zeros)))
         return codes, scales, zeros
 
-    def to(self, device: torch.device | str) -> PackedWeight:
-        """The same weight on another device; on CUDA triton_packed multiplies with it."""
-        zeros = None if self.zeros is None else self.zeros.to(device)
-        return replace(self, codes=self.codes.to(device), scales=self.scales.to(device), zeros=zeros)
+    @classmethod
+    def rounded(
+        cls, rounding: Rounding, threads: int | None = None, library: Library | None = None
+    ) -> PackedWeight:
+        """Rounds a weight on the CPU to its grid and lays it out, at once: what `pack` makes of what
+        `quantize` gives, to the last bit. Raises as these do. library: another instruction set than the one
+        that is used."""
+        library, weight = library or loaded(), rounding.weight.detach()
+        if weight.ndim != 2 or 0 in weight.shape or weight.device.type != "cpu":
+            raise ValueError(
+                f"a weight to round is a non-empty (out, in) matrix on the CPU; got shape "
+                f"{tuple(weight.shape)} on {weight.device.type}"
+            )
+        bits, (rows, columns) = rounding.bits, weight.shape
+        if type(bits) is not int or not 2 <= bits <= 8 or rounding.group < 1:
+            raise ValueError(f"a weight is rounded to 2..8 bits in groups; got {bits}, {rounding.group}")
+        if weight.dtype not in KINDS:
+            weight = weight.float()
+        packed = cls._empty((rows, columns), bits, min(rounding.group, columns), bits != 8)
+        shape = (rows, packed.scales.shape[1], 1)
+        low, high = (_factors(end, shape) for end in (rounding.low, rounding.high))
+        added = rounding.added if rounding.added is None else rounding.added.float().contiguous()
+        if added is not None and (added.shape != weight.shape or added.device != weight.device):
+            raise ValueError(f"what is added to a weight has its shape; got {tuple(added.shape)}")
+        weight = weight.contiguous()
+        floats = Floats(*map(_pointer, (weight, added, low, high)), KINDS[weight.dtype])
+        made = map(_pointer, (packed.codes, packed.scales, packed.zeros))
+        pool = library.pool(1 if rows * columns <= SMALL else threads)
+        if library.c.quept_round(pool, library.products, packed.structure, floats, *made):
+            raise ValueError(NOT_FINITE)
+        return packed
+
+    @classmethod
+    def _empty(cls, shape: tuple[int, int], bits: int, group: int, zeros: bool) -> PackedWeight:
+        """One of this shape with anything in it, to be filled at once."""
+        tiles, groups, blocks = _sizes(*shape, group)
+        return cls(
+            shape,
+            bits,
+            group,
+            torch.empty(tiles, blocks * bits * 64, dtype=torch.uint8),
+            torch.empty(tiles, groups, TILE, dtype=torch.float16),
+            torch.empty(tiles, groups, TILE, dtype=torch.uint8) if zeros else None,
+        )
 
     @classmethod
     def dense(cls, values: Tensor) -> PackedWeight:
@@ -230,6 +264,13 @@ def _checked(stored: Grid, group: int) -> tuple[Tensor, Tensor, Tensor | None]:
         stored.scales.contiguous(),
         None if stored.zeros is None else stored.zeros.contiguous(),
     )
+
+
+def _factors(end: Tensor | float, shape: tuple[int, int, int]) -> Tensor | None:
+    """Clip factors as C reads them, (out, groups) float32; None where nothing is clipped."""
+    if not isinstance(end, Tensor) and end == 1.0:
+        return None
+    return torch.as_tensor(end, dtype=torch.float32).expand(shape).contiguous()
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:

@@ -13,12 +13,14 @@ Where there is no CUDA, TRITON_INTERPRET=1 runs the same code on a CPU, slowly: 
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .packed import BLOCK, PackedWeight
+from .packed import BLOCK, TILE, PackedWeight
 
 INPUTS = 16  # of one launch; more are faster unpacked and multiplied dense
 PART, WARPS = 128, 2  # columns at a time and warps of a program: the fastest of five settings on an H100
@@ -163,6 +165,35 @@ def unpack(weight: PackedWeight, out: Tensor) -> Tensor:
     grid = (tiles, -(-blocks * BLOCK // PART))
     _unpack[grid](*_tables(weight), out, *shape, bits=weight.bits, part=PART)
     return out
+
+
+class TritonWeight(PackedWeight):
+    """A PackedWeight that these kernels multiply with, wherever it lies."""
+
+    @classmethod
+    def of(cls, weight: PackedWeight, device: torch.device | str) -> TritonWeight:
+        """The same weight on a device."""
+        parts = {field.name: getattr(weight, field.name) for field in fields(PackedWeight)}
+        return cls(**{name: p.to(device) if isinstance(p, Tensor) else p for name, p in parts.items()})
+
+    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x (..., in) -> (..., out) float32."""
+        with torch.cuda.device_of(self.codes):
+            y = matmul(self, x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        return y if bias is None else y.add_(bias)
+
+    def unpack(self, out: Tensor | None = None) -> Tensor:
+        with torch.cuda.device_of(self.codes):
+            return unpack(self, torch.empty(self.shape, device=self.codes.device) if out is None else out)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """ids (...) -> their rows (..., in) float32: the tiles that hold one are unpacked. ids that are not
+        there are the device's own error, as a look-up's are."""
+        tiles, of = torch.unique(ids // TILE, return_inverse=True)
+        zeros = None if self.zeros is None else self.zeros[tiles]
+        shape, codes = (len(tiles) * TILE, self.shape[1]), self.codes[tiles]
+        held = replace(self, shape=shape, codes=codes, scales=self.scales[tiles], zeros=zeros)
+        return held.unpack()[of * TILE + ids % TILE]
 
 
 def _tables(weight: PackedWeight) -> tuple[Tensor, Tensor, Tensor]:

@@ -70,7 +70,14 @@ def new_adapter(rows: int, columns: int, rank: int, generator: torch.Generator) 
     return torch.zeros(rows, rank), a
 
 
-def adapted(weight: Tensor, b: Tensor, a: Tensor, schedule: RankSchedule, bits: int) -> Tensor:
-    """weight (out, in) + its adapter at this width; b (out, >= used ranks), a (>= used ranks, in)."""
+def adapter(b: Tensor, a: Tensor, schedule: RankSchedule, bits: int) -> Tensor | None:
+    """What is added to a weight (out, in) at this width, None where nothing is; b (out, >= used ranks), a (>=
+    used ranks, in)."""
     used = schedule.ranks(bits)
-    return weight + b[:, :used] @ a[:used] if used else weight
+    return b[:, :used] @ a[:used] if used else None
+
+
+def adapted(weight: Tensor, b: Tensor, a: Tensor, schedule: RankSchedule, bits: int) -> Tensor:
+    """weight (out, in) + its adapter at this width."""
+    added = adapter(b, a, schedule, bits)
+    return weight if added is None else weight + added

@@ -24,6 +24,9 @@ SYMMETRIC_BITS, SYMMETRIC_ZERO = 8, 128
 TINY = torch.finfo(torch.float16).tiny  # smallest normal float16: a scale below it would lose digits
 
 
+NOT_FINITE = "a weight is not finite, or its range does not fit a float16 scale"
+
+
 @dataclass(frozen=True)
 class Quantized:
     """One weight at one width, packed. codes (out, packed row) uint8, scales (out, groups) float16, zeros
@@ -40,6 +43,24 @@ class Quantized:
     @property
     def nbytes(self) -> int:
         return sum(t.nbytes for t in (self.codes, self.scales, self.zeros) if t is not None)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """A weight (out, in) that is to be rounded at one width. added (out, in) float32: what is added to it
+    first, or None; low, high: see `quantize`. Backends may round it in their own way, to the same codes."""
+
+    weight: Tensor
+    bits: int
+    group: int
+    added: Tensor | None = None
+    low: Tensor | float = 1.0
+    high: Tensor | float = 1.0
+
+    def quantized(self) -> tuple[Quantized, Tensor]:
+        """What `quantize` returns of it."""
+        weight = self.weight if self.added is None else self.weight.float() + self.added
+        return quantize(weight, self.bits, self.group, self.low, self.high)
 
 
 def group_size(columns: int, group: int | str = "auto") -> int:
@@ -130,7 +151,7 @@ def scale_and_zero(
         span = (highest - lowest) / top
     scale = torch.where(span == 0, torch.ones_like(span), span.clamp(min=TINY)).to(torch.float16).float()
     if not torch.isfinite(scale).all():
-        raise ValueError("a weight is not finite, or its range does not fit a float16 scale")
+        raise ValueError(NOT_FINITE)
     if bits == SYMMETRIC_BITS:
         zero = torch.full_like(scale, SYMMETRIC_ZERO)
     else:

@@ -32,7 +32,8 @@ class WeightBank:
     """make(layer, setting) -> (stored, values) quantizes one layer; stored is None for the untouched one
     (16), values where they do not come with it. ready(stored, values, setting) -> weight is the backend's
     part, again(weight) -> stored its inverse, None where there is none. storage(setting): the setting under
-    which a layer is stored, one for nested widths.
+    which a layer is stored, one for nested widths. direct(layer, setting) -> weight makes both at once, and
+    nothing that is stored; None where it does not.
 
     Each is called once per pair for as long as the pair stays within the budget (bytes)."""
 
@@ -43,10 +44,11 @@ class WeightBank:
         budget: int,
         storage: Callable[[Setting], Setting] = lambda setting: setting,
         again: Callable[[Weight], Stored | None] = lambda weight: None,
+        direct: Callable[[str, Setting], Weight | None] = lambda layer, setting: None,
     ):
         if budget <= 0:
             raise ValueError(f"the weight bank needs a positive budget in bytes; got {budget}")
-        self._make, self._ready, self._again = make, ready, again
+        self._make, self._ready, self._again, self._direct = make, ready, again, direct
         self._storage, self.budget = storage, budget
         self._stored: OrderedDict[Key, Stored] = OrderedDict()
         self._weights: OrderedDict[Key, Weight] = OrderedDict()
@@ -87,11 +89,15 @@ class WeightBank:
                 found, stored = self._found(key)
             if found is not None:
                 return found
-            values = None
-            if stored is None:
-                stored, values = self._make(layer, setting)
-                self.made += stored is not None
-            weight = self._ready(stored, values, setting)
+            weight = None if stored is not None else self._direct(layer, setting)
+            if weight is not None:
+                self.made += 1
+            else:
+                values = None
+                if stored is None:
+                    stored, values = self._make(layer, setting)
+                    self.made += stored is not None
+                weight = self._ready(stored, values, setting)
             with self._lock:
                 self._keep(key, stored, weight)
             return weight

@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache
 
 from quept.artifact import Artifact, Manifest, Source, resolve_source
 from quept.engines import Setting, named_settings
-from quept.engines.base import EngineError, Stored
+from quept.engines.base import Engine, EngineError, Stored
 from quept.engines.rtn import Rtn
 from quept.models import LoadedModel, ModelLayout, load
 from quept.models.context import check_context
@@ -91,11 +91,13 @@ class ElasticModel:
         self._engines = artifact.engines
         self._grid = Rtn(artifact.group)  # of the embeddings, whatever the engine of the layers
         # Each of a picture's many pixels is a row: packed weights would be unpacked again for every picture.
-        self._backend = Dense(self.dtype) if convolves else backend_for(self.device, self.dtype)
+        self._backend = Dense(self.dtype, self.device) if convolves else backend_for(self.device, self.dtype)
         self._tokenizer, self._prepared = loaded.tokenizer, loaded
         self._moved: dict[int, nn.Parameter] = {}
         self._template = Template(loaded, artifact.engine, self._backend, self.device, self._moved)
-        self.bank = WeightBank(self._make, self._ready, budget, self._storage, self._backend.stored)
+        self.bank = WeightBank(
+            self._make, self._ready, budget, self._storage, self._backend.stored, self._rounded
+        )
 
     @classmethod
     def open(
@@ -196,11 +198,19 @@ class ElasticModel:
         filled, layers, made_of = self.bank.filled, {}, []
         resolved = plan.resolve(self.layers)
         known = self.bank.known((name, bits.weights) for name, bits in resolved.items())
+        settings = {bits.weights for bits in resolved.values()} - {FULL}
+        engines = filter(None, map(self._engines.get, settings))
+        plain = not any(engine.runs_itself for engine in engines)
         for (name, bits), weight in zip(resolved.items(), known, strict=True):
-            before = self.bank.filled
-            made_of.append(self._weight(name, bits.weights) if weight is None else weight)
-            layers[name] = self._bound(template.layers[name], made_of[-1], bits)
-            if self.bank.filled > before:
+            made = False
+            if weight is None:
+                before = self.bank.filled
+                weight = self._weight(name, bits.weights)
+                made = self.bank.filled > before
+            made_of.append(weight)
+            layer = template.layers[name]
+            layers[name] = layer.bound(weight, bits) if plain else self._bound(layer, weight, bits)
+            if made:
                 yield len(layers) / len(self.layers)
         ends = {} if plan.embeddings == FULL else self._embeddings_at(plan.embeddings, made_of)
         if self.bank.filled - filled >= MANY:
@@ -382,12 +392,22 @@ class ElasticModel:
         return Slot(name, name).over(self._template.model, weight)
 
     def _make(self, layer: str, setting: Setting) -> tuple[Stored | None, Tensor | None]:
+        engine, weight = self._source(layer, setting)
+        weight = weight.to(self.device)
+        return (None, weight) if setting == FULL else engine.quantize(layer, weight, setting)
+
+    def _rounded(self, layer: str, setting: Setting) -> Weight | None:
+        if setting == FULL:
+            return None
+        engine, weight = self._source(layer, setting)
+        return self._backend.rounded(lambda: engine.rounding(layer, weight, setting))
+
+    def _source(self, layer: str, setting: Setting) -> tuple[Engine, Tensor]:
+        """Who makes a layer, or one of `embeddings`, at this setting, and of which weight (out, in)."""
         if layer in self.embeddings:
-            weight = Slot(layer, layer).weight(self._prepared.model).to(self.device)
-            return self._grid.quantize(layer, weight, setting)
+            return self._grid, Slot(layer, layer).weight(self._prepared.model)
         template = self._as_loaded if setting in self.sizes.whole else self._template
-        weight = template.weights[layer].to(self.device)
-        return (None, weight) if setting == FULL else self._engines[setting].quantize(layer, weight, setting)
+        return self._engines.get(setting, self._grid), template.weights[layer]
 
     def _ready(self, stored: Stored | None, values: Tensor | None, setting: Setting) -> Weight:
         engine = self._engines.get(setting, self._grid)

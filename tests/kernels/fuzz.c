@@ -14,6 +14,7 @@ const Products *quept_products(const char *name);
 void quept_pack(const Pool *, const Weight *, const uint8_t *, const uint16_t *, const uint8_t *, uint8_t *, uint16_t *,
                 uint8_t *);
 void quept_stored(const Pool *, const Weight *, uint8_t *, uint16_t *, uint8_t *);
+int quept_round(const Pool *, const Products *, const Weight *, const Floats *, uint8_t *, uint16_t *, uint8_t *);
 int quept_matmul(const Pool *, const Products *, const Weight *, const float *, int64_t, int, float *);
 void quept_unpack(const Pool *, const Products *, const Weight *, void *, int);
 void quept_rows(const Weight *, const int64_t *, int64_t, float *);
@@ -176,6 +177,83 @@ static void products_round(const Products *products) {
     let_go(&made);
 }
 
+/* ---- rounding */
+
+/* n numbers of a kind, and what they are as floats. */
+static void *numbers_of(int kind, int64_t n, float *x) {
+    uint16_t *narrow = room(n * (kind == FLOAT ? 4 : 2));
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        x[i] = kind == HALF ? half_to_float(narrow[i] = (uint16_t)(draw(2) << 15 | draw(31) << 10 | draw(1024))) : number();
+        if (kind == HALF) continue;
+        memcpy(&bits, x + i, 4);
+        if (kind == FLOAT) memcpy((float *)narrow + i, x + i, 4);
+        if (kind == BF16) narrow[i] = (uint16_t)((bits &= 0xffff0000u) >> 16);
+        memcpy(x + i, &bits, 4);
+    }
+    return narrow;
+}
+
+static float half_of(float value, uint16_t *bits) { /* normal ones */
+    int e;
+    float m = rintf(ldexpf(frexpf(value, &e), 11));
+    *bits = (uint16_t)((e + 14) * 1024 + (int)m - 1024);
+    return ldexpf(m, e - 11);
+}
+
+static void rounding_round(const Products *products) {
+    int64_t rows = 1 + draw(70), columns = 1 + draw(300), n = rows * columns;
+    int group = draw(2) ? 1 + (int)draw((uint32_t)columns) : (int)least(columns, 32 << draw(3)), bits = 2 + (int)draw(7);
+    int kinds[] = {FLOAT, BF16, HALF}, kind = kinds[draw(3)];
+    int64_t groups = ceil_div(columns, group), tiles = ceil_div(rows, TILE);
+    float *x = room(n * 4), top = (float)((1 << bits) - 1);
+    void *given = numbers_of(kind, n, x);
+    if (draw(8) == 0) memset(x, 0, (size_t)n * 4), memset(given, 0, (size_t)n * (kind == FLOAT ? 4 : 2));
+    float *added = draw(2) ? numbers(n) : NULL, *factors[2] = {NULL, NULL};
+    for (int i = 0; i < 2; i++) {
+        if (draw(2)) continue;
+        factors[i] = room(rows * groups * 4);
+        for (int64_t j = 0; j < rows * groups; j++) factors[i][j] = (float)(1 + draw(256)) / 256;
+    }
+    int *codes = room(n * (int64_t)sizeof(int)), *zeros = room(rows * groups * (int64_t)sizeof(int));
+    uint16_t *scales = room(rows * groups * 2);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t g = 0; g < groups; g++) {
+            int64_t at = r * columns + g * group, end = at + least(group, columns - g * group), place = r * groups + g;
+            float lo = 0, hi = 0;
+            for (int64_t i = at; i < end; i++) {
+                if (added) x[i] += added[i];
+                lo = fminf(lo, x[i]);
+                hi = fmaxf(hi, x[i]);
+            }
+            volatile float low = factors[0] ? lo * factors[0][place] : lo, high = factors[1] ? hi * factors[1][place] : hi;
+            float span = bits == 8 ? 2 * fmaxf(-low, high) / (top - 1) : (high - low) / top;
+            float scale = half_of(span == 0 ? 1 : fmaxf(span, 0x1p-14f), &scales[place]);
+            float zero = bits == 8 ? 128 : fminf(rintf(-low / scale), top);
+            zeros[place] = (int)zero;
+            for (int64_t i = at; i < end; i++) codes[i] = (int)fminf(fmaxf(rintf(x[i] / scale) + zero, 0), top);
+        }
+    Weight w = {.rows = rows, .columns = columns, .bits = bits, .group = group};
+    int64_t bytes = tiles * tile_bytes(&w), lanes = tiles * groups * TILE;
+    uint8_t *packed = stream(codes, rows, columns, bits), *packed_zeros = stream(zeros, rows, groups, bits);
+    uint8_t *to[2] = {room(bytes), room(bytes)}, *to_zeros[2] = {room(lanes), room(lanes)};
+    uint16_t *to_scales[2] = {room(lanes * 2), room(lanes * 2)};
+    Pool pool = pool_of(1 + (int)draw(MOST_THREADS));
+    Floats floats = {given, added, factors[0], factors[1], kind};
+    quept_pack(&pool, &w, packed, scales, bits == 8 ? NULL : packed_zeros, to[0], to_scales[0], to_zeros[0]);
+    CHECK(!quept_round(&pool, products, &w, &floats, to[1], to_scales[1], bits == 8 ? NULL : to_zeros[1]));
+    CHECK(!memcmp(to[0], to[1], (size_t)bytes) && !memcmp(to_scales[0], to_scales[1], (size_t)lanes * 2));
+    CHECK(bits == 8 || !memcmp(to_zeros[0], to_zeros[1], (size_t)lanes));
+    int64_t odd = draw((uint32_t)n);
+    uint32_t broken[] = {0x7f800000u, 0xff800000u, 0x7fc00000u}, one = broken[draw(3)];
+    if (kind == FLOAT) memcpy((float *)given + odd, &one, 4);
+    if (kind == BF16) ((uint16_t *)given)[odd] = (uint16_t)(one >> 16);
+    if (kind == HALF) ((uint16_t *)given)[odd] = (uint16_t)(0x7c00 | draw(2) << 15 | draw(1024));
+    CHECK(quept_round(&pool, products, &w, &floats, to[1], to_scales[1], bits == 8 ? NULL : to_zeros[1]));
+    for (int i = 0; i < 2; i++) free(to[i]), free(to_zeros[i]), free(to_scales[i]), free(factors[i]);
+    free(x), free(given), free(added), free(codes), free(zeros), free(scales), free(packed), free(packed_zeros);
+}
+
 /* ---- a token */
 
 static Made linears[64];
@@ -276,6 +354,7 @@ int main(int argc, char **argv) {
         sets++;
         for (now = 0; now < rounds; now++) {
             products_round(products);
+            rounding_round(products);
             if (now % 4 == 0) step_round(products);
         }
     }

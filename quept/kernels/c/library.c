@@ -1,9 +1,10 @@
-/* What Python calls: packing, products and unpacking of whole weights, by several threads.
+/* What Python calls: packing, rounding, products and unpacking of whole weights, by several threads.
 
    Nothing is checked here: the Python side knows shapes, sizes and ranges and has checked them. Threads are those of
    the OpenMP runtime that torch has loaded, whose functions Python hands over: a pool of its own would fight with
    torch's threads, which spin for a while after each of torch's operations. */
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -228,6 +229,33 @@ static void stored_part(void *data) {
 void quept_stored(const Pool *pool, const Weight *w, uint8_t *to_codes, uint16_t *to_scales, uint8_t *to_zeros) {
     Packing job = {.pool = pool, .w = w, .to_codes = to_codes, .to_zeros = to_zeros, .to_scales = to_scales};
     run_threads(pool, stored_part, &job);
+}
+
+/* ---- rounding: floats -> tiles */
+
+typedef struct {
+    const Pool *pool;
+    const Products *products;
+    const Weight *w;
+    const Floats *from;
+    uint8_t *codes, *zeros;
+    uint16_t *scales;
+    atomic_int odd;
+} Rounding;
+
+static void round_part(void *data) {
+    Rounding *job = data;
+    Part part = part_of(job->pool, tiles_of(job->w));
+    if (job->products->round(job->w, job->from, part.first, part.last, job->codes, job->scales, job->zeros))
+        atomic_store(&job->odd, 1);
+}
+
+/* Returns whether a number is not finite, or a scale no float16. */
+int quept_round(const Pool *pool, const Products *products, const Weight *w, const Floats *from, uint8_t *codes,
+                uint16_t *scales, uint8_t *zeros) {
+    Rounding job = {pool, products, w, from, codes, zeros, scales, 0};
+    run_threads(pool, round_part, &job);
+    return atomic_load(&job.odd);
 }
 
 /* ---- products of a few rows */

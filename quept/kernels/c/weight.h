@@ -59,7 +59,15 @@ typedef struct {
     int32_t *sum;
 } Input;
 
-/* What one instruction set gives: products.c, compiled once for each. */
+/* What a weight is rounded from: x + added, (rows, columns) numbers, and the factors, (rows, groups), by which the
+   lower and the upper end of each group's range are clipped; added, low, high: NULL where there are none. */
+typedef struct {
+    const void *x;
+    const float *added, *low, *high;
+    int32_t kind; /* of x: BF16, HALF, FLOAT */
+} Floats;
+
+/* What one instruction set gives: products.c and rounding.c, compiled once for each. */
 typedef struct {
     const char *name;
     /* Lays x (columns) out and, if input->p is there, rounds it. */
@@ -74,6 +82,10 @@ typedef struct {
     /* x becomes softmax(x); gate becomes silu(gate) * up; over n floats. */
     void (*softmax)(float *x, int64_t n);
     void (*gated)(float *gate, const float *up, int64_t n);
+    /* Tiles first..last-1 rounded to their grid and packed, from codes[0], scales[0], zeros[0] for tile 0 (zeros: NULL
+       at 8 bits); returns whether a number is not finite, or a scale no float16. */
+    int (*round)(const Weight *, const Floats *, int64_t first, int64_t last, uint8_t *codes, uint16_t *scales,
+                 uint8_t *zeros);
 } Products;
 
 #endif

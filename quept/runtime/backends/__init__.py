@@ -2,6 +2,7 @@
 
 dense    the values in the compute dtype, torch's own product
 packed   packed codes: a few rows by kernels of quept.kernels, many unpacked in passing
+cuda     the same on CUDA, by Triton
 scratch  buffers that layers are unpacked into
 
 A backend makes of what an engine stores the *weight* that it multiplies by, which the bank keeps, and gives
@@ -13,14 +14,15 @@ from __future__ import annotations
 
 import torch
 
+from .cuda import PackedCuda
 from .dense import BoundLinear, Dense, Weight
 from .packed import Packed
 
-BACKENDS: dict[str, type[Dense]] = {"cpu": Packed, "cuda": Dense}  # by device
+BACKENDS: dict[str, type[Dense]] = {"cpu": Packed, "cuda": PackedCuda}  # by device
 
 
 def backend_for(device: torch.device, dtype: torch.dtype) -> Dense:
     """Returns the backend that multiplies in this dtype on this device: the dense one where the device's own
     is missing."""
     backend = BACKENDS.get(device.type, Dense)
-    return Dense(dtype) if backend.missing(device, dtype) else backend(dtype)
+    return Dense(dtype, device) if backend.missing(device, dtype) else backend(dtype, device)

@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from quept.engines.base import Stored
 from quept.models.clone import caster, hooks_when_asked
-from quept.numerics.grid import fake_quantize_tokens
+from quept.numerics.grid import Rounding, fake_quantize_tokens
 from quept.numerics.hadamard import hadamard_transform
 from quept.numerics.static import fake_quantize_static
 from quept.plan import FULL, Bits
@@ -21,9 +21,10 @@ Weight = Tensor | Stored  # values in the compute dtype, or something that the b
 
 @dataclass(frozen=True)
 class Dense:
-    """See the package docstring."""
+    """See the package docstring. device: where weights lie and are multiplied."""
 
     dtype: torch.dtype
+    device: torch.device = torch.device("cpu")
 
     @classmethod
     def missing(cls, device: torch.device, dtype: torch.dtype) -> str:
@@ -44,10 +45,15 @@ class Dense:
         """Returns what `ready` made a weight of, to the bit; None where it cannot be told from it."""
         return None
 
+    def rounded(self, rounding: Callable[[], Rounding | None]) -> Weight | None:
+        """Returns what a layer is multiplied by straight from what is to be rounded, if its engine says that;
+        None where the backend takes it from the engine, by `ready`."""
+        return None
+
     def untouched(self, weight: Tensor) -> Weight | None:
         """Returns what a layer that nobody quantized is multiplied by without a copy of its weight; None
         where it takes one."""
-        return weight if weight.dtype == self.dtype else None
+        return weight if (weight.dtype, weight.device.type) == (self.dtype, self.device.type) else None
 
     def over(self, module: nn.Module, weight: Weight) -> nn.Module | None:
         """Returns an embedding or a head over a weight that is no tensor; None where it has to be one."""
@@ -91,15 +97,15 @@ class BoundLinear(nn.Module):
 
     def bound(self, weight: Weight, bits: Bits) -> BoundLinear:
         """The same layer with this weight; cheap, since a view needs one for every layer."""
-        other = self._copy()
+        other = (self._cast or self._caster())()
         other.__dict__["bits"] = bits
         other.__dict__["_buffers"]["weight"] = weight
         return other
 
-    def _copy(self) -> BoundLinear:
-        if self._cast is None:  # one for all views
-            self.__dict__["_cast"] = caster(self)
-        return self._cast()
+    def _caster(self) -> Callable[[], BoundLinear]:
+        """What copies are made by: one for all views."""
+        self.__dict__["_cast"] = made = caster(self)
+        return made
 
     def at(self, bits: Bits) -> BoundLinear:
         """The same layer with the same weight and other bits."""

@@ -20,7 +20,7 @@ from quept.engines.base import Stored
 from quept.kernels import FEW, PackedWeight, missing
 from quept.kernels.packed import DENSE, TILE
 from quept.models.clone import shallow_copy
-from quept.numerics.grid import Quantized
+from quept.numerics.grid import Quantized, Rounding
 from quept.plan import Bits
 
 from .dense import BoundLinear, Dense, Weight
@@ -36,7 +36,7 @@ class Packed(Dense):
     scratch: Scratch = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scratch", Scratch(self.dtype))
+        object.__setattr__(self, "scratch", Scratch(self.dtype, self.device))
 
     @classmethod
     def missing(cls, device: torch.device, dtype: torch.dtype) -> str:
@@ -59,6 +59,10 @@ class Packed(Dense):
         if not isinstance(weight, PackedWeight) or weight.scales is None:
             return None
         return Quantized(weight.bits, weight.group, weight.shape[1], *weight.rows_of_codes())
+
+    def rounded(self, rounding: Callable[[], Rounding | None]) -> Weight | None:
+        asked = rounding()
+        return asked and PackedWeight.rounded(asked)
 
     def untouched(self, weight: Tensor) -> Weight | None:
         if weight.dtype == self.dtype or weight.dtype not in DENSE or weight.ndim != 2:
@@ -92,7 +96,7 @@ class PackedLinear(BoundLinear):
     def bound(self, weight: Weight, bits: Bits) -> BoundLinear:
         if isinstance(weight, Tensor):
             return self.dense.bound(weight, bits)
-        other = self._copy()
+        other = (self._cast or self._caster())()
         state = other.__dict__
         state["bits"], state["codes"] = bits, weight
         return other
@@ -102,7 +106,7 @@ class PackedLinear(BoundLinear):
 
     @property
     def weight(self) -> Tensor:
-        return self.codes.unpack(torch.empty(self.codes.shape, dtype=self.scratch.dtype))
+        return _values(self.codes, self.scratch.dtype)
 
     def product(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -138,10 +142,14 @@ class Lookup(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        return self.codes.unpack(torch.empty(self.codes.shape, dtype=self.dtype))
+        return _values(self.codes, self.dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.codes.rows(ids).to(self.dtype)
+
+
+def _values(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    return weight.unpack(torch.empty(weight.shape, dtype=dtype, device=weight.codes.device))
 
 
 def _parts(weight: PackedWeight) -> Iterator[PackedWeight]:

@@ -14,10 +14,10 @@ KEPT = 2  # buffers that wait for the next layer; more are made while more threa
 
 
 class Scratch:
-    """Buffers of one dtype on the CPU."""
+    """Buffers of one dtype on one device."""
 
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self.dtype, self.device = dtype, device
         self._free: list[Tensor] = []
         self._lock = threading.Lock()
 
@@ -31,7 +31,7 @@ class Scratch:
         with self._lock:
             buffer = self._free.pop() if self._free else None
         if buffer is None or len(buffer) < count:
-            buffer = torch.empty(count, dtype=self.dtype)
+            buffer = torch.empty(count, dtype=self.dtype, device=self.device)
         try:
             yield buffer[:count].view(rows, columns)
         finally:
