@@ -163,6 +163,7 @@ function statusWords() {
   const data = state.done ? ` on ${count(state.done)} ${state.unit}` : "";
   const words = {
     idle: state.message ? "Not measured" : "Drag a fader; quality is measured when you let go",
+    opening: "Opening the model",
     queued: "Waiting to be measured" + (state.position > 0 ? `, place ${state.position} in the queue` : ""),
     measuring: progressWords(),
     done: `Measured${data}`,
@@ -193,7 +194,7 @@ function drawDetail(measured) {
 
 /* Screen readers hear the end of every plan's measurement and each change of status, not each step of it. */
 function announce() {
-  if (!["queued", "done", "stored", "error"].includes(state.status)) return;
+  if (!["opening", "queued", "done", "stored", "error"].includes(state.status)) return;
   const lowered = (label) => label[0].toLowerCase() + label.slice(1);
   const result = quality(true).slice(0, 2).map((m) => `${lowered(m.label)} ${written(m, m.value)}`).join(", ");
   write(live, statusWords() + (isCurrent() && result ? `: ${result}` : ""));

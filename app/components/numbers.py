@@ -1,10 +1,10 @@
 """Numbers: the strip of live numbers that stays in sight above the equaliser.
 
-In:  the state of the measurement: {"status": "idle|queued|measuring|done|stored|cancelled|error", "position",
-     "message", "progress", "done", "total", "unit": how many of what were measured, "metrics": a list of
-     `Metric.to_dict()` with a "floor" each, without values where nothing was measured, "headline": the name
-     of the metric that is compared first, "estimate": the payload or None, "uniform": {"label", name: value}
-     or None, "deploy_bytes", "full_bytes", "resident_bytes": of the whole app,
+In:  the state of the measurement: {"status": "idle|opening|queued|measuring|done|stored|cancelled|error",
+     "position", "message", "progress", "done", "total", "unit": how many of what were measured, "metrics": a
+     list of `Metric.to_dict()` with a "floor" each, without values where nothing was measured, "headline":
+     the name of the metric that is compared first, "estimate": the payload or None, "uniform": {"label",
+     name: value} or None, "deploy_bytes", "full_bytes", "resident_bytes": of the whole app,
      "memory": {"weights", "cache", "scratch"} of this plan in bytes, "dense": why weights are not multiplied
      packed, "speed": {"tokens_per_s", "first_token_ms", "origin", "line"} or None, "switch_ms",
      "switch_kind": "cold|warm", "conditions", "link"}. Every key but the status may be missing; NaN and
@@ -24,7 +24,7 @@ from typing import Any
 
 from app.components.widget import Widget, finite
 
-STATUSES = ("idle", "queued", "measuring", "done", "stored", "cancelled", "error")
+STATUSES = ("idle", "opening", "queued", "measuring", "done", "stored", "cancelled", "error")
 
 
 class Numbers(Widget):

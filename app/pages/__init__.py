@@ -3,7 +3,7 @@
 All pages lie in one workbench (`app.shell`), which holds the model, the plan, their numbers and the plot, and
 stays in sight; a page shows what that plan does. What a page has of the workbench is its `PageContext`:
 
-    context.model          the menu of models: as an input of a handler the model's name
+    context.model          the model that is open: as an input of a handler its name, which fits the plan
     context.plan           a gr.State: the visitor's plan of that model as JSON, for `service.plan_of`
     context.tried          a gr.State: the plans that were measured in this visit, as JSON, oldest first
     context.query          a gr.State: what the address said when the page was opened

@@ -64,7 +64,7 @@ def build(context: PageContext) -> None:
     save = gr.Button("Download what was measured (CSV)", size="sm", elem_id="measured-download")
     table = gr.Textbox(visible=False)
     saving = save.click(service.measured_table, [context.model, context.task], table, **LIGHT)
-    saving.then(None, [table, context.model], None, js=SAVE_JS, **LIGHT)
+    saving.then(None, [table, context.bench.model], None, js=SAVE_JS, **LIGHT)
 
     def paired(model: str, tried: list, task: str, event: gr.EventData):
         return Compare(answer=pair(service, model, tried, request_of(event), task))

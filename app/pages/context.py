@@ -71,8 +71,8 @@ class PageContext:
     tab: gr.Tab | None = None
 
     @property
-    def model(self) -> Menu:
-        return self.bench.model
+    def model(self) -> gr.State:
+        return self.bench.opened
 
     @property
     def task(self) -> gr.State:

@@ -17,7 +17,7 @@ from app.components.equalizer import Equalizer
 from app.components.menu import Menu
 from app.components.numbers import Numbers
 from app.components.planbar import PlanBar
-from app.pages.context import EVERY, RUNNING, WARNING, Held
+from app.pages.context import EVERY, LIGHT, RUNNING, WARNING, Held
 from app.service import PlanJson, Service
 from app.shell import plans
 from app.shell.measuring import measure, points, refine
@@ -95,6 +95,11 @@ def _wire(service: Service, bench: Workbench) -> None:
         menu = Menu(**_tasks(service, model))
         return equalizer, *loaded(model, plan_json)[1:], model, [], *shown, bar, menu, ""
 
+    def opening(model: str):
+        """One that waits takes seconds."""
+        waits = model in service.waiting
+        return {"status": "opening", "message": service.cards[model].title} if waits else gr.skip()
+
     def chosen(model: str) -> tuple:
         return switched(model, service.plan_json_of(model, service.start(model)))
 
@@ -135,17 +140,18 @@ def _wire(service: Service, bench: Workbench) -> None:
 
     def then_measure(event) -> None:
         results = [bench.numbers, held.chart, held.tried, held.measured]
-        event.then(measured, [held.model, held.plan, held.tried, held.task], results, **RUNNING)
+        event.then(measured, [held.opened, held.plan, held.tried, held.task], results, **RUNNING)
 
     # Through the queue, all of them: Gradio's browser side hears of changed states there alone.
     every = WARNING | {"trigger_mode": "multiple"}
-    then_measure(bench.equalizer.commit(committed, [held.model, bench.equalizer], own[1:], **every))
-    then_measure(held.chart.point(pointed, [held.model, held.tried], own, **WARNING))
-    then_measure(planbar.upload(uploaded, held.model, own, **WARNING))
+    then_measure(bench.equalizer.commit(committed, [held.opened, bench.equalizer], own[1:], **every))
+    then_measure(held.chart.point(pointed, [held.opened, held.tried], own, **WARNING))
+    then_measure(planbar.upload(uploaded, held.opened, own, **WARNING))
     then_measure(planbar.travel(travelled, None, [held.model, *own, *about], **WARNING))
-    now, answered = [held.model, held.plan, held.tried], [held.task, bench.numbers, held.chart]
+    now, answered = [held.opened, held.plan, held.tried], [held.task, bench.numbers, held.chart]
     then_measure(bench.tasks.input(retasked, [*now, bench.tasks], answered, **WARNING))
-    planbar.download(downloaded, held.model, planbar, **EVERY)
+    planbar.download(downloaded, held.opened, planbar, **EVERY)
+    held.model.input(opening, held.model, bench.numbers, **LIGHT)
     then_measure(held.model.input(chosen, held.model, [*own, *about], **WARNING))
     blocks = gr.context.Context.root_block
     then_measure(blocks.load(restored, None, [held.query, held.model, *own, *about], **WARNING))
@@ -153,7 +159,7 @@ def _wire(service: Service, bench: Workbench) -> None:
 
 def _wire_budget(service: Service, bench: Workbench) -> None:
     """Budgets are solved at once; a refinement is a job that its visitor ends, or leaves."""
-    budget, model = bench.budget, bench.held.model
+    budget, model = bench.budget, bench.held.opened
 
     def solved(model: str, event: gr.EventData):
         return Budget(answer=service.solve(model, request_of(event)))
