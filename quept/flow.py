@@ -119,11 +119,13 @@ def data_task(elastic: ElasticModel) -> EvalTask:
 
 
 def table_of(elastic: ElasticModel, path: str | Path | None = None) -> SensitivityTable:
-    """Returns the sensitivity table in a file, or the one that lies beside the artifact; ValueError where
-    there is none, or only one of another model."""
+    """Returns the sensitivity table in a file, the one of that name ("own-words") that lies beside the
+    artifact, or the one that every prediction reads; ValueError where there is none, or only one of another
+    model."""
     from quept.allocate import SensitivityTable
 
-    found = path or elastic.origin.beside("sensitivity.json")
+    named = path and not Path(path).is_file() and elastic.origin.beside(f"sensitivity-{path}.json")
+    found = named or path or elastic.origin.beside("sensitivity.json")
     if found is None:
         measure = f"quept sensitivity {elastic.origin.asked} --out table.json"
         raise ValueError(f"this model has no sensitivity table: `{measure}` measures one")

@@ -11,7 +11,9 @@ names::
 
 Widths: 2..8 bits, or 16 for "untouched". Weights, activations and the KV cache have separate widths. In place
 of a width, weights may have a setting that an engine (see quept.engines) calls by a word: "nf4",
-"routed:3.5".
+"routed:3.5". The KV cache has one width too, and rules over the names of the blocks that keep it::
+
+    PrecisionPlan.of({}, 4, kv=4, kv_blocks={"model.layers.0": 8}).resolve_cache(elastic.cached_blocks)
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import translate
@@ -72,22 +75,26 @@ class Bits:
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """A default and rules that override it for the linear layers of the blocks; the width of the KV cache;
-    and that of the token embeddings and the output head, one tensor in many models. Hashable; `name` is a
-    label and takes no part in it."""
+    """A default and rules that override it for the linear layers of the blocks; the width of the KV cache and
+    rules that override it for blocks; and the width of the token embeddings and the output head, one tensor
+    in many models. Hashable; `name` is a label and takes no part in it."""
 
     default: Bits = Bits()
     rules: tuple[tuple[str, Bits], ...] = ()
     kv: int = FULL
     name: str = ""
     embeddings: int = FULL
+    kv_blocks: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
-        _check("KV cache", self.kv, KV_BITS)
+        for bits in (self.kv, *(bits for _, bits in self.kv_blocks)):
+            _check("KV cache", bits, KV_BITS)
         _check("embedding", self.embeddings, EMBEDDING_BITS)
-        last = {pattern: position for position, (pattern, _) in enumerate(self.rules)}
-        if len(last) < len(self.rules):  # of a pattern said twice the last counts; JSON holds only one
-            object.__setattr__(self, "rules", tuple(self.rules[i] for i in sorted(last.values())))
+        for name in ("rules", "kv_blocks"):
+            rules = getattr(self, name)
+            last = {pattern: position for position, (pattern, _) in enumerate(rules)}
+            if len(last) < len(rules):  # of a pattern said twice the last counts; JSON holds only one
+                object.__setattr__(self, name, tuple(rules[i] for i in sorted(last.values())))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PrecisionPlan) and self._identity == other._identity
@@ -97,7 +104,7 @@ class PrecisionPlan:
 
     @property
     def _identity(self) -> tuple:
-        return (self.default, self.rules, self.kv, self.embeddings)
+        return (self.default, self.rules, self.kv, self.embeddings, self.kv_blocks)
 
     @classmethod
     def full(cls) -> PrecisionPlan:
@@ -124,11 +131,25 @@ class PrecisionPlan:
         kv: int = FULL,
         name: str = "",
         embeddings: int = FULL,
+        kv_blocks: Mapping[str, int] | None = None,
     ) -> PrecisionPlan:
-        """From `{layer name or pattern: Bits or weight bits}`; later entries win over earlier ones."""
+        """From `{layer name or pattern: Bits or weight bits}`, and of the KV cache `{block name or pattern:
+        bits}`; later entries win over earlier ones."""
         as_bits = {pattern: b if isinstance(b, Bits) else Bits(b) for pattern, b in rules.items()}
         default = default if isinstance(default, Bits) else Bits(default)
-        return cls(default, tuple(as_bits.items()), kv, name, embeddings)
+        return cls(default, tuple(as_bits.items()), kv, name, embeddings, tuple((kv_blocks or {}).items()))
+
+    def with_cache(self, widths: Mapping[str, int]) -> PrecisionPlan:
+        """The plan with these widths of the KV cache, by block: the commonest for all, and a rule for each
+        block that has another."""
+        kv = Counter(widths.values()).most_common(1)[0][0] if widths else FULL
+        rules = tuple((block, bits) for block, bits in widths.items() if bits != kv)
+        return replace(self, kv=kv, kv_blocks=rules)
+
+    @property
+    def rounds_cache(self) -> bool:
+        """Whether keys and values of any block are rounded."""
+        return any(bits != FULL for bits in (self.kv, *dict(self.kv_blocks).values()))
 
     def keeping(self, patterns: Iterable[str], bits: int = KEPT_BITS) -> PrecisionPlan:
         """The plan with the layers of these patterns at 8 bits at least: what "all at 4 bits" means for a
@@ -149,26 +170,33 @@ class PrecisionPlan:
     def resolve(self, layers: Iterable[str]) -> dict[str, Bits]:
         """Bits of every layer, in the order given. A rule that fits no layer is an error: it is a typo or
         another model's."""
-        layers = list(layers)
-        resolved = dict.fromkeys(layers, self.default)
-        for pattern, bits in self.rules:
-            if pattern in resolved:
-                resolved[pattern] = bits
-                continue
-            matching = list(filter(re.compile(translate(pattern)).match, layers))
-            if not matching:
-                raise PlanError(_no_match(pattern, layers))
-            resolved.update(dict.fromkeys(matching, bits))
-        return resolved
+        return _resolved(self.default, self.rules, list(layers), "layer")
+
+    def resolve_cache(self, blocks: Iterable[str]) -> dict[str, int]:
+        """Width of the KV cache of every block that keeps one, in the order given; PlanError as `resolve`
+        raises it."""
+        return _resolved(self.kv, self.kv_blocks, list(blocks), "block")
 
     def key(self, layers: Iterable[str]) -> str:
         """Identity of the assignment on these layers: 64 hex digits, the same for every spelling of it."""
         resolved = self.resolve(layers)
-        identity = [self.kv, [[name, b.weights, b.activations] for name, b in resolved.items()]]
+        kv = self._cache_of(list(resolved)) if self.kv_blocks else self.kv
+        identity = [kv, [[name, b.weights, b.activations] for name, b in resolved.items()]]
         if self.embeddings != FULL:
             identity.append(self.embeddings)  # plans that leave them alone keep the key they always had
         text = json.dumps(identity)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _cache_of(self, layers: list[str]) -> int | list[int]:
+        """The width that the KV cache has in the block of each layer; one number where all are alike."""
+        widths = dict.fromkeys(layers, self.kv)
+        for pattern, bits in self.kv_blocks:
+            inside = re.compile(translate(f"{pattern}.*")).match
+            within = [name for name in layers if name.startswith(f"{pattern}.") or inside(name)]
+            if not within:
+                raise PlanError(f"the KV cache has no block {pattern!r} in this model")
+            widths.update(dict.fromkeys(within, bits))
+        return widths[layers[0]] if len(set(widths.values())) == 1 else list(widths.values())
 
     def to_json(self, model: str | None = None, note: str = "") -> str:
         """The plan as a file people can read; `model` records which model it was made for, `note` anything
@@ -176,6 +204,8 @@ class PrecisionPlan:
         head: dict = {"format": FORMAT, "version": VERSION}
         head |= {name: text for name, text in (("name", self.name), ("model", model), ("note", note)) if text}
         head |= {"weights": self.default.weights, "activations": self.default.activations, "kv": self.kv}
+        if self.kv_blocks:
+            head["kv_blocks"] = dict(self.kv_blocks)
         head["embeddings"] = self.embeddings
         head["layers"] = {
             pattern: b.weights
@@ -202,6 +232,7 @@ class PrecisionPlan:
             "weights",
             "activations",
             "kv",
+            "kv_blocks",
             "embeddings",
             "layers",
             "note",
@@ -216,18 +247,21 @@ class PrecisionPlan:
             raise PlanError(
                 f"this plan was made for the model {made_for!r}; the one open here is {models[0]!r}"
             )
-        rules = data.get("layers", {})
-        if not isinstance(rules, dict):
-            raise PlanError('"layers" must be an object of layer name or pattern to bits')
-        if len(rules) > MAX_RULES or any(len(pattern) > MAX_PATTERN for pattern in rules):
-            raise PlanError(f'"layers" holds at most {MAX_RULES} rules of at most {MAX_PATTERN} characters')
+        rules, kv_blocks = data.get("layers", {}), data.get("kv_blocks", {})
+        for entry, said, of in (("layers", rules, "layer"), ("kv_blocks", kv_blocks, "block")):
+            if not isinstance(said, dict):
+                raise PlanError(f'"{entry}" must be an object of {of} name or pattern to bits')
+            if len(said) > MAX_RULES or any(len(pattern) > MAX_PATTERN for pattern in said):
+                raise PlanError(
+                    f'"{entry}" holds at most {MAX_RULES} rules of at most {MAX_PATTERN} characters'
+                )
         default = Bits(data.get("weights", FULL), data.get("activations", FULL))
         name = data.get("name", "")
         if not isinstance(name, str) or len(name) > 200:
             raise PlanError('"name" must be a text of at most 200 characters')
         as_bits = {pattern: _rule(pattern, value, default) for pattern, value in rules.items()}
-        widths = data.get("kv", FULL), data.get("embeddings", FULL)
-        return cls(default, tuple(as_bits.items()), widths[0], name, widths[1])
+        kv, embeddings = data.get("kv", FULL), data.get("embeddings", FULL)
+        return cls(default, tuple(as_bits.items()), kv, name, embeddings, tuple(kv_blocks.items()))
 
     @classmethod
     def load(cls, path: str | Path, model: str | tuple[str, ...] = ()) -> PrecisionPlan:
@@ -287,14 +321,29 @@ def _rule(pattern: str, value: object, default: Bits) -> Bits:
         raise PlanError(f"layer {pattern!r}: {error}") from None
 
 
-def _no_match(pattern: str, layers: list[str]) -> str:
-    close = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.5)
+def _resolved(default: object, rules: Iterable[tuple[str, object]], names: list[str], kind: str) -> dict:
+    """What of these rules the last that fits says of each name; PlanError for a rule that fits none."""
+    resolved = dict.fromkeys(names, default)
+    for pattern, value in rules:
+        if pattern in resolved:
+            resolved[pattern] = value
+            continue
+        matching = list(filter(re.compile(translate(pattern)).match, names))
+        if not matching:
+            raise PlanError(_no_match(pattern, names, kind))
+        resolved.update(dict.fromkeys(matching, value))
+    return resolved
+
+
+def _no_match(pattern: str, names: list[str], kind: str) -> str:
+    close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.5)
     hint = (
         f"; did you mean {close[0]!r}?"
         if close
-        else f"; its layers are named like {layers[0]!r}"
-        if layers
+        else f"; its {kind}s are named like {names[0]!r}"
+        if names
         else ""
     )
-    kind = "pattern" if any(c in pattern for c in "*?[") else "layer"
-    return f"{kind} {pattern!r} is not in this model{hint}"
+    what = "pattern" if any(c in pattern for c in "*?[") else kind
+    where = "this model" if kind == "layer" else "the KV cache of this model"
+    return f"{what} {pattern!r} is not in {where}{hint}"

@@ -2,6 +2,7 @@ import hashlib
 import itertools
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -110,6 +111,43 @@ def test_plans_are_values_and_the_name_is_only_a_label():
     assert one != PrecisionPlan.of({"*": 5}) and one != "W4"
     with pytest.raises(AttributeError):
         one.kv = 4
+
+
+BLOCKS = sorted({name.split(".self")[0].split(".mlp")[0] for name in LAYERS})
+
+
+def test_a_cache_at_one_width_for_every_block_is_the_plan_it_always_was():
+    one = PrecisionPlan.uniform(4, kv=8)
+    spelled = [
+        PrecisionPlan.uniform(4).with_cache(dict.fromkeys(BLOCKS, 8)),
+        PrecisionPlan.of({}, 4, kv_blocks=dict.fromkeys(BLOCKS, 8)),
+        PrecisionPlan.of({}, 4, kv=3, kv_blocks={"*": 2, "model.layers.*": 8}),
+    ]
+    assert {plan.key(LAYERS) for plan in spelled} == {one.key(LAYERS)} and spelled[0] == one
+    assert (
+        replace(spelled[0], name="").to_json() == replace(one, name="").to_json()
+        and "kv_blocks" not in one.to_json()
+    )
+    assert all(plan.resolve_cache(BLOCKS) == one.resolve_cache(BLOCKS) for plan in spelled)
+
+
+def test_each_block_may_keep_its_cache_at_a_width_of_its_own():
+    plan = PrecisionPlan.of({}, 4, kv=4, kv_blocks={BLOCKS[0]: 8, BLOCKS[1]: 16})
+    widths = plan.resolve_cache(BLOCKS)
+    assert [widths[b] for b in BLOCKS[:3]] == [8, 16, 4] and plan.rounds_cache
+    assert plan.with_cache(widths) == plan == PrecisionPlan.from_json(plan.to_json())
+    other = PrecisionPlan.of({}, 4, kv=4, kv_blocks={BLOCKS[0]: 16, BLOCKS[1]: 8})
+    assert len({p.key(LAYERS) for p in (plan, other, PrecisionPlan.uniform(4, kv=4))}) == 3
+    assert not PrecisionPlan.of({}, 4, kv_blocks={"*": 16}).rounds_cache
+
+
+@pytest.mark.parametrize("block", ["model.layers.99", "model.layer.0", "*.mlp.down_proj"])
+def test_a_block_that_the_cache_does_not_have_is_an_error_that_helps(block):
+    plan = PrecisionPlan.of({}, kv_blocks={block: 4})
+    with pytest.raises(PlanError, match=r"is not in the KV cache of this model.*model\.layers\.[0-9]"):
+        plan.resolve_cache(BLOCKS)
+    with pytest.raises(PlanError, match="no block"):
+        plan.key(LAYERS)
 
 
 @given(plans)
@@ -262,6 +300,8 @@ def test_a_rule_that_fits_no_layer_is_an_error_that_helps(rule, hint):
         (plan_json(weights=float("nan")), "weight bits must be one of"),
         (plan_json(kv="4"), "KV cache bits"),
         (plan_json(layers=[]), '"layers" must be an object'),
+        (plan_json(kv_blocks=[4]), '"kv_blocks" must be an object'),
+        (plan_json(kv_blocks={"a": [4]}), "KV cache bits"),
         (plan_json(layers={"a": 1}), "layer 'a': weight bits"),
         (plan_json(layers={"a": {"weights": 4, "activations": 3}}), "layer 'a': activation bits"),
         (plan_json(layers={"a": {"bits": 4}}), "layer 'a': unknown entries 'bits'"),

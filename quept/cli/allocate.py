@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from quept.export import EXPORTERS
 from quept.flow import front_of, table_of
-from quept.plan import FULL
 from quept.progress import Progress
 
 from .shared import (
@@ -54,7 +53,10 @@ def allocate_parser(commands) -> None:
         help='"60 MB", "3.2 bits", "40 %%", "2 %% worse", "1 point" (accuracy) or "120 MB with 2,048 tokens"',
     )
     p.add_argument(
-        "--table", metavar="FILE", help="sensitivity table (default: the one that lies beside the artifact)"
+        "--table",
+        metavar="FILE",
+        help="sensitivity table (default: the one that lies beside the artifact; own-words: where there is "
+        "one, that which was measured on what the model writes itself)",
     )
     p.add_argument(
         "--front",
@@ -77,15 +79,20 @@ def allocate_parser(commands) -> None:
         metavar="BITS",
         help="what embeddings and head may have (default 4,5,6,7,8,16)",
     )
-    which = 'a layer, all that a quoted pattern fits, or "embeddings"; repeat for several'
-    for option, target, what in (
-        ("--pin", "pinned", "exact bits"),
-        ("--floor", "floor", "fewest bits"),
-        ("--ceiling", "ceiling", "most bits"),
-    ):
+    p.add_argument(
+        "--kv",
+        type=_widths,
+        metavar="BITS",
+        help="what keys and values of a block may have where the budget counts a context (default 2 to 8, "
+        "16)",
+    )
+    which = (
+        'a layer, all that a quoted pattern fits, "embeddings", "kv" or "kv:BLOCK" (keys and values of all '
+        "blocks or of one); repeat for several"
+    )
+    for option, what in (("--pin", "exact bits"), ("--floor", "fewest bits"), ("--ceiling", "most bits")):
         p.add_argument(
             option,
-            dest=target,
             type=_limit,
             action="append",
             default=[],
@@ -102,6 +109,11 @@ def allocate_parser(commands) -> None:
         type=activations,
         metavar="BITS",
         help='width of every layer\'s inputs, or "as-weights" (default 16: untouched)',
+    )
+    p.add_argument(
+        "--constraints",
+        metavar="FILE",
+        help="pins, floors, ceilings and ties as the page's Constraints save them; options come on top",
     )
     p.add_argument(
         "--for",
@@ -152,7 +164,11 @@ def _allocate(options: argparse.Namespace) -> None:
         ],
     )
     counts = ", ".join(f"{count} at {width}" for width, count in sorted(layers.items()))
-    cache = "" if found.plan.kv == FULL else f"; of the KV cache: {found.plan.kv}"
+    kv = Counter(found.plan.resolve_cache(elastic.cached_blocks).values())
+    spread = ", ".join(
+        f"{count} at {width}" if len(kv) > 1 else f"{width}" for width, count in sorted(kv.items())
+    )
+    cache = f"; of the KV cache: {spread}" if found.plan.rounds_cache else ""
     print(f"bits of layers: {counts}; of embeddings: {found.plan.embeddings}{cache}")
     if known.describe():
         print(known.describe())
@@ -183,6 +199,7 @@ def _allocate(options: argparse.Namespace) -> None:
                 "layers": {str(width): count for width, count in sorted(layers.items())},
                 "embeddings": found.plan.embeddings,
                 "kv": found.plan.kv,
+                "kv_blocks": dict(found.plan.kv_blocks),
             }
         )
 
@@ -203,13 +220,16 @@ def _ruled(rule: str, elastic: ElasticModel) -> SensitivityTable:
 
 
 def _constraints(options: argparse.Namespace, elastic: ElasticModel) -> Constraints:
-    from quept.allocate.solve.constraints import Constraints, tied
+    """Those of the file, and on top of them those of the options."""
+    from quept.allocate.solve.constraints_file import constraints_of, load_constraints
 
-    said = {name: dict(getattr(options, name)) for name in ("pinned", "floor", "ceiling")}
-    for name in ("widths", "embeddings", "activations"):
-        if getattr(options, name) is not None:
-            said[name] = getattr(options, name)
-    return Constraints(ties=tied(elastic.layout, options.tie) if options.tie else (), **said)
+    said = load_constraints(options.constraints) if options.constraints else {}
+    for name in ("pin", "floor", "ceiling"):
+        said[name] = said.get(name, {}) | dict(getattr(options, name))
+    for name in ("tie", "widths", "embeddings", "kv", "activations"):
+        if (given := getattr(options, name)) is not None:
+            said[name] = given
+    return constraints_of(said, elastic.layout)
 
 
 def _widths(text: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quept.flow import WHOLE, sensitivity
+from quept.flow import WHOLE, sensitivity, table_of
 from quept.plan import PrecisionPlan
 from quept.progress import Progress
 
@@ -26,6 +26,7 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
+    from quept.allocate import SensitivityTable
     from quept.runtime import ElasticModel
 
 
@@ -58,6 +59,15 @@ def sensitivity_parser(commands) -> None:
     )
     p.add_argument(
         "--activations", action="store_true", help="also round each layer's inputs by themselves, 4 to 8 bits"
+    )
+    p.add_argument(
+        "--kv", action="store_true", help="also round each block's keys and values by themselves, 2 to 8 bits"
+    )
+    p.add_argument(
+        "--extend",
+        metavar="TABLE",
+        help="a table measured on the same text: it gets what --kv and --whole ask for and nothing else is "
+        "measured",
     )
     p.add_argument(
         "--around", metavar="PLAN", help="change layers of this plan, like W3, not of full precision"
@@ -105,11 +115,25 @@ def _of_texts(options: argparse.Namespace, elastic: ElasticModel) -> dict[str, A
     }
 
 
+def _against(table: SensitivityTable, elastic: ElasticModel) -> str:
+    """How far a table on another text agrees with the one that comes with the model; "" where none does."""
+    from quept.allocate import SensitivityTable
+    from quept.allocate.sensitivity.agreement import COMPARED, agreement
+
+    file = elastic.origin.beside("sensitivity.json")
+    usual = SensitivityTable.load(file).of(elastic) if file else None
+    if usual is None or usual.data["text"] == table.data["text"] or COMPARED not in table.widths:
+        return ""
+    return f"against the table on {usual.data['text']}: {agreement(usual, table, elastic.layout).describe()}"
+
+
 def _sensitivity(options: argparse.Namespace) -> None:
     out, lines = Path(options.out), Path(f"{options.out}.progress.jsonl")
     options.dtype = options.dtype or "float32"
     with Progress() as progress:
         elastic = opened(options, progress)
+        if options.kv and not elastic.has_cache:
+            raise ValueError(f"{elastic.title} keeps no keys and values: leave --kv out")
         table = sensitivity(
             elastic,
             options.text,
@@ -117,14 +141,18 @@ def _sensitivity(options: argparse.Namespace) -> None:
             options.curve_tokens,
             options.context,
             activations=options.activations,
-            whole=options.whole or (() if options.around else WHOLE),
+            cache=options.kv,
+            extend=table_of(elastic, options.extend) if options.extend else None,
+            whole=options.whole or (() if options.around or options.extend else WHOLE),
             progress=progress,
             resume=lines,
             **_of_texts(options, elastic),
         )
     table.save(out)
-    lines.unlink()
+    lines.unlink(missing_ok=True)
     print(f"{out}: {table.conditions}")
+    if against := _against(table, elastic):
+        print(against)
     print_table(
         ("width", "sum of sensitivities", "KL, measured whole", SCORES[table.score]),
         [

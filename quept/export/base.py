@@ -119,7 +119,7 @@ class Exporter:
         if not self.ours and (layer := next((n for n, b in resolved.items() if b.activations != FULL), "")):
             a = resolved[layer].activations
             return f"engines of {self.title} do not round activations to {a} bits: leave A out of the plan"
-        if not self.ours and plan.kv != FULL:
+        if not self.ours and plan.rounds_cache:
             return f"a file for {self.title} does not say how keys and values are kept: leave KV out"
         for tied in self.ties(elastic):
             if len({resolved[layer].weights for layer in tied}) > 1:

@@ -1,9 +1,10 @@
 """Key-value caches: one that grows without copying, and one that holds its keys and values at 2..8 bits.
 
 `make_cache(config, bits)` gives an empty cache that a Hugging Face causal LM takes as `cache`, for
-prefill in pieces, decoding, or a whole window at once. At 16 bits keys and values are kept as they come.
-Below, every token and head is quantized by itself when it arrives and is read as quantized from then on, by
-itself too, so the result does not depend on how the text was cut into pieces:
+prefill in pieces, decoding, or a whole window at once: at one width, or each layer at its own. At 16 bits
+keys and values are kept as they come. Below, every token and head is quantized by itself when it arrives and
+is read as quantized from then on, by itself too, so the result does not depend on how the text was cut into
+pieces:
 
     lo = min(0, x.min()) * clip          hi = max(0, x.max()) * clip          over one group of head_dim
     s  = (hi - lo) / (2^b - 1)           z  = round(-lo / s)                  s is a float16 value
@@ -23,7 +24,7 @@ inference: no gradient flows through one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,14 +41,22 @@ FIRST_CAPACITY = 64  # tokens
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-24, 65504.0  # of float16
 
 
-def make_cache(config: PretrainedConfig, bits: int = FULL) -> Cache:
-    """An empty cache for one conversation with a model of this config; 2..8 bits, or 16: as they come.
+def make_cache(config: PretrainedConfig, bits: int | Sequence[int] = FULL) -> Cache:
+    """An empty cache for one conversation with a model of this config; 2..8 bits, or 16: as they come. A
+    width for each of its layers, or one for all.
 
-    Raises ValueError for other bits, and below 16 for models that remember more than keys and values."""
-    if type(bits) is not int or bits not in (*CLIP, FULL):
-        raise ValueError(f"KV bits must be 2..8, or 16 for none; got {bits!r}")
+    Raises ValueError for other bits or another number of them, and below 16 for models that remember more
+    than keys and values."""
     cache = DynamicCache(config=config)
-    for i, layer in enumerate(cache.layers):
+    widths = list(bits) if isinstance(bits, list | tuple) else [bits] * len(cache.layers)
+    if odd := [b for b in widths if type(b) is not int or b not in (*CLIP, FULL)]:
+        raise ValueError(f"KV bits must be 2..8, or 16 for none; got {odd[0]!r}")
+    if len(widths) != len(cache.layers):
+        raise ValueError(
+            f"the KV cache of a {config.model_type} model has {len(cache.layers)} layers; got {len(widths)} "
+            "widths: give one for all"
+        )
+    for i, (layer, bits) in enumerate(zip(cache.layers, widths, strict=True)):
         if bits != FULL:
             # A window layer keeps all tokens here; the mask of the model does the windowing.
             if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):

@@ -10,6 +10,7 @@ A -> B -> A gives bit-identical results.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
@@ -165,13 +166,18 @@ class ElasticModel:
         what sees (see `PrecisionPlan.keeping`)."""
         plans = presets(Path(self.source).name, self.layers)
         vision = self.layout.vision_layers
-        cached = [p for p in plans if p.kv == FULL or self.has_cache]
+        cached = [p for p in plans if self.has_cache or not p.rounds_cache]
         return [plan.keeping(vision) for plan in cached if not (vision and plan.rules)]
 
     @property
     def has_cache(self) -> bool:
         """Whether the model keeps keys and values of what it has read: all but classifiers of pictures do."""
         return self._tokenizer is not None
+
+    @property
+    def cached_blocks(self) -> tuple[str, ...]:
+        """Names of the blocks that keep keys and values, in order: what a plan's `kv_blocks` speak of."""
+        return self.sizes.cached
 
     def view(self, plan: PrecisionPlan) -> nn.Module:
         """The model at this plan; raises PlanError if the plan does not fit it, EngineError where a setting
@@ -189,8 +195,9 @@ class ElasticModel:
 
         Settings of this model's artifact start from its transformed weights, those of another engine (NF4)
         from the weights as they were loaded."""
-        if plan.kv != FULL:
+        if plan.rounds_cache:
             self._check_language("has no KV cache: leave KV out of the plan", PlanError)
+            plan.resolve_cache(self.cached_blocks)
         other = self.sizes.other_setting(plan)
         if missing := other and self._engines[other].missing():
             raise EngineError(missing)
@@ -230,7 +237,10 @@ class ElasticModel:
         if other is None:
             return plan.key(self.layers), self.identity
         key = self._engines[other].key(other)
-        return key if plan.kv == FULL else f"{key} kv {plan.kv}", self.base_identity
+        if not plan.rounds_cache:
+            return key, self.base_identity
+        widths = [str(bits) for bits in plan.resolve_cache(self.cached_blocks).values()]
+        return f"{key} kv {widths[0] if len(set(widths)) == 1 else ' '.join(widths)}", self.base_identity
 
     def conditions(self, plan: PrecisionPlan) -> dict[str, str | int]:
         """How this plan's weights are made, for people and files that read numbers: method and group, or what
@@ -289,10 +299,11 @@ class ElasticModel:
         return Template(self._base, self._grid, wide, self.device, {}).full()
 
     def make_cache(self, plan: PrecisionPlan) -> Cache:
-        """An empty key-value cache at the plan's width, for one conversation; ValueError for a classifier of
+        """An empty key-value cache at the plan's widths, for one conversation; ValueError for a classifier of
         pictures."""
         self._check_language("keeps no keys and values: this is for language models")
-        return make_cache(self.config, plan.kv)
+        widths = tuple(plan.resolve_cache(self.cached_blocks).values())
+        return make_cache(self.config, widths if len(set(widths)) > 1 else widths[0])
 
     def stream(
         self,
@@ -346,8 +357,14 @@ class ElasticModel:
         unpacked into."""
         values = sum(self.sizes.weights.values()) * self.dtype.itemsize if self.dense else 0
         weights = self.sizes.deploy(plan) + values
-        cache = cache_bytes(self.config, plan.kv, self.dtype) * tokens if self.has_cache else 0
+        cache = self._cache_here(plan) * tokens if self.has_cache else 0
         return {"weights": weights, "cache": cache, "scratch": self._backend.scratch_bytes}
+
+    def _cache_here(self, plan: PrecisionPlan) -> int:
+        """Bytes of one token's keys and values, those at 16 bits in the compute dtype."""
+        each = Counter(plan.resolve_cache(self.cached_blocks).values())
+        whole = {bits: cache_bytes(self.config, bits, self.dtype) for bits in each}
+        return sum(count * whole[bits] for bits, count in each.items()) // len(self.cached_blocks)
 
     def _check_language(self, lack: str, error: type[ValueError] = ValueError) -> None:
         if not self.has_cache:

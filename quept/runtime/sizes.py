@@ -33,7 +33,8 @@ class Sizes:
     width. fixed: bytes of all that no plan touches. parameters: how many the model has, all counted. whole:
     bytes of the whole model at each setting of another engine, which starts from the weights as they were
     loaded. token: bytes that the keys and values of one token take at each width, float16 at 16 bits; empty
-    where there is no KV cache."""
+    where there is no KV cache. cached: the blocks that keep them, an equal part each. context: tokens whose
+    keys and values count as part of the model."""
 
     layers: Mapping[str, Mapping[Setting, int]]
     weights: Mapping[str, int]
@@ -42,6 +43,8 @@ class Sizes:
     parameters: int
     whole: Mapping[Setting, int] = field(default_factory=dict)
     token: Mapping[int, int] = field(default_factory=dict)
+    cached: tuple[str, ...] = ()
+    context: int = 0
 
     @classmethod
     def of(cls, loaded: LoadedModel, artifact: Artifact, base: LoadedModel | None = None) -> Sizes:
@@ -70,7 +73,8 @@ class Sizes:
         weights = {name: math.prod(shapes[name]) for name in layers}
         cached = KV_BITS if loaded.tokenizer is not None else ()
         token = {b: cache_bytes(loaded.model.config, b, torch.float16) for b in cached}
-        return cls(layers, weights, embeddings, fixed, parameters, whole, token)
+        blocks = tuple(block.name for block in loaded.layout.decoder_blocks) if token else ()
+        return cls(layers, weights, embeddings, fixed, parameters, whole, token, blocks)
 
     def other_setting(self, plan: PrecisionPlan) -> Setting | None:
         """The setting of another engine that the plan gives the whole model; None for a plan of the
@@ -98,13 +102,21 @@ class Sizes:
         layers = plan.resolve(self.layers).items()
         return plan.embeddings in self.embeddings and all(b.weights in self.layers[n] for n, b in layers)
 
+    def cache(self, plan: PrecisionPlan, tokens: int) -> int:
+        """Bytes of the keys and values of so many tokens at this plan."""
+        if not plan.kv_blocks:
+            return tokens * self.token[plan.kv]
+        each = plan.resolve_cache(self.cached).values()
+        return tokens * sum(self.token[bits] for bits in each) // len(self.cached)
+
     def deploy(self, plan: PrecisionPlan) -> int:
-        """Bytes of the model at this plan."""
+        """Bytes of the model at this plan, and of the keys and values of `context` tokens."""
+        context = self.cache(plan, self.context) if self.context else 0
         if setting := self.other_setting(plan):
-            return self.whole[setting]
+            return self.whole[setting] + context
         layers = plan.resolve(self.layers).items()
         blocks = sum(self.layers[name][bits.weights] for name, bits in layers)
-        return self.fixed + self.embeddings[plan.embeddings] + blocks
+        return self.fixed + self.embeddings[plan.embeddings] + blocks + context
 
     def bits_per_parameter(self, plan: PrecisionPlan) -> float:
         return 8 * self.deploy(plan) / self.parameters

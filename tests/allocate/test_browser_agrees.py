@@ -10,6 +10,8 @@ import pytest
 from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, KV_BITS, WEIGHT_BITS, Bits, PrecisionPlan
 from tests.allocate.test_table import LAYERS, MORE, SEEING, table
 
+BLOCKS = ("x", "y")
+BY_BLOCK = {name: {b: n * 2.0**-b for b in KV_BITS if b != FULL} for n, name in enumerate(BLOCKS, 1)}
 CACHE = {f"W16KV{b}": {"kl": 3.0**-b, "ppl": 28.0, "same_top": 0.9} for b in KV_BITS if b != FULL}
 SCRIPT = Path(__file__).parents[2] / "app/components/plan.js"
 
@@ -21,7 +23,13 @@ def node() -> str:
 
 
 @pytest.mark.parametrize(
-    "more", [{}, SEEING, MORE | {"whole": {"W4E4": {"kl": 0.5, "ppl": 40.0, "same_top": 0.6}} | CACHE}]
+    "more",
+    [
+        {},
+        SEEING,
+        MORE | {"whole": {"W4E4": {"kl": 0.5, "ppl": 40.0, "same_top": 0.6}} | CACHE},
+        {"cache": BY_BLOCK},
+    ],
 )
 def test_the_browser_predicts_what_python_predicts_and_nothing_that_the_table_does_not_cover(more):
     known = table(**more)
@@ -33,9 +41,10 @@ def test_the_browser_predicts_what_python_predicts_and_nothing_that_the_table_do
         "activation_bits": ACTIVATION_BITS,
         "embedding_bits": EMBEDDING_BITS,
         "kv_bits": KV_BITS,
+        "kv_blocks": list(range(len(BLOCKS))),
         "sizes": [[1] * len(WEIGHT_BITS) for _ in LAYERS],
         "fixed_bytes": 0,
-        "prediction": known.prediction(LAYERS),
+        "prediction": known.prediction(LAYERS, BLOCKS),
     }
     plans = [PrecisionPlan.of({"a": a, "b": b}) for a in WEIGHT_BITS for b in WEIGHT_BITS]
     if "embeddings" in more:
@@ -46,12 +55,13 @@ def test_the_browser_predicts_what_python_predicts_and_nothing_that_the_table_do
     else:
         plans += [PrecisionPlan.uniform(4, 4, embeddings=4), PrecisionPlan.uniform(4, embeddings=4)]
     plans.append(PrecisionPlan.uniform(4, kv=4))
+    plans += [PrecisionPlan.of({}, 4).with_cache({"x": a, "y": b}) for a, b in product(KV_BITS, KV_BITS)]
     plan_jsons = [
         {
             "w": [bits.weights for bits in plan.resolve(LAYERS).values()],
             "a": [bits.activations for bits in plan.resolve(LAYERS).values()],
             "e": plan.embeddings,
-            "kv": plan.kv,
+            "kv": list(plan.resolve_cache(BLOCKS).values()) if plan.kv_blocks else plan.kv,
         }
         for plan in plans
     ]

@@ -3,6 +3,7 @@
 import argparse
 import json
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -94,6 +95,42 @@ def test_its_limits_hold(folder, elastic, table, tmp_path, capsys):
     assert plan.embeddings == 5 and bits[Q] == bits[K] == 7
     assert set(bits.values()) <= {3, 4, 5, 7}
     assert all(b >= 4 for name, b in bits.items() if ".mlp." in name)
+
+
+def test_a_file_of_constraints_says_what_the_options_say_and_options_come_on_top(
+    folder, elastic, table, tmp_path, capsys
+):
+    file, plans = tmp_path / "limits.json", [tmp_path / "file.json", tmp_path / "options.json"]
+    limits = {"pin": {Q: 7, "embeddings": 5}, "floor": {"*.mlp.*": 4}, "tie": "qkv", "widths": [3, 4, 5, 7]}
+    file.write_text(json.dumps({"format": "quept-constraints", "version": 1} | limits))
+    options = ["--pin", f"{Q}=7", "--pin", "embeddings=5", "--floor", "*.mlp.*=4", "--tie", "qkv"]
+    for out, said in zip(
+        plans, (["--constraints", str(file)], [*options, "--widths", "3,4,5,7"]), strict=True
+    ):
+        told(capsys, str(folder), "5 % worse", "--table", table, "--out", str(out), *said)
+    assert PrecisionPlan.load(plans[0]) == PrecisionPlan.load(plans[1])
+    on_top = ["--constraints", str(file), "--pin", "embeddings=8"]
+    assert told(capsys, str(folder), "40 %", "--table", table, *on_top)["embeddings"] == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "limits.json: this file is not a file of constraints: it is not valid JSON"),
+        ('{"format": "quept-plan", "version": 1}', 'a JSON object with "format": "quept-constraints"'),
+        ('{"format": "quept-constraints", "version": 1, "pins": {}}', "pins: nothing of that name"),
+        (
+            '{"format": "quept-constraints", "version": 1, "pin": {"a": "4"}}',
+            "pin.a: it should be a valid int",
+        ),
+        ('{"format": "quept-constraints", "version": 1, "tie": "all"}', "tie: it should be 'qkv' or 'block'"),
+        ('{"format": "quept-constraints", "version": 1, "floor": {"*.c": 4}}', "fits no layer"),
+    ],
+)
+def test_a_file_that_says_nothing_of_the_kind_is_refused_in_words(folder, table, tmp_path, text, words):
+    (tmp_path / "limits.json").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        run(str(folder), "40 %", "--table", table, "--constraints", str(tmp_path / "limits.json"))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from quept.allocate import SensitivityError, SensitivityTable
 from quept.allocate.sensitivity import measure
 from quept.allocate.sensitivity.measure import Measurement, measure_sensitivity
-from quept.allocate.sensitivity.passes import changed_hidden, changed_kl, full_pass, plan_kl
+from quept.allocate.sensitivity.passes import cached_kl, changed_hidden, changed_kl, full_pass, plan_kl
 from quept.evaluate import Reference, Windows
 from quept.plan import ACTIVATION_BITS, FULL, Bits, PrecisionPlan
 from quept.runtime import ElasticModel
@@ -76,6 +77,42 @@ def test_a_pass_started_at_the_changed_block_is_the_whole_pass(name, base, tmp_p
                 with torch.inference_mode():
                     whole = view(input_ids=ids[None], use_cache=False).logits[0, :-1]
                     assert torch.equal(head(changed_hidden(elastic, start, {layer: bits}, number)), whole)
+
+
+def test_what_a_blocks_cache_costs_is_what_the_plan_that_rounds_only_it_diverges(elastic, reference):
+    ids = token_ids(1)[0]
+    start, full = full_pass(elastic, ids), elastic.view(PrecisionPlan.full())
+    with torch.inference_mode():
+        p = full(input_ids=ids[None], use_cache=False).logits[0, :-1].double().log_softmax(-1)
+        for number, block in enumerate(elastic.layout.blocks):
+            for bits in (2, 4, 8):
+                cache = elastic.make_cache(PrecisionPlan.of({}, kv_blocks={block.name: bits}))
+                rounded = full(input_ids=ids[None], cache=cache, use_cache=True).logits[0, :-1].double()
+                q = rounded.log_softmax(-1)
+                wanted = (p.exp() * (p - q)).sum(-1).mean().item()
+                assert cached_kl(elastic, start, bits, number) == pytest.approx(wanted, rel=0.01, abs=1e-9)
+
+
+def test_a_table_gets_what_it_lacks_and_keeps_the_rest(elastic, reference, tmp_path):
+    table = measured(elastic, reference, whole=("W4E8",))
+    more = {"cache": True, "whole": ("W4E8", "W16KV4"), "resume": tmp_path / "lines.jsonl"}
+    asked = []
+    grown = measured(elastic, reference, extend=table, progress=lambda key, _: asked.append(key), **more)
+    assert set(grown.cache) == set(elastic.cached_blocks) and set(grown.cache[elastic.cached_blocks[0]]) == {
+        *range(2, 9)
+    }
+    assert replace(grown, cache={}, whole=table.whole) == table and "all layers, W4E8" not in asked
+    assert grown.whole["W4E8"] == table.whole["W4E8"] and grown.kv[4] > 0
+    whole = measured(elastic, reference, cache=True, whole=("W4E8", "W16KV4"))
+    assert whole.cache == grown.cache and whole.layers == grown.layers
+    few = measure_sensitivity(
+        elastic, Windows(token_ids(1)), reference, WIDTHS, cache=True, extend=table, text="tokens"
+    )
+    assert few.cache_tokens == token_ids(1).numel() and "keys and values on" in few.conditions
+    few.save(tmp_path / "few.json")
+    assert SensitivityTable.load(tmp_path / "few.json") == few
+    with pytest.raises(SensitivityError, match="was measured otherwise"):
+        measured(elastic, reference, extend=replace(table, data=table.data | {"text": "other"}))
 
 
 def test_passes_leave_the_views_and_the_bank_alone(elastic):

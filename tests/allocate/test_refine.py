@@ -259,7 +259,7 @@ def test_a_pass_that_starts_where_plans_differ_is_the_whole_pass(name, tmp_path)
     elastic = ElasticModel.open(save_tiny(name, tmp_path / "m", num_hidden_layers=4), dtype=torch.float32)
     reference = Reference.open(elastic.base_identity, windows(2, 1), elastic.reference, tmp_path)
     space = Space.of(elastic, stand_in(elastic.sizes), CONSTRAINTS, 10**9)
-    meter = Meter(elastic, reference, space, MeasurementLog(None, elastic), FULL, _Gate)
+    meter = Meter(elastic, reference, space, MeasurementLog(None, elastic), PrecisionPlan.full(), _Gate)
     rng = np.random.default_rng(0)
     kept = space.uniform(3, 16)
     lengths = np.array([len(unit.bits) for unit in space.units])
@@ -412,7 +412,7 @@ def test_a_budget_below_every_uniform_plan_is_refused():
 
 def test_a_plan_with_no_finite_answer_loses(elastic, references, table):
     space = Space.of(elastic, table, CONSTRAINTS, 10**9)
-    meter = Meter(elastic, references[0], space, MeasurementLog(None, elastic), FULL, _Gate)
+    meter = Meter(elastic, references[0], space, MeasurementLog(None, elastic), PrecisionPlan.full(), _Gate)
     good, bad = space.uniform(4, 16), space.uniform(8, 16)
     key = space.plan(bad).key(elastic.layers)
     for window in range(3):

@@ -210,6 +210,27 @@ def test_the_cache_of_keys_and_values_adds_what_it_cost_alone_and_is_not_covered
     assert known.curve() == table().curve()
 
 
+BY_BLOCK = {"cache": {"a0": {8: 0.001, 4: 0.03}, "b0": {8: 0.002, 4: 0.05}}, "whole": {"W16KV4": UNIFORM[5]}}
+BLOCK_LAYERS = {"a0.x": LAYERS["a"], "b0.y": LAYERS["b"]}
+
+
+def test_the_cache_of_each_block_adds_what_it_cost_alone(tmp_path):
+    known = table(layers=BLOCK_LAYERS, **BY_BLOCK)
+    assert known.total(PrecisionPlan.uniform(4, kv=4)) == pytest.approx(0.4 + 0.03 + 0.05)
+    mixed = PrecisionPlan.of({}, 4, kv_blocks={"a0": 8})
+    assert known.total(mixed) == pytest.approx(0.4 + 0.001)
+    assert known.curve() == table().curve()
+    known.save(tmp_path / "table.json")
+    assert SensitivityTable.load(tmp_path / "table.json") == known
+    assert '"cache"' not in table().to_json()
+    with pytest.raises(SensitivityError, match="the cache of a0 was not measured at 5 bits; measured: 4, 8"):
+        known.total(PrecisionPlan.uniform(4, kv=5))
+    whole = table(layers=BLOCK_LAYERS, whole={"W16KV4": UNIFORM[5]})
+    assert not whole.covers(mixed) and whole.covers(PrecisionPlan.uniform(4, kv=4))
+    with pytest.raises(SensitivityError, match="as a whole only; measure it with --kv"):
+        whole.total(mixed)
+
+
 def test_a_model_that_sees_has_an_accuracy_in_place_of_perplexity(tmp_path):
     known = table(**SEEING)
     known.save(tmp_path / "sensitivity.json")

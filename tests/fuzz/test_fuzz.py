@@ -199,7 +199,7 @@ def budget(draw: random.Random, root: Path) -> None:
     from app.budget import constraints_of
     from app.payloads import BudgetRequest
 
-    opened = type("Opened", (), {"elastic": elastic(root), "sensitivity": None, "front": None})()
+    opened = type("Opened", (), {"elastic": elastic(root), "table": lambda self, name: None, "front": None})()
     sound = {"budget": 1000, "pins": [[0, 4], [-1, 8]], "ties": "qkv", "activations": 16, "turn": 1}
     request = changed(draw, sound)
     if isinstance(request, dict):

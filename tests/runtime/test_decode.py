@@ -88,7 +88,7 @@ def test_the_logits_of_dense_weights_are_the_views(family):
     assert max(differences(model, decoder_of(model))) < 1e-5
 
 
-@pytest.mark.parametrize("kv", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("kv", [2, 3, 4, 5, 6, 7, 8, (2, 8), (16, 3), (5, 16)])
 def test_keys_and_values_are_rounded_as_the_cache_rounds_them(kv):
     model = tiny_model("llama", dtype=torch.float32)
     assert max(differences(model, decoder_of(model), kv)) < 1e-4

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from quept import ElasticModel, PrecisionPlan, load
 from quept.artifact import Artifact
 from quept.kernels import packed_nbytes
-from quept.plan import QUANTIZED_BITS
+from quept.plan import FULL, QUANTIZED_BITS
 from quept.runtime.kvcache import cache_nbytes
 from tests.tiny import FAMILIES, save_tiny, token_ids
 
@@ -86,11 +88,18 @@ def _looked_up(loaded):
 
 def test_a_plan_takes_its_weights_the_keys_and_values_and_scratch(loaded):
     elastic, plan = ElasticModel(loaded, Artifact.rtn(loaded), dtype=torch.float32), PrecisionPlan.uniform(4)
-    for kv in (16, 4):
-        cache = elastic.make_cache(PrecisionPlan.uniform(4, kv=kv))
+    first, last = elastic.cached_blocks[0], elastic.cached_blocks[-1]
+    for kv, blocks in ((16, {}), (4, {}), (16, {first: 3}), (2, {first: 8, last: 16})):
+        cached = PrecisionPlan.of({}, 4, kv, kv_blocks=blocks)
+        cache = elastic.make_cache(cached)
         elastic.view(plan)(token_ids(1, 24), cache=cache, use_cache=True)
-        found = elastic.memory(PrecisionPlan.uniform(4, kv=kv), 24)
+        found = elastic.memory(cached, 24)
         assert found["cache"] == cache_nbytes(cache)
+        assert found["weights"] == elastic.sizes.deploy(cached)
+        if FULL not in cached.resolve_cache(elastic.cached_blocks).values():
+            assert elastic.sizes.cache(cached, 24) == cache_nbytes(cache)
+        with_context = replace(elastic.sizes, context=24)
+        assert with_context.deploy(cached) == elastic.sizes.deploy(cached) + elastic.sizes.cache(cached, 24)
         assert found["weights"] == elastic.sizes.deploy(plan) and found["scratch"] > 0
 
 

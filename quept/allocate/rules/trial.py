@@ -34,6 +34,7 @@ from quept.files import read_json, write_atomic
 from quept.plan import PrecisionPlan
 from quept.runtime.model import ElasticModel
 
+from ..sensitivity.agreement import rank_correlation
 from ..sensitivity.table import SensitivityError, SensitivityTable
 from ..solve.solver import allocate
 from .scores import RULES, Costs, Subject, table_with
@@ -123,8 +124,4 @@ def _wasted(front: Sequence[tuple[float, int, float]], measured: Sequence[tuple[
 
 
 def _correlation(costs: Costs, table: SensitivityTable) -> float:
-    pairs = [
-        [row[COMPARED] for row in layers.values()] for layers in (costs, {n: table.layers[n] for n in costs})
-    ]
-    places = [np.argsort(np.argsort(values)) for values in pairs]
-    return round(float(np.corrcoef(*places)[0, 1]), 3)
+    return rank_correlation(*([rows[name][COMPARED] for name in costs] for rows in (costs, table.layers)))

@@ -31,7 +31,7 @@ class DataMeter:
     search: EvalTask
     space: Space
     log: MeasurementLog
-    kv: int
+    cached: PrecisionPlan
     gate: Gate
     pass_seconds: float = 0.0
 
@@ -43,7 +43,7 @@ class DataMeter:
 
     def kl(self, picks: np.ndarray, window: int) -> float:
         """Mean KL from full precision; infinite where the plan's answer is not finite."""
-        plan = self.space.plan(picks, self.kv)
+        plan = self.space.plan(picks, self.cached)
         key = plan.key(self.elastic.layers), self.search.id, window
         if key not in self.log.windows:
             began, kl = time.perf_counter(), self._last(plan, self.search)["kl"]
@@ -67,7 +67,7 @@ class DataMeter:
 
     def verify(self, picks: np.ndarray, fresh: EvalTask) -> Iterator[dict]:
         """The payload on the fresh data."""
-        plan = self.space.plan(picks, self.kv)
+        plan = self.space.plan(picks, self.cached)
         key = plan.key(self.elastic.layers), fresh.id
         if key not in self.log.estimates:
             self.log.add({"plan": key[0], "windows": key[1], "estimate": self._last(plan, fresh)})

@@ -23,7 +23,7 @@ from quept.evaluate.reference import Reference
 from quept.evaluate.token_scores import compare, divergence
 from quept.files import append_line, dtype_name, resume_lines
 from quept.models.clone import clone
-from quept.plan import FULL
+from quept.plan import PrecisionPlan
 from quept.runtime.model import ElasticModel
 
 from ..sensitivity.passes import Given, Kept
@@ -78,13 +78,14 @@ class MeasurementLog:
 @dataclass
 class Meter:
     """kl(picks, window) of plans on the windows of `search`. Call keep(picks) for the plan whose hidden
-    states later passes shall start from, right after it was measured."""
+    states later passes shall start from, right after it was measured. cached: a plan whose KV cache all of
+    them have."""
 
     elastic: ElasticModel
     search: Reference
     space: Space
     log: MeasurementLog
-    kv: int
+    cached: PrecisionPlan
     gate: Gate
     pass_seconds: float = 0.0  # of a pass over one window lately
     _base: np.ndarray | None = None
@@ -102,7 +103,7 @@ class Meter:
 
     def kl(self, picks: np.ndarray, window: int) -> float:
         """Mean KL from full precision on one window; infinite where the plan's answer is not finite."""
-        plan = self.space.plan(picks, self.kv)
+        plan = self.space.plan(picks, self.cached)
         key = plan.key(self.elastic.layers), self.search.windows.id, window
         if key not in self.log.windows:
             kl = self._measured(plan, picks, window)
@@ -123,7 +124,7 @@ class Meter:
 
     def verify(self, picks: np.ndarray, fresh: Reference) -> Iterator[dict[str, float]]:
         """The running Estimate on the fresh windows, as a dict; the last one is of all of them."""
-        plan = self.space.plan(picks, self.kv)
+        plan = self.space.plan(picks, self.cached)
         key = plan.key(self.elastic.layers), fresh.windows.id
         if key in self.log.estimates:
             yield self.log.estimates[key]
@@ -139,14 +140,14 @@ class Meter:
         self.log.add({"plan": key[0], "windows": key[1], "estimate": estimate})
 
     def _make_cache(self, plan):
-        return None if self.kv == FULL else lambda: self.elastic.make_cache(plan)
+        return (lambda: self.elastic.make_cache(plan)) if plan.rounds_cache else None
 
     def _measured(self, plan, picks: np.ndarray, window: int) -> float:
         view, windows = self.elastic.view(plan), self.search.windows
         reference = self.search.window(window, self.gate)
         began = time.perf_counter()
         with self.gate(), torch.inference_mode():
-            if self.kv != FULL:
+            if plan.rounds_cache:
                 logits = window_logits(view, windows.ids[window], self._make_cache(plan))
             else:
                 logits = self._started_late(view, picks, window)

@@ -120,14 +120,14 @@ def refine(
     space = Space.of(elastic, table or stand_in(sizes), constraints, budget, sizes)
     given, others = space.picks_of(start), [space.picks_of(plan) for plan in others]
     log = MeasurementLog(resume, elastic)
-    race = Race(_meter(search, fresh)(elastic, search, space, log, start.kv, gate))
+    race = Race(_meter(search, fresh)(elastic, search, space, log, start, gate))
     uniform: np.ndarray | None = None
 
     def trial(stage: str, **final) -> Trial:
         elapsed, best = time.perf_counter() - began, given if race.best is None else race.best
         bounds = [elapsed / seconds if seconds else 0.0, len(race.seen) / trials if trials else 0.0]
         return Trial(
-            plan=final.pop("plan", None) or space.plan(best, start.kv),
+            plan=final.pop("plan", None) or space.plan(best, start),
             kl=race.mean(best),
             start_kl=race.mean(given),
             uniform_kl=None if uniform is None else race.mean(uniform),
@@ -187,7 +187,7 @@ def refine(
                 yield trial("checking on text that the search never saw")
     verified = {name: measured[picks.tobytes()] for name, picks in finalists.items()}
     chosen = min(verified, key=lambda name: verified[name]["kl"])  # of equals the first: refined
-    plan = space.plan(finalists[chosen], start.kv)
+    plan = space.plan(finalists[chosen], start)
     yield trial("done", plan=plan, final=True, chosen=chosen, verified=verified)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Space:
         sizes: Sizes | None = None,
     ) -> Space:
         sizes = sizes or elastic.sizes
-        chosen = tuple(units(table, sizes, constraints))
+        chosen = tuple(unit for unit in units(table, sizes, constraints) if not unit.cache)
         blocks = {n: i for i, block in enumerate(elastic.layout.blocks) for n in block.layers.values()}
         roles = {n: role for block in elastic.layout.blocks for role, n in block.layers.items()}
         lengths = [len(unit.bits) for unit in chosen]
@@ -73,8 +73,9 @@ class Space:
     def fits(self, picks: np.ndarray) -> bool:
         return int(self.bytes[picks].sum()) <= self.room
 
-    def plan(self, picks: np.ndarray, kv: int = FULL) -> PrecisionPlan:
-        """The commonest width as the default, and a rule for each layer that has another."""
+    def plan(self, picks: np.ndarray, cached: PrecisionPlan | None = None) -> PrecisionPlan:
+        """The commonest width as the default, and a rule for each layer that has another. cached: a plan
+        whose KV cache this one has."""
         bits_of, embeddings = {}, FULL
         for unit, bits in zip(self.units, self.bits(picks), strict=True):
             embeddings = embeddings if unit.layers else bits
@@ -82,7 +83,8 @@ class Space:
                 bits_of[name] = Bits(bits, self.constraints.inputs(bits))
         default = Counter(bits_of.values()).most_common(1)[0][0]
         rules = {name: bits_of[name] for name in self.layers if bits_of[name] != default}
-        return PrecisionPlan.of(rules, default, kv, embeddings=embeddings)
+        plan = PrecisionPlan.of(rules, default, embeddings=embeddings)
+        return replace(plan, kv=cached.kv, kv_blocks=cached.kv_blocks) if cached else plan
 
     def bits(self, picks: np.ndarray) -> list[int]:
         """The width of each unit."""

@@ -1,5 +1,5 @@
 """Measure a SensitivityTable: one layer (or one block) at b bits, everything else as it is, for every layer
-and width, and the embeddings at every width.
+and width, the embeddings at every width, and the keys and values of every block.
 
 In: an elastic model, windows to change layers on, a reference to measure whole plans against. Out: the
 table.
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,16 +34,17 @@ from quept.evaluate.reference import Reference, open_reference
 from quept.evaluate.token_scores import divergence
 from quept.files import append_line, dtype_name, resume_lines
 from quept.models import Block
-from quept.plan import ACTIVATION_BITS, FULL, QUANTIZED_BITS, Bits, PrecisionPlan
+from quept.plan import ACTIVATION_BITS, FULL, KV_BITS, QUANTIZED_BITS, Bits, PrecisionPlan
 from quept.runtime.model import ElasticModel
 
-from .passes import FullPass, changed_kl, full_pass, plan_kl
+from .passes import FullPass, cached_kl, changed_kl, full_pass, plan_kl
 from .table import BASE, FULL_PRECISION, SensitivityError, SensitivityTable
 from .workers import run
 
 Progress = Callable[[str, float | None], None]
 WHOLE = ("kl", "kl_se", "ppl", "ppl_se", "same_top", "tokens", "ppl_ref")  # kept of a whole plan
 ROUNDED_INPUTS = tuple(bits for bits in ACTIVATION_BITS if bits != FULL)
+ROUNDED_CACHE = tuple(bits for bits in KV_BITS if bits != FULL)
 HEAD_IN_BLOCKS = 4  # what a pass costs beside its blocks, for the progress line
 KEPT_BY_BANK = 1  # bytes: a worker wants the weights of a plan once, and those of the base live with its view
 
@@ -57,6 +58,8 @@ def measure_sensitivity(
     *,
     embeddings: bool = True,
     activations: bool = False,
+    cache: bool = False,
+    extend: SensitivityTable | None = None,
     base: PrecisionPlan | None = None,
     whole: Sequence[str] = (),
     model: str = "",
@@ -73,20 +76,24 @@ def measure_sensitivity(
     """Change one layer (or block) at a time on `windows`; measure whole plans on the windows of `reference`:
     every width for all layers, and those named in `whole`, like "W4E8" (with another base: the base alone).
 
-    activations: also round each layer's inputs, its weights as they are, at 4 to 8 bits. model, text: names
-    for the file. source: what `elastic` was opened from, for workers that open it again (a name, a folder);
-    workers, threads, executor, address, options: see `workers.run`. progress(stage, fraction) is called after
-    every task. Raises SensitivityError when `resume` holds another measurement, WorkersError when workers
-    keep dying."""
+    activations: also round each layer's inputs, its weights as they are, at 4 to 8 bits. cache: also round
+    the keys and values of each block, at 2 to 8 bits. extend: a table of the same model on the same text, of
+    which fewer tokens do, that gets the cache and the whole plans that it lacks; nothing else is measured.
+    model, text: names for the file. source: what `elastic` was opened from, for workers that open it again (a
+    name, a folder); workers, threads, executor, address, options: see `workers.run`. progress(stage,
+    fraction) is called after every task. Raises SensitivityError when `resume` holds another measurement,
+    WorkersError when workers keep dying."""
     if per not in ("layer", "block"):
         raise ValueError(f'per must be "layer" or "block"; got {per!r}')
     base = base or PrecisionPlan.full()
-    if base.kv != FULL:
+    if base.rounds_cache:
         raise ValueError("the base plan quantizes the KV cache, which takes no part in this measurement")
     if other := elastic.sizes.other_setting(base):
         raise ValueError(f"the base plan is {other} as a whole, no layer of which can change: give widths")
     around_full = base == PrecisionPlan.full()
     names = [f"W{bits}" for bits in widths] + list(whole) if around_full else [BASE]
+    if extend:
+        names = [name for name in whole if name not in extend.whole]
     widths = tuple(widths) if around_full else (*widths, FULL)
     data = {
         "text": text,
@@ -94,6 +101,15 @@ def measure_sensitivity(
         "context": windows.context,
         "dtype": dtype_name(elastic.dtype),
     }
+    if extend and ({**extend.data, "tokens": data["tokens"]}, extend.base) != (data, FULL_PRECISION):
+        raise SensitivityError(
+            f"the table to extend was measured otherwise ({extend.conditions}): give its text, context "
+            "and dtype"
+        )
+    size = {"tokens": reference.windows.ids.numel(), "context": reference.windows.context}
+    if extend and names and size != {name: extend.reference[name] for name in size}:
+        tokens = extend.reference["tokens"]
+        raise SensitivityError(f"whole plans of that table were measured on {tokens} tokens: give as many")
     head = {
         "measurement": "sensitivity 2",
         "fingerprint": elastic.identity,
@@ -108,13 +124,16 @@ def measure_sensitivity(
     }
     units = _units(elastic, per)
     tasks = [Task("whole", name) for name in names]
+    place = {block.name: i for i, block in enumerate(elastic.layout.blocks)}
+    cached = {name: place[name] for name in elastic.cached_blocks if cache}
     for window in range(len(windows)):
-        if embeddings:
+        if embeddings and not extend:
             tasks.append(Task("embeddings", "", widths, window))
-        for unit in units:
+        for unit in () if extend else units:
             tasks.append(Task("weights", unit.name, widths, window, unit.block))
             if activations:
                 tasks.append(Task("activations", unit.name, ROUNDED_INPUTS, window, unit.block))
+        tasks += (Task("cache", name, ROUNDED_CACHE, window, block) for name, block in cached.items())
     job = Measurement(
         source=str(source or elastic.origin.asked),
         device=elastic.device.type,
@@ -152,7 +171,13 @@ def measure_sensitivity(
 
     metrics = {name: dict(done[Task("whole", name).key]) for name in names}
     ppl = [row.pop("ppl_ref") for row in metrics.values()]
-    size = {"tokens": reference.windows.ids.numel(), "context": reference.windows.context}
+    rows = {name: rounded(mean("cache", name)) for name in cached}
+    if extend:
+        measured = dict(extend.whole) | metrics
+        if not rows:
+            return replace(extend, whole=measured)
+        fewer = data["tokens"] if data["tokens"] != extend.data["tokens"] else 0
+        return replace(extend, whole=measured, cache=rows, cache_tokens=fewer)
     uniform = {bits: metrics.pop(f"W{bits}") for bits in widths} if around_full else {}
     return SensitivityTable(
         model=model or elastic.source,
@@ -167,13 +192,15 @@ def measure_sensitivity(
         embeddings=rounded(mean("embeddings", "")) if embeddings else {},
         activations=shared_out("activations") if activations else {},
         base=FULL_PRECISION if around_full else base.name or "a mixed plan",
+        cache=rows,
     )
 
 
 @dataclass(frozen=True)
 class Task:
-    """One line of the resume file. what: "weights" or "activations" of the unit `name`, "embeddings", or the
-    plan called `name` as a "whole". block: where the change is, None for anywhere."""
+    """One line of the resume file. what: "weights" or "activations" of the unit `name`, the "cache" of the
+    block `name`, "embeddings", or the plan called `name` as a "whole". block: where the change is, None for
+    anywhere."""
 
     what: str
     name: str
@@ -235,7 +262,7 @@ class Measurement:
         if task.what == "whole":
             plan = self.base if task.name == BASE else PrecisionPlan.parse(task.name)
             view = state.elastic.view(plan)
-            cache = partial(state.elastic.make_cache, plan) if plan.kv != FULL else None
+            cache = partial(state.elastic.make_cache, plan) if plan.rounds_cache else None
             *_, estimate = divergence(view, state.reference, state.reference.windows, cache)
             return {name: getattr(estimate, name) for name in WHOLE}
         if state.window != task.window:
@@ -250,6 +277,8 @@ class Measurement:
         if task.what == "embeddings":
             plan = PrecisionPlan.of(now, embeddings=bits)
             kl = start.base_kl if bits == self.base.embeddings else plan_kl(elastic, start, plan)
+        elif task.what == "cache":
+            kl = cached_kl(elastic, start, bits, task.block)
         else:
             unit = next(unit for unit in _units(elastic, self.per) if unit.name == task.name)
             inputs = task.what == "activations"

@@ -10,6 +10,7 @@ late, and any task that has a KL will do. The same lines are kept for resuming a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from quept.evaluate.tasks import EvalTask
@@ -17,8 +18,8 @@ from quept.files import dtype_name
 from quept.plan import QUANTIZED_BITS, Bits, PrecisionPlan
 from quept.runtime.model import ElasticModel
 
-from .measure import ROUNDED_INPUTS, Lines, rounded
-from .table import SensitivityTable
+from .measure import ROUNDED_CACHE, ROUNDED_INPUTS, Lines, rounded
+from .table import SensitivityError, SensitivityTable
 
 Progress = Callable[[str, float | None], None]
 KEPT = ("kl", "kl_se", "top1", "same_top", "tokens")  # of a whole plan
@@ -32,6 +33,8 @@ def measure_on_data(
     *,
     embeddings: bool = True,
     activations: bool = False,
+    cache: bool = False,
+    extend: SensitivityTable | None = None,
     whole: Sequence[str] = (),
     model: str = "",
     progress: Progress | None = None,
@@ -40,13 +43,26 @@ def measure_on_data(
     """Changes one layer at a time on the data of `changed`; measures whole plans on those of `curve`: every
     width for all layers, and those named in `whole`. Options as of `measure_sensitivity`, which does the same
     on windows of text. SensitivityError when `resume` holds another measurement."""
-    layers, dtype = elastic.layers, dtype_name(elastic.dtype)
-    plans = {f"all layers, W{bits}": (curve, PrecisionPlan.uniform(bits)) for bits in widths}
-    plans |= {f"all layers, {name}": (curve, PrecisionPlan.parse(name)) for name in whole}
+    layers, blocks, dtype = elastic.layers, elastic.cached_blocks if cache else (), dtype_name(elastic.dtype)
+    conditions = {
+        "text": changed.conditions["data"],
+        "tokens": changed.total,
+        "unit": curve.unit,
+        "dtype": dtype,
+    }
+    if extend and dict(extend.data) != conditions:
+        raise SensitivityError(f"the table to extend was measured otherwise: {extend.conditions}")
+    new = [name for name in whole if not extend or name not in extend.whole]
+    plans = {f"all layers, {name}": (curve, PrecisionPlan.parse(name)) for name in new}
     plans["embeddings, 16"] = (changed, PrecisionPlan.full())
-    for bits in widths if embeddings else ():
+    for block in blocks:
+        for bits in ROUNDED_CACHE:
+            plans[f"cache of {block}, {bits}"] = changed, PrecisionPlan.of({}, kv_blocks={block: bits})
+    if not extend:
+        plans |= {f"all layers, W{bits}": (curve, PrecisionPlan.uniform(bits)) for bits in widths}
+    for bits in widths if embeddings and not extend else ():
         plans[f"embeddings, {bits}"] = changed, PrecisionPlan.of({}, embeddings=bits)
-    for name in layers:
+    for name in () if extend else layers:
         for bits in widths:
             plans[f"weights of {name}, {bits}"] = changed, PrecisionPlan.of({name: bits})
         for bits in ROUNDED_INPUTS if activations else ():
@@ -72,13 +88,16 @@ def measure_on_data(
     def kept(name: str) -> dict[str, float]:
         return {key: done[f"all layers, {name}"][key] for key in KEPT}
 
-    unit = {"unit": curve.unit, "dtype": dtype}
+    rows = {block: costs(f"cache of {block}", ROUNDED_CACHE) for block in blocks}
+    if extend:
+        measured = dict(extend.whole) | {name: kept(name) for name in new}
+        return replace(extend, whole=measured, cache=rows or extend.cache)
     return SensitivityTable(
         model=model or elastic.source,
         fingerprint=elastic.identity,
         group=elastic.artifact.group,
         per="layer",
-        data={"text": changed.conditions["data"], "tokens": changed.total, **unit},
+        data=conditions,
         reference={"top1": done[f"all layers, W{widths[0]}"]["top1_ref"], "tokens": curve.total},
         layers={name: costs(f"weights of {name}", widths) for name in layers},
         uniform={bits: kept(f"W{bits}") for bits in widths},
@@ -87,4 +106,5 @@ def measure_on_data(
         activations={name: costs(f"activations of {name}", ROUNDED_INPUTS) for name in layers}
         if activations
         else {},
+        cache=rows,
     )

@@ -64,6 +64,16 @@ def changed_kl(elastic: ElasticModel, start: FullPass, changes: Mapping[str, Bit
 
 
 @torch.inference_mode()
+def cached_kl(elastic: ElasticModel, start: FullPass, bits: int, block: int) -> float:
+    """The same with the keys and values of that block at so many bits, and no other change."""
+    before = [b.name for b in elastic.layout.blocks[:block]]
+    stubs = dict.fromkeys(before, Given(start.states[block])) | {elastic.layout.head: Through()}
+    cache = elastic.make_cache(PrecisionPlan.of({}, kv_blocks={elastic.layout.blocks[block].name: bits}))
+    hidden = clone(start.view, stubs)(input_ids=start.ids, cache=cache, use_cache=True).logits[0, :-1]
+    return start.expected.kl(hidden, start.head)
+
+
+@torch.inference_mode()
 def plan_kl(elastic: ElasticModel, start: FullPass, plan: PrecisionPlan) -> float:
     """The same of any plan, by a whole pass."""
     view, linear = elastic.view(plan), isinstance(start.expected, Expected)

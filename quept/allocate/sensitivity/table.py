@@ -4,9 +4,9 @@ plans.
     S[layer, b] = mean over positions of KL(p_full || p_new): that layer's weights at b bits, all else full
     A[layer, b] = the same for the layer's inputs, its weights untouched
     E[b]        = the same for the embeddings (token embeddings and output head)
-    C[b]        = the same for the KV cache, measured whole ("W16KV8")
+    C[block, b] = the same for the keys and values of one block; or of the whole KV cache ("W16KV8")
     s(plan)     = sum over layers of S[layer, weight bits] + A[layer, input bits], plus E[embedding bits] and
-                  C[KV bits]
+                  the sum over blocks of C[block, KV bits]
 
 Isolated costs do not simply add up at low widths, so s is only an abscissa: the *curve* holds s of every plan
 that was measured whole (uniform ones, and some with rounded embeddings or inputs) beside the KL, the score
@@ -15,7 +15,9 @@ while s rises are left out, as few as do it: a curve for reading must rise. A pr
 log s, with KL and perplexity in log and the shares as they are, and constant beyond the last point. Below the
 first point the distance to full precision (KL, log perplexity, lost accuracy, share of differing tokens)
 shrinks in proportion to s. The equaliser does the same arithmetic in the
-browser from `prediction(...)`.
+browser from `prediction(...)`. What rounded keys and values of blocks cost does add up, to each other and to
+the KL of rounded weights (SmolLM2: W4E8 0.127, KV4 0.126, W4KV4E8 0.250), so theirs is added
+to what the curve says of the rest, and the other metrics are read where the curve shows that KL.
 
 A table may be measured around another plan than full precision, its `base`: S is then the *change* of KL
 from that plan, negative where a layer gets more bits, and holds a number for 16 bits too. Such a table
@@ -35,7 +37,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from quept.checked import Count, Group, Number, Positive, Share, Width, checked, form
+from quept.checked import Count, Group, Number, Positive, Share, Whole, Width, checked, form
 from quept.files import parse_json, read_bytes, write_atomic
 from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, KV_BITS, WEIGHT_BITS, Bits, PrecisionPlan
 
@@ -79,6 +81,8 @@ def _form(score: str) -> Any:
         embeddings=_ROW,
         activations=dict[str, _ROW],
         base=str,
+        cache=dict[str, _ROW],
+        cache_tokens=Whole,
     )
 
 
@@ -95,7 +99,9 @@ class SensitivityTable:
     full precision on the same, longer data: `{"ppl", "tokens", "context"}`. Of a model that sees the score
     is "top1", not "ppl", and its data have a "unit" (pictures, questions), no context. whole: more plans
     measured whole, `{"W4E8": ...}`. embeddings: `{bits: E}`; activations: `{name: {bits: A}}`; both empty
-    if not measured. base: the plan that changes were made around."""
+    if not measured. base: the plan that changes were made around. cache: `{block: {bits: C}}`; where it is
+    empty the KV cache has the whole plans of it alone, one width for all blocks. cache_tokens: what C was
+    measured on, where that is less than S."""
 
     model: str
     fingerprint: str
@@ -109,6 +115,8 @@ class SensitivityTable:
     embeddings: Mapping[int, float] = field(default_factory=dict)
     activations: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     base: str = FULL_PRECISION
+    cache: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    cache_tokens: int = 0
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -136,9 +144,11 @@ class SensitivityTable:
         if self.score == "top1":
             changed = f"{what} changed by itself{around} on {d['tokens']:,} {d['unit']} of {d['text']}"
             return f"{changed}; {plans} whole on {r['tokens']:,} {d['unit']}; {d['dtype']}"
+        cache = f"; keys and values on {self.cache_tokens:,}" if self.cache_tokens else ""
         return (
             f"{what} changed by itself{around} on {d['tokens']:,} tokens of {d['text']}, context "
-            f"{d['context']}; {plans} whole on {r['tokens']:,} tokens, context {r['context']}; {d['dtype']}"
+            f"{d['context']}{cache}; {plans} whole on {r['tokens']:,} tokens, context {r['context']}; "
+            f"{d['dtype']}"
         )
 
     def total(self, plan: PrecisionPlan) -> float:
@@ -149,8 +159,20 @@ class SensitivityTable:
             total += self._of(self.layers[name], bits.weights, name)
             if bits.activations != FULL:
                 total += self._of(self.activations.get(name, {}), bits.activations, f"the input of {name}")
-        total += self._of(self.kv, plan.kv, "the KV cache")
+        if plan.rounds_cache:
+            total += self.cache_cost(plan)
         return total + self._of(self.embeddings, plan.embeddings, "the model with embeddings")
+
+    def cache_cost(self, plan: PrecisionPlan) -> float:
+        """What the plan's KV cache adds to its total; SensitivityError where that was not measured."""
+        if self.cache:
+            widths = plan.resolve_cache(self.cache).items()
+            return math.fsum(
+                self._of(self.cache[name], bits, f"the cache of {name}") for name, bits in widths
+            )
+        if plan.kv_blocks:
+            raise SensitivityError("this table knows the KV cache as a whole only; measure it with --kv")
+        return self._of(self.kv, plan.kv, "the KV cache")
 
     def of(self, elastic: ElasticModel) -> SensitivityTable | None:
         """This table as one of this model; None if it was measured on another one, or on another grid."""
@@ -178,11 +200,13 @@ class SensitivityTable:
             kl, score, same_top = max(0.0, base["kl"] + s), scale(base[name]), base["same_top"]
             share = min(kl / max(base["kl"], SMALLEST), 1 / max(1 - same_top, SMALLEST))
         else:
-            curve = self._curve
+            curve, sums = self._curve, self._logs[0]
+            if self.cache and plan.rounds_cache:
+                added = self.cache_cost(plan)
+                s = self._showing(self._kl_at(s - added) + added)
             at = math.log(max(s, 1e-300))
-            sums = [math.log(x) for x in curve["sum"]]
             share = min(1.0, s / curve["sum"][0])
-            kl = math.exp(_interpolate(sums, [math.log(max(x, SMALLEST)) for x in curve["kl"]], at)) * share
+            kl = self._kl_at(s)
             score = _interpolate(sums, [scale(x) for x in curve[name]], at)
             same_top = _interpolate(sums, curve["same_top"], at)
         return {
@@ -190,6 +214,23 @@ class SensitivityTable:
             name: back(reference + (score - reference) * share),
             "same_top": 1 - (1 - same_top) * share,
         }
+
+    @property
+    def _logs(self) -> tuple[list[float], list[float]]:
+        """Logarithms of the curve's sums and of its KL."""
+        return tuple([math.log(max(x, SMALLEST)) for x in self._curve[name]] for name in ("sum", "kl"))
+
+    def _kl_at(self, s: float) -> float:
+        sums, kls = self._logs
+        share = min(1.0, s / self._curve["sum"][0])
+        return math.exp(_interpolate(sums, kls, math.log(max(s, 1e-300)))) * share
+
+    def _showing(self, kl: float) -> float:
+        """The sum at which the curve shows this KL."""
+        (sums, kls), first = self._logs, self._curve["kl"][0]
+        if kl <= first:
+            return self._curve["sum"][0] * kl / max(first, SMALLEST)
+        return math.exp(_interpolate(kls, sums, math.log(kl)))
 
     def curve(self) -> dict[str, list[float]]:
         """The plans measured whole in order of their summed sensitivity, but for those that break the rise of
@@ -203,7 +244,7 @@ class SensitivityTable:
         points = [
             (self.total(plan), row["kl"], row[self.score], row["same_top"])
             for plan, row in plans
-            if self.covers(plan) and not _of_cache(plan)  # whose sum is its own KL
+            if self.covers(plan) and not _of_cache(plan)  # which is no sum of roundings of weights
         ]
         points = _rising([point for point in points if point[0] > 0])
         if not points:
@@ -211,10 +252,11 @@ class SensitivityTable:
         names = ("sum", "kl", self.score, "same_top")
         return dict(zip(names, map(list, zip(*points, strict=True)), strict=True))
 
-    def prediction(self, layers: Iterable[str]) -> dict | None:
-        """What the browser needs to predict by itself, for `layers` in this order; None where a layer or a
-        width is missing, and around another base. "embeddings" (one number a width of EMBEDDING_BITS), "kv"
-        (of KV_BITS) and "activations" (for each layer one a width of ACTIVATION_BITS) are there if they were
+    def prediction(self, layers: Iterable[str], blocks: Iterable[str] = ()) -> dict | None:
+        """What the browser needs to predict by itself, for `layers` and the blocks that keep keys and values,
+        in this order; None where a layer or a width is missing, and around another base. "embeddings" (one
+        number a width of EMBEDDING_BITS), "cache" (for each block one a width of KV_BITS), or "kv" (of the
+        whole), and "activations" (for each layer one a width of ACTIVATION_BITS) are there if they were
         measured."""
         layers = list(layers)
         if self.base != FULL_PRECISION or not self.uniform or not set(layers) <= set(self.layers):
@@ -222,13 +264,14 @@ class SensitivityTable:
         rows = {
             "sensitivity": [_row(self.layers[name], WEIGHT_BITS) for name in layers],
             "activations": [_row(self.activations.get(name, {}), ACTIVATION_BITS) for name in layers],
+            "cache": [_row(self.cache.get(name, {}), KV_BITS) for name in blocks],
         }
-        rows = {key: table for key, table in rows.items() if None not in table}
+        rows = {key: table for key, table in rows.items() if table and None not in table}
         if "sensitivity" not in rows:
             return None
         for name, row, widths in (
             ("embeddings", self.embeddings, EMBEDDING_BITS),
-            ("kv", self.kv, KV_BITS),
+            ("kv", {} if self.cache else self.kv, KV_BITS),
         ):
             if costs := _row(row, widths):
                 rows[name] = costs
@@ -258,7 +301,11 @@ class SensitivityTable:
     def to_json(self) -> str:
         """The file: one line a layer."""
         data = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        tables = {key: data.pop(key) for key in ("layers", "activations", "uniform", "whole")}
+        tables = {key: data.pop(key) for key in ("layers", "activations", "uniform", "whole", "cache")}
+        if not tables["cache"]:
+            del tables["cache"]
+        if not data["cache_tokens"]:
+            del data["cache_tokens"]
         body = json.dumps(data, indent=1).removesuffix("\n}")
         for key, table in tables.items():
             rows = ",\n".join(
@@ -273,6 +320,7 @@ class SensitivityTable:
         data = parse_json(text, "a sensitivity table", FORMAT, VERSION, SensitivityError)
         if data["version"] == 1:
             data |= {"whole": {}, "embeddings": {}, "activations": {}, "base": FULL_PRECISION}
+        data = {"cache": {}, "cache_tokens": 0} | data
         reference = data.get("reference")
         score = "top1" if isinstance(reference, dict) and "top1" in reference else "ppl"
         data = checked(data, _form(score), "this sensitivity table", SensitivityError)

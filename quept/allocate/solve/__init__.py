@@ -1,6 +1,7 @@
 """The plan of the least summed sensitivity within a budget.
 
 constraints  what an allocation may choose from: pins, floors, ceilings, layers that share a width
+constraints_file  the same as a file that the page and the command line share
 budget       "60 MB", "3.2 bits", "2 % worse": what people type, in bytes
 solver       the plan within so many bytes, exactly; a budget slider's path
 knapsack     the solver behind it

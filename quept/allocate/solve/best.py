@@ -12,7 +12,9 @@ is known. That of the solver's plan is, unless it is one of them, read off the f
 
 or, without a front or beyond its ends, off the table's curve. The curve is of uniform plans and flatters
 mixed ones at few bits (by 1.4 for SmolLM2 at 60 MB), so a front makes the choice better. It counts only if it
-was measured on what the table's whole plans were measured on.
+was measured on what the table's whole plans were measured on. Where the sizes count a context, a measured
+plan's KV cache gets the best widths for the room that its weights leave, and what they cost by themselves is
+added to its KL.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from quept.plan import FULL, Bits, PrecisionPlan
 
 from ..sensitivity.table import FULL_PRECISION, SensitivityError, SensitivityTable
 from .constraints import FREE, Constraints, Unit, units
+from .knapsack import knapsack
 from .solver import Allocation, allocate
 
 if TYPE_CHECKING:
@@ -56,9 +59,10 @@ class Best:
         """Where the plan is from, as a sentence; empty for the solver's."""
         if self.origin == "allocated":
             return ""
+        tier = "measured " if self.measured else ""
         what = "a uniform plan" if self.origin == "uniform" else "from the measured front"
         return (
-            f"{self.allocation.plan.name}, {what}: its measured KL of {self.kl:.3g} is below the "
+            f"{self.allocation.plan.name}, {what}: its {tier}KL of {self.kl:.3g} is below the "
             f"{self.passed_over:.3g} that the solver's plan should show."
         )
 
@@ -74,31 +78,64 @@ def best(
     `allocate` does. Its KL is never above that of a measured plan which fits and keeps the constraints."""
     solved = allocate(table, sizes, budget, constraints)
     front = front if front and _same_measurement(table, front) else None
+    choices = units(table, sizes, constraints)
     known = [row for row in _measured(table, front) if sizes.holds(row[1])]
+    known = [_with_cache(*row, sizes, budget, choices) for row in known]
     fitting = [row for row in known if sizes.deploy(row[1]) <= budget]
     own = solved.plan.key(table.layers)
-    same = [row for row in fitting if row[1].key(table.layers) == own]
+    same = [row for row in fitting if row[1].key(table.layers) == own and row[2]]
     measured = same[0][2] if same else {}
     expected = measured["kl"] if same else _expected(table, solved.plan, front)
     if expected is not None:
-        choices = units(table, sizes, constraints)
-        for origin, plan, metrics in sorted(fitting, key=lambda row: row[2]["kl"]):
-            if metrics["kl"] >= expected:
+        for origin, plan, metrics, kl in sorted(fitting, key=lambda row: row[3]):
+            if kl >= expected:
                 break
             if keeps(plan, choices, constraints) and table.covers(plan):
                 cost = table.total(plan)
                 gap = max(0.0, cost - solved.cost) + solved.gap
                 found = Allocation(plan, sizes.deploy(plan), cost, table.predicted(plan), gap)
-                return Best(found, origin, metrics["kl"], metrics, expected)
+                return Best(found, origin, kl, metrics, expected)
     return Best(solved, "allocated", expected, measured)
+
+
+def _with_cache(
+    origin: Origin,
+    plan: PrecisionPlan,
+    metrics: Mapping[str, float],
+    sizes: Sizes,
+    budget: int,
+    choices: Sequence[Unit],
+) -> tuple[Origin, PrecisionPlan, Mapping[str, float], float]:
+    """A measured plan with its KV cache at the best widths for the room that is left; what was measured of
+    just this plan, and its KL, to which a cache that took no part in it is added."""
+    cache = [unit for unit in choices if unit.cache]
+    if plan.rounds_cache or not cache:
+        return origin, plan, metrics, metrics["kl"]
+    found = knapsack([unit.options for unit in cache], budget - replace(sizes, context=0).deploy(plan))
+    if found is None:
+        return origin, plan, metrics, metrics["kl"]
+    picked = list(zip(cache, found[0], strict=True))
+    fitted = plan.with_cache({name: unit.bits[i] for unit, i in picked for name in unit.cache})
+    if not fitted.rounds_cache:
+        return origin, plan, metrics, metrics["kl"]
+    named = replace(fitted, name=f"{plan.name} with a rounded KV cache")
+    return origin, named, {}, metrics["kl"] + math.fsum(unit.costs[i] for unit, i in picked)
 
 
 def keeps(plan: PrecisionPlan, choices: Sequence[Unit], constraints: Constraints) -> bool:
     """Whether a plan is one of those that these units offer."""
     bits_of = plan.resolve([name for unit in choices for name in unit.layers])
-    if plan.kv != FULL or (plan.embeddings != FULL and all(unit.layers for unit in choices)):
+    blocks = [name for unit in choices for name in unit.cache]
+    if plan.rounds_cache and not blocks:
+        return False
+    kv_of = plan.resolve_cache(blocks)
+    if plan.embeddings != FULL and all(unit.layers or unit.cache for unit in choices):
         return False
     for unit in choices:
+        if unit.cache:
+            if not {kv_of[name] for name in unit.cache} <= set(unit.bits):
+                return False
+            continue
         widths = {bits_of[name] for name in unit.layers}
         offered = {Bits(b, constraints.inputs(b)) for b in unit.bits} if widths else set()
         if len(widths) > 1 or not widths <= offered or not (widths or plan.embeddings in unit.bits):

@@ -6,8 +6,8 @@
     2 % worse          the smallest budget whose allocated plan is predicted to keep perplexity, or the
                        accuracy of a model that sees, within 2 % of full precision's
     1 point            the same within one point of its accuracy
-    120 MB with 2,048 tokens, or with context 2048: weights, and the keys and values of so many tokens
-                       (see `with_context`; `asked` finds the width of the KV cache)
+    120 MB with 2,048 tokens, or with context 2048: weights, and the keys and values of so many tokens; "%" is
+                       then of both (see `with_context`; `asked` finds the widths of the KV cache)
 
 Capitals, blanks and an "at most" in front do not matter. Fractions of a byte are cut off.
 """

@@ -1,16 +1,18 @@
 """What an allocation may choose from: the widths of each unit, with their bytes and what they cost.
 
-A *unit* is what gets one width: a layer, layers tied together, or the embeddings. `units(...)` turns a
-sensitivity table, the sizes and the constraints into them; all that a person can ask for and cannot have is
-refused here, with a sentence.
+A *unit* is what gets one width: a layer, layers tied together, the embeddings, or the keys and values of a
+block where the sizes count a context. `units(...)` turns a sensitivity table, the sizes and the constraints
+into them; all that a person can ask for and cannot have is refused here, with a sentence.
 
     cost of a layer at b bits       S_weights[layer, b] + S_activations[layer, width of its inputs]
     cost of the embeddings at b     S_embeddings[b]
+    cost of a block's cache at b    C[block, b]; of the whole cache as one unit where the table knows no more
     cost of 16 bits                 0, or the table's number where it was measured around another plan
 
 Pins, floors and ceilings are given by layer name or glob pattern, and of several that fit the last one
-counts, as in a plan; the key "embeddings" means the embeddings, which no pattern reaches. A pin stands
-whatever `widths` says. What holds for one of the layers tied together holds for all of them.
+counts, as in a plan; the key "embeddings" means the embeddings, which no pattern reaches, "kv" the KV cache,
+and "kv:model.layers.0", with a block's name or a pattern, a part of it. A pin stands whatever `widths` says.
+What holds for one of the layers tied together holds for all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from dataclasses import dataclass, field
 from fnmatch import translate
 from typing import TYPE_CHECKING, Literal
 
-from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, QUANTIZED_BITS, WEIGHT_BITS
+from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, KV_BITS, QUANTIZED_BITS, WEIGHT_BITS
 
 from ..sensitivity.table import FULL_PRECISION
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from ..sensitivity.table import SensitivityTable
 
 EMBEDDINGS = "embeddings"
+CACHE, CACHE_OF = "kv", "kv:"  # the KV cache; with a block behind it, that block's
 AS_WEIGHTS = "as weights"
 
 
@@ -43,12 +46,14 @@ class AllocationError(ValueError):
 
 @dataclass(frozen=True)
 class Constraints:
-    """widths: what a layer may have; embeddings: what they may have. pinned, floor, ceiling: `{layer name,
-    pattern or "embeddings": bits}`. ties: groups of layers that share one width (see `tied`). activations:
-    the width of every layer's inputs, or "as weights" for the same as its weights but at least 4."""
+    """widths: what a layer may have; embeddings, cache: what they may have. pinned, floor, ceiling: `{layer
+    name, pattern, "embeddings" or "kv": bits}`. ties: groups of layers that share one width (see `tied`).
+    activations: the width of every layer's inputs, or "as weights" for the same as its weights but at least
+    4."""
 
     widths: tuple[int, ...] = QUANTIZED_BITS
     embeddings: tuple[int, ...] = (4, 5, 6, 7, 8, FULL)
+    cache: tuple[int, ...] = KV_BITS
     pinned: Mapping[str, int] = field(default_factory=dict)
     floor: Mapping[str, int] = field(default_factory=dict)
     ceiling: Mapping[str, int] = field(default_factory=dict)
@@ -56,7 +61,8 @@ class Constraints:
     activations: int | Literal["as weights"] = FULL
 
     def __post_init__(self) -> None:
-        for what, allowed in (("widths", WEIGHT_BITS), ("embeddings", EMBEDDING_BITS)):
+        offered = (("widths", WEIGHT_BITS), ("embeddings", EMBEDDING_BITS), ("cache", KV_BITS))
+        for what, allowed in offered:
             chosen = getattr(self, what)
             if not chosen:
                 raise AllocationError(f"{what} must name at least one of {_listed(allowed)} bits")
@@ -65,7 +71,8 @@ class Constraints:
             object.__setattr__(self, what, tuple(sorted(set(chosen))))
         for what in ("pinned", "floor", "ceiling"):
             for key, bits in getattr(self, what).items():
-                _check(f"{what} {key!r}", bits, EMBEDDING_BITS if key == EMBEDDINGS else WEIGHT_BITS)
+                allowed = KV_BITS if of_cache(key) else EMBEDDING_BITS if key == EMBEDDINGS else WEIGHT_BITS
+                _check(f"{what} {key!r}", bits, allowed)
         if self.activations != AS_WEIGHTS:
             _check("activations", self.activations, ACTIVATION_BITS)
 
@@ -78,13 +85,15 @@ class Constraints:
 
 @dataclass(frozen=True)
 class Unit:
-    """What gets one width: `layers` together, or the embeddings where there are none. Its options, ascending:
-    bits, and at each of them the bytes and the cost of all of it."""
+    """What gets one width: `layers` together, the keys and values of the blocks `cache`, or the embeddings
+    where there are neither. Its options, ascending: bits, and at each of them the bytes and the cost of all
+    of it."""
 
     layers: tuple[str, ...]
     bits: tuple[int, ...]
     bytes: tuple[int, ...]
     costs: tuple[float, ...]
+    cache: tuple[str, ...] = ()
 
     @property
     def options(self) -> list[tuple[int, float]]:
@@ -104,13 +113,14 @@ def tied(layout: ModelLayout, kind: str) -> tuple[tuple[str, ...], ...]:
 
 def units(table: SensitivityTable, sizes: Sizes, constraints: Constraints) -> list[Unit]:
     """Every unit with its options: the layers in the order of `sizes`, a tie group where its first layer
-    stands, the embeddings last.
+    stands, then the embeddings, then the KV cache where `sizes` counts a context or a limit speaks of it.
 
     AllocationError for constraints that contradict each other or name what is not in the model, and where
     the table has no number for a width that is on offer."""
     names = list(sizes.layers)
-    pins, floors, ceilings = (
-        _by_layer(what, getattr(constraints, what), names) for what in ("pinned", "floor", "ceiling")
+    limits = pins, floors, ceilings = tuple(
+        _by_layer(what, getattr(constraints, what), names, sizes.cached)
+        for what in ("pinned", "floor", "ceiling")
     )
     found = []
     for group in tie_groups(names, constraints.ties):
@@ -121,6 +131,26 @@ def units(table: SensitivityTable, sizes: Sizes, constraints: Constraints) -> li
         on_offer = constraints.embeddings if table.embeddings else (FULL,)
         widths = _allowed((EMBEDDINGS,), on_offer, pins, floors, ceilings, list(sizes.embeddings))
         found.append(unit_of(table, sizes, (), widths, constraints))
+    if sizes.context or any(CACHE_OF + block in limit for limit in limits for block in sizes.cached):
+        found += _cache_units(table, sizes, constraints.cache, limits)
+    return found
+
+
+def _cache_units(
+    table: SensitivityTable, sizes: Sizes, offered: Sequence[int], limits: Sequence[Mapping[str, int]]
+) -> list[Unit]:
+    """One for each block whose cache was measured by itself; one for all where the table knows the whole. As
+    embeddings do, a cache of which nothing was measured counts as free, and nothing but a pin rounds it."""
+    whole = not table.cache
+    found = []
+    for group in [sizes.cached] if whole else [(block,) for block in sizes.cached]:
+        row = table.kv if whole else table.cache.get(group[0], {})
+        measured = [bits for bits in offered if bits in {FULL, *row}]
+        widths = _allowed([CACHE_OF + block for block in group], measured, *limits, list(sizes.token))
+        share = len(group) * sizes.context
+        taken = tuple(share * sizes.token[bits] // len(sizes.cached) for bits in widths)
+        costs = tuple(_cost(table, row, bits, "the KV cache") if row else 0.0 for bits in widths)
+        found.append(Unit((), widths, taken, costs, group))
     return found
 
 
@@ -171,13 +201,19 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
-def too_small(least: int, budget: int) -> str:
+def too_small(least: int, budget: int, context: int = 0) -> str:
     """What is wrong with a budget under the least possible, with the digits that tell the two apart."""
     digits = 1 if least - budget > 100_000 else 6
+    tokens = f" with {context:,} tokens" if context else ""
     return (
-        f"the smallest plan that these constraints allow has {least / 1e6:.{digits}f} MB; the budget is "
-        f"{budget / 1e6:.{digits}f} MB"
+        f"the smallest plan that these constraints allow has {least / 1e6:.{digits}f} MB{tokens}; the budget "
+        f"is {budget / 1e6:.{digits}f} MB"
     )
+
+
+def of_cache(key: str) -> bool:
+    """Whether a limit speaks of the KV cache or a part of it."""
+    return key == CACHE or key.startswith(CACHE_OF)
 
 
 def _allowed(
@@ -227,13 +263,21 @@ def _tied_to(other: str, side: str, limit: int) -> str:
     return f", but is tied to {other}, which has a {side} of {limit}"
 
 
-def _by_layer(what: str, rules: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
-    """`{layer or "embeddings": bits}`, of the rules that fit one the last."""
-    known, resolved = {*names, EMBEDDINGS}, {}
+def _by_layer(
+    what: str, rules: Mapping[str, int], names: Sequence[str], blocks: Sequence[str]
+) -> dict[str, int]:
+    """`{layer, "embeddings" or "kv:" and a block: bits}`, of the rules that fit one the last."""
+    cache = [CACHE_OF + block for block in blocks]
+    known, resolved = {*names, *cache, EMBEDDINGS}, {}
     for key, bits in rules.items():
-        matching = [key] if key in known else list(filter(re.compile(translate(key)).match, names))
+        among = cache if of_cache(key) else names
+        pattern = f"{CACHE_OF}*" if key == CACHE else key
+        matching = [key] if key in known else list(filter(re.compile(translate(pattern)).match, among))
+        if not matching and of_cache(key) and not cache:
+            raise AllocationError(f"{what} {key!r}: there is no KV cache here, leave it out")
         if not matching:
-            raise AllocationError(f"{what} {key!r} fits no layer{_hint(key, names)}")
+            fits = "no block that keeps keys and values" if of_cache(key) else "no layer"
+            raise AllocationError(f"{what} {key!r} fits {fits}{_hint(key, among)}")
         resolved.update(dict.fromkeys(matching, bits))
     return resolved
 

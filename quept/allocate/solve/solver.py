@@ -1,6 +1,7 @@
 """The best bits for a budget: of all plans that fit the bytes, the one with the smallest summed sensitivity.
 
-    minimise   sum over units of cost[u, its option]      (a unit: a layer, a tie group, the embeddings)
+    minimise   sum over units of cost[u, its option]      (a unit: a layer, a tie group, the embeddings,
+                                                           a block's KV cache where a context counts)
     such that  sum over units of bytes[u, its option] + what no plan touches  <=  budget
 
 One option a unit under one budget is the multiple-choice knapsack, see `knapsack`. The plans that its
@@ -59,7 +60,7 @@ def allocate(
     found = knapsack([unit.options for unit in choices], _whole(budget) - sizes.fixed)
     if found is None:
         least = sizes.fixed + sum(min(unit.bytes) for unit in choices)
-        raise AllocationError(too_small(least, budget))
+        raise AllocationError(too_small(least, budget, sizes.context))
     picked, gap = found
     taken = sizes.fixed + sum(unit.bytes[i] for unit, i in zip(choices, picked, strict=True))
     cost = math.fsum(unit.costs[i] for unit, i in zip(choices, picked, strict=True))
@@ -119,8 +120,8 @@ class Path:
         "steps": [[unit, bits, bytes after it, cost after it], ...], "units": [[positions of its layers],
         ...]}. Unit -1 is the embeddings."""
         position = {name: i for i, name in enumerate(self.layers)}
-        weights, embeddings = _widths(self.layers, self.units, self.start)
-        number = [i if unit.layers else -1 for i, unit in enumerate(self.units)]
+        weights, embeddings, _ = _widths(self.layers, self.units, self.start)
+        number = [i if unit.layers else -1 for i, unit in enumerate(self.units) if not unit.cache]
         return {
             "start": {
                 "w": list(weights.values()),
@@ -128,7 +129,11 @@ class Path:
                 "bytes": self.bytes,
                 "cost": _short(self.cost),
             },
-            "steps": [[number[s.unit], s.bits, s.bytes, _short(s.cost)] for s in self.steps],
+            "steps": [
+                [number[s.unit], s.bits, s.bytes, _short(s.cost)]
+                for s in self.steps
+                if s.unit < len(number)  # the KV cache comes last and is no part of the slider's plans
+            ],
             "units": [[position[name] for name in unit.layers] for unit in self.units if unit.layers],
         }
 
@@ -155,13 +160,15 @@ def path(table: SensitivityTable, sizes: Sizes, constraints: Constraints = FREE)
 
 def _widths(
     layers: Sequence[str], choices: Sequence[Unit], widths: Sequence[int]
-) -> tuple[dict[str, int], int]:
-    """Bits of every layer, in the order of `layers`, and of the embeddings."""
-    of_layer, embeddings = dict.fromkeys(layers, FULL), FULL
+) -> tuple[dict[str, int], int, dict[str, int]]:
+    """Bits of every layer, in the order of `layers`, of the embeddings, and of the KV cache of each block
+    that is among the units."""
+    of_layer, embeddings, cache = dict.fromkeys(layers, FULL), FULL, {}
     for unit, bits in zip(choices, widths, strict=True):
-        embeddings = embeddings if unit.layers else bits
+        embeddings = embeddings if unit.layers or unit.cache else bits
         of_layer.update(dict.fromkeys(unit.layers, bits))
-    return of_layer, embeddings
+        cache.update(dict.fromkeys(unit.cache, bits))
+    return of_layer, embeddings, cache
 
 
 def _plan(
@@ -172,11 +179,12 @@ def _plan(
     constraints: Constraints,
 ) -> PrecisionPlan:
     """The commonest width as the default, and a rule for each layer that has another."""
-    weights, embeddings = _widths(layers, choices, widths)
+    weights, embeddings, cache = _widths(layers, choices, widths)
     bits_of = {name: Bits(bits, constraints.inputs(bits)) for name, bits in weights.items()}
     default = Counter(bits_of.values()).most_common(1)[0][0] if bits_of else Bits()
     rules = {name: bits for name, bits in bits_of.items() if bits != default}
-    return PrecisionPlan.of(rules, default, name=f"{megabytes(taken)}, allocated", embeddings=embeddings)
+    name = f"{megabytes(taken)}, allocated"
+    return PrecisionPlan.of(rules, default, name=name, embeddings=embeddings).with_cache(cache)
 
 
 def _whole(budget: int) -> int:

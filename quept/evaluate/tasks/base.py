@@ -28,7 +28,7 @@ from quept.engines.reports import Reports
 from quept.evaluate.forward import Gate, MakeCache
 from quept.evaluate.results import ResultKey, Results
 from quept.files import dtype_name
-from quept.plan import FULL, PrecisionPlan
+from quept.plan import PrecisionPlan
 
 if TYPE_CHECKING:
     from quept.runtime import ElasticModel
@@ -154,7 +154,7 @@ class EvalTask(ABC):
 
         plan: the view's, whose KV cache is used; without one the cache is in full precision.
         gate: a fair lock of the caller's, held for one forward pass at a time; do not hold it around this."""
-        quantized = plan is not None and plan.kv != FULL
+        quantized = plan is not None and plan.rounds_cache
         make_cache = (lambda: self.elastic.make_cache(plan)) if quantized else None
         found = Reports()
 
