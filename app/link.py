@@ -3,7 +3,8 @@
 Plan JSON is `{"w": [bits per layer], "a": [bits per layer], "kv": 16, "e": 16}`; the query is `m` (the
 model), `w`, and, where not all is 16, `a`, `kv` (the KV cache) and `e` (token embeddings and output head).
 `w` and `a` hold one 3-bit index into (2, 3, 4, 5, 6, 7, 8, 16) per layer, in plan order, most significant bit
-first, zero bits up to a whole byte, in base64url without padding: 210 layers are 106 characters.
+first, zero bits up to a whole byte, in base64url without padding: 210 layers are 106 characters. Where blocks
+have a KV cache of different widths, "kv" is a list, and `k` holds it likewise in place of `kv`.
 
 The page's script writes the same (`linkOf` in components/plan.js) and adds `p`, the page. A link comes from a
 stranger: `decode` returns plan JSON that fits the description, None when the query holds no plan, and raises
@@ -18,7 +19,7 @@ from typing import Any
 CLASSIFY = "classify"  # `p`, the page in a link
 ASK = "ask"
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
-_WORDS = {"w": "weight bits", "a": "activation bits"}
+_WORDS = {"w": "weight bits", "a": "activation bits", "k": "KV bits"}
 # One width each, not one per layer: what it is of, and the description's name for the widths there are.
 _SINGLE = {"kv": ("the KV cache", "kv_bits"), "e": ("the embeddings", "embedding_bits")}
 
@@ -38,6 +39,9 @@ def encode(plan_json: Mapping[str, Any], model: str = "") -> dict[str, str]:
         query["a"] = _pack(activations, "a")
     for key, (where, _) in _SINGLE.items():
         bits = plan_json.get(key, 16)
+        if key == "kv" and isinstance(bits, list | tuple):
+            query["k"] = _pack(bits, "k")
+            continue
         if bits not in BITS:
             raise LinkError(f"{_shown(bits)} is not a width for {where}; choose one of {_listed(BITS)}")
         if bits != 16:
@@ -50,7 +54,7 @@ def decode(params: Mapping[str, Any], description: Mapping[str, Any]) -> dict[st
 
     Raises LinkError for a link of another model, for a damaged one, and for a width the model does not offer.
     """
-    given = {key: params[key] for key in ("m", "w", "a", *_SINGLE) if key in params}
+    given = {key: params[key] for key in ("m", "w", "a", "k", *_SINGLE) if key in params}
     for key, text in given.items():
         if not isinstance(text, str):
             raise LinkError(f"the link's '{key}' is not text; copy the whole link again")
@@ -60,7 +64,7 @@ def decode(params: Mapping[str, Any], description: Mapping[str, Any]) -> dict[st
             f"this link is for the model {_shown(given['m'])}, but this page has {_shown(model)} open; "
             "ask for a link made with this model, or start the app with that one"
         )
-    if not given.keys() & {"w", "a", *_SINGLE}:
+    if not given.keys() & {"w", "a", "k", *_SINGLE}:
         return None
     if "w" not in given:
         raise LinkError(
@@ -78,6 +82,12 @@ def decode(params: Mapping[str, Any], description: Mapping[str, Any]) -> dict[st
                 f"this model offers {_listed(offered)}"
             )
         plan_json[key] = offered[given[key]] if key in given else 16
+    blocks = len(description.get("kv_blocks") or ())
+    if "k" in given and not blocks:
+        raise LinkError("the link asks for KV bits of single blocks, and this model keeps no keys and values")
+    if "k" in given:
+        widths = _unpack(given["k"], blocks, "k", description["kv_bits"])
+        plan_json["kv"] = widths if len(set(widths)) > 1 else widths[0]
     return plan_json
 
 
@@ -103,7 +113,7 @@ def _unpack(text: str, layers: int, key: str, offered: Sequence[int]) -> list[in
         wrong = "too long" if len(text) > wanted else "cut short"
         raise LinkError(
             f"the link's {words} are {wrong}: {len(text)} characters, "
-            f"where {layers} layers take {wanted}; {again}"
+            f"where {layers} {'blocks' if key == 'k' else 'layers'} take {wanted}; {again}"
         )
     data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     number = int.from_bytes(data, "big") >> 8 * size - 3 * layers

@@ -13,6 +13,7 @@ import torch
 from quept.allocate import SensitivityTable
 from quept.allocate.front import fitting_front
 from quept.allocate.rules.trial import load_trial
+from quept.allocate.sensitivity.agreement import agreement
 from quept.allocate.solve.constraints import AllocationError
 from quept.artifact import Manifest, Source
 from quept.evaluate import EvalTask, Results, Sample, Stored, TaskEstimate, tasks_of
@@ -34,6 +35,8 @@ from quept.runtime.sizes import Sizes
 
 from .budget import NO_TABLE, slider
 from .timing import Timing
+
+OTHER_TABLES = {"own-words": "its own words"}  # by the name of their file: what they were measured on
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class OpenModel:
         beside = elastic.origin.beside
         table = beside("sensitivity.json")
         self.sensitivity = SensitivityTable.load(table).of(elastic) if table else None
+        self.other_tables = {name: found for name in OTHER_TABLES if (found := self._beside(name))}
         self.front = front = fitting_front(beside("front.json"), elastic)
         # The best plans found for their sizes, smallest first.
         self.best = [replace(point.plan, name=point.name) for point in front.points] if front else []
@@ -83,10 +87,28 @@ class OpenModel:
             named = {task.conditions["data"]: task.id for task in beside_model}
             load_shipped(results, file, elastic, named)
 
+    def _beside(self, name: str) -> SensitivityTable | None:
+        """The table of this name that comes with the model."""
+        file = self.elastic.origin.beside(f"sensitivity-{name}.json")
+        return SensitivityTable.load(file).of(self.elastic) if file else None
+
+    def table(self, name: str = "") -> SensitivityTable | None:
+        """The table of this name, "" for that which predictions read; None where there is none."""
+        return self.other_tables.get(name) if name else self.sensitivity
+
+    @property
+    def tables_offered(self) -> list[list[str]]:
+        """[name, title] of each table, where there is more than one."""
+        if not self.other_tables or self.sensitivity is None:
+            return []
+        own = str(self.sensitivity.data.get("text", ""))
+        return [["", own], *([name, OTHER_TABLES[name]] for name in self.other_tables)]
+
     @cached_property
     def description(self) -> dict:
         """What the browser needs to draw the equaliser and to answer while it is dragged; JSON."""
         elastic, layout = self.elastic, self.elastic.layout
+        place = {block.name: i for i, block in enumerate(layout.blocks)}
         embedding_bits = EMBEDDING_BITS if elastic.embeddings else (FULL,)
         layers = [
             {
@@ -107,13 +129,15 @@ class OpenModel:
             "bits": list(WEIGHT_BITS),
             "activation_bits": list(ACTIVATION_BITS),
             "kv_bits": list(KV_BITS) if elastic.has_cache else [FULL],
+            "kv_blocks": [place[name] for name in elastic.cached_blocks],
             "embedding_bits": list(embedding_bits),
             "embedding_names": list(elastic.embeddings),
             "embedding_bytes": [elastic.sizes.embeddings[b] for b in embedding_bits],
             "sizes": [[elastic.sizes.layers[layer["name"]][b] for b in WEIGHT_BITS] for layer in layers],
             "fixed_bytes": elastic.sizes.fixed,
             "params": elastic.sizes.parameters,
-            "prediction": self.sensitivity and self.sensitivity.prediction(elastic.layers),
+            "prediction": self.sensitivity
+            and self.sensitivity.prediction(elastic.layers, elastic.cached_blocks),
         }
 
     @cached_property
@@ -141,21 +165,15 @@ class OpenModel:
         table, described = self.sensitivity, self.description
         if table is None:
             return {"empty": NO_TABLE}
-
-        def costs(row: Mapping[int, float]) -> list[float | None]:
-            return [float(f"{row[b]:.3g}") if b in row else None for b in table.widths]
-
-        return {
-            "blocks": described["blocks"],
-            "roles": described["roles"],
-            "layers": [
-                {key: layer[key] for key in ("name", "block", "role")} for layer in described["layers"]
-            ],
-            "bits": list(table.widths),
-            "sensitivity": [costs(table.layers[layer["name"]]) for layer in described["layers"]],
-            "embeddings": costs(table.embeddings) if table.embeddings else None,
-            "conditions": table.conditions,
-        }
+        layers = [{key: layer[key] for key in ("name", "block", "role")} for layer in described["layers"]]
+        places = {key: described[key] for key in ("blocks", "roles", "kv_blocks")}
+        others = [
+            _costs(other, layers, OTHER_TABLES[name])
+            | {"agreement": agreement(table, other, self.elastic.layout).describe()}
+            for name, other in self.other_tables.items()
+        ]
+        own = _costs(table, layers, str(table.data.get("text", "")))
+        return places | {"layers": layers, **own, "others": others}
 
     def conditions(self, plan: PrecisionPlan | None = None, task: EvalTask | None = None) -> str:
         """What numbers are measured on, as text; of a plan measured before, in the dtype it was measured
@@ -253,6 +271,22 @@ class OpenModel:
                 plan = PrecisionPlan.parse(name)
                 if plan.default.activations == FULL:
                     yield name, plan, values
+
+
+def _costs(table: SensitivityTable, layers: list[dict], title: str) -> dict:
+    """What a table says at its widths of each layer, of the embeddings and of each block's cache; JSON."""
+
+    def costs(row: Mapping[int, float]) -> list[float | None]:
+        return [float(f"{row[b]:.3g}") if b in row else None for b in table.widths]
+
+    return {
+        "title": title,
+        "bits": list(table.widths),
+        "sensitivity": [costs(table.layers[layer["name"]]) for layer in layers],
+        "embeddings": costs(table.embeddings) if table.embeddings else None,
+        "cache": [costs(row) for row in table.cache.values()],
+        "conditions": table.conditions,
+    }
 
 
 def _columns(layout: ModelLayout) -> dict:

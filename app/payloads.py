@@ -17,10 +17,17 @@ AS_WEIGHTS = "as weights"
 NOT_UNDERSTOOD = "This request was not understood: reload the page"
 
 
+LONGEST, LARGEST_FILE = 300, 200_000  # characters of a pattern, and of a file of constraints
+Limits = Annotated[dict[Annotated[str, Field(max_length=LONGEST)], int], Field(max_length=1000)]
+Widths = Annotated[list[int], Field(max_length=16)]
+
+
 class BudgetRequest(BaseModel):
     """A budget and what limits it; see components/budget.py. budget: bytes, or text that says one; None: no
-    budget is asked for. pins: (number of a layer or -1 for the embeddings, the bits it keeps). target: the
-    format whose files the budget counts, "" for packed weights in memory."""
+    budget is asked for. table: the name of the sensitivities to place bits by, "" for those that predictions
+    read. pins: (number of a layer or -1 for the embeddings, the bits it keeps). pin, floor, ceiling, widths,
+    embeddings, kv: as the command line's options. file: the text of a file of constraints, to be read.
+    target: the format whose files the budget counts, "" for packed weights in memory."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -29,6 +36,14 @@ class BudgetRequest(BaseModel):
     activations: Literal[ACTIVATION_BITS] | Literal["as weights"] = FULL
     full_embeddings: bool = False
     pins: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = []
+    pin: Limits = {}
+    floor: Limits = {}
+    ceiling: Limits = {}
+    widths: Widths | None = None
+    embeddings: Widths | None = None
+    kv: Widths | None = None
+    table: str = ""
+    file: Annotated[str, Field(max_length=LARGEST_FILE)] = ""
     turn: int = 0
     target: Literal["", *EXPORTERS] = ""
 

@@ -18,7 +18,7 @@ from quept.evaluate import EvalTask, Reference, TextTask
 from quept.export import exporter
 from quept.plan import PrecisionPlan
 
-from .budget import NO_TABLE, Tabled, budget_of, limits_of, sentence
+from .budget import Tabled, budget_of, limits_of, sentence, table_of
 from .payloads import BudgetRequest
 
 SECONDS = 60.0
@@ -84,16 +84,14 @@ def refinement(
 def _trials(
     opened: Measured, plan: PrecisionPlan, request: Mapping[str, Any], gate, seconds: float
 ) -> Iterator[Trial]:
-    table, elastic = opened.sensitivity, opened.elastic
-    if table is None:
-        raise ValueError(NO_TABLE)
-    asked = BudgetRequest.read(request)
+    elastic, asked = opened.elastic, BudgetRequest.read(request)
+    table = table_of(opened, asked)
     sizes, constraints = limits_of(opened, asked)
     if asked.target:
         plan = exporter(asked.target).nearest(elastic, plan)
     chosen = sorted({*constraints.embeddings, plan.embeddings})  # what the plan has it may keep
     constraints = replace(constraints, embeddings=tuple(chosen))
-    budget = max(budget_of(opened, asked, sizes, constraints), sizes.deploy(plan))
+    budget = max(budget_of(table, asked, sizes, constraints), sizes.deploy(plan))
     search, fresh = _data(opened.task)
     predicted = allocate(table, sizes, budget, constraints).plan
     limits = {"table": table, "constraints": constraints, "others": [predicted], "sizes": sizes}

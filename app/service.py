@@ -39,8 +39,9 @@ TRIED = "tried:"  # with a number: one of the plans that a visitor has measured
 STARTING = "best 5 bits"
 NO_KL = 1e-5  # weights rounded to 16 bits once after a transform show 2e-6: full precision, for a reader
 
-# A plan as the browser holds it: {"w": [bits per layer], "a": [bits per layer], "kv": bits,
-# "e": bits of the token embeddings and the output head}; all but "w" may be missing, which means 16
+# A plan as the browser holds it: {"w": [bits per layer], "a": [bits per layer], "kv": bits, or a list of them
+# where blocks differ, "e": bits of the token embeddings and the output head}; all but "w" may be missing,
+# which means 16
 PlanJson = Mapping[str, object]
 
 
@@ -132,7 +133,10 @@ class Service:
         layers = self.models[model].layers
         pairs = zip(layers, plan_json["w"], plan_json.get("a") or [FULL] * len(layers), strict=True)
         rules = {name: Bits(w, a) for name, w, a in pairs}
-        plan = PrecisionPlan.of(rules, kv=plan_json.get("kv", FULL), embeddings=plan_json.get("e", FULL))
+        plan, kv = PrecisionPlan.of(rules, embeddings=plan_json.get("e", FULL)), plan_json.get("kv", FULL)
+        blocks = self.models[model].cached_blocks
+        one = isinstance(kv, int)
+        plan = replace(plan, kv=kv) if one else plan.with_cache(dict(zip(blocks, kv, strict=True)))
         return replace(plan, name=self.name_of(model, plan))
 
     def name_of(self, model: str, plan: PrecisionPlan) -> str:
@@ -143,11 +147,15 @@ class Service:
         if name:
             return name
         rules, weights = plan.resolve(elastic.layers), elastic.sizes.weights
+        kv = plan.resolve_cache(elastic.cached_blocks).values()
+        cache = f", KV mixed {sum(kv) / len(kv):.1f}" if len(set(kv)) > 1 else ""
         if len(set(rules.values())) == 1:
-            bits = next(iter(rules.values()))
-            return PrecisionPlan.uniform(bits.weights, bits.activations, plan.kv, plan.embeddings).name
+            bits, one = next(iter(rules.values())), FULL if cache else plan.kv
+            uniform = PrecisionPlan.uniform(bits.weights, bits.activations, one, plan.embeddings)
+            return uniform.name + cache
         mean = sum(rules[n].weights * k for n, k in weights.items()) / sum(weights.values())
-        return f"mixed, {mean:.2f} bits" + (f", E{plan.embeddings}" if plan.embeddings != FULL else "")
+        embeddings = f", E{plan.embeddings}" if plan.embeddings != FULL else ""
+        return f"mixed, {mean:.2f} bits{embeddings}{cache}"
 
     def plan_json_of(self, model: str, plan: PrecisionPlan) -> dict:
         """A plan as the browser holds it; PlanError for a setting of another tool, which it cannot hold."""
@@ -157,7 +165,8 @@ class Service:
                 f"{plan.name or 'this plan'} has no bits per layer to load: choose it in the Chat"
             )
         widths = {"w": [b.weights for b in bits], "a": [b.activations for b in bits]}
-        return widths | {"kv": plan.kv, "e": plan.embeddings}
+        kv = list(plan.resolve_cache(self.models[model].cached_blocks).values())
+        return widths | {"kv": kv if len(set(kv)) > 1 else kv[0] if kv else plan.kv, "e": plan.embeddings}
 
     def slider(self, model: str, request: Mapping | None = None) -> dict:
         """What the budget's slider runs through within the limits of a request; JSON."""
@@ -173,7 +182,7 @@ class Service:
             return answer | {"error": sentence(error)}
         plan_json = self.plan_json_of(model, found.allocation.plan)
         changed = ["w", "e"] + ["a"] * (request.get("activations") == AS_WEIGHTS)
-        changed += ["kv"] * (found.allocation.plan.kv != FULL)
+        changed += ["kv"] * found.allocation.plan.rounds_cache
         plan = {key: plan_json[key] for key in changed}
         return answer | {"plan": plan, "budget": budget, "note": found.describe()}
 

@@ -27,7 +27,14 @@ const TARGETS = [ // what the bytes are of
   ["", "memory"], ["gguf", "GGUF file"], ["mlx", "MLX folder"], ["compressed-tensors", "vLLM folder"],
   ["packed", "packed file"],
 ];
-const NO_LIMITS = { ties: "none", full_embeddings: false, activations: FULL, pins: [], target: "" };
+const LIMITS = [["floor", "≥", "fewest bits"], ["ceiling", "≤", "most bits"]];
+const WIDTHS = ["widths", "embeddings", "kv"]; // lists of bits that a file may say
+const NO_LIMITS = {
+  ties: "none", full_embeddings: false, activations: FULL, target: "", table: "", pins: [],
+  pin: {}, floor: {}, ceiling: {},
+};
+const WORDS_SHOWN = 4; // limits of a file in words, before "and 3 more"
+const LARGEST = 200_000; // characters of a file of constraints
 const EXAMPLES = "75 MB, 3.2 bits or 2 % worse";
 
 const root = element.querySelector(".budget");
@@ -40,9 +47,14 @@ let telling = false; // whether what the faders say now is of our making
 let wanted = null; // bytes, or what was typed: the budget that holds now
 let wasStuck = false; // whether the limits stood in each other's way
 let sentLimits = "", turn = 0; // the limits that the path is of, and how often they changed
+let said = noneSaid(); // what roles and files say, in the words of the command line
 let refining = null; // {link} of the faders when the refinement began
 let refined = null; // the plan that came out of it
 let view, keysTimer = 0, limitsTimer = 0;
+
+function noneSaid() {
+  return { pin: {}, floor: {}, ceiling: {} };
+}
 
 const linkNow = () => JSON.stringify(faders?.link ?? null);
 
@@ -62,7 +74,9 @@ function limits() {
     full_embeddings: view.keep.checked,
     activations: view.inputs.checked ? "as weights" : inputWidth(plan),
     target: view.target.value,
+    table: view.table.value,
     pins: plan ? locked.map((i) => [i, i < 0 ? plan.e : plan.w[i]]) : [],
+    ...said,
   };
 }
 
@@ -137,11 +151,108 @@ function makeLimits() {
   view.pins = make("span", { class: "pins", "data-pins": "" });
   view.inputsLabel = make("label", { class: "check" }, view.inputs, "Activations as wide as weights (4 at least)");
   for (const box of [view.keep, view.inputs]) box.addEventListener("change", limitsChanged);
+  view.table = make("select", { "data-table": "" });
+  view.table.addEventListener("change", limitsChanged);
+  view.tableLabel = make("label", { class: "check" }, "Sensitivities measured on", view.table);
+  view.parts = make("div", { class: "parts", role: "group", "aria-label": "Fewest and most bits" });
+  view.said = make("span", { class: "pins", "data-said": "" });
+  view.file = make("input", { type: "file", accept: ".json,application/json", hidden: "", "data-constraints-file": "" });
+  view.file.addEventListener("change", loadLimits);
+  const act = (text, name, title, onClick) => {
+    const made = button({ text, title, [`data-${name}`]: "" });
+    made.addEventListener("click", onClick);
+    return made;
+  };
+  view.clear = act("Clear", "clear-limits", "No pins, floors and ceilings but the locks", () => {
+    said = noneSaid();
+    drawParts();
+    limitsChanged();
+  });
+  const files = make("span", { class: "files" }, view.file,
+    act("Load file", "load-limits", "Pins, floors, ceilings and ties from a file", () => view.file.click()),
+    act("Save file", "save-limits", "All of these as a file, for `quept allocate --constraints` too", saveLimits),
+    view.clear);
   view.limits = make("div", { class: "limits", role: "group", "aria-label": "Constraints", hidden: "" },
     make("span", { class: "tied" }, make("span", { class: "label", text: "Bits" }), view.ties),
     make("label", { class: "check" }, view.keep, "Embeddings and head stay at 16"),
-    view.inputsLabel, view.pins);
+    view.inputsLabel, view.tableLabel, view.pins, view.parts, files, view.said);
   return view.limits;
+}
+
+/* The texts on which sensitivities were measured, where there is more than one. */
+function drawTables() {
+  const named = (path?.tables ?? []).map(([value, text]) => make("option", { value, text }));
+  view.table.replaceChildren(...named);
+  view.tableLabel.hidden = !named.length;
+}
+
+/* The fewest and the most bits of each role, of the embeddings and of the KV cache. */
+function drawParts() {
+  const label = make("span", { class: "label", text: "At least, at most" });
+  view.parts.replaceChildren(label, ...(path?.parts ?? []).map(({ name, keys }) =>
+    make("span", { class: "part" }, make("span", { text: name }),
+      ...LIMITS.map(([limit, sign, words]) => partMenu(limit, sign, words, name, keys)))));
+}
+
+function partMenu(limit, sign, words, name, keys) {
+  const select = make("select", { "aria-label": `${words} of ${name}`, [`data-${limit}`]: name },
+    make("option", { value: "", text: sign }),
+    ...LINK_BITS.map((bits) => make("option", { value: bits, text: `${sign} ${bits}` })));
+  const now = new Set(keys.map((key) => said[limit][key]));
+  select.value = now.size === 1 ? String([...now][0] ?? "") : "";
+  select.addEventListener("change", () => {
+    for (const key of keys) {
+      delete said[limit][key]; // of limits that fit one layer the last counts
+      if (select.value) said[limit][key] = Number(select.value);
+    }
+    limitsChanged();
+  });
+  return select;
+}
+
+/* The limits that no menu shows, as the command line says them: "pin model.layers.0.* = 8". */
+function saidWords() {
+  const shown = new Set((path?.parts ?? []).flatMap(({ keys }) => keys));
+  const words = Object.entries({ pin: said.pin, floor: said.floor, ceiling: said.ceiling }).flatMap(([limit, rules]) =>
+    Object.entries(rules).filter(([key]) => limit === "pin" || !shown.has(key))
+      .map(([key, bits]) => `${limit} ${key} = ${bits}`));
+  for (const name of WIDTHS) if (said[name]) words.push(`${name} ${said[name].join(", ")}`);
+  const more = words.length - WORDS_SHOWN;
+  return words.slice(0, WORDS_SHOWN).join(" · ") + (more > 0 ? ` and ${more} more` : "");
+}
+
+/* A file goes to Python, which says what it means, or what is wrong with it. */
+async function loadLimits() {
+  const [file] = view.file.files;
+  if (!file) return;
+  const text = await file.slice(0, LARGEST).text();
+  view.file.value = "";
+  turn += 1;
+  trigger("limit", { turn, ...limits(), file: text });
+}
+
+function adopt({ tie, embeddings, activations, ...rest }) {
+  said = { ...noneSaid(), ...rest };
+  view.keep.checked = String(embeddings) === String(FULL);
+  if (embeddings && !view.keep.checked) said.embeddings = embeddings;
+  view.inputs.checked = activations === "as weights";
+  drawParts();
+  const chosen = view.ties.querySelector(`[data-value="${tie ?? "none"}"]`);
+  if (chosen.getAttribute("aria-checked") === "true") limitsChanged();
+  else chosen.click();
+}
+
+function saveLimits() {
+  const { ties, full_embeddings: keep, activations, pins, target, table, ...rest } = limits();
+  const names = faders?.lockedNames ?? [];
+  const data = { format: "quept-constraints", version: 1, ...rest };
+  data.pin = { ...data.pin, ...Object.fromEntries(pins.map(([, bits], i) => [names[i], bits])) };
+  if (ties !== "none") data.tie = ties;
+  if (keep) data.embeddings = [FULL];
+  if (activations !== FULL) data.activations = activations;
+  const url = URL.createObjectURL(new Blob([`${JSON.stringify(data, null, 1)}\n`], { type: "application/json" }));
+  make("a", { href: url, download: `${path?.model ?? "model"}-constraints.json` }).click();
+  URL.revokeObjectURL(url);
 }
 
 /* A stricter or looser limit: another path, and another answer where the faders show one. */
@@ -287,7 +398,11 @@ function drawLimits() {
   const layers = locked.filter((i) => i >= 0).length, embeddings = locked.length > layers;
   const parts = [layers ? layersWords(layers) : "", embeddings ? "the embeddings" : ""].filter(Boolean);
   view.pins.textContent = parts.length ? `Locked, and so kept: ${parts.join(" and ")}` : "";
-  const count = parts.length + (view.keep.checked ? 1 : 0) + (view.inputs.checked ? 1 : 0)
+  const rules = ["pin", "floor", "ceiling"].reduce((sum, name) => sum + Object.keys(said[name]).length, 0);
+  view.said.textContent = saidWords();
+  view.clear.hidden = !rules && !WIDTHS.some((name) => said[name]);
+  const count = parts.length + rules + (view.keep.checked ? 1 : 0) + (view.inputs.checked ? 1 : 0)
+    + (view.table.value ? 1 : 0)
     + (view.ties.querySelector('[aria-checked="true"]').dataset.value === "none" ? 0 : 1);
   view.more.textContent = count ? `Constraints (${count})` : "Constraints";
   view.inputsLabel.hidden = !path?.activations;
@@ -319,6 +434,10 @@ function onPath() {
     refining = refined = asked = null;
     view.told.textContent = "";
     sentLimits = limitsKey(NO_LIMITS);
+    said = noneSaid();
+    drawTables();
+    drawParts();
+    drawLimits();
     forget();
     if (!faders || faders.link.m === path?.model) sendLimits(); // else the faders' first telling does
   }
@@ -330,6 +449,7 @@ function onPath() {
   if (path?.error) say(path.error, stuck ? "error" : "");
   else if (wasStuck && view.words.dataset.tone === "error" && !asked) say(hint());
   wasStuck = stuck;
+  if (path?.said) adopt(path.said);
 }
 
 /* Refinement: a job of Python's; the faders stay free meanwhile. */

@@ -2,9 +2,11 @@
 
 In:  `path`, the plans that the slider runs through: {"model": its name, "path": what `Path.to_dict()` of
      quept.allocate.solve.solver returns, or None, "error": why there is none, as text, or "", "activations":
-     whether activation widths were measured too, "turn": the request it answers, 0 for none, and, where the
-     budget is of a file, "file": {"title", "sizes": [[bytes at each width, or null], ...], "embeddings":
-     [likewise], "fixed"}};
+     whether activation widths were measured too, "turn": the request it answers, 0 for none, "parts": what a
+     floor or ceiling may be given to at once, [{"name", "keys"}], "tables": [[name, title]] of the
+     sensitivities where there is a choice, "said": what a request's file says, and, where the budget is of a
+     file, "file": {"title", "sizes": [[bytes at each width, or null], ...], "embeddings": [likewise],
+     "fixed"}};
      `answer`, to the latest request: {"serial": the request's, "error": words} or {"serial", "plan": {"w",
      "e", and "a" if it changes}, "budget": bytes, "note": where the plan is from if the solver did not make
      it, else ""};
@@ -18,8 +20,11 @@ Out: nothing as an input. Events, whose listeners take a gr.EventData and read i
      `refine`   {"budget": bytes, and the limits};
      `cancel`   end the refinement.
    Limits: {"ties": "none|qkv|block", "full_embeddings": whether they stay at 16, "activations": 16 or less or
-   "as weights", "pins": [[number of a layer, or -1 for the embeddings, its bits], ...], "target": the format
-   whose files the budget is for, "" for weights in memory}.
+   "as weights", "table": the name of the sensitivities to place bits by, "" for those of predictions, "pins":
+   [[number of a layer, or -1 for the embeddings, its bits], ...], "pin", "floor", "ceiling": {layer, pattern,
+   "embeddings" or "kv": bits}, "widths", "embeddings", "kv": [bits], as options of the command line, "file":
+   the text of a file of constraints to be read, "target": the format whose files the budget is for, "" for
+   weights in memory}.
 
 The plan goes from here to the equaliser inside the browser, see budget.js, and from there to Python as any
 edit does. While the slider is dragged nothing is sent.

@@ -183,7 +183,8 @@ function differences({ a, b }) {
   const parts = [more || less ? some : "the same weight bits in every layer"];
   if (inputs) parts.push(`other activation bits in ${layersWords(inputs)}`);
   for (const [key, words] of [["e", "embeddings and head"], ["kv", "KV cache"]]) {
-    if (a.plan[key] !== b.plan[key]) parts.push(`${words} ${a.plan[key]} → ${b.plan[key]} bits`);
+    const [from, to] = [a, b].map(({ plan }) => cacheWords(plan[key]));
+    if (String(a.plan[key]) !== String(b.plan[key])) parts.push(`${words} ${from} → ${to} bits`);
   }
   const words = parts.join("; ");
   return `${words[0].toUpperCase()}${words.slice(1)}.`;

@@ -8,11 +8,11 @@
 
    Nothing leaves the browser during a drag. Every change is told to the page at once, as the DOM event
    quept:predict on document, and kept in window.queptPrediction: what tellingOf in plan.js makes of it, with
-     plan      what the faders show, and locked, the numbers of the layers that may not move;
+     plan      what the faders show, and locked, the numbers of the layers that may not move, and their names;
      dragging  whether the visitor has not let go yet;
      undo, redo  whether there is anything to take back, or to do again.
    The page may speak to it too, with DOM events on document:
-     quept:propose {plan: {w, e, a} or parts of it, done}: a plan to show, as if it were being painted, and
+     quept:propose {plan: {w, e, a, kv} or parts of it, done}: a plan to show, as if it were being painted, and
        with done to keep, as an edit of the visitor; plan null takes back what was shown;
      quept:undo, quept:redo: as the keys do;
      quept:look {layer}: go to this layer's cell.
@@ -27,7 +27,8 @@ const KEY_PAUSE_MS = 600; // a key that never comes up commits after this
 const SLOP_PX = 5; // a finger that moved less has tapped
 const EDGE_PX = 30; // painting this near to the edge scrolls
 const ALL = -1; // a row or column number that means all of them
-const KINDS = { w: "weights", a: "activations" };
+const KINDS = { w: "weights", a: "activations", kv: "the KV cache" };
+const MIXED = "mixed"; // in the menu of the KV cache, where blocks differ
 const SINGLES = { // widths that are one for the whole model: label, and its end where there is room
   e: ["Embeddings", " and head"],
   kv: ["KV", " cache"],
@@ -40,7 +41,7 @@ let committed; // the last plan that Python knows
 let past, future; // committed plans, for undo and redo
 let fresh; // a model was drawn before its plan came: the plan is then no edit
 let entry = "replaceState"; // how the address is written next: another model makes an entry in the history
-let kind = "w"; // which bits the faders move: "w" or "a"
+let kind = "w"; // which bits the faders move: "w", "a" or "kv"
 let filter = ALL; // the role the faders move
 let drag = null; // the paint stroke in progress
 let proposed = false; // whether the plan shown is one that the page proposed and that is not kept yet
@@ -57,6 +58,12 @@ const layersOf = ({ rows, cols }) =>
   rows.flatMap((row) => cols.map((col) => model.grid[row][col])).filter((i) => i !== undefined);
 const layersOfBlock = (block) => layersOf({ rows: rolesMoved(), cols: [block] });
 
+/* What the bits of a kind are of: layers, or the blocks that keep keys and values, by their number. */
+const ofCache = () => kind === "kv";
+const cachedIn = (cols) => cols.map((col) => model.cached.indexOf(col)).filter((i) => i >= 0);
+const moved = (range) => (ofCache() ? cachedIn(range.cols) : layersOf(range));
+const movedOfBlock = (block) => moved({ rows: rolesMoved(), cols: [block] });
+
 /* The rectangle between two cells; ALL for a row or column takes that whole side (of the filtered roles). */
 function rangeBetween(a, b) {
   const side = (x, y, all) => (x === ALL || y === ALL ? all : span(Math.min(x, y), Math.max(x, y)));
@@ -68,6 +75,7 @@ function rangeBetween(a, b) {
 
 /* Those of the layers that may move; with none the visitor is told why nothing happens. */
 function movable(layers) {
+  if (ofCache()) return layers;
   const free = layers.filter((i) => !locks.has(i));
   if (layers.length && !free.length && !drag) announce("Locked. Press L or the lock to unlock.");
   return free;
@@ -111,7 +119,7 @@ function send(words = "") {
   drawNow();
   publishLink();
   announce(words + view.summary.textContent);
-  props.value = copyOf(plan);
+  props.value = { ...copyOf(plan), kv: together(plan.kv) };
   trigger("commit");
 }
 
@@ -160,7 +168,7 @@ function onPropose({ detail }) {
   const parts = detail.plan;
   if (!model || drag || (parts?.w && parts.w.length !== model.layers.length)) return;
   if (!proposed) commit();
-  plan = parts ? copyOf({ ...plan, ...parts }) : copyOf(committed);
+  plan = parts ? readPlan(model, { ...plan, ...parts }) : copyOf(committed);
   if (parts && !detail.locked) keepLocked();
   proposed = Boolean(parts) && !detail.done;
   if (!proposed) commit();
@@ -178,6 +186,7 @@ function onLook({ detail }) {
   if (!element.isConnected) return document.removeEventListener("quept:look", onLook);
   const layer = model?.layers[detail.layer];
   if (!layer) return;
+  if (ofCache()) root.querySelector('[data-kind="Weights"]').click();
   fold(false);
   focusMap(layer.role, layer.block);
   root.scrollIntoView({ block: "nearest" });
@@ -196,7 +205,7 @@ function adoptDescription() {
 
 function tell() {
   const held = {
-    plan: copyOf(plan), locked: locks.list(), dragging: Boolean(drag) || proposed,
+    plan: copyOf(plan), locked: locks.list(), lockedNames: locks.list().map(nameOf), dragging: Boolean(drag) || proposed,
     undo: past.length > 0 || !same(plan, committed), redo: future.length > 0,
   };
   const detail = { ...tellingOf(model, plan), ...held };
@@ -205,11 +214,17 @@ function tell() {
   view.summary.textContent = summaryWords(plan, detail);
 }
 
+const nameOf = (i) => (i === EMBEDDINGS ? "embeddings" : model.layers[i].name);
+
 function makeToolbar() {
   const bar = make("div", { class: "toolbar" });
   const named = (key, text, row) => bar.append(make("span", { class: "named" }, term(key, text), row));
-  if (model.levels.a.some((bits) => bits < FULL)) {
-    const options = [{ value: "w", text: "Weights" }, { value: "a", text: "Activations" }];
+  const options = [{ value: "w", text: "Weights" }];
+  if (model.levels.a.some((bits) => bits < FULL)) options.push({ value: "a", text: "Activations" });
+  if (model.cached.length > 1 && model.levels.kv.some((bits) => bits < FULL)) {
+    options.push({ value: "kv", text: "KV cache", title: "The faders move the keys and values of each block" });
+  }
+  if (options.length > 1) {
     named("kinds", "Bits of", choices("Which bits the faders move", "kinds", options.map(withData("kind")), chooseKind));
   }
   if (model.roles.length > 1) {
@@ -248,7 +263,12 @@ function makeSingle(name) {
   for (const bits of [...model.singles[name]].sort((a, b) => b - a)) {
     select.append(make("option", { value: bits, text: bits === FULL ? "16 bits" : `${bits} bits` }));
   }
-  select.addEventListener("change", () => { plan[name] = Number(select.value); commit(); });
+  if (name === "kv") select.append(make("option", { value: MIXED, text: MIXED, hidden: "", disabled: "" }));
+  select.addEventListener("change", () => {
+    const bits = Number(select.value);
+    plan[name] = name === "kv" ? plan.kv.fill(bits) : bits;
+    commit();
+  });
   view.single[name] = select;
   const [text, more] = SINGLES[name];
   select.setAttribute("aria-label", text + more);
@@ -408,11 +428,12 @@ function redrawAll() {
     view.cell[i].setAttribute("aria-readonly", String(locks.has(i)));
   });
   locks.draw();
-  const roleName = filter === ALL ? "" : `, ${model.roles[filter]} only`;
+  const roleName = filter === ALL || ofCache() ? "" : `, ${model.roles[filter]} only`;
   for (const { fader, name } of view.fader) {
     fader.setAttribute("aria-label", `Block ${name}${roleName}, ${KINDS[kind]}`);
   }
   root.dataset.kind = kind;
+  if (ofCache()) model.blocks.forEach((_, block) => drawFader(block));
   drawNow();
 }
 
@@ -428,8 +449,8 @@ function drawNow() {
   plan[kind].forEach((bits, i) => {
     if (bits === shown[i]) return;
     shown[i] = bits;
-    drawCell(view.cell[i], bits);
-    touched.add(model.layers[i].block);
+    if (!ofCache()) drawCell(view.cell[i], bits);
+    touched.add(ofCache() ? model.cached[i] : model.layers[i].block);
   });
   touched.forEach(drawFader);
   drawSingles();
@@ -439,7 +460,10 @@ function drawNow() {
 }
 
 function drawSingles() {
-  for (const [name, select] of Object.entries(view.single)) select.value = String(plan[name]);
+  for (const [name, select] of Object.entries(view.single)) {
+    const bits = together(plan[name]);
+    select.value = Array.isArray(bits) ? MIXED : String(bits);
+  }
   if (!view.lockE) return;
   view.single.e.disabled = locks.has(EMBEDDINGS);
   view.lockE.setAttribute("aria-pressed", String(locks.has(EMBEDDINGS)));
@@ -453,8 +477,8 @@ function drawCell(cell, bits) {
 
 function drawFader(block) {
   const { fader, fill, range, cap } = view.fader[block];
-  const layers = layersOfBlock(block), widths = layers.map((i) => plan[kind][i]);
-  const locked = locks.every(layers);
+  const layers = movedOfBlock(block), widths = layers.map((i) => plan[kind][i]);
+  const locked = !ofCache() && locks.every(layers);
   fader.classList.toggle("locked", locked);
   fader.setAttribute("aria-readonly", String(locked));
   fader.classList.toggle("empty", !widths.length);
@@ -493,14 +517,21 @@ function inspect(event) {
   if (drag || !view) return;
   explain(event.target.closest(".cell"), event);
   const fader = event.target.closest(".fader"), button = event.target.closest("[data-row]");
-  if (fader) inspectLayers(`block ${model.blocks[fader.dataset.block]}`, layersOfBlock(fader.dataset.block));
+  if (fader) inspectBlock(Number(fader.dataset.block));
   else if (button) inspectButton(button);
   else view.inspect.textContent = "";
+}
+
+function inspectBlock(block) {
+  const name = `block ${model.blocks[block]}`, [i] = movedOfBlock(block);
+  if (!ofCache()) return inspectLayers(name, layersOfBlock(block));
+  view.inspect.textContent = i === undefined ? "" : `${name} · keys and values at ${bitsWords(plan.kv[i])}`;
 }
 
 function inspectButton(button) {
   const place = placeOf(button);
   const i = model.grid[place.row]?.[place.col];
+  if (ofCache()) return place.col === ALL ? undefined : inspectBlock(place.col);
   if (i !== undefined) return inspectLayers(model.layers[i].name, [i]);
   const range = rangeBetween(place, place);
   const layers = layersOf(range);
@@ -625,10 +656,10 @@ function paintTo(x, y) {
   for (let s = steps ? 1 : 0; s <= steps; s += 1) {
     const t = steps ? s / steps : 1;
     const between = (a, b) => Math.round(a + t * (b - a));
-    setBits(layersOfBlock(between(from.block, to.block)), model.levels[kind][between(from.level, to.level)]);
+    setBits(movedOfBlock(between(from.block, to.block)), model.levels[kind][between(from.level, to.level)]);
   }
   Object.assign(drag, { at: to, x, y });
-  inspectLayers(`block ${model.blocks[to.block]}`, layersOfBlock(to.block));
+  inspectBlock(to.block);
   draw();
 }
 
@@ -666,7 +697,7 @@ function onFaderKey(event) {
   const block = Number(event.target.closest("[data-block]").dataset.block);
   if (drag || withModifier(event)) return;
   const levels = model.levels[kind];
-  const layers = layersOfBlock(block);
+  const layers = movedOfBlock(block);
   const aside = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   const steps = { ArrowUp: 1, ArrowDown: -1, PageUp: 2, PageDown: -2 }[event.key];
   const bits = { Home: levels[0], End: levels.at(-1) }[event.key] ?? bitsOfKey(event.key);
@@ -675,7 +706,7 @@ function onFaderKey(event) {
     focusFader(clamp(block + aside, 0, model.blocks.length - 1), true);
   } else if (steps) keyEdit(event, () => stepBits(layers, steps));
   else if (bits !== undefined) keyEdit(event, () => setBits(layers, bits));
-  else if (event.key.toLowerCase() === "l") locks.toggle(layers);
+  else if (event.key.toLowerCase() === "l" && !ofCache()) locks.toggle(layers);
 }
 
 function focusFader(block, show = false) {
@@ -689,7 +720,7 @@ function onMapKey(event) {
   const button = event.target.closest("[data-row]");
   if (!button || withModifier(event)) return;
   const place = placeOf(button);
-  const layers = layersOf(rangeBetween(place, place));
+  const layers = moved(rangeBetween(place, place));
   const bits = bitsOfKey(event.key);
   const step = { "+": 1, "=": 1, "-": -1 }[event.key];
   const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
@@ -698,7 +729,7 @@ function onMapKey(event) {
     focusMap(place.row + move[0], place.col + move[1]);
   } else if (step) keyEdit(event, () => stepBits(layers, step));
   else if (bits !== undefined) keyEdit(event, () => setBits(layers, bits));
-  else if (event.key.toLowerCase() === "l") locks.toggle(layers);
+  else if (event.key.toLowerCase() === "l" && !ofCache()) locks.toggle(layers);
   else return;
   if (!move) {
     inspectButton(button);
@@ -768,22 +799,29 @@ function dropSweepOutside(event) {
 }
 
 function markRange(range) {
-  const marked = new Set(range ? layersOf(range) : []);
+  const marked = new Set(range && !ofCache() ? layersOf(range) : []);
   view.cell.forEach((cell, i) => cell.classList.toggle("marked", marked.has(i)));
 }
 
 function openPicker(range, anchor) {
-  const layers = layersOf(range);
+  const layers = moved(range);
   why.hide();
   markRange(range);
-  picker.open(anchor, {
-    title: `${rangeWords(model, range)} · ${layersWords(layers.length)}`,
+  const common = {
     levels: model.levels[kind],
     widths: () => layers.map((i) => plan[kind][i]),
-    lock: () => (locks.every(layers) ? "true" : locks.some(layers) ? "mixed" : "false"),
-    why: () => (layers.length === 1 ? whyWords(model, plan, layers[0]) : []),
     choose: (bits) => { setBits(layers, bits); commit(); },
     step: (by) => { stepBits(layers, by); commit(); },
+  };
+  picker.open(anchor, ofCache() ? {
+    ...common,
+    title: `Keys and values of ${sideWords(range.cols, model.blocks, "block")}`,
+    why: () => [],
+  } : {
+    ...common,
+    title: `${rangeWords(model, range)} · ${layersWords(layers.length)}`,
+    lock: () => (locks.every(layers) ? "true" : locks.some(layers) ? "mixed" : "false"),
+    why: () => (layers.length === 1 ? whyWords(model, plan, layers[0]) : []),
     toggleLock: () => locks.toggle(layers),
   });
 }

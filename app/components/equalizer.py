@@ -3,7 +3,8 @@
 In:  `description`, what `describe(model)` returns (blocks, roles, layers, bits, sizes, prediction); `folded`,
      whether the map of the layers begins folded; `value`,
      a plan as JSON: {"w": [bits per layer], "a": [bits per layer], "kv": 16, "e": 16}, layers in the same
-     order; "e" is the width of the token embeddings and the output head.
+     order; "kv" is the width of the KV cache, or a list with one for each of the description's `kv_blocks`
+     where they differ; "e" is the width of the token embeddings and the output head.
 Out: the same dictionary, checked in `preprocess`, because what a browser sends is anybody's text. Wrong input
      raises gr.Error with a sentence that never repeats what came in (Gradio shows messages as HTML).
 Events: `commit`, once per edit of the visitor, when the pointer or key is let go; never during a drag, and
@@ -58,7 +59,7 @@ def check_plan(plan: object, description: Mapping[str, Any]) -> dict[str, Any]:
         "a": _check_widths(
             plan.get("a", full["a"]), "activation", _activation_bits(description), description
         ),
-        "kv": _check_width(plan.get("kv", FULL), "The KV cache", _kv_bits(description)),
+        "kv": _check_cache(plan.get("kv", FULL), description),
         "e": _check_width(plan.get("e", FULL), "The embeddings", _embedding_bits(description)),
     }
 
@@ -92,6 +93,21 @@ def _check_widths(widths: object, kind: str, allowed: list[int], description: Ma
         _check_width(width, f"Layer {layer['name']} ({kind})", allowed)
         for width, layer in zip(widths, layers, strict=True)
     ]
+
+
+def _check_cache(widths: object, description: Mapping[str, Any]) -> int | list[int]:
+    """One width, or a list of them where blocks differ."""
+    allowed, blocks = _kv_bits(description), description.get("kv_blocks") or []
+    if not isinstance(widths, list | tuple):
+        return _check_width(widths, "The KV cache", allowed)
+    if len(widths) != len(blocks):
+        raise PlanJsonError(
+            f"This plan gives KV bits for {len(widths):,} blocks, but the model on this page keeps keys and "
+            f"values in {len(blocks):,}. It belongs to another model: reload the page or choose a preset."
+        )
+    names = (f"The KV cache of block {description['blocks'][block]}" for block in blocks)
+    checked = [_check_width(bits, name, allowed) for bits, name in zip(widths, names, strict=True)]
+    return checked if len(set(checked)) > 1 else checked[0] if checked else FULL
 
 
 def _check_width(width: object, owner: str, allowed: list[int]) -> int:
@@ -142,9 +158,14 @@ class Equalizer(Widget):
         return {
             "type": "object",
             "title": "plan",
-            "description": "bits of every layer's weights (w) and activations (a), of the KV cache (kv), "
-            "and of the token embeddings and output head (e)",
-            "properties": {"w": widths, "a": widths, "kv": {"type": "integer"}, "e": {"type": "integer"}},
+            "description": "bits of every layer's weights (w) and activations (a), of the KV cache (kv; one "
+            "number, or one for each block), and of the token embeddings and output head (e)",
+            "properties": {
+                "w": widths,
+                "a": widths,
+                "kv": {"anyOf": [{"type": "integer"}, widths]},
+                "e": {"type": "integer"},
+            },
             "required": ["w"],
         }
 

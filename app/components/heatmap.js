@@ -3,7 +3,7 @@
 
    This file, after dom.js and plan.js, is the body of a function that gr.HTML calls once, with element, props
    and watch as in equalizer.js; props.value is what heatmap.py says. The table is drawn again for another
-   width or model. A click on a cell tells the equaliser to go to that layer, by
+   width, text or model. The last row is of each block's keys and values, where they were measured. A click on a cell tells the equaliser to go to that layer, by
    the DOM event quept:look {layer: its number}.
 
    The scale is the chosen width's own, from its smallest figure to its largest; the legend has the numbers. */
@@ -14,16 +14,24 @@ const SMALLEST = 1e-9; // where a measured zero stands on the logarithmic scale
 
 const root = element.querySelector(".heatmap");
 let data = {};
+let source = 0; // 0: the table that predictions read, else the number of another
+let items = []; // layers, then the blocks whose keys and values were measured: {name, block, role}
 let column = 0; // of the widths
 let scale = null; // [low, high], log10
 let view;
 
-const figureOf = (i) => data.sensitivity[i][column];
+const table = () => (source ? data.others[source - 1] : data);
+const figureOf = (i) => (i < data.layers.length ? table().sensitivity[i] : table().cache[i - data.layers.length])[column];
 const log = (x) => Math.log10(Math.max(x, SMALLEST));
 const heat = (x) => (scale[1] > scale[0] ? clamp((log(x) - scale[0]) / (scale[1] - scale[0]), 0, 1) : 1);
 
 function build() {
   data = props.value ?? {};
+  source = 0;
+  draw();
+}
+
+function draw() {
   view = { body: make("div", { class: "body" }) };
   root.replaceChildren(make("h3", {}, make("span", { class: "name", text: "Only this layer low" }),
     make("span", { class: "gist", text: "what each layer costs by itself, measured" })), view.body);
@@ -31,28 +39,48 @@ function build() {
     const text = data.empty || "Nothing has been measured yet.";
     return view.body.append(make("p", { class: "empty", text }));
   }
-  column = Math.max(0, data.bits.indexOf(FIRST_WIDTH));
-  const options = data.bits.map((bits, i) => ({ value: i, text: String(bits) }));
+  const { bits: offered, cache = [], conditions } = table();
+  column = Math.max(0, offered.indexOf(FIRST_WIDTH));
+  items = [...data.layers, ...cache.map((_, i) => {
+    const block = data.kv_blocks[i];
+    return { name: `Keys and values of block ${data.blocks[block]}`, block, role: data.roles.length };
+  })];
+  const options = offered.map((bits, i) => ({ value: i, text: String(bits) }));
   const widths = choices("Width", "widths", options, (i) => { column = i; paint(); }, column);
   view.words = make("p", { class: "words", "data-heat-words": "" });
   view.legend = make("div", { class: "legend" });
   const label = (text) => make("span", { class: "label", text });
   const bar = make("div", { class: "toolbar" }, label("One layer at"), widths,
-    label("bits, the rest untouched"), make("span", { class: "space" }), view.legend);
+    label("bits, the rest untouched"), ...makeTexts(), make("span", { class: "space" }), view.legend);
   view.body.append(bar, make("div", { class: "scroller" }, makeTable()), view.words,
-    make("p", { class: "conditions", text: `Mean KL divergence from full precision: ${data.conditions}.` }));
+    make("p", { class: "conditions", text: `Mean KL divergence from full precision: ${conditions}.` }),
+    ...(data.others ?? []).map(({ title, agreement }) => make("p", { class: "conditions", "data-agreement": "",
+      text: `Measured on ${data.title} and on ${title}: ${agreement[0].toLowerCase()}${agreement.slice(1)}.` })));
   paint();
 }
 
+/* What the costs were measured on, where there is a choice. */
+function makeTexts() {
+  const texts = [data, ...(data.others ?? [])].map(({ title }, i) => ({ value: i, text: title }));
+  if (texts.length < 2) return [];
+  const choose = (i) => {
+    source = i;
+    draw();
+    view.body.querySelector('.texts [aria-checked="true"]').focus();
+  };
+  return [make("span", { class: "label", text: "measured on" }), choices("Measured on", "texts", texts, choose, source)];
+}
+
 function makeTable() {
-  const grid = data.roles.map(() => new Array(data.blocks.length));
-  data.layers.forEach(({ role, block }, i) => { grid[role][block] = i; });
+  const names = items.length > data.layers.length ? [...data.roles, "KV"] : data.roles;
+  const grid = names.map(() => new Array(data.blocks.length));
+  items.forEach(({ role, block }, i) => { grid[role][block] = i; });
   const heading = (scope, text, label) => make("th", { scope, text, "aria-label": label });
   const top = make("tr", {}, make("td"), ...data.blocks.map((name) => heading("col", name, `block ${name}`)));
-  view.cell = new Array(data.layers.length);
+  view.cell = new Array(items.length);
   const place = (i) => make("td", {}, ...(i === undefined ? [] : [makeCell(i)]));
   const rows = grid.map((line, role) =>
-    make("tr", {}, heading("row", data.roles[role], `role ${data.roles[role]}`), ...line.map(place)));
+    make("tr", {}, heading("row", names[role], `role ${names[role]}`), ...line.map(place)));
   const caption = make("caption", { class: "unseen" });
   view.table = make("table", {}, caption, make("thead", {}, top), make("tbody", {}, ...rows));
   view.table.style.setProperty("--blocks", data.blocks.length);
@@ -72,13 +100,13 @@ function makeCell(i) {
 }
 
 function paint() {
-  const figures = data.layers.map((_, i) => figureOf(i));
+  const figures = items.map((_, i) => figureOf(i));
   const logs = figures.map(log);
   scale = [Math.min(...logs), Math.max(...logs)];
   view.median = [...figures].sort((a, b) => a - b)[figures.length >> 1];
-  const bits = data.bits[column];
+  const bits = table().bits[column];
   view.table.caption.textContent = `Mean KL divergence with one layer at ${bits} bits and the rest untouched`;
-  data.layers.forEach((layer, i) => {
+  items.forEach((layer, i) => {
     colour(view.cell[i], heat(figures[i]));
     view.cell[i].setAttribute("aria-label", smallWords(figures[i]));
   });
@@ -105,9 +133,9 @@ function paintLegend() {
 function gist() {
   const sum = data.layers.reduce((total, _, i) => total + figureOf(i), 0);
   const worst = data.layers.reduce((most, _, i) => (figureOf(i) > figureOf(most) ? i : most), 0);
-  const parts = [`at ${data.bits[column]} bits the sum of all layers is ${smallWords(sum)}`,
+  const parts = [`at ${table().bits[column]} bits the sum of all layers is ${smallWords(sum)}`,
     `${data.layers[worst].name} has ${percentOf(figureOf(worst), sum)} of it`];
-  const own = data.embeddings?.[column];
+  const own = table().embeddings?.[column];
   if (typeof own === "number") parts.push(`the embeddings and the head cost ${smallWords(own)}`);
   const words = parts.join("; ");
   return `${words[0].toUpperCase()}${words.slice(1)}.`;
@@ -120,7 +148,7 @@ function read({ target }) {
   if (!view.table.contains(cell)) return (view.words.textContent = gist());
   const i = Number(cell.dataset.layer), own = figureOf(i);
   const times = view.median > 0 ? `, ${Number((own / view.median).toPrecision(2))} times the median layer` : "";
-  const words = `${data.layers[i].name} at ${data.bits[column]} bits: KL ${smallWords(own)} by itself`;
+  const words = `${items[i].name} at ${table().bits[column]} bits: KL ${smallWords(own)} by itself`;
   view.words.textContent = words + times;
 }
 
@@ -128,7 +156,9 @@ function onClick({ target }) {
   const cell = target.closest(".cell");
   if (!cell) return;
   focusCell(cell);
-  document.dispatchEvent(new CustomEvent("quept:look", { detail: { layer: Number(cell.dataset.layer) } }));
+  const layer = Number(cell.dataset.layer);
+  if (layer >= data.layers.length) return;
+  document.dispatchEvent(new CustomEvent("quept:look", { detail: { layer } }));
 }
 
 function focusCell(cell) {
@@ -142,7 +172,7 @@ function onArrow(event, grid) {
   const cell = event.target.closest(".cell");
   if (!by || !cell) return;
   event.preventDefault();
-  const { role, block } = data.layers[Number(cell.dataset.layer)];
+  const { role, block } = items[Number(cell.dataset.layer)];
   const next = grid[role + by[0]]?.[block + by[1]];
   if (next !== undefined) focusCell(view.cell[next]);
 }

@@ -1,8 +1,10 @@
 """HeatMap: "only this layer low", what each layer costs by itself at a chosen width, as measured.
 
-In:  {"blocks": [names], "roles": [names], "layers": [{"name", "block", "role"}], "bits": [widths],
-     "sensitivity": [[KL of each width] of each layer], "embeddings": [KL of each width] or None,
-     "conditions": what it was measured on, as text}, or {"empty": why there is nothing to show}.
+In:  {"blocks": [names], "roles": [names], "layers": [{"name", "block", "role"}], "kv_blocks": [columns],
+     "title": the text, "bits": [widths], "sensitivity": [[KL of each width] of each layer], "embeddings": [KL
+     of each width] or None, "cache": [[KL of each width] of each of the `kv_blocks`] or [], "conditions":
+     what it was measured on, as text, "others": [the same from "title" on, and its "agreement" with this
+     one in words]}, or {"empty": why there is nothing to show}.
 Out: nothing. A click on a cell is told to the equaliser inside the browser, see heatmap.js.
 
 It is a table, with a colour in every cell; each value is read by screen readers, and shown on hover and

@@ -55,7 +55,7 @@ function compare({ value, unit, better }, other, margin, name, relative = false)
 function isCurrent() {
   if (!state.estimate || prediction?.dragging) return false;
   if (!state.link || !prediction?.link) return true;
-  const one = (link) => ["w", "a", "kv", "e"].map((name) => link[name] ?? "").join("&");
+  const one = (link) => ["w", "a", "kv", "k", "e"].map((name) => link[name] ?? "").join("&");
   return one(state.link) === one(prediction.link);
 }
 

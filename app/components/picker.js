@@ -6,7 +6,7 @@
      open(anchor, about)   over a cell; `about` says of the layers meant
        title, levels       words, and the widths on offer;
        widths()            those the layers have now;
-       lock()              "true", "false" or "mixed": whether they are locked;
+       lock()              "true", "false" or "mixed": whether they are locked; left out where nothing locks;
        why()               lines of words, see why.js;
        choose(bits), step(by), toggleLock()   what its buttons do.
    This file goes after dom.js, why.js and locks.js, and before equalizer.js. */
@@ -36,6 +36,7 @@ function makePicker({ id, home, bitsOfKey, closed }) {
     title.textContent = about.title;
     lock = lockButton({ "aria-label": "locked" });
     lock.addEventListener("click", () => { about.toggleLock(); draw(); });
+    lock.hidden = !about.lock;
     const step = (by) => () => { about.step(by); draw(); };
     buttons.replaceChildren(
       button("−", "one step fewer bits each", step(-1)),
@@ -56,7 +57,7 @@ function makePicker({ id, home, bitsOfKey, closed }) {
   }
 
   function draw() {
-    const widths = new Set(about.widths()), state = about.lock(), locked = state === "true";
+    const widths = new Set(about.widths()), state = about.lock?.() ?? "false", locked = state === "true";
     for (const made of buttons.querySelectorAll("[data-bits]")) {
       made.setAttribute("aria-pressed", String(widths.size === 1 && widths.has(Number(made.dataset.bits))));
     }
@@ -74,11 +75,11 @@ function makePicker({ id, home, bitsOfKey, closed }) {
       close();
     } else if (by) {
       event.preventDefault();
-      const free = all.filter((made) => !made.disabled), at = free.indexOf(document.activeElement);
+      const free = all.filter((made) => !made.disabled && !made.hidden), at = free.indexOf(document.activeElement);
       free[(at + by + free.length) % free.length].focus();
     } else if (event.ctrlKey || event.metaKey || event.altKey) {
       return;
-    } else if (event.key.toLowerCase() === "l") lock.click();
+    } else if (event.key.toLowerCase() === "l" && about.lock) lock.click();
     else all.find((made) => made.dataset.bits && Number(made.dataset.bits) === bitsOfKey(event.key))?.click();
   }
 

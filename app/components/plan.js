@@ -1,10 +1,11 @@
 /* What a plan means, as plain functions of (model, plan): bytes, predicted quality, link, words.
 
    model is what readModel makes of a description; a plan is {w, a, kv, e}: weight and activation bits per
-   layer, in the description's order, the bits of the KV cache, and those of the token embeddings and the
-   output head. This file goes in front of equalizer.js. */
+   layer, in the description's order, the bits of the KV cache, one number or one for each block that keeps
+   one, and those of the token embeddings and the output head. This file goes in front of equalizer.js. */
 
 const FULL = 16;
+const LINK_PARTS = ["m", "w", "a", "kv", "k", "e"];
 const LINK_BITS = [2, 3, 4, 5, 6, 7, 8, 16]; // the link's 3-bit codes, see app/link.py
 
 function readModel(description) {
@@ -18,7 +19,8 @@ function readModel(description) {
     ...description,
     grid,
     sections: description.sections ?? [], // {name, from, to}: columns
-    levels: { w: bits, a: inputs },
+    cached: description.kv_blocks ?? [], // columns
+    levels: { w: bits, a: inputs, kv: description.kv_bits ?? [] },
     singles: { kv: description.kv_bits ?? [], e: embeddings },
     bytesAt: (i, width) => sizes[i][columnOf.get(width)],
     embeddingBytesAt: (width) => description.embedding_bytes?.[embeddings.indexOf(width)] ?? 0,
@@ -33,6 +35,16 @@ function readModel(description) {
   return model;
 }
 
+/* What the bits of the KV cache add to KL, of each block its own; 0 where the table has no such costs. */
+function cacheKl(model, kv) {
+  const cache = model.prediction?.cache ?? [], at = (i) => model.levels.kv.indexOf(Array.isArray(kv) ? kv[i] : kv);
+  return cache.reduce((sum, row, i) => sum + row[at(i)], 0);
+}
+
+/* One number where all are alike, else all of them. */
+const together = (kv) => (Array.isArray(kv) && kv.every((bits) => bits === kv[0]) ? kv[0] ?? FULL : kv);
+const roundsCache = (kv) => [].concat(kv).some((bits) => bits < FULL);
+
 function readCurve(prediction) {
   if (!prediction) return null;
   const { sum, kl, same_top } = prediction.curve, score = prediction.curve[prediction.score];
@@ -46,22 +58,25 @@ function readCurve(prediction) {
 
 function fullPlan(model) {
   const all = () => new Array(model.layers.length).fill(FULL);
-  return { w: all(), a: all(), kv: FULL, e: FULL };
+  return { w: all(), a: all(), kv: cacheOf(model, FULL), e: FULL };
 }
 
-/* The plan in a value, or null when the value is of another model. */
+/* The bits of the KV cache of each block that keeps one. */
+const cacheOf = (model, kv) => (Array.isArray(kv) ? [...kv] : model.cached.map(() => kv));
+
+/* The plan in a value, its kv one number for each block; null when the value is of another model. */
 function readPlan(model, value) {
   const fits = (list) => Array.isArray(list) && list.length === model.layers.length;
   if (!fits(value?.w)) return null;
   const { kv = FULL, e = FULL } = value;
-  return { w: [...value.w], a: fits(value.a) ? [...value.a] : fullPlan(model).a, kv, e };
+  return { w: [...value.w], a: fits(value.a) ? [...value.a] : fullPlan(model).a, kv: cacheOf(model, kv), e };
 }
 
-const copyOf = (plan) => ({ ...plan, w: [...plan.w], a: [...plan.a] });
+const copyOf = (plan) => ({ ...plan, w: [...plan.w], a: [...plan.a], kv: [...plan.kv] });
 
 function same(plan, other) {
-  const equal = (a, b) => a.every((x, i) => x === b[i]);
-  return plan.kv === other.kv && plan.e === other.e && equal(plan.w, other.w) && equal(plan.a, other.a);
+  const equal = (name) => plan[name].every((x, i) => x === other[name][i]);
+  return plan.e === other.e && ["w", "a", "kv"].every(equal);
 }
 
 function deployBytes(model, plan) {
@@ -82,22 +97,25 @@ function interpolate(xs, ys, x) {
   return ys[i - 1] + t * (ys[i] - ys[i - 1]);
 }
 
-/* What a plan costs by the sensitivity table: the sum over what it rounds, s in quept/allocate/sensitivity/table.py. */
+/* What a plan costs by the sensitivity table: the sum over what it rounds, s in quept/allocate/sensitivity/table.py,
+   but for the cache of single blocks, see cacheKl. */
 function harmOf(model, plan) {
   const layer = (harm, width, i) => harm + model.harmAt(i, width) + model.inputHarmAt(i, plan.a[i]);
-  return plan.w.reduce(layer, model.embeddingHarmAt(plan.e) + model.cacheHarmAt(plan.kv));
+  return plan.w.reduce(layer, model.embeddingHarmAt(plan.e) + model.cacheHarmAt(together(plan.kv)));
 }
 
 /* Null where the table does not cover the plan: its sum would say what the rest costs and call it all. */
 function predictQuality(model, plan) {
   if (!model.curve || uncovered(model, plan).length) return null;
-  return qualityAt(model, harmOf(model, plan));
+  return qualityAt(model, harmOf(model, plan), cacheKl(model, plan.kv));
 }
 
 /* Quality from s: along the measured curve in log s; below its first point the distance to full precision
-   (KL, log perplexity, lost accuracy, differing tokens) shrinks in proportion to s. */
-function qualityAt(model, s) {
+   (KL, log perplexity, lost accuracy, differing tokens) shrinks in proportion to s. What the cache adds to KL
+   moves s to where the curve shows the sum of both. */
+function qualityAt(model, s, added = 0) {
   const curve = model.curve;
+  if (added) return qualityAt(model, showing(curve, qualityAt(model, s).kl + added));
   const at = (ys) => interpolate(curve.log, ys, Math.log(Math.max(s, 1e-300)));
   const share = Math.min(1, s / Math.exp(curve.log[0]));
   const { score, reference } = model.prediction, ofText = score === "ppl";
@@ -110,12 +128,20 @@ function qualityAt(model, s) {
   };
 }
 
+/* The sum at which the curve shows this KL. */
+function showing(curve, kl) {
+  const first = Math.exp(curve.kl[0]);
+  if (kl <= first) return (Math.exp(curve.log[0]) * kl) / first;
+  return Math.exp(interpolate(curve.kl, curve.log, Math.log(kl)));
+}
+
 /* What a plan rounds and the sensitivity table did not. */
 function uncovered(model, plan) {
-  const left = [], { activations, embeddings, kv } = model.prediction;
+  const left = [], { activations, embeddings, kv, cache } = model.prediction;
   if (!activations && plan.a.some((bits) => bits < FULL)) left.push("activation bits");
   if (!embeddings && plan.e < FULL) left.push("embedding bits");
-  if (!kv && plan.kv < FULL) left.push("KV-cache bits");
+  if (!kv && !cache && roundsCache(plan.kv)) left.push("KV-cache bits");
+  if (kv && !cache && Array.isArray(together(plan.kv))) left.push("KV-cache bits of single blocks");
   return left;
 }
 
@@ -163,23 +189,26 @@ function decodeBits(text, count) {
     LINK_BITS[(bit(3 * i) << 2) | (bit(3 * i + 1) << 1) | bit(3 * i + 2)]);
 }
 
-/* The plan in a link made here, for a model of so many layers. */
-function planOfLink({ w, a, kv = FULL, e = FULL }, layers) {
+/* The plan in a link made here, for a model of so many layers and blocks with a KV cache. */
+function planOfLink({ w, a, k, kv = FULL, e = FULL }, layers, blocks = 0) {
   const inputs = a ? decodeBits(a, layers) : new Array(layers).fill(FULL);
-  return { w: decodeBits(w, layers), a: inputs, kv: Number(kv), e: Number(e) };
+  return { w: decodeBits(w, layers), a: inputs, kv: k ? decodeBits(k, blocks) : Number(kv), e: Number(e) };
 }
 
 function linkOf(model, plan) {
   const link = { m: model.model, w: encodeBits(plan.w) };
   if (plan.a.some((bits) => bits !== FULL)) link.a = encodeBits(plan.a);
-  for (const name of ["kv", "e"]) if (plan[name] !== FULL) link[name] = String(plan[name]);
+  const kv = together(plan.kv);
+  if (Array.isArray(kv)) link.k = encodeBits(kv);
+  else if (kv !== FULL) link.kv = String(kv);
+  if (plan.e !== FULL) link.e = String(plan.e);
   return link;
 }
 
 /* An address with the link of a plan in it; its other parameters stay. */
 function addressWith(link, href) {
   const url = new URL(href);
-  for (const name of ["m", "w", "a", "kv", "e"]) url.searchParams.delete(name);
+  for (const name of LINK_PARTS) url.searchParams.delete(name);
   for (const [name, text] of Object.entries(link)) url.searchParams.set(name, text);
   return url.href;
 }
@@ -230,8 +259,15 @@ function widthWords(model, plan) {
   const inputs = () => Math.min(...plan.a) + "–" + Math.max(...plan.a);
   const parts = [`W${one(plan.w, () => meanWeightBits(model, plan).toFixed(1))}`, `A${one(plan.a, inputs)}`];
   if (model.singles.e.length > 1) parts.push(`E${plan.e}`);
-  if (model.singles.kv.length > 1) parts.push(`KV${plan.kv}`);
+  const kv = [].concat(plan.kv), mean = () => (kv.reduce((sum, bits) => sum + bits, 0) / kv.length).toFixed(1);
+  if (model.singles.kv.length > 1) parts.push(`KV${one(kv, mean)}`);
   return parts.join(" · ");
+}
+
+/* "8", "4 to 16" */
+function cacheWords(kv) {
+  const widths = [].concat(kv), low = Math.min(...widths), high = Math.max(...widths);
+  return low === high ? String(low) : `${low} to ${high}`;
 }
 
 function summaryWords(plan, telling) {
@@ -239,19 +275,21 @@ function summaryWords(plan, telling) {
   const parts = [spreadWords(plan.w), sizeWords(telling.bytes), rate];
   if (plan.a.some((bits) => bits < FULL)) parts.splice(1, 0, activationWords(plan.a));
   if (telling.predicted) parts.push(`predicted ${scoreWords(telling.predicted)}`);
-  if (plan.kv < FULL) parts.push(`KV cache at ${plan.kv}`);
+  if (roundsCache(plan.kv)) parts.push(`KV cache at ${cacheWords(plan.kv)}`);
   if (plan.e < FULL) parts.push(`embeddings at ${plan.e}`);
   return parts.join(" · ");
 }
 
 /* "blocks 5 to 8, role down": where layers are, as {rows, cols} of the model's grid. */
 function rangeWords(model, { rows, cols }) {
-  const side = (list, names, one) => {
-    if (list.length === names.length) return `all ${one}s`;
-    const [first, last] = [names[list[0]], names[list.at(-1)]];
-    return list.length === 1 ? `${one} ${first}` : `${one}s ${first} to ${last}`;
-  };
-  return `${side(cols, model.blocks, "block")}, ${side(rows, model.roles, "role")}`;
+  return `${sideWords(cols, model.blocks, "block")}, ${sideWords(rows, model.roles, "role")}`;
+}
+
+/* "blocks 5 to 8": one side of it. */
+function sideWords(list, names, one) {
+  if (list.length === names.length) return `all ${one}s`;
+  const [first, last] = [names[list[0]], names[list.at(-1)]];
+  return list.length === 1 ? `${one} ${first}` : `${one}s ${first} to ${last}`;
 }
 
 const span = (first, last) => Array.from({ length: last - first + 1 }, (_, i) => first + i);

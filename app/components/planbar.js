@@ -22,14 +22,14 @@ let turn = 0;
 let view;
 
 const shelf = () => props.plans ?? { plans: [], tries: [] };
-const keyOf = (link) => ["w", "a", "kv", "e"].map((name) => link?.[name] ?? "").join("&");
+const keyOf = (link) => ["w", "a", "kv", "k", "e"].map((name) => link?.[name] ?? "").join("&");
 const sizeOf = ({ bytes }) => (bytes >= 1e8 ? `${Math.round(bytes / 1e6)} MB` : sizeWords(bytes));
 const detailOf = (plan) => [sizeOf(plan), plan.quality].filter(Boolean).join(" · ");
 
 function load(name) {
   const found = shelf().plans.find((plan) => plan.name === name);
   if (!found || !faders) return;
-  const plan = planOfLink(found.link, faders.plan.w.length);
+  const plan = planOfLink(found.link, faders.plan.w.length, faders.plan.kv.length);
   document.dispatchEvent(new CustomEvent("quept:propose", { detail: { plan, done: true, locked: true } }));
   say(`${found.label}: ${detailOf(found)}`);
 }

@@ -8,15 +8,15 @@ function whyWords(model, plan, i) {
   const width = plan.w[i], at = model.levels.w.indexOf(width), bytes = model.bytesAt(i, width);
   const lines = [`${bitsWords(width)} · ${sizeWords(bytes)}`];
   if (!model.curve) return [...lines, "No sensitivity table: what it costs is not known."];
-  const now = harmOf(model, plan), own = model.harmAt(i, width) + model.inputHarmAt(i, plan.a[i]);
+  const now = harmOf(model, plan), added = cacheKl(model, plan.kv), own = model.harmAt(i, width) + model.inputHarmAt(i, plan.a[i]);
   if (uncovered(model, plan).length) return [...lines, `costs ${smallWords(own)} KL by itself`];
-  const kl = qualityAt(model, now).kl;
+  const kl = qualityAt(model, now, added).kl;
   const share = now > 0 ? `, ${percentWords(own / now)} of the plan's sum` : "";
   lines.push(width === FULL && !own ? "costs nothing" : `costs ${smallWords(own)} KL by itself${share}`);
   const step = (other, verb) => {
     const there = now + model.harmAt(i, other) - model.harmAt(i, width);
     const size = Math.abs(model.bytesAt(i, other) - bytes);
-    const change = qualityAt(model, Math.max(0, there)).kl - kl, amount = Math.abs(change);
+    const change = qualityAt(model, Math.max(0, there), added).kl - kl, amount = Math.abs(change);
     const rate = size ? `, ${smallWords((amount / size) * 1e6)} a megabyte` : "";
     const kls = `${change > 0 ? "+" : "−"}${smallWords(amount)}`;
     return `at ${other}: ${verb} ${sizeWords(size)}, predicted KL ${kls}${rate}`;

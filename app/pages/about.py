@@ -17,7 +17,8 @@ stored weights a layer reads, nothing is calibrated again.
 
 Weights are rounded to an asymmetric grid with one 16-bit scale and one zero-point per group of columns (8
 bits are symmetric). Activation bits round each token's input to a layer on a dynamic symmetric grid. KV
-bits store the attention cache itself at that width.
+bits store the attention cache itself at that width, of all blocks or of each at its own. A budget with a
+context ("90 MB with 2,048 tokens") weighs them against the weights' bits where both were measured.
 
 A *calibrated* model was prepared once for all widths together, by [QuEPT](https://arxiv.org/abs/2602.12609):
 each layer has one small adapter, of which lower widths use more, and learned ends of the range for each
@@ -39,8 +40,8 @@ learn is how codes are read, and a small correction that is read with them.
 - **Tokens a second** are *measured* by answering one question at a plan, or *predicted* for another plan from
   its bytes, along the line through the plans measured so far.
 - **Predicted** numbers add up how much each layer alone hurts at its width (the map *only this layer low*
-  shows it), and read the sum off a curve measured on whole plans. They ignore how layers interact, KV bits,
-  and embedding and activation bits where these were not measured; a note says so then.
+  shows it), and read the sum off a curve measured on whole plans. They ignore how layers interact. There are
+  none for KV, embedding and activation bits that were not measured; a note says so then.
 - **A budget** is met by the plan with the least predicted harm, found exactly. Predictions err at few bits,
   so *Refine* measures whole plans of the same bytes for a minute, on text that the numbers here are not of,
   and keeps the best only if it is still the best on further text. *Best* plans were found the same way, with

@@ -286,8 +286,8 @@ def _plotted(history: list[dict]) -> dict:
 
 def _side(context: PageContext, ask: Ask, choice: str) -> PrecisionPlan:
     side = side_of(context.service.plan, ask.model, choice, ask.plan_json)
-    if ask.kv != AS_PLANNED and int(ask.kv) != side.kv:
-        side = replace(side, kv=int(ask.kv), name=f"{side.name}, KV{ask.kv}")
+    if ask.kv != AS_PLANNED and (int(ask.kv) != side.kv or side.kv_blocks):
+        side = replace(side, kv=int(ask.kv), kv_blocks=(), name=f"{side.name}, KV{ask.kv}")
     if choice == LLAMA:
         elastic, target = context.service.models[ask.model], exporter("gguf")
         if why := context.service.llama.missing or target.refuses(elastic, side):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,55 @@ def test_locked_layers_keep_their_bits_and_ties_hold(service, elastic):
         assert len({whole.resolve(elastic.layers)[name] for name in block.layers.values()}) == 1
 
 
+def test_floors_and_ceilings_are_given_by_the_parts_of_a_model(service, elastic):
+    parts = {part["name"]: part["keys"] for part in service.slider(MODEL)["parts"]}
+    assert set(parts) == {*elastic.layout.roles, "embeddings", "KV cache"}
+    for role in elastic.layout.roles:
+        ends = {name for block in elastic.layout.blocks for name in block.of(role)}
+        assert ends == {n for n in elastic.layers if any(fnmatchcase(n, key) for key in parts[role])}
+    rows = {block: {bits: 2.0**-bits for bits in range(2, 9)} for block in elastic.cached_blocks}
+    service.opened[MODEL].sensitivity = tiny_table(elastic, cache=rows)
+    floor, ceiling = dict.fromkeys(parts["down"], 6), dict.fromkeys(parts["q"], 3)
+    plan, answer = answered(service, middle(elastic), floor=floor, ceiling=ceiling | {"kv": 8})
+    bits = plan.resolve(elastic.layers)
+    for block in elastic.layout.blocks:
+        assert bits[block.layers["down"]].weights >= 6 and bits[block.layers["q"]].weights <= 3
+    assert set(plan.resolve_cache(elastic.cached_blocks).values()) == {8} and answer["plan"]["kv"] == 8
+
+
+def test_a_file_of_constraints_is_read_and_one_that_is_none_leaves_the_slider(service):
+    limits = {"pin": {"*.down_proj": 8}, "tie": "qkv"}
+    text = json.dumps({"format": "quept-constraints", "version": 1} | limits)
+    told = service.slider(MODEL, {"turn": 1, "file": text})
+    assert told["said"] == limits and told["path"] and not told["error"]
+    told = service.slider(MODEL, {"turn": 2, "file": "{}"})
+    assert told["path"] and "said" not in told and "not a file of constraints" in told["error"]
+    for limit in ("pin", "floor", "ceiling"):
+        told = service.slider(MODEL, {"turn": 3, limit: {"*.c_fc": 4}})
+        assert told["path"] is None and "'*.c_fc' fits no layer" in told["error"]
+
+
+def test_bits_are_placed_by_the_sensitivities_that_are_asked_for(service, elastic):
+    opened = service.opened[MODEL]
+    assert service.slider(MODEL)["tables"] == [] and opened.heat["others"] == []
+    costs = {
+        n: {b: row[b] * (1000 if n == elastic.layers[0] else 1) for b in row}
+        for n, row in opened.sensitivity.layers.items()
+    }
+    other = replace(opened.sensitivity, layers=costs, data=opened.sensitivity.data | {"text": "own-words"})
+    opened.other_tables = {"own-words": other}
+    offered = service.slider(MODEL, {"turn": 1})["tables"]
+    assert [name for name, _ in offered] == ["", "own-words"] and offered[1][1] == "its own words"
+    usual, own = (answered(service, middle(elastic), table=table)[0] for table in ("", "own-words"))
+    first = elastic.layers[0]
+    assert own.resolve(elastic.layers)[first].weights > usual.resolve(elastic.layers)[first].weights
+    assert "not understood" in service.solve(MODEL, {"serial": 1, "budget": 10**6, "table": "x"})["error"]
+    del opened.heat
+    (shown,) = opened.heat["others"]
+    assert shown["title"] == "its own words" and first in shown["agreement"]
+    assert len(shown["sensitivity"]) == len(elastic.layers)
+
+
 def test_embeddings_stay_at_16_bits_when_they_shall(service, elastic):
     assert answered(service, middle(elastic))[0].embeddings < FULL
     assert answered(service, middle(elastic), full_embeddings=True)[0].embeddings == FULL
@@ -137,6 +188,10 @@ def test_a_measured_plan_that_is_known_to_be_better_is_the_answer_and_said(servi
         {"budget": 10**6, "pins": [[-2, 4]]},
         {"budget": 10**6, "pins": [["0", 4]]},
         {"budget": 10**6, "pins": [[0, 4]] * 1000},
+        {"budget": 10**6, "pin": {"*": 9}},
+        {"budget": 10**6, "floor": {"x" * 301: 4}},
+        {"budget": 10**6, "ceiling": [4]},
+        {"budget": 10**6, "kv": "8"},
     ],
 )
 def test_what_is_no_budget_is_answered_in_words(service, request_):

@@ -28,6 +28,7 @@ def described(layers: tuple[str, ...] = LAYERS, **changes) -> dict:
         "bits": [2, 3, 4, 5, 6, 7, 8, 16],
         "activation_bits": [4, 5, 6, 7, 8, 16],
         "kv_bits": [2, 3, 4, 8, 16],
+        "kv_blocks": [0, 1],
         "embedding_bits": [4, 8, 16],
         "embedding_bytes": [32, 64, 128],
         "sizes": [[64 * bits // 8 for bits in (2, 3, 4, 5, 6, 7, 8, 16)] for _ in layers],
@@ -74,6 +75,12 @@ def test_a_plan_of_the_model_comes_through_complete_and_as_a_copy(equalizer):
         ({"w": [4] * 4, "a": [8]}, "activation bits for 1 layers"),
         ({"w": [4] * 4, "kv": 5}, "The KV cache can have 2, 3, 4, 8 or 16 bits, not 5"),
         ({"w": [4] * 4, "kv": "8"}, "The KV cache"),
+        (
+            {"w": [4] * 4, "kv": [4]},
+            "KV bits for 1 blocks, but the model on this page keeps keys and values in 2",
+        ),
+        ({"w": [4] * 4, "kv": [4, 5]}, "The KV cache of block 1 can have 2, 3, 4, 8 or 16 bits, not 5"),
+        ({"w": [4] * 4, "kv": [4, "<b>"]}, "The KV cache of block 1"),
         ({"w": [4] * 4, "e": 3}, "The embeddings can have 4, 8 or 16 bits, not 3"),
         ({"w": [4] * 4, "e": "8"}, "The embeddings"),
     ],
@@ -84,6 +91,11 @@ def test_anything_else_is_refused_in_words_without_repeating_it(equalizer, sent,
     assert says in caught.value.message
     assert "<" not in caught.value.message
     assert len(caught.value.message) < 250
+
+
+def test_a_cache_that_is_alike_in_every_block_is_one_number():
+    assert check_plan({"w": [4] * 4, "kv": [8, 8]}, described())["kv"] == 8
+    assert check_plan({"w": [4] * 4, "kv": [8, 4]}, described())["kv"] == [8, 4]
 
 
 def test_a_model_without_activation_bits_takes_only_16(equalizer):

@@ -8,6 +8,7 @@ from app.link import BITS, LinkError, decode, encode
 
 unhurried = settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 ACTIVATION_BITS, KV_BITS, EMBEDDING_BITS = (4, 5, 6, 7, 8, 16), (2, 3, 4, 8, 16), (4, 6, 8, 16)
+BLOCKS = 3
 
 
 def describe(layers: int, model: str = "toy") -> dict:
@@ -17,11 +18,12 @@ def describe(layers: int, model: str = "toy") -> dict:
         "bits": list(BITS),
         "activation_bits": list(ACTIVATION_BITS),
         "kv_bits": list(KV_BITS),
+        "kv_blocks": list(range(BLOCKS)),
         "embedding_bits": list(EMBEDDING_BITS),
     }
 
 
-def plan(weights: list[int], activations: list[int] | None = None, kv: int = 16, e: int = 16) -> dict:
+def plan(weights: list[int], activations: list[int] | None = None, kv: int | list = 16, e: int = 16) -> dict:
     return {"w": weights, "a": activations or [16] * len(weights), "kv": kv, "e": e}
 
 
@@ -30,7 +32,10 @@ def plans(draw) -> dict:
     layers = draw(st.integers(1, 230))
     widths = st.lists(st.sampled_from(BITS), min_size=layers, max_size=layers)
     activations = st.lists(st.sampled_from(ACTIVATION_BITS), min_size=layers, max_size=layers)
-    kv, e = draw(st.sampled_from(KV_BITS)), draw(st.sampled_from(EMBEDDING_BITS))
+    each = st.lists(st.sampled_from(KV_BITS), min_size=BLOCKS, max_size=BLOCKS).filter(
+        lambda k: len({*k}) > 1
+    )
+    kv, e = draw(st.sampled_from(KV_BITS) | each), draw(st.sampled_from(EMBEDDING_BITS))
     return plan(draw(widths), draw(st.none() | activations), kv, e)
 
 
@@ -49,6 +54,21 @@ def test_the_letters_are_three_bit_indices_most_significant_first():
 def test_what_is_all_sixteen_is_left_out():
     assert encode(plan([16] * 8)) == {"w": "____"}
     assert encode(plan([16] * 8, [8] + [16] * 7, kv=4, e=8)).keys() == {"w", "a", "kv", "e"}
+
+
+def test_a_cache_of_different_widths_has_a_part_of_its_own_and_one_width_has_none():
+    query = encode(plan([4] * 8, kv=[4, 8, 16]))
+    assert "kv" not in query and decode(query, describe(8))["kv"] == [4, 8, 16]
+    assert decode({"w": query["w"], "k": encode(plan([4] * 8, kv=[8, 8, 8]))["k"]}, describe(8))["kv"] == 8
+    for damaged, words in (
+        (query["k"][:-1], "3 blocks take"),
+        ("____", "too long"),
+        ("___", "altered"),
+    ):
+        with pytest.raises(LinkError, match=words):
+            decode(query | {"k": damaged}, describe(8))
+    with pytest.raises(LinkError, match="keeps no keys and values"):
+        decode(query, describe(8) | {"kv_blocks": []})
 
 
 def test_210_layers_are_106_characters():

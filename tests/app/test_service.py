@@ -128,6 +128,10 @@ def test_wire_and_plan_are_two_spellings_of_one_thing(service: Service, elastic:
     assert back.key(elastic.layers) == plan.key(elastic.layers)
     assert back.name.startswith("mixed") and back.name.endswith("bits, E6")
     assert service.plan_of(MODEL, service.plan_json_of(MODEL, PrecisionPlan.uniform(4))).name == "W4"
+    first, *_, last = elastic.cached_blocks
+    mixed = PrecisionPlan.of({}, 4, kv=8, kv_blocks={first: 4, last: 16})
+    back = service.plan_of(MODEL, service.plan_json_of(MODEL, mixed))
+    assert back.key(elastic.layers) == mixed.key(elastic.layers) and ", KV mixed" in back.name
     both = PrecisionPlan.uniform(4, kv=8, embeddings=6)
     assert service.plan_of(MODEL, service.plan_json_of(MODEL, both)).name == "W4KV8E6"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from contextlib import closing
@@ -13,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from app import refinement
 from app.serve import build_app, look
 from app.service import Sample, Service
+from quept.allocate.solve.constraints_file import constraints_of, read_constraints
 from quept.evaluate import Results
 from quept.plan import FULL, PrecisionPlan
 from tests.app.tiny import tiny_elastic, tiny_table
@@ -309,6 +311,45 @@ def test_why_is_told_on_hover_and_on_focus(page, site):
     expect(cell(page, 0, 0)).to_have_attribute("aria-describedby", why.get_attribute("id"))
     page.keyboard.press("2")
     expect(why).not_to_contain_text("saves")
+
+
+def test_floors_and_ceilings_by_role_and_all_limits_as_a_file(page, site, tmp_path):
+    page.locator("[data-limits]").click()
+    page.locator('[data-floor="down"]').select_option("6")
+    page.locator('[data-ceiling="q"]').select_option("3")
+    expect(page.locator("[data-limits]")).to_have_text("Constraints (2)")
+    cell(page, 1, 0).focus()
+    page.keyboard.press("5")
+    page.keyboard.press("l")
+    type_budget(page, f"{megabytes(site, 5):.4f} MB")
+    expect(words(page)).to_contain_text("predicted KL")
+    bits, roles = shown(page), site.elastic.layout.roles
+    assert bits[roles.index("down")] >= 6 and bits[roles.index("q")] <= 3 and bits[1] == 5
+    with page.expect_download() as saved:
+        page.locator("[data-save-limits]").click()
+    said = json.loads(saved.value.path().read_text())
+    names = set(told(page, "lockedNames"))
+    assert set(said["pin"]) == names and set(said["floor"].values()) == {6}
+    assert constraints_of(read_constraints(json.dumps(said)), site.elastic.layout).ceiling == said["ceiling"]
+    page.locator("[data-clear-limits]").click()
+    expect(page.locator('[data-floor="down"]')).to_have_value("")
+    file = page.locator("[data-constraints-file]")
+    file.set_input_files({"name": "a.json", "mimeType": "application/json", "buffer": b"{}"})
+    expect(words(page)).to_contain_text("This file is not a file of constraints")
+    expect(page.locator("[data-slider]")).to_be_enabled()
+    file.set_input_files(
+        {"name": "b.json", "mimeType": "application/json", "buffer": json.dumps(said).encode()}
+    )
+    expect(page.locator('[data-floor="down"]')).to_have_value("6")
+    expect(page.locator("[data-said]")).to_contain_text(f"pin {min(names)} = ")
+    wrong = said | {"pin": {"*.c_fc": 4}, "tie": "qkv"}
+    file.set_input_files(
+        {"name": "c.json", "mimeType": "application/json", "buffer": json.dumps(wrong).encode()}
+    )
+    expect(page.get_by_role("radio", name="q=k=v, gate=up")).to_have_attribute("aria-checked", "true")
+    expect(words(page)).to_contain_text("'*.c_fc' fits no layer")
+    page.locator("[data-clear-limits]").click()
+    expect(page.locator("[data-slider]")).to_be_enabled()
 
 
 def test_the_heat_map_opens_reads_out_and_leads_to_the_layer(page, site):

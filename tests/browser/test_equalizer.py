@@ -58,6 +58,7 @@ def described(
         "bits": BITS,
         "activation_bits": [4, 5, 6, 7, 8, 16],
         "kv_bits": [2, 3, 4, 8, 16],
+        "kv_blocks": list(range(blocks)),
         "embedding_bits": EMBEDDING_BITS,
         "embedding_names": ["model.embed_tokens"],
         "embedding_bytes": [28_311_552 * bits // 8 for bits in EMBEDDING_BITS],
@@ -487,6 +488,39 @@ def test_activation_bits_and_the_kv_cache(page, site):
     page.get_by_role("radio", name="Weights").click()
     expect(cell(page, 0, 0)).to_have_text("4")
     expect(page.locator("[data-summary]")).to_contain_text("all 210 layers at 4 · A8 activations")
+
+
+def test_each_block_keeps_its_keys_and_values_at_a_width_of_its_own(page, site):
+    page.get_by_role("radio", name="KV cache").click()
+    expect(page.locator("#equalizer .locks")).to_be_hidden()
+    expect(page.get_by_role("radiogroup", name="Layers the faders move")).to_be_hidden()
+    expect(fader(page, 0)).to_have_attribute("aria-valuetext", "16 bits (untouched)")
+    paint(page, (0, 2), (9, 2))
+    settled(site, 1)
+    assert site.commits[0]["kv"] == [4] * 10 + [16] * 20 and site.commits[0]["w"] == [4] * 210
+    expect(page.locator("[data-kv]")).to_have_value("mixed")
+    expect(page.locator("[data-summary]")).to_contain_text("KV cache at 4 to 16")
+    query = {key: values[0] for key, values in parse_qs(urlsplit(page.url).query).items()}
+    assert link.decode(query, described())["kv"] == site.commits[0]["kv"]
+    fader(page, 0).focus()
+    page.keyboard.press("8")
+    page.keyboard.press("l")
+    settled(site, 2)
+    assert site.commits[1]["kv"] == [8] + [4] * 9 + [16] * 20
+    cell(page, -1, -1).click()
+    expect(page.locator(".picker .title")).to_have_text("Keys and values of all blocks")
+    expect(page.locator(".picker .lock")).to_be_hidden()
+    page.locator('.picker [data-bits="3"]').click()
+    settled(site, 3)
+    assert site.commits[2] == {"w": [4] * 210, "a": [16] * 210, "kv": 3, "e": 16}
+    page.keyboard.press("Control+z")
+    settled(site, 4)
+    assert site.commits[3] == site.commits[1]
+    page.locator("[data-kv]").select_option("16")
+    settled(site, 5)
+    assert site.commits[4]["kv"] == 16
+    page.get_by_role("radio", name="Weights").click()
+    expect(cell(page, 0, 0)).to_have_text("4")
 
 
 def test_the_prediction_is_told_at_once(page):
