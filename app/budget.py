@@ -15,7 +15,7 @@ from quept.allocate import SensitivityTable
 from quept.allocate.front import Front
 from quept.allocate.solve.asked import asked
 from quept.allocate.solve.best import Best
-from quept.allocate.solve.budget import parse_budget
+from quept.allocate.solve.budget import parse_budget, with_context
 from quept.allocate.solve.constraints import CACHE, Constraints
 from quept.allocate.solve.constraints import EMBEDDINGS as EMBEDDINGS_KEY
 from quept.allocate.solve.constraints_file import constraints_of as constraints_said
@@ -59,6 +59,12 @@ def solved(opened: Tabled, request: Mapping[str, Any]) -> tuple[Best, int]:
         raise ValueError(NOT_UNDERSTOOD)
     said = request.budget if isinstance(request.budget, str) else int(request.budget)
     return asked(said, table, sizes, constraints, opened.front, capped=True)
+
+
+def context_of(request: Mapping[str, Any]) -> int:
+    """Tokens whose keys and values the request's budget has room for; 0 where it names none."""
+    said = request.get("budget")
+    return with_context(said)[1] if isinstance(said, str) else 0
 
 
 def slider(opened: Tabled, request: Mapping[str, Any] | None = None) -> dict[str, Any]:

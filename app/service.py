@@ -15,12 +15,13 @@ from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from quept.allocate.solve.constraints import megabytes
 from quept.evaluate import EvalTask, Results, Sample, TaskEstimate
 from quept.plan import FULL, Bits, PlanError, PrecisionPlan
 from quept.runtime import ElasticModel
 from quept.runtime.memory import resident_bytes
 
-from .budget import sentence, slider, solved
+from .budget import context_of, sentence, slider, solved
 from .exports import Exports
 from .gate import Admission, Gate, Unwanted
 from .lazy import Lazy
@@ -182,9 +183,14 @@ class Service:
             return answer | {"error": sentence(error)}
         plan_json = self.plan_json_of(model, found.allocation.plan)
         changed = ["w", "e"] + ["a"] * (request.get("activations") == AS_WEIGHTS)
-        changed += ["kv"] * found.allocation.plan.rounds_cache
+        tokens = context_of(request)
+        changed += ["kv"] * (found.allocation.plan.rounds_cache or tokens > 0)
         plan = {key: plan_json[key] for key in changed}
-        return answer | {"plan": plan, "budget": budget, "note": found.describe()}
+        note = found.describe()
+        if tokens:
+            taken = megabytes(self.models[model].sizes.cache(found.allocation.plan, tokens))
+            note = f"{taken} of it for the keys and values of {tokens:,} tokens. {note}".strip()
+        return answer | {"plan": plan, "budget": budget, "note": note}
 
     def comparable(self, model: str, tried: Sequence[PrecisionPlan] = (), task: str | None = None) -> dict:
         """What there is to compare: the menu of plans, and where the model's layers lie."""

@@ -103,6 +103,16 @@ def test_floors_and_ceilings_are_given_by_the_parts_of_a_model(service, elastic)
     assert set(plan.resolve_cache(elastic.cached_blocks).values()) == {8} and answer["plan"]["kv"] == 8
 
 
+def test_a_budget_with_a_context_says_what_keys_and_values_take_of_it(service, elastic):
+    rows = {block: {bits: 4.0**-bits for bits in range(2, 9)} for block in elastic.cached_blocks}
+    service.opened[MODEL].sensitivity = tiny_table(elastic, cache=rows)
+    room = (middle(elastic) + elastic.sizes.token[6] * 200) / 1e6
+    plan, answer = answered(service, f"{room:.6f} MB with 200 tokens")
+    held = elastic.sizes.cache(plan, 200)
+    assert elastic.sizes.deploy(plan) + held <= answer["budget"] and "kv" in answer["plan"]
+    assert answer["note"].startswith(f"{held / 1e6:.1f} MB of it for the keys and values of 200 tokens.")
+
+
 def test_a_file_of_constraints_is_read_and_one_that_is_none_leaves_the_slider(service):
     limits = {"pin": {"*.down_proj": 8}, "tie": "qkv"}
     text = json.dumps({"format": "quept-constraints", "version": 1} | limits)

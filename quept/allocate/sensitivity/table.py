@@ -244,7 +244,7 @@ class SensitivityTable:
         points = [
             (self.total(plan), row["kl"], row[self.score], row["same_top"])
             for plan, row in plans
-            if self.covers(plan) and not _of_cache(plan)  # which is no sum of roundings of weights
+            if self.covers(plan) and not (_of_cache(plan) or (self.cache and plan.rounds_cache))
         ]
         points = _rising([point for point in points if point[0] > 0])
         if not points:
