@@ -3,9 +3,10 @@
     recipe = Recipe.load("smollm2-weight-only")        # a name of presets/recipes, or a path
 
 A recipe names its data (of a kind in `quept.data.SOURCES`), its transforms, its adapters and clips, for
-pictures the `static` grids of activations, and one or two stages: `block_wise` (QuEPT's reconstruction of one
-block after another) and `end_to_end` (divergence of the whole model from full precision). A recipe with
-static grids may do without stages: nothing is learned then. An unknown key is an error, so is a value of the
+pictures the `static` grids of activations, one or two stages: `block_wise` (QuEPT's reconstruction of one
+block after another) and `end_to_end` (divergence of the whole model from full precision), and for pictures
+`rounding`, the choice between neighbors on the grid. A recipe with static grids or rounding may do without
+stages: no adapter is learned then. An unknown key is an error, so is a value of the
 wrong kind: nothing is accepted and ignored.
 """
 
@@ -139,6 +140,20 @@ class EndToEnd:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """For each width which weights go to the second nearest point of their grid (`quept.calibrate.rounding`),
+    by what layers are given on `images` of the pictures. Behind the stages: a width keeps it where it helps
+    on held-out pictures."""
+
+    widths: tuple[int, ...]
+    images: int = 128
+
+    def __post_init__(self) -> None:
+        _need(bool(self.widths) and all(2 <= b <= 8 for b in self.widths), "widths", "must be of 2 to 8")
+        _need(self.images >= 1, "images", "must be 1 or more")
+
+
+@dataclass(frozen=True)
 class Routing:
     """Nested codes with routers (`quept.engines.mobiquant`) instead of a grid for each width. router: "mlp",
     learned, with `hidden` units; or an estimate without learning, "norm" of the input or a random
@@ -175,14 +190,19 @@ class Recipe:
     transforms: tuple[Mapping[str, Any], ...] = ()
     block_wise: BlockWise | None = None
     end_to_end: EndToEnd | None = None
+    rounding: Rounding | None = None
     routing: Routing | None = None
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
         widths = self.adapters.widths
         stages = tuple(filter(None, (self.block_wise, self.end_to_end)))
-        _need(bool(stages or self.static), "block_wise, end_to_end", "one of the two is needed")
-        _need(self.data.static or self.static is None, "static", f"is not for {self.data.noun}")
+        bare = self.static is None and self.rounding is None
+        _need(bool(stages) or not bare, "block_wise, end_to_end", "one of the two is needed")
+        for name in ("static", "rounding"):
+            _need(self.data.static or getattr(self, name) is None, name, f"is not for {self.data.noun}")
+        of = set(self.rounding.widths) if self.rounding else set()
+        _need(of <= set(widths), "rounding", "chooses at widths of the bit groups")
         _need(set(self.clip.start) <= set(widths) - {8}, "clip", "clips widths of the bit groups below 8")
         _need(1 <= self.held_out <= MOST_ITEMS, "held_out", f"must be 1 to {MOST_ITEMS:,}")
         for step in self.transforms:

@@ -13,7 +13,7 @@ from quept.checked import Group, Number, Whole, Width, checked, form
 from quept.engines import ENGINES
 from quept.files import read_json
 
-FORMAT, FORMAT_VERSION = "quept-artifact", 3  # 2: static grids of activations. 3: config
+FORMAT, FORMAT_VERSION = "quept-artifact", 4  # 2: static grids. 3: config. 4: chosen rounding
 FILE_NAME = "manifest.json"
 
 

@@ -2,11 +2,11 @@
 
 Where one token in hundreds decides (the class token of a vision transformer), squared error over all of them
 clips exactly what the head reads. So squared error only proposes: its own choice among the percentiles, each
-percentile alone, and all values that were seen (min-max). Proposals are compared by the divergence of the
-model's answers from full precision with weights and activations at that width; the best one starts, and then
-each role of layers takes min-max or squared error's instead where that helps the whole. So what comes out is
-never worse than min-max on the pictures that it was chosen on; whether it, or what is learned from it, is
-better than rounding each token by its own range is decided at the end of a run.
+percentile alone, all values that were seen (min-max), and no grid at all (dynamic: each token by its own
+range). Proposals are compared by the divergence of the model's answers from full precision with weights and
+activations at that width; the best one starts, and then each role of layers takes min-max, squared error's or
+dynamic instead where that helps the whole. So what comes out is never worse than min-max or dynamic on the
+pictures that it was chosen on.
 """
 
 from __future__ import annotations
@@ -42,21 +42,22 @@ def chosen_ends(
     settings: Static,
     group: int | str,
     report: Callable[[str, float | None], None],
+    known: bool = False,
 ) -> tuple[Ends, dict[int, dict[str, float]]]:
-    """The ends of the grids that were chosen, and the divergence of the proposals and of dynamic rounding,
-    `{bits: {name: KL}}`; of one percentile alone there is nothing to choose."""
+    """The ends of the grids that were chosen, none where dynamic rounding was, and the divergence of the
+    proposals, `{bits: {name: KL}}`; of one percentile alone there is nothing to choose. known: only between
+    min-max and dynamic, for all layers alike."""
     batches = list(batches)
     seen = observe(model, layout.layers, batches, layout.fused)
     if len(settings.percentiles) == 1:
         return static_ends(seen, settings.widths, settings.percentiles), {}
     shown = {name: tensor[:CHOSEN_ON] for name, tensor in batches[0].items()}
-    proposals = {
-        "min-max": static_ends(seen, settings.widths, (1.0,)),
-        "squared error": static_ends(seen, settings.widths, settings.percentiles),
-    }
-    for p in settings.percentiles:
-        if p < 1:
-            proposals[f"percentile {p:g}"] = static_ends(seen, settings.widths, (p,))
+    proposals = {"min-max": static_ends(seen, settings.widths, (1.0,))}
+    if not known:
+        proposals["squared error"] = static_ends(seen, settings.widths, settings.percentiles)
+        for p in settings.percentiles:
+            if p < 1:
+                proposals[f"percentile {p:g}"] = static_ends(seen, settings.widths, (p,))
     with torch.no_grad():
         full = logits_of(model, shown).float().log_softmax(-1)
     roles: dict[str, list[str]] = {}
@@ -65,8 +66,8 @@ def chosen_ends(
             roles.setdefault(role.partition(" ")[0], []).append(name)
 
     @torch.no_grad()
-    def divergence(ends: Ends, bits: int) -> float:
-        at = {name: {bits: found[bits]} for name, found in ends.items()}
+    def divergence(ends: Mapping[str, Tensor], bits: int) -> float:
+        at = {name: {bits: found} for name, found in ends.items()}
         trainable = Trainable(model, layout, NOTHING, {}, group, 0, (), at)
         view = trainable.view(PrecisionPlan.uniform(bits, bits).keeping(layout.vision_layers))
         kl = divergence_loss(logits_of(view, shown).float(), full).item()
@@ -76,29 +77,29 @@ def chosen_ends(
     measured: dict[int, dict[str, float]] = {}
     for number, bits in enumerate(settings.widths):
         report(f"choosing the grids of {bits} bits", number / len(settings.widths))
-        found = {name: divergence(ends, bits) for name, ends in proposals.items()}
-        dynamic = divergence({}, bits)
+        proposed = {what: {name: e[bits] for name, e in ends.items()} for what, ends in proposals.items()}
+        proposed["dynamic"] = {}
+        found = {what: divergence(ends, bits) for what, ends in proposed.items()}
         start = min(found, key=found.__getitem__)
-        best, ends = found[start], dict(proposals[start])
-        for names in roles.values():
-            for other in ("min-max", "squared error"):
-                tried = ends | {name: proposals[other][name] for name in names}
-                if any(tried[name] is not ends[name] for name in names):
+        best, ends = found[start], proposed[start]
+        for names in roles.values() if not known else ():
+            rest = {name: e for name, e in ends.items() if name not in names}
+            for other in ("min-max", "squared error", "dynamic"):
+                tried = rest | {name: e for name, e in proposed[other].items() if name in names}
+                if any(tried.get(name) is not ends.get(name) for name in names):
                     kl = divergence(tried, bits)
                     if kl < best:
                         best, ends = kl, tried
-        found |= {"chosen": best, "dynamic": dynamic}
-        measured[bits] = {name: round(kl, 6) for name, kl in found.items()}
+        measured[bits] = {what: round(kl, 6) for what, kl in (found | {"chosen": best}).items()}
         for name, layer in ends.items():
-            chosen[name][bits] = layer[bits]
+            chosen[name][bits] = layer
     return chosen, measured
 
 
 def starts_worse(transformed: Mapping[str, float], base: Mapping[str, float]) -> bool:
     """Whether a transformed model begins worse than rounding the base would, beyond what noise would show, so
     that its transform, shared by all widths, is not worth it. Both as `chosen_ends` measured them."""
-    best = min(transformed["chosen"], transformed["dynamic"])
-    return best > 1.1 * min(base["min-max"], base["dynamic"]) + 1e-5
+    return transformed["chosen"] > 1.1 * min(base["min-max"], base["dynamic"]) + 1e-5
 
 
 def min_max(

@@ -1,8 +1,8 @@
 """One calibration run: a model and a recipe in, an artifact folder out, re-opened and checked before it is
 called done.
 
-    transforms -> static grids -> block-wise stage -> end-to-end stage -> comparison with round-to-nearest
-    -> artifact
+    transforms -> static grids -> block-wise stage -> end-to-end stage -> comparison with round-to-nearest,
+    and choice of rounding -> artifact
 
 What is in the folder while it runs: progress.jsonl, one line for every step and decision, and checkpoint.*,
 replaced by renaming, from which the same command goes on to the same bytes. When it is done: manifest.json,
@@ -33,6 +33,7 @@ from quept.engines.quept import Quept
 from quept.files import append_line, read_lines, resume_lines
 from quept.models import LoadedModel, ModelLayout, load
 from quept.models.vision import class_logits
+from quept.numerics.grid import group_size
 from quept.plan import ACTIVATION_BITS, FULL, KEPT_BITS, PrecisionPlan
 from quept.runtime import ElasticModel
 
@@ -47,12 +48,13 @@ from .nested import NestedTrainable
 from .nested_artifact import nested_artifact
 from .observe import Ends, observe
 from .prepare import prepared
+from .rounding import input_moments, second_nearest
 from .trainable import Trainable
 
 Progress = Callable[[str, float | None], None]
 LOG = "progress.jsonl"
 COMPARED = 16  # samples on which widths are compared where nothing was learned
-SHOWN = 8  # windows of text on which the magnitudes of inputs are seen
+SHOWN = 8  # windows of text on which the magnitudes of inputs are seen; pictures at once that moments are of
 SAVE_EVERY = 120.0  # seconds between two checkpoints; a step takes seconds, writing one about a second
 
 
@@ -134,7 +136,14 @@ def calibrate(
     else:
         artifact = _artifact(loaded, transformed, recipe, group, trainable)
         plain = replace(artifact, engine=Quept(group, trainable.plain()))
-        artifact = _compared(artifact, plain, loaded, transformed, recipe, data.held_out, device, log, report)
+        moments = {}
+        if recipe.rounding:
+            report("looking at the inputs of the layers", None)
+            shown = batches(data.block_wise, recipe.rounding.images, device, SHOWN)
+            moments = input_moments(model, layout, shown, recipe.seed)
+        artifact = _compared(
+            artifact, plain, loaded, transformed, recipe, data.held_out, moments, device, log, report
+        )
     seconds["comparing"] = time.monotonic() - began
     log("done", seconds_per_stage={name: round(s, 1) for name, s in seconds.items()})
     report("writing the artifact", None)
@@ -158,17 +167,17 @@ def _grids(
     report("searching the grids of the activations", None)
     shown, layout = list(batches(data.block_wise, recipe.static.images, device)), loaded.layout
 
-    def chosen(of: LoadedModel) -> tuple[Ends, dict[int, dict[str, float]]]:
+    def chosen(of: LoadedModel, known: bool = False) -> tuple[Ends, dict[int, dict[str, float]]]:
         model = copy.deepcopy(of.model).to(device, torch.float32)
-        return chosen_ends(model, layout, shown, recipe.static, group, report)
+        return chosen_ends(model, layout, shown, recipe.static, group, report, known)
 
     static, measured = chosen(transformed)
     log("grids", measured={f"A{bits}": kl for bits, kl in measured.items()})
     if transformed is not loaded and measured:
-        grids, without = chosen(loaded)
+        _, without = chosen(loaded, known=True)
         if lost := [bits for bits in measured if starts_worse(measured[bits], without[bits])]:
             log("transforms given up", widths=lost, measured={f"A{b}": without[b] for b in lost})
-            return loaded, grids
+            return loaded, chosen(loaded)[0]
     return transformed, static
 
 
@@ -248,6 +257,7 @@ def _compared(
     transformed: LoadedModel,
     recipe: Recipe,
     held_out: Inputs,
+    moments: Mapping[str, Tensor],
     device: torch.device,
     log: _Log,
     report: Progress,
@@ -255,7 +265,9 @@ def _compared(
     """The artifact with each width at the best that is known of it, measured on held-out data as it will be
     stored: as it was learned, or the same (transformed) weights rounded to nearest with activations on the
     grids where learning began or rounded by the range of each token. Where round-to-nearest of the base
-    itself is better at every width, nothing of it is left. plain: the artifact without anything learned."""
+    itself is better at every width, nothing of it is left. At the widths of `recipe.rounding` each weight's
+    point on the grid is chosen too, where that is better still. plain: the artifact without anything learned;
+    moments: of the layers' inputs, for that choice."""
     options = {"device": device, "dtype": torch.float32, "budget": 1}  # nothing is wanted twice
     rtn = ElasticModel(loaded, Artifact.rtn(loaded, artifact.group), **options)
     by_token = rtn
@@ -276,7 +288,7 @@ def _compared(
             kl = [n * divergence_loss(q, p).item() for q, p, n in zip(logits, full, weights, strict=True)]
         return round(sum(kl) / sum(weights), 6)
 
-    activations = stage.activations if stage else True
+    activations = stage.activations if stage else recipe.static is not None
     quality, comparisons = {}, _comparisons(recipe, loaded.layout, activations)
     for i, (bits, plan, decided) in enumerate(comparisons):
         report(f"comparing {plan.name} with round-to-nearest", i / len(comparisons))
@@ -290,23 +302,50 @@ def _compared(
         log("compared", plan=plan.name, kl=kl if learned else None, kept=kept, kl_token=token, **found)
         quality[plan.name] = {"kl": best, **found}
         if not kept:
-            layers = {
-                name: layer.without(bits, plain.engine.static(name).get(bits) if grids else None)
-                if name in decided
-                else layer
-                for name, layer in artifact.engine.learned.items()
-            }
-            listed = {name: layer.widths for name, layer in layers.items()}
-            manifest = replace(artifact.manifest, widths=listed)
-            artifact = replace(artifact, engine=Quept(artifact.group, layers), manifest=manifest)
+            back = {name: plain.engine.static(name).get(bits) if grids else None for name in decided}
+            artifact = _without(artifact, bits, back)
             if loaded.layout.vision_layers:  # 8 bits are a part of the plans that follow
                 calibrated = ElasticModel(transformed, artifact, **options)
+        if recipe.rounding and bits in recipe.rounding.widths:
+            starts = [artifact]
+            if kept:
+                starts.append(
+                    _without(artifact, bits, {n: artifact.engine.static(n).get(bits) for n in decided})
+                )
+            for start in starts:
+                report(f"choosing the rounding of {bits} bits", i / len(comparisons))
+                chosen = _rounding_chosen(start, transformed, bits, moments)
+                kl = divergence(ElasticModel(transformed, chosen, **options), plan)
+                log("rounding", plan=plan.name, learned=kept and start is starts[0], kl=kl, kept=kl < best)
+                if kl < best:
+                    artifact, best = chosen, kl
+            quality[plan.name]["kl"] = best
     if artifact.record and all(row["kl_rtn"] < row["kl"] for row in quality.values()):
         quality = {plan: row | {"kl": row["kl_rtn"]} for plan, row in quality.items()}
         bare = {name: () for name in artifact.manifest.layers}
         manifest = replace(artifact.manifest, widths=bare, transforms=(), quality=quality)
         return Artifact(manifest, Quept(artifact.group))
     return replace(artifact, manifest=replace(artifact.manifest, quality=quality))
+
+
+def _without(artifact: Artifact, bits: int, grids: Mapping[str, Tensor | None]) -> Artifact:
+    """The artifact with a width of some layers rounded to nearest, on the grid given for each or on none."""
+    learned = artifact.engine.learned
+    layers = dict(learned) | {name: learned[name].without(bits, grid) for name, grid in grids.items()}
+    manifest = replace(artifact.manifest, widths={name: layer.widths for name, layer in layers.items()})
+    return replace(artifact, engine=Quept(artifact.group, layers), manifest=manifest)
+
+
+def _rounding_chosen(
+    artifact: Artifact, of: LoadedModel, bits: int, moments: Mapping[str, Tensor]
+) -> Artifact:
+    """The artifact of a model with the points chosen that the weights go to at a width."""
+    layers = {}
+    for name, layer in artifact.engine.learned.items():
+        weight = of.model.get_submodule(name).weight.detach().flatten(1).to(moments[name].device)
+        rounding = layer.rounding(weight, bits, group_size(weight.shape[1], artifact.group))
+        layers[name] = layer.choosing(bits, second_nearest(rounding, moments[name]))
+    return replace(artifact, engine=Quept(artifact.group, layers))
 
 
 def worse(quality: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -5,11 +5,13 @@ stores, by layer:
     a      (R, in)          float16
     clip   (2, out, groups) uint8      for each width that clips: factors of the lower and the upper end,
                                        factor = (code + 1) / 256
+    second (out, in / 8)    uint8      for each width whose rounding was chosen: a bit for each weight, the
+                                       first the lowest, set where it goes to the second nearest point
     static (2, sites)       float32    for each width of its input: scale and zero-point of the input and,
                                        of a layer that gives query, key and value, of these three
 
-A width that was not calibrated, or for which round-to-nearest proved better in this layer, is not in `widths`
-and is rounded to nearest.
+A width that was not calibrated, or for which round-to-nearest proved better in this layer, is not in
+`widths`: adapter and clips have no part in it.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,6 +65,8 @@ class Quept(Rtn):
             return f"its adapter is not ({rows}, {rank}) and ({rank}, {columns})"
         if any(clip.shape[1:] != (rows, groups) for clip in learned.clips.values()):
             return f"its clip factors are not ({rows}, {groups}): groups of {self.group!r} are others"
+        if any(marks.shape != (rows, -(-columns // 8)) for marks in learned.second.values()):
+            return f"its choices of rounding are not ({rows}, {-(-columns // 8)})"
         return ""
 
     def tensors(self) -> dict[str, Tensor]:
@@ -79,7 +84,7 @@ class Quept(Rtn):
 @dataclass(frozen=True)
 class LayerParameters:
     """See the module docstring. `clips` is `{bits: (2, out, groups)}`, `static` `{bits: (2, sites)}`: empty
-    where activations are rounded by the range that each token has."""
+    where activations are rounded by the range that each token has; `second` `{bits: (out, in / 8)}`."""
 
     schedule: RankSchedule
     b: Tensor
@@ -87,6 +92,7 @@ class LayerParameters:
     clips: Mapping[int, Tensor]
     widths: tuple[int, ...]
     static: Mapping[int, Tensor] = field(default_factory=dict)
+    second: Mapping[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def rounded(
@@ -109,9 +115,17 @@ class LayerParameters:
     def without(self, bits: int, grid: Tensor | None = None) -> LayerParameters:
         """The same layer with this width rounded to nearest, and activations of it on `grid` or, where there
         is none, by the range of each token."""
-        clips = {b: c for b, c in self.clips.items() if b != bits}
-        static = {b: g for b, g in self.static.items() if b != bits} | ({} if grid is None else {bits: grid})
-        return replace(self, clips=clips, widths=tuple(b for b in self.widths if b != bits), static=static)
+        clips, static, second = (
+            {b: t for b, t in of.items() if b != bits} for of in (self.clips, self.static, self.second)
+        )
+        static |= {} if grid is None else {bits: grid}
+        widths = tuple(b for b in self.widths if b != bits)
+        return replace(self, clips=clips, widths=widths, static=static, second=second)
+
+    def choosing(self, bits: int, second: Tensor) -> LayerParameters:
+        """The same layer where these weights, (out, in) bool, go to the second nearest point at a width."""
+        packed = torch.from_numpy(np.packbits(second.cpu().numpy(), axis=-1, bitorder="little"))
+        return replace(self, second={**self.second, bits: packed})
 
     def quantize(self, weight: Tensor, bits: int, group: int) -> tuple[Quantized, Tensor]:
         """The layer at 2..8 bits: packed, and as values (out, in) float32 on the grid."""
@@ -119,15 +133,17 @@ class LayerParameters:
 
     def rounding(self, weight: Tensor, bits: int, group: int) -> Rounding:
         """The layer at 2..8 bits, to be rounded."""
-        if bits not in self.widths:
-            return Rounding(weight, bits, group)
-        device, added, ends = weight.device, None, ()
-        if self.schedule.ranks(bits):
+        device, added, ends, second = weight.device, None, (1.0, 1.0), None
+        if bits in self.widths and self.schedule.ranks(bits):
             b, a = (t.to(device, torch.float32) for t in (self.b, self.a))
             added = adapter(b, a, self.schedule, bits)
-        if bits in self.clips:
+        if bits in self.widths and bits in self.clips:
             ends = self.clips[bits].to(device).float().add_(1).div_(CLIP_STEPS)[..., None]
-        return Rounding(weight, bits, group, added, *ends)
+        if bits in self.second:
+            marks = self.second[bits].numpy()
+            bools = np.unpackbits(marks, axis=-1, count=weight.shape[1], bitorder="little")
+            second = torch.from_numpy(bools).to(device)
+        return Rounding(weight, bits, group, added, *ends, second)
 
     def tensors(self, layer: str) -> dict[str, Tensor]:
         """What is written, by name."""
@@ -135,6 +151,7 @@ class LayerParameters:
         if self.schedule.total:
             found |= {f"{layer}.b": self.b, f"{layer}.a": self.a}
         found |= {f"{layer}.static.{bits}": grid for bits, grid in self.static.items()}
+        found |= {f"{layer}.second.{bits}": marks for bits, marks in self.second.items()}
         return {name: tensor.contiguous() for name, tensor in found.items()}
 
     @property
@@ -143,7 +160,7 @@ class LayerParameters:
 
 
 def _place(key: str) -> tuple[str, str]:
-    """(layer, part) of a tensor's name: "b", "a", "clip.4", "static.4"."""
+    """(layer, part) of a tensor's name: "b", "a", "clip.4", "static.4", "second.4"."""
     layer, _, part = key.rpartition(".")
     if part.isdigit():
         layer, _, kind = layer.rpartition(".")
@@ -156,11 +173,12 @@ def _parameters(
 ) -> LayerParameters:
     empty = torch.zeros(0, 0, dtype=torch.float16)
     b, a = parts.get("b", empty), parts.get("a", empty)
-    if odd := [part for part in parts if part.partition(".")[0] not in ("b", "a", "clip", "static")]:
+    kinds = ("clip", "static", "second")
+    if odd := [part for part in parts if part.partition(".")[0] not in ("b", "a", *kinds)]:
         raise ValueError(f"unknown tensor {odd[0]}")
-    clips, static = (
-        {int(key.partition(".")[2]): t for key, t in parts.items() if key.startswith(kind)}
-        for kind in ("clip.", "static.")
+    clips, static, second = (
+        {int(key.partition(".")[2]): t for key, t in parts.items() if key.startswith(f"{kind}.")}
+        for kind in kinds
     )
     if b.ndim != 2 or a.ndim != 2 or not (b.is_floating_point() and a.is_floating_point()):
         raise ValueError("adapters of another form")
@@ -170,7 +188,9 @@ def _parameters(
         raise ValueError("clip factors of another form")
     if not all(map(_is_grid, static.values())):
         raise ValueError("static grids of another form")
-    return LayerParameters(schedule, b, a, clips, widths, static)
+    if any(t.dtype != torch.uint8 or t.ndim != 2 for t in second.values()):
+        raise ValueError("choices of rounding of another form")
+    return LayerParameters(schedule, b, a, clips, widths, static, second)
 
 
 def _is_grid(t: Tensor) -> bool:

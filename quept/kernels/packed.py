@@ -90,6 +90,8 @@ class PackedWeight:
         """Rounds a weight on the CPU to its grid and lays it out, at once: what `pack` makes of what
         `quantize` gives, to the last bit. Raises as these do. library: another instruction set than the one
         that is used."""
+        if rounding.second is not None:  # of few models, and small ones
+            return cls.pack(rounding.quantized()[0])
         library, weight = library or loaded(), rounding.weight.detach()
         if weight.ndim != 2 or 0 in weight.shape or weight.device.type != "cpu":
             raise ValueError(

@@ -48,7 +48,8 @@ class Quantized:
 @dataclass(frozen=True)
 class Rounding:
     """A weight (out, in) that is to be rounded at one width. added (out, in) float32: what is added to it
-    first, or None; low, high: see `quantize`. Backends may round it in their own way, to the same codes."""
+    first, or None; low, high, second: see `quantize`. Backends may round it in their own way, to the same
+    codes."""
 
     weight: Tensor
     bits: int
@@ -56,11 +57,16 @@ class Rounding:
     added: Tensor | None = None
     low: Tensor | float = 1.0
     high: Tensor | float = 1.0
+    second: Tensor | None = None
+
+    @property
+    def moved(self) -> Tensor:
+        """What is rounded, (out, in)."""
+        return self.weight if self.added is None else self.weight.float() + self.added
 
     def quantized(self) -> tuple[Quantized, Tensor]:
         """What `quantize` returns of it."""
-        weight = self.weight if self.added is None else self.weight.float() + self.added
-        return quantize(weight, self.bits, self.group, self.low, self.high)
+        return quantize(self.moved, self.bits, self.group, self.low, self.high, self.second)
 
 
 def group_size(columns: int, group: int | str = "auto") -> int:
@@ -83,12 +89,17 @@ def quantized_bytes(rows: int, columns: int, bits: int, group: int) -> int:
 
 
 def quantize(
-    weight: Tensor, bits: int, group: int, low: Tensor | float = 1.0, high: Tensor | float = 1.0
+    weight: Tensor,
+    bits: int,
+    group: int,
+    low: Tensor | float = 1.0,
+    high: Tensor | float = 1.0,
+    second: Tensor | None = None,
 ) -> tuple[Quantized, Tensor]:
     """weight (out, in) -> (its packed form, its values on the grid (out, in) float32).
 
     low, high: clip factors in (0, 1] for the lower and upper end, broadcastable to (out, groups, 1). The last
-    group may be ragged."""
+    group may be ragged. second (out, in): true for weights that go to the second nearest point instead."""
     if weight.ndim != 2 or 0 in weight.shape:
         raise ValueError(
             f"a weight to quantize is a non-empty (out, in) matrix; got shape {tuple(weight.shape)}"
@@ -97,12 +108,19 @@ def quantize(
     x = grouped(weight.float(), group)
     scale, zero, _, _ = scale_and_zero(x, bits, low, high)
     top = 2**bits - 1
-    q = x.div(scale).round_().add_(zero).clamp_(0, top)
+    q = on_grid(x.div(scale), None if second is None else grouped(second.float(), group))
+    q = q.add_(zero).clamp_(0, top)
     codes = q.to(torch.uint8).reshape(rows, -1)[:, :columns]
     values = q.sub_(zero).mul_(scale).reshape(rows, -1)[:, :columns]
     zeros = None if bits == SYMMETRIC_BITS else pack(zero[..., 0].to(torch.uint8), bits)
     scales = scale[..., 0].to(torch.float16)
     return Quantized(bits, group, columns, pack(codes, bits), scales, zeros), values.contiguous()
+
+
+def on_grid(u: Tensor, second: Tensor | None = None) -> Tensor:
+    """u = x / s -> the nearest whole numbers or, where `second` is 1, the ones on the other side of u."""
+    nearest = u.round()
+    return nearest if second is None else nearest.add_((u - nearest).sign_().mul_(second))
 
 
 def dequantize(packed: Quantized) -> Tensor:

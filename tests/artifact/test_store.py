@@ -81,8 +81,8 @@ def test_a_sound_artifact_opens(folder):
 
 
 def test_a_newer_version_is_refused(folder):
-    change_manifest(folder, format_version=4)
-    with pytest.raises(ArtifactError, match="format version 4; this program reads up to 3: update it"):
+    change_manifest(folder, format_version=5)
+    with pytest.raises(ArtifactError, match="format version 5; this program reads up to 4: update it"):
         Artifact.open(folder)
 
 

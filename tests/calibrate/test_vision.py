@@ -172,7 +172,8 @@ def one_epoch(data, **changes):
 def test_static_grids_run_as_they_were_learned(name, data, tmp_path, monkeypatch):
     judged(monkeypatch, 1.0, 1.0, 1.0, 0.5)
     out = tmp_path / "out"
-    calibrate(save_tiny_vision(name, tmp_path / "model"), one_epoch(data), out, device="cpu")
+    everywhere = one_epoch(data, static={"widths": [4, 6], "percentiles": [0.99], "images": 16})
+    calibrate(save_tiny_vision(name, tmp_path / "model"), everywhere, out, device="cpu")
     elastic = ElasticModel.open(out, device="cpu", dtype=torch.float32)
     view = elastic.view(PrecisionPlan.uniform(4, 4))
     for layer in elastic.layers:

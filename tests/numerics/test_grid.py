@@ -284,3 +284,13 @@ def test_activations_are_left_alone():
     x = normal()
     fake_quantize_tokens(x, 4)
     assert torch.equal(x, normal())
+
+
+@every_weight
+def test_the_second_nearest_point_is_on_the_other_side_of_a_weight(weight, bits):
+    near, far = (quantize(weight, bits, 32, second=second)[1] for second in (None, torch.ones(weight.shape)))
+    steps = quantize(weight, bits, 32)[0].scales.float().repeat_interleave(32, 1)[:, : weight.shape[1]]
+    assert ((far - near).abs() <= steps * 1.001).all()
+    inside = (far != near) & (near != weight)
+    assert (((far - weight) * (near - weight))[inside] <= 0).all()
+    assert torch.equal(quantize(weight, bits, 32, second=torch.zeros(weight.shape))[1], near)

@@ -1,0 +1,85 @@
+"""Each weight's point on the grid is chosen for what the layer gives."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torchvision.transforms.functional import to_pil_image
+
+from quept.artifact import Artifact
+from quept.calibrate import calibrate
+from quept.calibrate.rounding import input_moments, second_nearest
+from quept.config import Recipe
+from quept.engines.quept import LayerParameters
+from quept.models import load
+from quept.numerics import quantize
+from quept.numerics.adapters import RankSchedule
+from quept.numerics.grid import Rounding
+from tests.models.test_convolutional import X, save_tiny_cnn
+from tests.tiny import pictures, save_tiny_vision
+
+NO_RANKS = RankSchedule(((8, 7, 6, 5, 4, 3, 2),), (0,))
+
+
+def seen(columns=48, rows=400):
+    """Inputs that hang together and are not around zero, as behind an activation."""
+    draw = torch.Generator().manual_seed(0)
+    few = torch.randn(rows, 8, generator=draw) @ torch.randn(8, columns, generator=draw)
+    return (few + 0.3 * torch.randn(rows, columns, generator=draw)).relu()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_what_a_layer_gives_suffers_less_than_by_rounding_to_nearest(bits):
+    x, w = seen(), torch.randn(20, 48, generator=torch.Generator().manual_seed(1))
+    second = second_nearest(Rounding(w, bits, 16), x.T @ x / len(x))
+    near, chosen = (quantize(w, bits, 16, second=s)[1] for s in (None, second))
+    errors = [((x @ (values - w).T) ** 2).mean() for values in (near, chosen)]
+    assert errors[1] < 0.5 * errors[0] and 0 < second.float().mean() < 0.5
+
+
+def test_where_inputs_have_nothing_to_do_with_each_other_every_weight_stays():
+    w = torch.randn(20, 48, generator=torch.Generator().manual_seed(1))
+    assert not second_nearest(Rounding(w, 4, 16, None, 0.9, 0.9), torch.eye(48)).any()
+    assert not second_nearest(Rounding(w, 4, 16), torch.zeros(48, 48)).any()
+
+
+def test_an_artifact_holds_the_choice_as_a_bit_for_each_weight():
+    w, second = torch.randn(6, 42), torch.rand(6, 42) < 0.3
+    empty = torch.zeros(0, 0)
+    layer = LayerParameters(NO_RANKS, empty, empty, {}, ()).choosing(4, second)
+    assert layer.nbytes == 6 * 6
+    assert torch.equal(layer.quantize(w, 4, 16)[1], quantize(w, 4, 16, second=second)[1])
+    assert torch.equal(layer.without(4).quantize(w, 4, 16)[1], quantize(w, 4, 16)[1])
+    assert torch.equal(layer.quantize(w, 5, 16)[1], quantize(w, 5, 16)[1])
+
+
+def test_of_the_last_block_the_class_token_alone_counts(tmp_path):
+    loaded = load(save_tiny_vision("vit", tmp_path / "vit"))
+    moments = input_moments(loaded.model.float(), loaded.layout, [{"x": pictures("vit", 4)}], 0)
+    first, *_, last = (name for name in loaded.layout.layers if name.endswith("fc2"))
+    ranks = [int(torch.linalg.matrix_rank(moments[name], rtol=1e-4)) for name in (first, last)]
+    assert ranks[0] > 4 >= ranks[1]
+
+
+def test_a_width_keeps_chosen_rounding_where_it_helps(tmp_path):
+    recipe = {
+        "name": "tiny", "note": "for tests", "held_out": 8,
+        "data": {"kind": "photographs", "source": str(tmp_path / "data"), "count": 16},
+        "adapters": {"groups": [[8], [5], [4], [3]], "steps": [0, 0, 0, 0]},
+        "rounding": {"widths": [3, 4, 8], "images": 16},
+    }  # fmt: skip
+    (tmp_path / "data").mkdir()
+    for number, x in enumerate(X.sigmoid()):
+        to_pil_image(x).save(tmp_path / "data" / f"{number}.png")
+    save_tiny_cnn("test_efficientnet", tmp_path / "cnn")
+    made = calibrate(tmp_path / "cnn", Recipe.from_dict(recipe), tmp_path / "out", device="cpu")
+    quality, learned = made.manifest.quality, made.engine.learned
+    rows = {bits: quality[f"W{bits}E8"] for bits in (3, 4, 8)}
+    kept = {bits for bits, row in rows.items() if row["kl"] < row["kl_rtn"]}
+    assert {3, 4} <= kept and all(set(layer.second) == kept for layer in learned.values())
+    again = Artifact.open(tmp_path / "out").engine.learned
+    for name, layer in learned.items():
+        assert all(torch.equal(marks, again[name].second[bits]) for bits, marks in layer.second.items())
+    name, short = made.manifest.layers[0], {4: torch.zeros(1, 1, dtype=torch.uint8)}
+    odd = replace(made.engine, learned={name: replace(learned[name], second=short)})
+    assert "its choices of rounding are not" in odd.misfit(name, 8, 16)
