@@ -32,7 +32,7 @@ from quept.numerics.grid import Rounding, grouped, on_grid, scale_and_zero
 from .logits import logits_of
 from .precision import seeded
 
-PASSES, TOGETHER = 4, 64  # over all columns; columns whose effect on the others is added at once
+PASSES, TOGETHER = 3, 64  # over all columns; columns whose effect on the others is added at once
 RIDGE = 0.01  # of the mean of the diagonal, added to it: what was not seen may come
 
 
