@@ -46,7 +46,13 @@ def test_codes_scales_and_zeros_are_those_of_the_grid(bits, level):
         ends = torch.randint(1, 257, (2, rows, -(-columns // group), 1)) / 256
         for name, x in kinds_of_weights(rows, columns).items():
             weight = x.to(DTYPES[at % 3])
-            for given in ({}, {"low": ends[0], "high": ends[1]}, {"added": torch.randn(x.shape), "low": 0.7}):
+            moved = {"added": torch.randn(x.shape), "low": 0.7}
+            for given in (
+                {},
+                {"low": ends[0], "high": ends[1]},
+                moved,
+                {"second": torch.rand(x.shape) < 0.4},
+            ):
                 rounding = Rounding(weight, bits, group, **given)
                 expected = PackedWeight.pack(rounding.quantized()[0])
                 for threads in (1, 3):
