@@ -32,8 +32,8 @@ from .payloads import NOT_UNDERSTOOD, BudgetRequest
 
 EMBEDDINGS = -1
 NO_TABLE = (
-    "This model has no sensitivity table, so nothing tells where its bits count most. The command `quept "
-    "sensitivity` measures one."
+    "This model has no sensitivity table, so nothing tells where its bits count most. The command “quept "
+    "sensitivity” measures one."
 )
 
 

@@ -81,7 +81,7 @@ function build() {
 
 function makePreset(plan) {
   const id = plan.label.replace(/\W/g, "");
-  const button = make("button", { type: "button", class: "preset", id: `preset-${id}`, "aria-pressed": "false" },
+  const button = make("button", { type: "button", class: "preset", id: `preset-${id}`, "aria-pressed": "false", title: plan.says },
     make("b", { text: plan.label }), make("span", { text: detailOf(plan) }));
   button.addEventListener("click", () => load(plan.name));
   view.buttons.push({ button, key: keyOf(plan.link) });

@@ -2,8 +2,8 @@
 (card.js: a picture drawn in the browser), upload, and three states worth seeing.
 
 In:  `plans`: {"model", "plans": [{"name", "label", "kind": "uniform|best|named", "link": what `link.encode`
-     returns of it, "bytes", "quality": words or ""}, ...], "tries": [{"label", "plan": its name, "budget":
-     words, "tab": id of the page to open}, ...], each with some of those};
+     returns of it, "bytes", "quality": words or "", "says": which bits, in words}, ...], "tries": [{"label",
+     "plan": its name, "budget": words, "tab": id of the page to open}, ...], each with some of those};
      `file`, the answer to `download`: {"turn", "name", "text"}.
 Out: nothing as an input. Events, whose listeners take a gr.EventData and read it with
      `app.components.budget.request_of`:

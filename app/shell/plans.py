@@ -46,7 +46,9 @@ def _offered(service: Service, model: str, name: str, label: str, kind: str) -> 
     opened, plan = service.opened[model], service.plan(model, name)
     link = encode(service.plan_json_of(model, plan))
     size = opened.elastic.sizes.deploy(plan)
-    about = {"name": name, "label": label, "kind": kind, "link": link, "bytes": size}
+    says = f"Layers: {plan.default.weights} bits" if kind == "uniform" else ""
+    says += f" · embeddings: {plan.embeddings} bits" if says and opened.elastic.embeddings else ""
+    about = {"name": name, "label": label, "kind": kind, "link": link, "bytes": size, "says": says}
     return about | {"quality": _quality(opened.stored(plan), opened.task.headline)}
 
 
