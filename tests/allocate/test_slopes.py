@@ -14,7 +14,7 @@ from quept.allocate.solve.constraints import Constraints
 from quept.data.images import save_images
 from quept.evaluate import ImageTask
 from quept.models.clone import clone
-from quept.plan import FULL, PrecisionPlan
+from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
 from tests.tiny import save_tiny_vision
 
@@ -31,7 +31,7 @@ def meter(tmp_path_factory) -> DataMeter:
     budget = elastic.sizes.deploy(PrecisionPlan.uniform(4, embeddings=8))
     space = Space.of(elastic, stand_in(elastic.sizes), CONSTRAINTS, budget)
     task = ImageTask(elastic, folder / "references")
-    return DataMeter(elastic, task, space, MeasurementLog(None, elastic), FULL, nullcontext)
+    return DataMeter(elastic, task, space, MeasurementLog(None, elastic), PrecisionPlan.full(), nullcontext)
 
 
 def found_at(meter, picks):

@@ -59,7 +59,7 @@ def has_slopes(elastic: ElasticModel, search: Reference | EvalTask, plan: Precis
     took as long as ten candidates, and what its step won there, 5 % at 94 MB, was lost on other text.)"""
     if not isinstance(search, EvalTask):
         return False
-    if plan.kv != FULL or any(b.activations != FULL for b in plan.resolve(elastic.layers).values()):
+    if plan.rounds_cache or any(b.activations != FULL for b in plan.resolve(elastic.layers).values()):
         return False
     view = elastic.view(plan)
     return all(isinstance(view.get_submodule(name), BoundLinear) for name in elastic.layers)
