@@ -173,7 +173,9 @@ def _of_transformers(
     name = recognize(config)
     family = FAMILIES[name]
     files = complete.weight_files(where)
-    complete.unquantized(config.to_dict(), complete.stored(files))
+    types = complete.stored(files)
+    complete.unquantized(config.to_dict(), types)
+    joined = bool(family.experts) and not {"F16", "BF16"}.issuperset(types.values())
     if family.kind == "vision-language":
         auto, processor = (
             AutoModelForImageTextToText,
@@ -190,7 +192,7 @@ def _of_transformers(
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     if not isinstance(tokenizer.model_max_length, int | float):
         raise ValueError("its tokenizer_config.json says a model_max_length that is no number")
-    with passing(files), _one_by_one() if family.experts else nullcontext():
+    with passing(files), _one_by_one() if joined else nullcontext():
         model, read = auto.from_pretrained(
             where,
             dtype=_storage(config),
@@ -206,8 +208,8 @@ def _of_transformers(
 
 @contextmanager
 def _one_by_one() -> Iterator[None]:
-    """Has transformers read the parts of a parameter when it joins them, as it does where memory is short;
-    else it reads those of all experts of all blocks first, and holds them twice."""
+    """Has transformers convert the parts of a parameter when it joins them, as it does where memory is short;
+    else it converts those of all experts of all blocks first, and holds them twice."""
     before = os.environ.get(LATE)
     os.environ[LATE] = "1"
     try:

@@ -107,6 +107,29 @@ def test_every_family_calibrates_opens_switches_and_answers(folders, data, tmp_p
     assert first == again and first and other
 
 
+@pytest.mark.parametrize("name", ["gemma3", "paligemma", "paligemma2", "qwen3-vl", "qwen3-vl-moe"])
+def test_a_tiny_calibration_beats_rounding_at_2_to_4_bits(folders, tmp_path, name):
+    words = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs! "
+    for i in range(10):
+        tiny_vlm.picture(i, (32, 32)).save(tmp_path / f"{i}.png")
+    pairs = [{"image": f"{i}.png", "question": f"{i * i}?", "answer": words[3 * i :][:40]} for i in range(10)]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    rates = {"adapter_rates": [0.0, 2e-3, 2e-3, 2e-3], "clip_rate": 2e-2}
+    tuned = recipe(
+        tmp_path,
+        group=32,
+        held_out=2,
+        pairs={"source": str(tmp_path), "count": 8, "context": 400, "size": 32},
+        adapters={"groups": [[7, 8], [5, 6], [3, 4], [2]], "steps": [0, 4, 4, 4]},
+        clip={"start": {2: 1.0, 3: 3.0, 4: 4.0}},
+        block_wise=None,
+        end_to_end=rates | {"steps": 30, "batch": 2, "draws": [[2], [3, 4]]},
+    )
+    quality = calibrate(folders[name], tuned, tmp_path / "run", device="cpu").manifest.quality
+    found = {bits: quality[f"W{bits}, vision 8"] for bits in (2, 3, 4)}
+    assert all(row["kl"] < row["kl_rtn"] for row in found.values()), found
+
+
 def test_layers_that_no_stage_ran_at_a_width_stay_plainly_rounded_there(folders, data, tmp_path):
     settings = recipe(data).to_dict()
     seen = {"vision", "projector"}
