@@ -9,9 +9,11 @@ tried for a moment on random numbers; what is read and written beside them (logi
 is divided by the speed at which memory is copied; every call of a module takes CALL seconds of Python. A
 backward pass counts as two forward passes. What lies on a disk is read at DISK bytes a second.
 
-    opening       weights in 16 bits, read once and hashed once
-    measuring     a plan rounded for the first time, and a forward pass over windows (or pictures) one by one
-    sensitivity   for each layer and width a forward pass over 4 windows (256 pictures) from its block on
+    opening       weights in 16 bits, read once and hashed once, by a program that has imported what it needs
+    reference     a forward pass of full precision in float32 over windows (or pictures), which is kept
+    measuring     a plan rounded for the first time, and a forward pass over the same, one by one
+    sensitivity   in float32, for each layer and width a forward pass over 4 windows (256 pictures) from its
+                  block on, and whole plans on 8 windows (1,000 pictures)
     calibrating   as the recipe says: passes of each stage; the model in float32, what is learned with its
                   gradient and two moments, the activations of one step
     decoding      every stored byte of a plan is read once a token
@@ -23,7 +25,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,7 +46,7 @@ from quept.runtime.model import compute_dtype
 from quept.runtime.sizes import Sizes
 
 CALL = 12e-6  # seconds of Python that a module takes
-OPENING = 4  # times as long as building the modules: reading, hashing, putting a template together
+OPENING = 1.5  # times as long as building the modules: putting a template together too
 WORD = 15e-6  # seconds that a word of the vocabulary takes to be read
 MAKING = 400  # bytes moved for each weight while it is rounded for the first time
 UNPACKING = 12  # bytes moved for each weight that is unpacked again for a window
@@ -55,6 +57,7 @@ HASH = 1.2e9  # SHA-256 of one thread
 TRIED = 4096  # rows and columns of a product that is tried; larger ones are counted from it
 CONTEXT = 512
 KINDS = tuple(range(2, 9))
+WHOLE = 16  # plans that are measured beside a table of sensitivities
 
 
 @dataclass(frozen=True)
@@ -95,25 +98,38 @@ class Shapes:
 @dataclass(frozen=True)
 class Machine:
     """flops: floating-point operations a second in products (two for each multiplication); bandwidth: bytes
-    of memory read or written a second; name: for people."""
+    of memory read or written a second; name: for people; single: flops in float32, 0 for as many."""
 
     flops: float
     bandwidth: float
     name: str = "stated"
+    single: float = 0
+
+    @property
+    def in_float32(self) -> Machine:
+        """The machine where it computes in float32."""
+        return replace(self, flops=self.single or self.flops)
 
     @classmethod
     def here(cls, shapes: Shapes) -> Machine:
-        """This machine, on products in the shapes of this model: about a second."""
-        dtype, spent, done = compute_dtype(), 0.0, 0.0
-        for (rows, columns), count in shapes.products.items():
-            r, c = min(rows, TRIED), min(columns, TRIED)
-            x, w = torch.randn(min(shapes.tokens, CONTEXT), c, dtype=dtype), torch.randn(r, c, dtype=dtype)
-            seconds = _fastest(lambda x=x, w=w: linear(x, w))
-            spent += seconds * count * (rows * columns) / (r * c)
-            done += 2 * len(x) * rows * columns * count
+        """This machine, on products in the shapes of this model: a second or two."""
+        dtype = compute_dtype()
+        flops = _flops(shapes, dtype)
+        single = flops if dtype == torch.float32 else _flops(shapes, torch.float32)
         block, copy = torch.ones(2, 100_000_000, dtype=torch.uint8)
         bandwidth = 2 * block.nbytes / _fastest(lambda: copy.copy_(block))
-        return cls(done / spent, bandwidth, f"here, {torch.get_num_threads()} threads, {dtype}")
+        return cls(flops, bandwidth, f"here, {torch.get_num_threads()} threads, {dtype}", single)
+
+
+def _flops(shapes: Shapes, dtype: torch.dtype) -> float:
+    spent = done = 0.0
+    for (rows, columns), count in shapes.products.items():
+        r, c = min(rows, TRIED), min(columns, TRIED)
+        x, w = torch.randn(min(shapes.tokens, CONTEXT), c, dtype=dtype), torch.randn(r, c, dtype=dtype)
+        seconds = _fastest(lambda x=x, w=w: linear(x, w))
+        spent += seconds * count * (rows * columns) / (r * c)
+        done += 2 * len(x) * rows * columns * count
+    return done / spent
 
 
 @dataclass(frozen=True)
@@ -215,9 +231,12 @@ def costs(
     dense = 4 * shapes.largest + 3 * logits
     making = MAKING * sum(shapes.sizes.weights.values()) / machine.bandwidth
     measured = f"{samples:,} pictures" if pictures else f"{samples * shapes.tokens:,} tokens"
+    single = forward(shapes, machine.in_float32, samples)
+    yield Cost(f"full precision on {measured}, once", single, base + shapes.weights + dense)
     yield Cost(f"measure W4 on {measured}", making + forward(shapes, machine, samples), base + plan + dense)
-    table = forward(shapes, machine, 256 if pictures else 4)
-    passes = len(KINDS) * len(shapes.sizes.layers) * table / 2
+    table = forward(shapes, machine.in_float32, 256 if pictures else 4)
+    whole = WHOLE * forward(shapes, machine.in_float32, 1000 if pictures else 8)
+    passes = len(KINDS) * len(shapes.sizes.layers) * table / 2 + whole
     yield Cost("sensitivity table", passes, base + shapes.weights + dense)
     if recipe is not None:
         yield Cost(f"calibrate by {recipe.name}", *_calibration(shapes, machine, recipe, base))
@@ -242,7 +261,7 @@ def _calibration(shapes: Shapes, machine: Machine, recipe: Recipe, base: int) ->
     """Seconds and bytes of a run by a recipe."""
     groups, seconds, context = len(recipe.adapters.groups), 0.0, shapes.tokens
     if stage := recipe.block_wise:
-        count = max(1, stage.sequences or 64)
+        count = stage.sequences or getattr(recipe.data, "count", 64)
         share = (stage.context or shapes.tokens) / shapes.tokens
         seconds += forward(shapes, machine, 1) * share * count * groups * (3 * stage.epochs + 3)
         context = stage.context or shapes.tokens
