@@ -14,8 +14,9 @@ backward pass counts as two forward passes. What lies on a disk is read at DISK 
     measuring     a plan rounded for the first time, and a forward pass over the same, one by one
     sensitivity   in float32, for each layer and width a forward pass over 4 windows (256 pictures) from its
                   block on, and whole plans on 8 windows (1,000 pictures)
-    calibrating   as the recipe says: passes of each stage; the model in float32, what is learned with its
-                  gradient and two moments, the activations of one step
+    calibrating   as the recipe says: passes of each stage, weights rounded anew in each, and every width
+                  compared with rounding at the end; the model in float32, what is learned with its gradient
+                  and two moments, the activations of one step
     decoding      every stored byte of a plan is read once a token
 """
 
@@ -49,6 +50,8 @@ CALL = 12e-6  # seconds of Python that a module takes
 OPENING = 1.5  # times as long as building the modules: putting a template together too
 WORD = 15e-6  # seconds that a word of the vocabulary takes to be read
 MAKING = 400  # bytes moved for each weight while it is rounded for the first time
+ROUNDING = 110  # bytes moved for each weight that is rounded in training, forward or back
+KEPT = 20  # bytes kept of each until the way back
 UNPACKING = 12  # bytes moved for each weight that is unpacked again for a window
 ATTENTION = 4  # times as long as products of so many operations: heads are small, and softmax lies between
 BATCH = 64  # pictures that are read at once
@@ -259,23 +262,31 @@ def forward(shapes: Shapes, machine: Machine, samples: int) -> float:
 
 def _calibration(shapes: Shapes, machine: Machine, recipe: Recipe, base: int) -> tuple[float, int]:
     """Seconds and bytes of a run by a recipe."""
-    groups, seconds, context = len(recipe.adapters.groups), 0.0, shapes.tokens
+    weights = sum(shapes.sizes.weights.values())
+    one, rounding = forward(shapes, machine, 1), ROUNDING * weights / machine.bandwidth
+    groups, seconds, context, kept, share = len(recipe.adapters.groups), 0.0, shapes.tokens, 0, 1.0
     if stage := recipe.block_wise:
         count = stage.sequences or getattr(recipe.data, "count", 64)
-        share = (stage.context or shapes.tokens) / shapes.tokens
-        seconds += forward(shapes, machine, 1) * share * count * groups * (3 * stage.epochs + 3)
         context = stage.context or shapes.tokens
+        share = context / shapes.tokens
+        seconds += groups * one * share * count * (3 * stage.epochs + 3)
+        seconds += groups * rounding * -(-count // stage.batch) * (2 * stage.epochs + 3)
+        kept = KEPT * weights // shapes.blocks
     if stage := recipe.end_to_end:
         share = (stage.context or shapes.tokens) / shapes.tokens
-        mixed = 1 / stage.mixed_every if stage.mixed_every else 0
-        passes = 1 + (4 if stage.checkpointed else 3) * (len(stage.draws) + mixed)
-        seconds += forward(shapes, machine, 1) * share * stage.batch * stage.steps * passes
+        widths = len(stage.draws) + (1 / stage.mixed_every if stage.mixed_every else 0)
+        again = int(stage.checkpointed)
+        seconds += one * share * stage.batch * stage.steps * (1 + (3 + again) * widths)
+        seconds += rounding * stage.steps * (2 + again) * widths
         context = (stage.context or shapes.tokens) * stage.batch
-    shared = recipe.adapters.steps
-    weights = shapes.sizes.weights
-    learned = sum(16 * sum(shared) * 2 * int(size**0.5) for size in weights.values())
+        kept = KEPT * weights // (shapes.blocks if again else 1)
+    compared = 2 * MAKING * weights / machine.bandwidth + 3 * one * share * recipe.held_out
+    learned = sum(
+        16 * sum(recipe.adapters.steps) * 2 * int(size**0.5) for size in shapes.sizes.weights.values()
+    )
     activations = 4 * context * (24 * shapes.hidden * shapes.blocks + 4 * shapes.vocabulary)
-    return seconds, base + 3 * shapes.weights + learned + activations
+    memory = base + 3 * shapes.weights + learned + activations + kept
+    return seconds + len(KINDS) * compared, memory
 
 
 def _fastest(run: Callable[[], object]) -> float:
