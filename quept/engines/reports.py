@@ -17,6 +17,7 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
+BITS = "bits per token"  # that its layers read of their weights
 _LISTENER: ContextVar[Reports | None] = ContextVar("listener", default=None)
 
 

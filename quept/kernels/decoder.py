@@ -3,7 +3,8 @@
 It is made of weights, packed or dense, norms and biases, and holds tables of pointers to them: the weights
 are shared with whoever else reads them, so two plans are two small tables over one store. `keep(buffers)`
 makes the table of a conversation's keys and values; `step` reads them, adds those of the token, and returns
-logits. The interpreter is free while a step runs. Shapes and types are checked here; C trusts them.
+logits. Layers of nested codes may choose how many slices a token reads (see nested); a step tells how many
+it read. The interpreter is free while a step runs. Shapes and types are checked here; C trusts them.
 """
 
 from __future__ import annotations
@@ -17,17 +18,33 @@ import torch
 from torch import Tensor
 
 from .library import Pool, Weight, loaded
+from .nested import Depth, DepthTable, Routing, RoutingTable
 from .packed import PackedWeight
 
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+UNTOLD = -1  # the place of a layer whose slices are not told
 DENSE = {torch.float32: 32, torch.bfloat16: 16}  # what stands for bits in c/weight.h
 
 
 @dataclass(frozen=True)
 class Linear:
-    """x (in) -> (out): a packed weight or a contiguous one in float32 or bfloat16, and a bias or None."""
+    """x (in) -> (out): a packed weight or a contiguous one in float32 or bfloat16, a depth of nested codes or
+    their routing; and a bias or None."""
 
-    weight: PackedWeight | Tensor
+    weight: PackedWeight | Tensor | Depth | Routing
     bias: Tensor | None = None
+
+    @property
+    def depths(self) -> tuple[Depth, ...]:
+        """What tokens can get: nested codes at one depth or several, () of anything else."""
+        if isinstance(self.weight, Routing):
+            return tuple(self.weight.depths)
+        return (self.weight,) if isinstance(self.weight, Depth) else ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        weight = self.depths[0].weight if self.depths else self.weight
+        return tuple(weight.shape)
 
 
 @dataclass(frozen=True)
@@ -69,12 +86,17 @@ class Kept:
 
 
 class _Linear(ctypes.Structure):
-    _fields_ = [("weight", POINTER(Weight)), ("bias", c_void_p)]
+    _fields_ = [
+        ("depth", DepthTable),
+        ("bias", c_void_p),
+        ("routing", POINTER(RoutingTable)),
+        ("place", c_int64),
+    ]
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
-        *((name, _Linear) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, _Linear) for name in LINEARS),
         *((name, c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
     ]
 
@@ -87,7 +109,8 @@ class _Model(ctypes.Structure):
         ("head", _Linear),
         ("norm", c_void_p),
         ("frequencies", c_void_p),
-        *((name, c_int64) for name in ("hidden", "inner", "heads", "kv_heads", "head_dim", "input_bytes")),
+        *((name, c_int64) for name in ("hidden", "inner", "heads", "kv_heads", "head_dim")),
+        *((name, c_int64) for name in ("input_bytes", "own_floats")),
         ("eps", c_float),
         ("turn_scale", c_float),
         ("fast", c_int32),
@@ -120,7 +143,8 @@ class CacheTable:
 
 class Decoder:
     """See the module docstring. heads: of queries; the rest follows from shapes. fast: products round their
-    inputs to 8 bits (see packed). ValueError where shapes do not fit."""
+    inputs to 8 bits (see packed). nested (layers, 7): the weights of each layer of nested codes, 0 of others.
+    ValueError where shapes do not fit."""
 
     def __init__(
         self,
@@ -137,12 +161,13 @@ class Decoder:
         self.vocabulary, self.hidden = embedding.shape
         self.rotary, self.fast, self._library = rotary, fast, loaded()
         self.head_dim = 2 * rotary.frequencies.numel()
-        self.kv_heads, self.inner = layers[0].k.weight.shape[0] // self.head_dim, layers[0].up.weight.shape[0]
+        self.kv_heads, self.inner = layers[0].k.shape[0] // self.head_dim, layers[0].up.shape[0]
         for layer in layers:
             self._check(layer, heads)
-        if tuple(head.weight.shape) != (self.vocabulary, self.hidden) or norm.shape != (self.hidden,):
+        if head.shape != (self.vocabulary, self.hidden) or norm.shape != (self.hidden,):
             raise ValueError("the head and the last norm do not fit the embedding")
-        table = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
+        table = (_Layer * len(layers))(*(self._layer(layer, i) for i, layer in enumerate(layers)))
+        self.nested = torch.tensor([_nested_weights(layer) for layer in layers])
         self._model = _Model(
             table,
             len(layers),
@@ -150,10 +175,10 @@ class Decoder:
             self._linear(head),
             self._floats(norm),
             self._floats(rotary.frequencies),
-            *(self.hidden, self.inner, heads, self.kv_heads, self.head_dim, 0),
+            *(self.hidden, self.inner, heads, self.kv_heads, self.head_dim, 0, 0),
             *(eps, rotary.scale, fast),
         )
-        self._model.input_bytes = self._library.c.quept_input_bytes(ctypes.byref(self._model))
+        self._library.c.quept_fit(ctypes.byref(self._model))
 
     def keep(self, buffers: Sequence[tuple[Kept, Kept]]) -> CacheTable:
         """Returns the table of a cache's keys and values, a pair for each layer; ValueError where C cannot
@@ -164,14 +189,23 @@ class Decoder:
         rows = [_Cache(*(self._kept(kept) for kept in pair), pair[0].codes.shape[-2]) for pair in buffers]
         return CacheTable((_Cache * len(rows))(*rows), room, tuple(buffers))
 
-    def step(self, table: CacheTable, token: int, position: int, pool: Pool | None = None) -> Tensor:
-        """Reads one token, of which `position` are in the cache before it -> logits (vocabulary,) float32."""
+    def step(
+        self,
+        table: CacheTable,
+        token: int,
+        position: int,
+        pool: Pool | None = None,
+        slices: Tensor | None = None,
+    ) -> Tensor:
+        """Reads one token, of which `position` are in the cache before it -> logits (vocabulary,) float32.
+        slices (layers, 7) uint8: is told how many slices of nested codes each layer read."""
         if not (0 <= token < self.vocabulary and 0 <= position < table.room):
             raise IndexError(f"token {token} at {position}: {self.vocabulary} are known, {table.room} fit")
         logits = torch.empty(self.vocabulary)
         library, model = self._library, ctypes.byref(self._model)
         given = (pool or library.pool(), library.products, model, table.pointers, token, position)
-        if library.c.quept_step(*given, logits.data_ptr()):
+        told = None if slices is None else slices.data_ptr()
+        if library.c.quept_step(*given, logits.data_ptr(), told):
             raise MemoryError("no memory for a step of decoding")
         return logits
 
@@ -180,7 +214,7 @@ class Decoder:
         queries = heads * self.head_dim
         expected = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries)}
         expected |= {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
-        odd = [name for name, shape in expected.items() if tuple(getattr(layer, name).weight.shape) != shape]
+        odd = [name for name, shape in expected.items() if getattr(layer, name).shape != shape]
         if odd or heads % self.kv_heads:
             raise ValueError(f"{', '.join(odd) or 'heads'} of a layer have another shape than its model's")
         for field in fields(Layer):
@@ -190,19 +224,26 @@ class Decoder:
             if (
                 isinstance(part, Linear)
                 and part.bias is not None
-                and part.bias.shape != part.weight.shape[:1]
+                and tuple(part.bias.shape) != part.shape[:1]
             ):
                 raise ValueError(f"the bias of {field.name} has {part.bias.numel()} numbers")
 
-    def _layer(self, layer: Layer) -> _Layer:
+    def _layer(self, layer: Layer, number: int) -> _Layer:
         made = {}
         for field in fields(Layer):
             part = getattr(layer, field.name)
             made[field.name] = self._linear(part) if isinstance(part, Linear) else self._floats(part)
+        for place, name in enumerate(LINEARS, number * len(LINEARS)):
+            made[name].place = place
         return _Layer(**made)
 
     def _linear(self, linear: Linear) -> _Linear:
-        return _Linear(self._weight(linear.weight), self._floats(linear.bias))
+        weight, bias = linear.weight, self._floats(linear.bias)
+        if not linear.depths:
+            return _Linear(DepthTable(self._weight(weight), None), bias, None, UNTOLD)
+        self._kept_alive.append(weight)
+        routing = pointer(weight.structure) if isinstance(weight, Routing) else None
+        return _Linear(linear.depths[0].structure, bias, routing, UNTOLD)
 
     def _weight(self, weight: PackedWeight | Tensor) -> ctypes._Pointer:
         if isinstance(weight, PackedWeight):
@@ -237,3 +278,8 @@ class Decoder:
             raise ValueError("keys and values of another form than a step reads")
         places = [None if t is None else t.data_ptr() for t in (codes, kept.scales, kept.zeros)]
         return _Kept(*places, bits, group, kept.clip)
+
+
+def _nested_weights(layer: Layer) -> list[int]:
+    linears = [getattr(layer, name) for name in LINEARS]
+    return [linear.shape[0] * linear.shape[1] if linear.depths else 0 for linear in linears]

@@ -129,8 +129,9 @@ def _opened(path: Path) -> ctypes.CDLL:
     c.quept_matmul.argtypes = [pool, c_void_p, weight, c_void_p, c_int64, c_int, c_void_p]
     c.quept_unpack.argtypes, c.quept_unpack.restype = [pool, c_void_p, weight, c_void_p, c_int], None
     c.quept_rows.argtypes, c.quept_rows.restype = [weight, c_void_p, c_int64, c_void_p], None
-    c.quept_input_bytes.argtypes, c.quept_input_bytes.restype = [c_void_p], c_int64
-    c.quept_step.argtypes = [pool, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p]
+    c.quept_fit.argtypes, c.quept_fit.restype = [c_void_p], None
+    c.quept_step.argtypes = [pool, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+    c.quept_scores.argtypes = [pool, c_void_p, c_void_p, c_void_p, c_int64, c_void_p]
     return c
 
 

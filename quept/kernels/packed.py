@@ -145,8 +145,8 @@ class PackedWeight:
         shape = (min(stop, self.shape[0]) - start, self.shape[1])
         if self.scales is None:
             return replace(self, shape=shape, codes=self.codes[start:stop])
-        if start % TILE:
-            raise ValueError(f"parts begin at a multiple of {TILE}; got {start}")
+        if start % TILE or self.codes.ndim != 2:
+            raise ValueError(f"parts begin at a multiple of {TILE}, of codes in one slice; got {start}")
         tiles = slice(start // TILE, -(-stop // TILE))
         zeros = None if self.zeros is None else self.zeros[tiles]
         return replace(self, shape=shape, codes=self.codes[tiles], scales=self.scales[tiles], zeros=zeros)

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from quept.engines.reports import BITS, report
 from quept.kernels import Missing, PackedWeight, loaded
 from quept.kernels.decoder import CacheTable, Decoder, Layer, Linear, Rotary
+from quept.numerics.nested import SLICE
 from quept.plan import FULL
 
 from .backends import BoundLinear
@@ -32,6 +35,8 @@ class OneToken:
     def __init__(self, decoder: Decoder):
         self._decoder = decoder
         self._of: tuple[Cache, CacheTable] | None = None  # the table of the cache that was read last
+        self._weights = int(decoder.nested.sum())
+        self._slices = torch.zeros(decoder.nested.shape, dtype=torch.uint8) if self._weights else None
 
     def __call__(self, cache: Cache, token: int, length: int) -> Tensor | None:
         """Reads a token into a cache that holds `length` -> logits (vocabulary,) float32; None, with nothing
@@ -39,7 +44,10 @@ class OneToken:
         table = self._table(cache, length)
         if table is None:
             return None
-        logits = self._decoder.step(table, token, length)
+        logits = self._decoder.step(table, token, length, slices=self._slices)
+        if self._weights:
+            spent = (self._slices * self._decoder.nested).sum() * SLICE / self._weights
+            report(BITS, spent[None], self._weights)
         for layer in cache.layers:
             layer.advance(1)
         return logits
@@ -96,6 +104,8 @@ def _layer(block: nn.Module) -> Layer:
 
 
 def _linear(module: nn.Module) -> Linear:
+    if offered := getattr(module, "in_one_call", None):
+        return offered
     bound = isinstance(module, BoundLinear)
     plain = type(module) is nn.Linear or (bound and module.bits.activations == FULL and not module.online)
     if not plain:

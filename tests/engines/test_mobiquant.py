@@ -13,15 +13,18 @@ from quept import ElasticModel, PlanError, PrecisionPlan, load
 from quept.artifact import Artifact, ArtifactError
 from quept.artifact.store import TENSORS
 from quept.calibrate import CalibrationError, calibrate
+from quept.calibrate.routers import leaders_of
 from quept.config import Recipe, RecipeError
 from quept.engines.base import EngineError
-from quept.engines.mobiquant.linear import REPORTED
+from quept.engines.mobiquant.engine import Branch, LayerParameters, MoBiQuant, Routes
 from quept.engines.mobiquant.router import KINDS, Router, depths
-from quept.engines.reports import Reports
+from quept.engines.reports import BITS, Reports
 from quept.export.packed import export
+from quept.kernels import missing
 from quept.numerics.grid import dequantize
 from quept.numerics.nested import nested
 from quept.report.page import page
+from quept.runtime.decode import decoder_of
 from quept.runtime.generate import Sampling, Token
 from tests.tiny import save_tiny, token_ids
 
@@ -101,7 +104,50 @@ def bits_of(elastic, plan, ids) -> torch.Tensor:
 def spent(elastic, plan, ids) -> float:
     with torch.no_grad(), Reports().listen() as found:
         elastic.view(plan)(ids)
-    return found.means()[REPORTED]
+    return found.means()[BITS]
+
+
+def by_hand(loaded) -> MoBiQuant:
+    """An engine over a loaded model with corrections and routers that nobody learned."""
+    layers, draw = loaded.layout.layers, torch.Generator().manual_seed(3)
+    leaders, learned, routers = leaders_of(loaded), {}, {}
+    for name in layers:
+        rows, columns = loaded.model.get_submodule(name).weight.shape
+        parts = (torch.randn(4, columns, generator=draw) / 99, torch.randn(rows, 4, generator=draw) / 99)
+        learned[name] = LayerParameters({}, {2: Branch.of(*parts)})
+        if leaders[name] == name:
+            shapes = {"w1": (8, columns + 1), "b1": (8,), "w2": (3, 8), "b2": (3,)}
+            routers[name] = Router(
+                "mlp", {k: torch.randn(s, generator=draw).half() for k, s in shapes.items()}
+            )
+    bits = torch.zeros(1, len(routers))
+    thresholds = torch.zeros(1, len(routers), 3)
+    return MoBiQuant(32, learned, Routes(leaders, routers, torch.tensor([4.0]), thresholds, bits, bits[:, 0]))
+
+
+@pytest.mark.parametrize("plan", ["routed:4", "routed:4/4", "W2", "W8"])
+def test_a_token_read_in_one_call_gets_the_bits_and_the_logits_of_the_view(folder, plan, monkeypatch):
+    if missing():
+        pytest.skip(missing())
+    loaded = load(folder)
+    artifact = replace(Artifact.unlearned("mobiquant", loaded, 32), engine=by_hand(loaded))
+    elastic = ElasticModel(loaded, artifact, device="cpu", dtype=torch.float32)
+
+    def answer():
+        stream = elastic.stream(
+            PrecisionPlan.parse(plan), "Hello", Sampling(temperature=0, max_tokens=9), logits=True
+        )
+        return [event for event in stream if isinstance(event, Token)]
+
+    ours = answer()
+    assert decoder_of(elastic.view(PrecisionPlan.parse(plan))).nested.sum() == sum(
+        elastic.sizes.weights.values()
+    )
+    monkeypatch.setattr("quept.runtime.generate.decoder_of", lambda view, fast: None)
+    for one, other in zip(ours, answer(), strict=True):
+        assert one.id == other.id and one.reports[BITS] == pytest.approx(other.reports[BITS])
+        assert torch.allclose(one.logits, other.logits, atol=1e-4)
+    assert plan.startswith("W") or len({event.reports[BITS] for event in ours}) > 1
 
 
 @pytest.mark.slow
@@ -173,7 +219,7 @@ def test_every_token_is_multiplied_by_the_bits_it_got(elastic):
 def test_an_answer_tells_the_bits_of_each_token_and_is_the_same_again(elastic):
     def answer():
         stream = elastic.stream(routed(4), "Hello", Sampling(temperature=0, max_tokens=6))
-        return [(t.id, t.reports[REPORTED]) for t in stream if isinstance(t, Token)]
+        return [(t.id, t.reports[BITS]) for t in stream if isinstance(t, Token)]
 
     assert answer() == answer()
     assert all(2 <= bits <= 8 for _, bits in answer())

@@ -18,8 +18,9 @@ int quept_round(const Pool *, const Products *, const Weight *, const Floats *, 
 int quept_matmul(const Pool *, const Products *, const Weight *, const float *, int64_t, int, float *);
 void quept_unpack(const Pool *, const Products *, const Weight *, void *, int);
 void quept_rows(const Weight *, const int64_t *, int64_t, float *);
-int64_t quept_input_bytes(const Model *);
-int quept_step(const Pool *, const Products *, const Model *, const Cache *, int64_t, int64_t, float *);
+void quept_fit(Model *);
+int quept_step(const Pool *, const Products *, const Model *, const Cache *, int64_t, int64_t, float *, uint8_t *);
+int quept_scores(const Pool *, const Products *, const Router *, const float *, int64_t, float *);
 
 #define CHECK(claim)                                                                                  \
     if (!(claim)) {                                                                                   \
@@ -96,11 +97,12 @@ typedef struct {
 /* A random weight, packed, and its values by the formula. */
 static Made made_weight(int64_t rows, int64_t columns, int bits, int group) {
     int64_t groups = ceil_div(columns, group), tiles = ceil_div(rows, TILE);
+    int nested = is_nested(bits), width = width_of(bits);
     int *codes = room(rows * columns * (int64_t)sizeof(int)), *zeros = room(rows * groups * (int64_t)sizeof(int));
     uint16_t *scales = room(rows * groups * 2);
-    for (int64_t i = 0; i < rows * columns; i++) codes[i] = (int)draw(1u << bits);
+    for (int64_t i = 0; i < rows * columns; i++) codes[i] = (int)draw(1u << width);
     for (int64_t i = 0; i < rows * groups; i++) {
-        zeros[i] = bits == 8 ? 128 : (int)draw(1u << bits);
+        zeros[i] = bits == 8 ? 128 : (int)draw(nested ? 256 : 1u << bits);
         scales[i] = (uint16_t)(draw(2) << 15 | draw(24) << 10 | draw(1024)); /* subnormal to 2^8, either sign */
     }
     Made made = {.w = {.rows = rows, .columns = columns, .bits = bits, .group = group}};
@@ -108,27 +110,49 @@ static Made made_weight(int64_t rows, int64_t columns, int bits, int group) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t j = 0; j < columns; j++) {
             int64_t g = r * groups + j / group;
-            made.values[r * columns + j] = (float)(codes[r * columns + j] - zeros[g]) * half_to_float(scales[g]);
+            float code = (float)codes[r * columns + j], scale = half_to_float(scales[g]);
+            if (nested) { /* the middle of a cell of 2^(8 - width) steps */
+                code = (code + 0.5f) * (float)(1 << (8 - width));
+                scale /= 64;
+            }
+            made.values[r * columns + j] = (code - (float)zeros[g]) * scale;
         }
-    uint8_t *packed = stream(codes, rows, columns, bits), *packed_zeros = stream(zeros, rows, groups, bits);
-    uint8_t *to_codes = room(tiles * tile_bytes(&made.w)), *to_zeros = room(tiles * groups * TILE);
+    int slices = nested ? bits - NESTED : 1;
+    uint8_t *to_codes = room(slices * slice_bytes(&made.w)), *to_zeros = room(tiles * groups * TILE);
     uint16_t *to_scales = room(tiles * groups * TILE * 2);
     Pool pool = pool_of(1 + (int)draw(MOST_THREADS));
     int without = bits == 8 && draw(2); /* the zero-points of 8 bits need not be there */
-    quept_pack(&pool, &made.w, packed, scales, without ? NULL : packed_zeros, to_codes, to_scales, to_zeros);
+    uint8_t *packed_zeros = stream(zeros, rows, groups, 8);
+    for (int64_t r = 0; r < tiles * TILE; r++)
+        for (int64_t g = 0; g < groups; g++)
+            to_zeros[(r / TILE * groups + g) * TILE + r % TILE] = r < rows ? packed_zeros[r * ((groups + 7) / 8 * 8) + g] : 0;
+    free(packed_zeros);
+    packed_zeros = nested || without ? NULL : stream(zeros, rows, groups, bits);
+    for (int s = 0; s < slices; s++) {
+        Weight slice = made.w;
+        slice.bits = nested ? SLICE : bits;
+        int *part = room(rows * columns * (int64_t)sizeof(int));
+        for (int64_t i = 0; i < rows * columns; i++)
+            part[i] = nested ? codes[i] >> (width - SLICE * (s + 1)) & 3 : codes[i];
+        uint8_t *packed = stream(part, rows, columns, slice.bits);
+        quept_pack(&pool, &slice, packed, scales, packed_zeros, to_codes + s * slice_bytes(&made.w), to_scales, to_zeros);
+        slice.codes = to_codes + s * slice_bytes(&made.w);
+        slice.scales = to_scales;
+        slice.zeros = packed_zeros ? to_zeros : NULL;
+        int64_t row_bytes = (columns + 7) / 8 * slice.bits, zero_bytes = (groups + 7) / 8 * slice.bits;
+        uint8_t *again = calloc((size_t)(rows * row_bytes), 1), *again_zeros = calloc((size_t)(rows * zero_bytes), 1);
+        uint16_t *again_scales = room(rows * groups * 2);
+        quept_stored(&pool, &slice, again, again_scales, again_zeros);
+        CHECK(!memcmp(again, packed, (size_t)(rows * row_bytes)));
+        CHECK(!memcmp(again_scales, scales, (size_t)(rows * groups * 2)));
+        if (packed_zeros) CHECK(!memcmp(again_zeros, packed_zeros, (size_t)(rows * zero_bytes)));
+        free(again), free(again_zeros), free(again_scales), free(packed), free(part);
+    }
     made.w.codes = to_codes;
     made.w.scales = to_scales;
     made.w.zeros = without ? NULL : to_zeros;
     if (without) free(to_zeros);
-    int64_t row_bytes = (columns + 7) / 8 * bits, zero_bytes = (groups + 7) / 8 * bits;
-    uint8_t *again = calloc((size_t)(rows * row_bytes), 1), *again_zeros = calloc((size_t)(rows * zero_bytes), 1);
-    uint16_t *again_scales = room(rows * groups * 2);
-    quept_stored(&pool, &made.w, again, again_scales, again_zeros);
-    CHECK(!memcmp(again, packed, (size_t)(rows * row_bytes)));
-    CHECK(!memcmp(again_scales, scales, (size_t)(rows * groups * 2)));
-    if (!without) CHECK(!memcmp(again_zeros, packed_zeros, (size_t)(rows * zero_bytes)));
-    free(again), free(again_zeros), free(again_scales);
-    free(codes), free(zeros), free(scales), free(packed), free(packed_zeros);
+    free(codes), free(zeros), free(scales), free(packed_zeros);
     return made;
 }
 
@@ -138,7 +162,7 @@ static void let_go(Made *made) {
 
 static void products_round(const Products *products) {
     int64_t rows = 1 + draw(70), columns = 1 + draw(300), n = 1 + draw(3);
-    int group = 1 + (int)draw((uint32_t)columns), bits = 2 + (int)draw(7);
+    int group = 1 + (int)draw((uint32_t)columns), bits = 2 + (int)draw(11);
     if (draw(2)) group = (int)least(columns, 32 << draw(3));
     Made made = made_weight(rows, columns, bits, group);
     Pool pool = pool_of(1 + (int)draw(MOST_THREADS));
@@ -256,29 +280,87 @@ static void rounding_round(const Products *products) {
 
 /* ---- a token */
 
-static Made linears[64];
+static Made linears[256];
 static int linears_count;
+
+static void *held[4096];
+static int held_count;
+static void *hold(void *made) { return held[held_count++] = made; }
+
+static uint16_t *small_scales(int64_t n) {
+    uint16_t *made = hold(room(n * 2));
+    for (int64_t i = 0; i < n; i++) made[i] = (uint16_t)(draw(9) << 10 | draw(1024));
+    return made;
+}
+
+static const Correction *correction(int64_t rows, int64_t columns) {
+    Made *a = &linears[linears_count++];
+    int64_t rank = 1 + draw(20), group = 1 + draw((uint32_t)rows);
+    *a = made_weight(rank, columns, 8, (int)least(columns, 8 << draw(4)));
+    for (int64_t i = 0, n = ceil_div(rank, TILE) * groups_of(&a->w) * TILE; i < n; i++) ((uint16_t *)a->w.scales)[i] &= 0xa3ff;
+    uint8_t *codes = hold(room(rank * rows));
+    for (int64_t i = 0; i < rank * rows; i++) codes[i] = (uint8_t)draw(256);
+    Correction *made = hold(room(sizeof *made));
+    *made = (Correction){&a->w, codes, small_scales(rank * ceil_div(rows, group)), group};
+    return made;
+}
+
+static Router router(int64_t columns) {
+    int kind = (int)draw(3);
+    Router made = {.offset = hold(numbers(SLICES - 1)), .columns = columns};
+    if (kind == 0) return made;
+    int64_t rows = 1 + draw(20), inputs = columns + (kind == 1);
+    Weight *first = hold(room(sizeof *first));
+    uint32_t *dense = hold(room(rows * inputs * 4));
+    for (int64_t i = 0; i < rows * inputs; i++) {
+        float value = number();
+        if (draw(2)) value /= 8;
+        memcpy(&dense[i], &value, 4);
+    }
+    *first = (Weight){.codes = (uint8_t *)dense, .rows = rows, .columns = inputs, .bits = FLOAT, .group = (int)inputs};
+    made.first = first;
+    if (kind == 1) made.b1 = hold(numbers(rows)), made.w2 = hold(numbers((SLICES - 1) * rows));
+    return made;
+}
 
 static Linear linear(int64_t rows, int64_t columns) {
     Made *made = &linears[linears_count++];
-    int bits = 2 + (int)draw(9); /* 9, 10: dense */
-    if (bits <= 8) {
+    int bits = 2 + (int)draw(13); /* 13, 14: dense */
+    Linear found = {.bias = draw(2) ? numbers(rows) : NULL, .place = -1};
+    if (bits < 13) {
         *made = made_weight(rows, columns, bits, (int)least(columns, 8 << draw(4)));
         for (int64_t i = 0, n = ceil_div(rows, TILE) * groups_of(&made->w) * TILE; i < n; i++)
             ((uint16_t *)made->w.scales)[i] &= 0xa3ff; /* small: activations stay finite */
     } else {
-        *made = (Made){.w = {.rows = rows, .columns = columns, .bits = bits == 9 ? BF16 : FLOAT, .group = (int)columns}};
-        uint32_t *dense = room(rows * columns * (bits == 9 ? 2 : 4));
+        *made = (Made){.w = {.rows = rows, .columns = columns, .bits = bits == 13 ? BF16 : FLOAT, .group = (int)columns}};
+        uint32_t *dense = room(rows * columns * (bits == 13 ? 2 : 4));
         for (int64_t i = 0; i < rows * columns; i++) {
             float value = number() / 8;
             uint32_t as_bits;
             memcpy(&as_bits, &value, 4);
-            if (bits == 9) ((uint16_t *)dense)[i] = (uint16_t)(as_bits >> 16);
+            if (bits == 13) ((uint16_t *)dense)[i] = (uint16_t)(as_bits >> 16);
             else dense[i] = as_bits;
         }
         made->w.codes = (uint8_t *)dense;
     }
-    return (Linear){&made->w, draw(2) ? numbers(rows) : NULL};
+    int nested = is_nested(made->w.bits);
+    found.depth = (Depth){&made->w, nested && draw(2) ? correction(rows, columns) : NULL};
+    if (nested && draw(2)) {
+        Routing *routing = hold(room(sizeof *routing));
+        Router *own = hold(room(sizeof *own));
+        Weight *depths = hold(room((bits - NESTED) * (int64_t)sizeof *depths));
+        *own = router(columns);
+        *routing = (Routing){.router = own, .most = bits - NESTED};
+        for (int k = 0; k < routing->most; k++) {
+            depths[k] = made->w;
+            depths[k].bits = NESTED + k + 1;
+            routing->depths[k] = (Depth){&depths[k], draw(2) ? correction(rows, columns) : NULL};
+        }
+        for (int k = 0; k < SLICES - 1; k++) routing->thresholds[k] = number();
+        found.depth = routing->depths[0];
+        found.routing = routing;
+    }
+    return found;
 }
 
 static Kept kept(int64_t heads, int64_t tokens, int64_t n, int bits) {
@@ -294,13 +376,14 @@ static Kept kept(int64_t heads, int64_t tokens, int64_t n, int bits) {
 }
 
 /* Reads `tokens` tokens into fresh caches; the last logits. */
-static void read_text(const Products *products, const Model *model, int threads, int kv, int64_t tokens, float *logits) {
+static void read_text(const Products *products, const Model *model, int threads, int kv, int64_t tokens, float *logits,
+                      uint8_t *slices) {
     Cache *caches = calloc((size_t)model->layers_count, sizeof *caches);
     for (int64_t i = 0; i < model->layers_count; i++)
         caches[i] = (Cache){kept(model->kv_heads, tokens, model->head_dim, kv),
                             kept(model->kv_heads, tokens, model->head_dim, kv), tokens};
     Pool pool = pool_of(threads);
-    for (int64_t t = 0; t < tokens; t++) CHECK(!quept_step(&pool, products, model, caches, t % 7, t, logits));
+    for (int64_t t = 0; t < tokens; t++) CHECK(!quept_step(&pool, products, model, caches, t % 7, t, logits, slices));
     for (int64_t i = 0; i < model->layers_count; i++) {
         free(caches[i].keys.codes), free(caches[i].keys.scales), free(caches[i].keys.zeros);
         free(caches[i].values.codes), free(caches[i].values.scales), free(caches[i].values.zeros);
@@ -325,13 +408,18 @@ static void step_round(const Products *products) {
                             numbers(hidden),
                             i ? numbers(dim) : NULL,
                             i ? numbers(dim) : NULL};
+    for (int64_t i = 0; i < count; i++)
+        for (int j = 0; j < LINEARS; j++) (&layers[i].q)[j].place = i * LINEARS + j;
     Linear embedding = linear(vocabulary, hidden), head = linear(vocabulary, hidden);
-    Model model = {layers, count, embedding.weight, head, numbers(hidden), numbers(dim / 2), hidden, inner, heads,
-                   kv_heads, dim, 0, 1e-5f, 1, (int)draw(2)};
-    model.input_bytes = quept_input_bytes(&model);
+    head.routing = NULL;
+    Model model = {layers, count, embedding.depth.weight, head, numbers(hidden), numbers(dim / 2), hidden, inner, heads,
+                   kv_heads, dim, 0, 0, 1e-5f, 1, (int)draw(2)};
+    quept_fit(&model);
     float *one = room(vocabulary * 4), *other = room(vocabulary * 4);
-    read_text(products, &model, 1, kv, tokens, one);
-    read_text(products, &model, 2 + (int)draw(MOST_THREADS - 1), kv, tokens, other);
+    uint8_t *slices = room(count * LINEARS), *others = room(count * LINEARS);
+    read_text(products, &model, 1, kv, tokens, one, slices);
+    read_text(products, &model, 2 + (int)draw(MOST_THREADS - 1), kv, tokens, other, others);
+    CHECK(!memcmp(slices, others, (size_t)(count * LINEARS)));
     for (int64_t i = 0; i < vocabulary; i++) CHECK(isfinite(one[i]));
     CHECK(!memcmp(one, other, (size_t)vocabulary * 4)); /* whoever computes a row, it is the same */
     for (int64_t i = 0; i < count; i++) {
@@ -342,7 +430,25 @@ static void step_round(const Products *products) {
     }
     while (linears_count) let_go(&linears[--linears_count]);
     free((void *)embedding.bias), free((void *)head.bias), free((void *)model.norm), free((void *)model.frequencies);
-    free(layers), free(one), free(other);
+    while (held_count) free(held[--held_count]);
+    free(layers), free(one), free(other), free(slices), free(others);
+}
+
+/* ---- scores of tokens */
+
+static void scores_round(const Products *products) {
+    int64_t columns = 1 + draw(200), n = 1 + draw(5);
+    Router made = router(columns);
+    float *x = numbers(n * columns), all[5 * (SLICES - 1)], one[SLICES - 1];
+    Pool pool = pool_of(1 + (int)draw(MOST_THREADS)), single = pool_of(1);
+    CHECK(!quept_scores(&pool, products, &made, x, n, all));
+    for (int64_t i = 0; i < n; i++) { /* a token's scores are the same alone */
+        CHECK(!quept_scores(&single, products, &made, x + i * columns, 1, one));
+        CHECK(!memcmp(one, all + i * (SLICES - 1), sizeof one));
+        for (int k = 0; k < SLICES - 1; k++) CHECK(isfinite(one[k]));
+    }
+    while (held_count) free(held[--held_count]);
+    free(x);
 }
 
 int main(int argc, char **argv) {
@@ -355,6 +461,7 @@ int main(int argc, char **argv) {
         for (now = 0; now < rounds; now++) {
             products_round(products);
             rounding_round(products);
+            scores_round(products);
             if (now % 4 == 0) step_round(products);
         }
     }

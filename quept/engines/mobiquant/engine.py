@@ -28,14 +28,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor, dtype, nn
 from torch.nn.functional import linear
 
 from quept.checked import Number, Whole, checked, form
-from quept.kernels import missing
+from quept.kernels import PackedWeight, missing
+from quept.kernels.nested import Correction, Depth
 from quept.numerics.grid import Quantized, dequantize, group_size, quantize, quantized_bytes
 from quept.numerics.nested import BITS, Grid, Nested, nested, nested_bytes, read
 
@@ -85,6 +86,11 @@ class Branch:
         """What it adds to the weight (out, in), float32."""
         a, b = self.values
         return b @ a
+
+    @property
+    def correction(self) -> Correction:
+        """The same as the kernels read it."""
+        return Correction(PackedWeight.pack(self.a), self.b.codes, self.b.scales, self.b.group)
 
     @property
     def nbytes(self) -> int:
@@ -140,22 +146,36 @@ class StoredLayer:
 
     def on_grid(self, bits: int) -> Tensor:
         """The leading bits as values (out, in) float32, without a correction."""
+        if isinstance(self.codes, Planes) and bits in self.codes.read:
+            return self.codes.read[bits].unpack()
         grid = self.learned.grids.get(bits, self.codes.grid)
         return read(self.codes.leading(bits), bits, grid, self.codes.group)
 
     def product(self, x: Tensor, bits: int, bias: Tensor | None) -> Tensor:
         """x (..., in) -> (..., out) for tokens of this many bits."""
-        if isinstance(self.codes, Planes) and bits in self.codes.read and self.codes.few(x):
-            y = self.codes.product(x, bits).to(x.dtype)
-            y = y if bias is None else y + bias
-        else:
+        packed = self.codes.read.get(bits) if isinstance(self.codes, Planes) else None
+        if packed is None or (torch.is_grad_enabled() and x.requires_grad):
             y = linear(x, self.on_grid(bits).to(x.dtype), bias)
+        elif self.codes.few(x):
+            y = packed.matmul(x, bias).to(x.dtype)
+        else:
+            half = x.dtype == torch.bfloat16
+            values = packed.unpack(torch.empty(packed.shape, dtype=x.dtype if half else torch.float32))
+            y = linear(x, values.to(x.dtype), bias)
         return y + self.branches[bits](x) if bits in self.branches else y
 
     def values(self, bits: int) -> Tensor:
         """What a token of this many bits is multiplied by (out, in), float32."""
         values = self.on_grid(bits)
         return values + self.branches[bits].product() if bits in self.branches else values
+
+    @cached_property
+    def depths(self) -> tuple[Depth, ...]:
+        """Its depths as one call reads a token (see quept.kernels.decoder), by slices; () without kernels."""
+        if not isinstance(self.codes, Planes):
+            return ()
+        beside = {bits: branch.correction for bits, branch in self.branches.items()}
+        return tuple(Depth(weight, beside.get(bits)) for bits, weight in self.codes.read.items())
 
     @property
     def nbytes(self) -> int:
@@ -309,13 +329,13 @@ class MoBiQuant(Engine):
     def module(self, stored: StoredLayer, setting: Setting, bias: Tensor | None, dtype: dtype) -> nn.Module:
         average, bits = parsed(setting)
         if average is None:
-            return NestedLinear(stored, bits, None, bias, dtype)
+            return NestedLinear.of(stored, bits, None, bias, dtype)
         if self.routes is None:
             raise EngineError(
                 f"nothing was calibrated here that could route tokens: take a width, 2 to {BITS}, or "
                 "calibrate with a recipe that has routers, like mobiquant"
             )
-        return NestedLinear(stored, bits, self.routes.at(stored.layer, average), bias, dtype)
+        return NestedLinear.of(stored, bits, self.routes.at(stored.layer, average), bias, dtype)
 
     def nbytes(self, rows: int, columns: int, setting: Setting) -> int:
         average, bits = parsed(setting)
@@ -340,6 +360,7 @@ class MoBiQuant(Engine):
         return {bits: len(one.branches[bits].values[0]) if bits in one.branches else 0 for bits in one.grids}
 
 
+@cache
 def parsed(setting: Setting) -> tuple[float | None, int]:
     """Returns the average of a setting, None for a width, and the most bits that a token gets."""
     if not isinstance(setting, str):

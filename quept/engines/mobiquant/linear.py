@@ -1,7 +1,8 @@
 """The layer of a view: every token is multiplied by the leading bits that it got.
 
 Tokens of equal depth go together, many in one product with the values of that depth, a few by the slices
-themselves (see `planes`); slices that no token asked for are not read.
+themselves (see `planes`); slices that no token asked for are not read. Where one call reads a token (see
+quept.runtime.decode) the choice is made there, by the same scores.
 """
 
 from __future__ import annotations
@@ -9,37 +10,52 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..reports import report
+from quept.kernels.decoder import Linear
+from quept.kernels.nested import Routing
+from quept.models.clone import caster, hooks_when_asked
+from quept.numerics.nested import SLICE
+
+from ..reports import BITS, report
 from .router import depths
 
-REPORTED = "bits per token"
 
-
+@hooks_when_asked
 class NestedLinear(nn.Module):
     """x (..., in) -> (..., out). stored: of one layer, see `engine`. thresholds (3,): of the layer's router;
     None: every token gets `bits`, otherwise at most so many."""
 
-    def __init__(self, stored, bits: int, thresholds: Tensor | None, bias: Tensor | None, dtype: torch.dtype):
-        super().__init__()
-        rows, columns = stored.shape
-        self.__dict__.update(  # none is a module or parameter, and a view makes hundreds of these
-            {"stored": stored, "bits": bits, "thresholds": thresholds, "bias": bias, "dtype": dtype},
-            out_features=rows,
-            in_features=columns,
-        )
+    @classmethod
+    def of(
+        cls, stored, bits: int, thresholds: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+    ) -> NestedLinear:
+        made = _cast()  # a view makes hundreds of these
+        made.__dict__.update(stored=stored, bits=bits, thresholds=thresholds, bias=bias, dtype=dtype)
+        made.__dict__["out_features"], made.__dict__["in_features"] = stored.shape
+        return made
 
     @property
     def weight(self) -> Tensor:
         """The values (out, in) at the most bits that a token can get."""
         return self.stored.values(self.bits).to(self.dtype)
 
+    @property
+    def in_one_call(self) -> Linear | None:
+        """The layer as quept.kernels.decoder reads it; None at odd bits, and without kernels."""
+        found = self.stored.depths[: self.bits // SLICE]
+        if not found or self.bits % SLICE:
+            return None
+        if self.thresholds is None:
+            return Linear(found[-1], self.bias)
+        router = self.stored.router.table(self.in_features)
+        return Linear(Routing(router, found, self.thresholds.tolist()), self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         count = self.in_features * self.out_features
         if self.thresholds is None:
-            report(REPORTED, x.new_full(x.shape[:-1], self.bits), count)
+            report(BITS, x.new_full(x.shape[:-1], self.bits), count)
             return self._at(self.bits, x)
         got = depths(self.stored.router.scores(x), self.thresholds, self.bits)
-        report(REPORTED, got.float(), count)
+        report(BITS, got.float(), count)
         found = got.unique().tolist()
         if len(found) == 1:
             return self._at(found[0], x)
@@ -52,3 +68,6 @@ class NestedLinear(nn.Module):
 
     def _at(self, bits: int, x: Tensor) -> Tensor:
         return self.stored.product(x, bits, self.bias)
+
+
+_cast = caster(NestedLinear())

@@ -12,18 +12,22 @@ threshold of -inf keeps a slice on, inf off: a layer at a fixed depth. Three kin
     projection  scores = offset + 2 log |P x|       P: a random few rows      learning)
                 of what rounding to 2 bits leaves of the weight
 
-Everything is computed in float32, whatever the model is computed in.
+Everything is computed in float32, whatever the model is computed in, and where there are kernels each token
+by itself: its bits do not depend on what is read beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from quept.kernels import missing
+from quept.kernels.nested import RouterTable, dense_rows
 from quept.numerics.nested import SLICE
 
 KINDS: dict[str, tuple[str, ...]] = {  # its tensors
@@ -44,13 +48,29 @@ class Router:
     tensors: Mapping[str, Tensor]
 
     def scores(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., 3) float32."""
+        """x (..., in) -> (..., 3) float32, without a gradient."""
+        if x.device.type == "cpu" and not missing():
+            return self.table(x.shape[-1]).scores(x)
         x, t = x.float(), self.tensors
         if self.kind == "mlp":
             hidden = linear(features(x), t["w1"].float(), t["b1"].float()).relu()
             return linear(hidden, t["w2"].float(), t["b2"].float())
         seen = linear(x, t["p"].float()) if self.kind == "projection" else x
         return seen.square().sum(-1, keepdim=True).clamp(min=SMALLEST).log() + t["offset"].float()
+
+    def table(self, columns: int) -> RouterTable:
+        """The same for so many inputs as the kernels read it: one for all layers that share this router."""
+        if columns not in self._tables:
+            t = {name: one.float().contiguous() for name, one in self.tensors.items() if name not in WIDE}
+            wide = next((self.tensors[name] for name in WIDE if name in self.tensors), None)
+            first = None if wide is None else dense_rows(wide)
+            parts = t.get("b2", t.get("offset")), t.get("b1"), t.get("w2")
+            self._tables[columns] = RouterTable(columns, first, *parts)
+        return self._tables[columns]
+
+    @cached_property
+    def _tables(self) -> dict[int, RouterTable]:
+        return {}
 
     def misfit(self, columns: int) -> str:
         """Returns why it does not fit a layer of this many inputs; "" if it does."""

@@ -7,6 +7,9 @@
      q, k turned by position      keys, values += k, v      x += softmax(q keys / sqrt(d)) values Wo + bo
      m = norm(x)      x += (silu(m Wgate) * (m Wup)) Wdown
 
+   A layer of nested codes may have a router: it scores the input, and the token is multiplied by the slices that it gets
+   here and no others; its bits are told. Every thread decides by itself, by the same numbers.
+
    norm(x) = x / sqrt(mean(x^2) + eps) * weight. All arithmetic is in float; keys and values are kept as the
    conversation's cache keeps them: float, bfloat16, or 2..8 bits in the form of quept.runtime.kvcache.
 
@@ -29,6 +32,7 @@ typedef struct {
     const Cache *caches;
     int64_t position;
     float *logits;
+    uint8_t *slices; /* [layers][LINEARS], those that were read; 0 of what is not nested; or NULL */
     float *x, *q, *k, *v, *mixed, *inner, *turn; /* turn: cosines, then sines, of head_dim / 2 angles each */
     char *own;                                   /* own_bytes for each thread */
     int64_t own_bytes, scores_length;
@@ -41,7 +45,9 @@ typedef struct {
     int number, team;
     Input input;
     const Weight *input_of; /* whose form the input has; NULL: x has changed */
-    float *normed, *rows, *scores, *key, *value, *row;
+    const Router *scored_by;
+    float scores_by[SLICES - 1];
+    float *normed, *rows, *scores, *key, *value, *row, *memory;
     void *input_memory;
 } Thread;
 
@@ -68,27 +74,69 @@ static Part rows_of(const Thread *t, const Weight *w) { /* whole tiles */
     return (Part){tiles.first * TILE, least(tiles.last * TILE, w->rows)};
 }
 
-static int same_form(const Weight *a, const Weight *b) {
-    return a->columns == b->columns && (a->bits >= BF16) == (b->bits >= BF16) && a->group == b->group;
+static void forget_input(Thread *t) { /* x changes */
+    t->input_of = NULL;
+    t->scored_by = NULL;
 }
 
-/* This thread's rows of y = x W + bias; x as in the last call where input_of still stands. */
-static Part multiply(Thread *t, const Linear *linear, const float *x, float *y) {
-    const Step *step = t->step;
-    const Weight *w = linear->weight;
-    Part rows = rows_of(t, w);
-    if (!t->input_of || !same_form(t->input_of, w)) {
-        t->input = input_in(w, t->input_memory, step->model->fast);
-        step->products->prepare(w, x, &t->input);
+static int fits(const Weight *prepared, const Weight *w) {
+    int alike = prepared->columns == w->columns && prepared->group == w->group;
+    return alike && (prepared->bits >= BF16) == (w->bits >= BF16) && (is_nested(prepared->bits) || !is_nested(w->bits));
+}
+
+/* x in the form that a weight reads; as it is already where the last one's fits. */
+static const Input *input_for(Thread *t, const Weight *w, const float *x) {
+    if (!t->input_of || !fits(t->input_of, w)) {
+        t->input = input_in(w, t->input_memory, t->step->model->fast);
+        t->step->products->prepare(w, x, &t->input);
         t->input_of = w;
     }
-    step->products->product(w, &t->input, rows.first / TILE, ceil_div(rows.last, TILE), y);
+    return &t->input;
+}
+
+static const Depth *depth_of(Thread *t, const Linear *linear, const float *x) {
+    const Routing *routing = linear->routing;
+    if (!routing) return &linear->depth;
+    if (t->scored_by != routing->router) {
+        router_scores(t->step->products, routing->router, x, t->memory, t->scores_by);
+        t->scored_by = routing->router;
+    }
+    int more = 0;
+    while (more + 1 < routing->most && t->scores_by[more] >= routing->thresholds[more]) more++;
+    return &routing->depths[more];
+}
+
+/* Adds a correction to these rows of y. */
+static void correct(Thread *t, const Correction *correction, const float *x, Part rows, int64_t all_rows, float *y) {
+    const Weight *a = correction->a;
+    const Products *products = t->step->products;
+    int64_t blocks = ceil_div(all_rows, correction->group);
+    float *low = t->memory, *scaled = low + a->rows;
+    products->product(a, input_for(t, a, x), 0, tiles_of(a), low);
+    for (int64_t from = rows.first; from < rows.last;) {
+        int64_t block = from / correction->group, end = least((block + 1) * correction->group, rows.last);
+        for (int64_t k = 0; k < a->rows; k++) scaled[k] = low[k] * half_to_float(correction->scales[k * blocks + block]);
+        products->combine(scaled, correction->codes + from, all_rows, a->rows, y + from, end - from);
+        from = end;
+    }
+}
+
+/* This thread's rows of y = x W + bias; x as in the last call where it was not forgotten. */
+static Part multiply(Thread *t, const Linear *linear, const float *x, float *y) {
+    const Step *step = t->step;
+    const Depth *depth = depth_of(t, linear, x);
+    const Weight *w = depth->weight;
+    Part rows = rows_of(t, w);
+    step->products->product(w, input_for(t, w, x), rows.first / TILE, ceil_div(rows.last, TILE), y);
+    if (depth->correction) correct(t, depth->correction, x, rows, w->rows, y);
     for (int64_t r = rows.first; linear->bias && r < rows.last; r++) y[r] += linear->bias[r];
+    if (step->slices && linear->place >= 0 && t->number == 0)
+        step->slices[linear->place] = (uint8_t)(is_nested(w->bits) ? w->bits - NESTED : 0);
     return rows;
 }
 
 static void add_product(Thread *t, const Linear *linear, const float *x) {
-    t->input_of = NULL;
+    forget_input(t);
     Part rows = multiply(t, linear, x, t->rows);
     for (int64_t r = rows.first; r < rows.last; r++) t->step->x[r] += t->rows[r];
 }
@@ -236,7 +284,7 @@ static void layer_step(Thread *t, const Layer *layer, const Cache *cache) {
     const Step *step = t->step;
     const Model *model = step->model;
     norm(step->products, step->x, layer->attention_norm, model->eps, model->hidden, t->normed);
-    t->input_of = NULL;
+    forget_input(t);
     multiply(t, &layer->q, t->normed, step->q);
     multiply(t, &layer->k, t->normed, step->k);
     multiply(t, &layer->v, t->normed, step->v);
@@ -246,7 +294,7 @@ static void layer_step(Thread *t, const Layer *layer, const Cache *cache) {
     add_product(t, &layer->o, step->mixed);
     wait_for_all(t);
     norm(step->products, step->x, layer->mlp_norm, model->eps, model->hidden, t->normed);
-    t->input_of = NULL;
+    forget_input(t);
     multiply(t, &layer->up, t->normed, t->rows);
     Part rows = multiply(t, &layer->gate, t->normed, step->inner);
     step->products->gated(step->inner + rows.first, t->rows + rows.first, rows.last - rows.first);
@@ -273,34 +321,49 @@ static void step_part(void *data) {
     t.key = carve(&own, model->head_dim * (int64_t)sizeof(float));
     t.value = carve(&own, model->head_dim * (int64_t)sizeof(float));
     t.row = carve(&own, model->head_dim * (int64_t)sizeof(float));
+    t.memory = carve(&own, model->own_floats * (int64_t)sizeof(float));
     t.scores = carve(&own, share * step->scores_length * (int64_t)sizeof(float));
     for (int64_t i = 0; i < model->layers_count; i++) layer_step(&t, &model->layers[i], &step->caches[i]);
     norm(step->products, step->x, model->norm, model->eps, model->hidden, t.normed);
-    t.input_of = NULL;
+    forget_input(&t);
     multiply(&t, &model->head, t.normed, step->logits);
 }
 
-int64_t quept_input_bytes(const Model *model) {
-    int64_t bytes = input_bytes(model->head.weight);
-    for (int64_t i = 0; i < model->layers_count; i++) {
-        const Linear *linears = &model->layers[i].q;
-        for (int j = 0; j < LINEARS; j++) {
-            int64_t one = input_bytes(linears[j].weight);
-            bytes = one > bytes ? one : bytes;
-        }
-    }
-    return bytes;
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static void fit_depth(Model *model, const Depth *depth) {
+    const Correction *correction = depth->correction;
+    model->input_bytes = most(model->input_bytes, input_bytes(depth->weight));
+    if (!correction) return;
+    model->input_bytes = most(model->input_bytes, input_bytes(correction->a));
+    model->own_floats = most(model->own_floats, 2 * correction->a->rows);
+}
+
+static void fit_linear(Model *model, const Linear *linear) {
+    const Routing *routing = linear->routing;
+    fit_depth(model, &linear->depth);
+    for (int k = 0; routing && k < routing->most; k++) fit_depth(model, &routing->depths[k]);
+    if (routing) model->own_floats = most(model->own_floats, router_floats(routing->router));
+}
+
+/* Fills in the scratch that the largest layer takes. */
+void quept_fit(Model *model) {
+    model->input_bytes = model->own_floats = 0;
+    fit_linear(model, &model->head);
+    for (int64_t i = 0; i < model->layers_count; i++)
+        for (int j = 0; j < LINEARS; j++) fit_linear(model, &model->layers[i].q + j);
 }
 
 int quept_step(const Pool *pool, const Products *products, const Model *model, const Cache *caches, int64_t token,
-               int64_t position, float *logits) {
+               int64_t position, float *logits, uint8_t *slices) {
     const int64_t size = sizeof(float), dim = model->head_dim, heads = model->heads, kv_heads = model->kv_heads;
     int64_t widest = model->hidden > model->inner ? model->hidden : model->inner;
     Step step = {.pool = pool, .products = products, .model = model, .caches = caches, .position = position};
     step.logits = logits;
+    step.slices = slices;
     step.scores_length = ceil_div(position + 1, TILE) * TILE;
-    step.own_bytes = 8 * LINE + model->input_bytes +
-                     size * (model->hidden + widest + 3 * dim + heads / kv_heads * step.scores_length);
+    step.own_bytes = 9 * LINE + model->input_bytes +
+                     size * (model->hidden + widest + 3 * dim + model->own_floats + heads / kv_heads * step.scores_length);
     step.own_bytes = ceil_div(step.own_bytes, LINE) * LINE;
     int64_t shared = size * (model->hidden + dim * (2 * heads + 2 * kv_heads + 1) + model->inner) + 8 * LINE;
     char *memory = malloc((size_t)(LINE + shared + pool->threads * step.own_bytes)), *at;

@@ -260,19 +260,26 @@ int quept_round(const Pool *pool, const Products *products, const Weight *w, con
 
 /* ---- products of a few rows */
 
+static int64_t input_blocks(const Weight *w) {
+    return w->bits >= BF16 ? ceil_div(w->columns, BLOCK) : blocks_of(w);
+}
+
 int64_t input_bytes(const Weight *w) {
-    int64_t blocks = w->bits >= BF16 ? ceil_div(w->columns, BLOCK) : blocks_of(w);
-    return blocks * (BLOCK * (sizeof(float) + 1) + sizeof(float) + sizeof(int32_t)) + 4 * LINE;
+    int64_t nested = is_nested(w->bits) ? BLOCK * ENTRIES * sizeof(float) : 0;
+    return input_blocks(w) * (BLOCK * (sizeof(float) + 1) + 2 * sizeof(float) + sizeof(int32_t) + nested) + 4 * LINE;
 }
 
 Input input_in(const Weight *w, void *memory, int fast) {
-    int64_t blocks = w->bits >= BF16 ? ceil_div(w->columns, BLOCK) : blocks_of(w);
+    int64_t blocks = input_blocks(w);
     char *at = (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE);
     Input in = {.x = (float *)at};
     at += blocks * BLOCK * sizeof(float);
-    in.scale = (float *)at;
-    in.sum = (int32_t *)(at + blocks * sizeof(float));
-    at += blocks * (sizeof(float) + sizeof(int32_t));
+    if (is_nested(w->bits) && !fast) in.table = (float *)at;
+    at += in.table ? blocks * BLOCK * ENTRIES * sizeof(float) : 0;
+    in.total = (float *)at;
+    in.scale = (float *)(at + blocks * sizeof(float));
+    in.sum = (int32_t *)(at + 2 * blocks * sizeof(float));
+    at += blocks * (2 * sizeof(float) + sizeof(int32_t));
     in.p = fast && w->bits < BF16 ? (int8_t *)at : NULL;
     return in;
 }
@@ -335,6 +342,19 @@ void quept_unpack(const Pool *pool, const Products *products, const Weight *w, v
     run_threads(pool, unpack_part, &job);
 }
 
+/* The code of quad k in one byte of the lanes of a block, plane by plane. */
+static int code_at(const uint8_t *plane, int bits, int64_t k) {
+    int code = 0, done = 0;
+    for (int width = 8; width; width /= 2) {
+        if (!(bits & width)) continue;
+        int share = 8 / width;
+        code |= (plane[LINE * (k / share)] >> width * (k % share) & ((1 << width) - 1)) << done;
+        plane += LINE * width;
+        done += width;
+    }
+    return code;
+}
+
 /* One row: read from its lane, number by number. */
 void unpack_row(const Weight *w, int64_t row, float *out) {
     if (w->bits >= BF16) {
@@ -354,19 +374,18 @@ void unpack_row(const Weight *w, int64_t row, float *out) {
         int64_t at = (tile * groups + g) * TILE + lane, n = columns_of(w, g);
         float scale = half_to_float(w->scales[at]);
         int zero = w->zeros ? w->zeros[at] : 128;
-        for (int64_t from = 0; from < n; from += BLOCK, block += w->bits * LINE)
+        for (int64_t from = 0; from < n; from += BLOCK, block += lines_of(w->bits) * LINE)
             for (int64_t j = 0; j < least(BLOCK, n - from); j++) {
-                int64_t k = j / 4;
-                int code = 0, done = 0;
-                const uint8_t *plane = block + 4 * lane + j % 4;
-                for (int width = 8; width; width /= 2) {
-                    if (!(w->bits & width)) continue;
-                    int share = 8 / width;
-                    code |= (plane[LINE * (k / share)] >> width * (k % share) & ((1 << width) - 1)) << done;
-                    plane += LINE * width;
-                    done += width;
+                const uint8_t *lane_of_j = block + 4 * lane + j % 4;
+                if (!is_nested(w->bits)) {
+                    *out++ = (float)(code_at(lane_of_j, w->bits, j / 4) - zero) * scale;
+                    continue;
                 }
-                *out++ = (float)(code - zero) * scale;
+                int twice = 1; /* 2 m, see products.c */
+                for (int s = 0; s < w->bits - NESTED; s++)
+                    twice = (twice - 1) * 4 + 2 * code_at(lane_of_j + s * slice_bytes(w), SLICE, j / 4) + 1;
+                twice <<= 8 - width_of(w->bits);
+                *out++ = (float)(twice - 2 * zero) * (scale * 0x1p-7f);
             }
     }
 }

@@ -3,7 +3,8 @@
    Written with the vectors that gcc and clang know, LANES numbers of 32 bits; a tile is TILE / LANES of them side
    by side. Only `dot4`, the product of bytes, names instructions.
 
-   exact  every code becomes a float and is multiplied by the input as it is.
+   exact  every code becomes a float and is multiplied by the input as it is; few slices of nested codes look
+          their products up.
    fast   the input is rounded to 8 bits, one scale for at most 128 columns; sums of a span are whole numbers:
           y[r] = sum over spans s of  scale[r,g] * t[s] * (sum of code * p - zero[r,g] * sum of p)            */
 
@@ -15,10 +16,16 @@ INLINE I32 load_zeros(const Weight *w, int64_t at) {
     return w->zeros ? load_bytes(w->zeros + at) : (I32){0} + 128;
 }
 
-/* Quad k of a block: four codes of each row, one a byte. */
-INLINE U32 quad(const uint8_t *block, int bits, int k) {
+/* Quad k of a block: four codes of each row, one a byte. apart: bytes from slice to slice of nested codes. */
+INLINE U32 quad(const uint8_t *block, int64_t apart, int bits, int k) {
     if (bits == 8) return load(block + LINE * k);
     U32 codes = {0};
+    if (is_nested(bits)) {
+#pragma GCC unroll 4
+        for (int s = 0; s < bits - NESTED; s++)
+            codes |= field(load(block + s * apart + LINE * (k / 4)), SLICE * (k % 4), width_of(bits) - SLICE * (s + 1), SLICE);
+        return codes;
+    }
     if (bits & 4) {
         codes |= field(load(block + LINE * (k / 2)), 4 * (k % 2), 0, 4);
         block += 4 * LINE;
@@ -60,16 +67,16 @@ INLINE I32 dot4(I32 sum, U32 codes, const int8_t *p) {
 /* AVX2 multiplies unsigned by signed bytes into pairs of 16 bits, which hold the sums of a few quads; how many
    depends on the width: 2 * 127 * (2^bits - 1) * quads < 2^15. Codes of 8 bits would not fit even once: they
    are brought down by 128, and their signs moved to p. */
-INLINE I32 dot_block(I32 sum, const uint8_t *block, int bits, const int8_t *p) {
-    const int run = bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
+INLINE I32 dot_block(I32 sum, const uint8_t *block, int64_t apart, int bits, const int8_t *p) {
+    const int width = width_of(bits), run = width <= 4 ? 8 : width == 5 ? 4 : width == 6 ? 2 : 1;
     const __m256i ones = _mm256_set1_epi16(1);
     __m256i pairs = _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (int k = 0; k < 8; k++) {
         int32_t four;
         memcpy(&four, p + 4 * k, sizeof four);
-        __m256i x = _mm256_set1_epi32(four), codes = (__m256i)quad(block, bits, k);
-        if (bits == 8) {
+        __m256i x = _mm256_set1_epi32(four), codes = (__m256i)quad(block, apart, bits, k);
+        if (width == 8) {
             __m256i low = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
             sum += (I32)_mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(low), _mm256_sign_epi8(x, low)), ones);
             continue;
@@ -84,30 +91,39 @@ INLINE I32 dot_block(I32 sum, const uint8_t *block, int bits, const int8_t *p) {
 }
 enum { LOWERED = 128 }; /* by what codes of 8 bits were brought down */
 #else
-INLINE I32 dot_block(I32 sum, const uint8_t *block, int bits, const int8_t *p) {
+INLINE I32 dot_block(I32 sum, const uint8_t *block, int64_t apart, int bits, const int8_t *p) {
     I32 even = {0}, odd = {0};
 #pragma GCC unroll 4
     for (int k = 0; k < 8; k += 2) {
-        even = dot4(even, quad(block, bits, k), p + 4 * k);
-        odd = dot4(odd, quad(block, bits, k + 1), p + 4 * k + 4);
+        even = dot4(even, quad(block, apart, bits, k), p + 4 * k);
+        odd = dot4(odd, quad(block, apart, bits, k + 1), p + 4 * k + 4);
     }
     return sum + even + odd;
 }
 enum { LOWERED = 0 };
 #endif
 
-/* y (LANES) of one part of a tile. `codes`: the part's first line; `at`: its place in scales and zero-points. */
+/* y (LANES) of one part of a tile. `codes`: the part's first line; `at`: its place in scales and zero-points.
+   Nested codes q are read in the middle of their cells, as m - zero with m = 2^(8-b) (q + 1/2) in steps of scale / 64;
+   2 m is a whole number at every depth. */
 INLINE F32 part_fast(const Weight *w, int bits, const uint8_t *codes, int64_t at, const Input *in) {
     F32 y = {0};
     const int8_t *p = in->p;
-    int64_t groups = groups_of(w), span = 0;
+    const int width = width_of(bits), up = 9 - width;
+    int64_t groups = groups_of(w), apart = slice_bytes(w), span = 0;
     for (int64_t g = 0; g < groups; g++, at += TILE) {
         F32 scale = load_half(w->scales + at);
-        I32 zero = load_zeros(w, at) - (bits == 8 ? LOWERED : 0);
+        I32 zero = load_zeros(w, at);
+        if (is_nested(bits)) {
+            zero = 2 * zero - (1 << (up - 1)); /* of 2 m without its half cell */
+            scale *= 0x1p-7f;
+        }
+        if (width == 8) zero -= LOWERED << (is_nested(bits) ? 1 : 0);
         for (int64_t left = ceil_div(columns_of(w, g), BLOCK); left > 0; left -= SPAN, span++) {
             I32 sum = {0};
-            for (int64_t b = least(left, SPAN); b > 0; b--, codes += bits * LINE, p += BLOCK)
-                sum = dot_block(sum, codes, bits, p);
+            for (int64_t b = least(left, SPAN); b > 0; b--, codes += lines_of(bits) * LINE, p += BLOCK)
+                sum = dot_block(sum, codes, apart, bits, p);
+            if (is_nested(bits)) sum *= 1 << up;
             sum -= zero * in->sum[span];
             y += scale * in->scale[span] * __builtin_convertvector(sum, F32);
         }
@@ -115,27 +131,100 @@ INLINE F32 part_fast(const Weight *w, int bits, const uint8_t *codes, int64_t at
     return y;
 }
 
+INLINE U32 moved(U32 v, int right) { return right >= 0 ? v >> right : v << -right; }
+
 INLINE F32 part_exact(const Weight *w, int bits, const uint8_t *codes, int64_t at, const Input *in) {
+    /* The bits of 2^23 with a code in the lowest byte are the float 2^23 + code; those of 2^22 with 2 m, 2^22 + m. */
+    const int width = width_of(bits), up = is_nested(bits) ? 9 - width : 0;
+    const uint32_t mask = ((1u << width) - 1) << up, base = is_nested(bits) ? 0x4a800000u | 1u << (up - 1) : 0x4b000000u;
     F32 y = {0};
     const float *x = in->x;
-    int64_t groups = groups_of(w);
+    int64_t groups = groups_of(w), apart = slice_bytes(w);
     for (int64_t g = 0; g < groups; g++, at += TILE) {
-        /* The bits of 2^23 with a code in the lowest byte are the float 2^23 + code. */
-        F32 offset = __builtin_convertvector(load_zeros(w, at), F32) + 0x1p23f;
+        F32 offset = __builtin_convertvector(load_zeros(w, at), F32) + (is_nested(bits) ? 0x1p22f : 0x1p23f);
         F32 sum[4] = {{0}, {0}, {0}, {0}};
-        for (int64_t b = ceil_div(columns_of(w, g), BLOCK); b > 0; b--, codes += bits * LINE, x += BLOCK) {
+        for (int64_t b = ceil_div(columns_of(w, g), BLOCK); b > 0; b--, codes += lines_of(bits) * LINE, x += BLOCK) {
 #pragma GCC unroll 8
             for (int k = 0; k < 8; k++) {
-                U32 four = quad(codes, bits, k);
+                U32 four = quad(codes, apart, bits, k);
 #pragma GCC unroll 4
                 for (int c = 0; c < 4; c++)
-                    sum[c] += (as_float((four >> (8 * c) & 0xff) | 0x4b000000) - offset) * x[4 * k + c];
+                    sum[c] += (as_float((moved(four, 8 * c - up) & mask) | base) - offset) * x[4 * k + c];
             }
         }
-        y += load_half(w->scales + at) * ((sum[0] + sum[1]) + (sum[2] + sum[3]));
+        F32 scale = load_half(w->scales + at) * (is_nested(bits) ? 0x1p-6f : 1);
+        y += scale * ((sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
     return y;
 }
+
+/* Slices of 2 bits without arithmetic on codes: LOOKED bits of a lane choose among all that one or two columns of them can
+   come to, (slice - 3/2) * x each. It takes time as the slices do, so codes of LOOKED bits and more become floats whole.
+   PER_COLUMN: numbers of a table for each column. */
+#if defined(__AVX512F__)
+#define LOOKED 4
+#define PER_COLUMN 8
+INLINE F32 look_up(const float *table, U32 which) {
+    return (F32)_mm512_permutexvar_ps((__m512i)which, _mm512_loadu_ps(table));
+}
+#elif defined(__AVX2__)
+#define LOOKED 2
+#define PER_COLUMN 4
+INLINE F32 look_up(const float *table, U32 which) {
+    return (F32)_mm256_permutevar_ps(_mm256_broadcast_ps((const __m128 *)table), (__m256i)which);
+}
+#else
+#define LOOKED 0
+#define PER_COLUMN 0
+#endif
+
+#if defined(__AVX2__)
+enum { LOOKS = 32 / LOOKED, CHOICES = 1 << LOOKED };
+
+/* The column of a block whose code stands at bit `at` of the lanes of a line. */
+INLINE int column_at(int line, int at) { return 4 * (4 * line + at % 8 / SLICE) + at / 8; }
+
+/* x of a block (BLOCK) -> its tables, in the order of lines and bits. */
+static void fill_tables(const float *x, float *table) {
+    static const float MIDDLE[4] = {-1.5f, -0.5f, 0.5f, 1.5f};
+    for (int line = 0; line < SLICE; line++)
+        for (int at = 0; at < 32; at += LOOKED, table += CHOICES) {
+            float low = x[column_at(line, at)], high = LOOKED > SLICE ? x[column_at(line, at + SLICE)] : 0;
+            for (int choice = 0; choice < CHOICES; choice++)
+                table[choice] = MIDDLE[choice % 4] * low + (LOOKED > SLICE ? MIDDLE[choice / 4] * high : 0);
+        }
+}
+
+INLINE F32 part_looked_up(const Weight *w, int slices, const uint8_t *codes, int64_t at, const Input *in) {
+    F32 y = {0};
+    const float *table = in->table;
+    int64_t groups = groups_of(w), apart = slice_bytes(w);
+    for (int64_t g = 0; g < groups; g++, at += TILE) {
+        int64_t lines = ceil_div(columns_of(w, g), BLOCK) * SLICE;
+        F32 sum = {0};
+        for (int s = slices - 1; s >= 0; s--) {
+            F32 part[4] = {{0}, {0}, {0}, {0}};
+            for (int64_t line = 0; line < lines; line++) {
+                U32 v = load(codes + s * apart + line * LINE);
+#pragma GCC unroll 16
+                for (int i = 0; i < LOOKS; i++)
+                    part[i % 4] += look_up(table + (line * LOOKS + i) * CHOICES, v >> (LOOKED * i));
+            }
+            sum = sum * 0.25f + ((part[0] + part[1]) + (part[2] + part[3]));
+        }
+        F32 zero = __builtin_convertvector(load_zeros(w, at), F32);
+        y += load_half(w->scales + at) * (sum + (2 - zero * 0x1p-6f) * in->total[g]);
+        codes += lines * LINE;
+        table += lines * LOOKS * CHOICES;
+    }
+    return y;
+}
+#else
+static void fill_tables(const float *x, float *table) { (void)x, (void)table; }
+INLINE F32 part_looked_up(const Weight *w, int slices, const uint8_t *codes, int64_t at, const Input *in) {
+    return part_exact(w, NESTED + slices, codes, at, in);
+}
+#endif
 
 INLINE void product_of(const Weight *w, int bits, const Input *in, int64_t first, int64_t last, float *y) {
     for (int64_t tile = first; tile < last; tile++) {
@@ -144,7 +233,9 @@ INLINE void product_of(const Weight *w, int bits, const Input *in, int64_t first
         float rows[TILE];
         for (int lane = 0; lane < TILE; lane += LANES) {
             F32 part = in->p ? part_fast(w, bits, codes + 4 * lane, at + lane, in)
-                             : part_exact(w, bits, codes + 4 * lane, at + lane, in);
+                       : is_nested(bits) && bits - NESTED < LOOKED
+                           ? part_looked_up(w, bits - NESTED, codes + 4 * lane, at + lane, in)
+                           : part_exact(w, bits, codes + 4 * lane, at + lane, in);
             memcpy(rows + lane, &part, sizeof part);
         }
         memcpy(y + tile * TILE, rows, sizeof(float) * least(TILE, w->rows - tile * TILE));
@@ -167,6 +258,18 @@ static float dot(const float *a, const float *b, int64_t n) {
 
 static void axpy(float a, const float *x, float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] += a * x[i];
+}
+
+static void combine(const float *a, const uint8_t *codes, int64_t stride, int64_t rank, float *y, int64_t n) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        F32 sum = as_float(load(y + i));
+        for (int64_t k = 0; k < rank; k++)
+            sum += a[k] * __builtin_convertvector(load_bytes(codes + k * stride + i) - 128, F32);
+        memcpy(y + i, &sum, sizeof sum);
+    }
+    for (; i < n; i++)
+        for (int64_t k = 0; k < rank; k++) y[i] += a[k] * (float)(codes[k * stride + i] - 128);
 }
 
 /* e^x to about two units in the last place (a polynomial of Cephes), for x clamped to [-87, 88]; NaN stays. */
@@ -231,6 +334,10 @@ static void product(const Weight *w, const Input *in, int64_t first, int64_t las
     case 6: product_of(w, 6, in, first, last, y); break;
     case 7: product_of(w, 7, in, first, last, y); break;
     case 8: product_of(w, 8, in, first, last, y); break;
+    case NESTED + 1: product_of(w, NESTED + 1, in, first, last, y); break;
+    case NESTED + 2: product_of(w, NESTED + 2, in, first, last, y); break;
+    case NESTED + 3: product_of(w, NESTED + 3, in, first, last, y); break;
+    case NESTED + 4: product_of(w, NESTED + 4, in, first, last, y); break;
     default: product_dense(w, in, first, last, y);
     }
 }
@@ -272,7 +379,7 @@ static void prepare(const Weight *w, const float *x, Input *in) {
         return;
     }
     int64_t groups = groups_of(w), span = 0;
-    float *to = in->x;
+    float *to = in->x, *table = in->table;
     int8_t *p = in->p;
     for (int64_t g = 0; g < groups; g++) {
         int64_t n = columns_of(w, g), filled = ceil_div(n, BLOCK) * BLOCK;
@@ -280,6 +387,11 @@ static void prepare(const Weight *w, const float *x, Input *in) {
         memset(to + n, 0, sizeof(float) * (filled - n));
         for (int64_t at = 0; p && at < filled; at += SPAN * BLOCK, span++)
             in->scale[span] = rounded(to + at, least(SPAN * BLOCK, filled - at), p + at, &in->sum[span]);
+        if (in->table) {
+            in->total[g] = 0;
+            for (int64_t at = 0; at < n; at++) in->total[g] += to[at];
+            for (int64_t at = 0; at < filled; at += BLOCK, table += BLOCK * PER_COLUMN) fill_tables(to + at, table);
+        }
         to += filled;
         p = p ? p + filled : NULL;
     }
@@ -303,7 +415,8 @@ INLINE void store_bf16(uint16_t *to, F32 values) { /* to the nearest, ties to ev
 }
 
 INLINE void unpack_of(const Weight *w, int bits, int64_t first, int64_t last, void *out, int64_t stride, int bf16) {
-    int64_t groups = groups_of(w);
+    const int up = 9 - width_of(bits);
+    int64_t groups = groups_of(w), apart = slice_bytes(w);
     for (int64_t tile = first; tile < last; tile++) {
         const uint8_t *block = w->codes + tile * tile_bytes(w);
         int64_t rows = least(TILE, w->rows - tile * TILE), row = (tile - first) * TILE;
@@ -312,15 +425,19 @@ INLINE void unpack_of(const Weight *w, int bits, int64_t first, int64_t last, vo
             float scale[TILE], zero[TILE];
             for (int lane = 0; lane < TILE; lane += LANES) {
                 F32 s = load_half(w->scales + at + lane), z = __builtin_convertvector(load_zeros(w, at + lane), F32);
+                if (is_nested(bits)) { /* of 2 m, see part_fast */
+                    z = 2 * z - (float)(1 << (up - 1));
+                    s *= 0x1p-7f;
+                }
                 memcpy(scale + lane, &s, sizeof s);
                 memcpy(zero + lane, &z, sizeof z);
             }
-            for (int64_t from = 0; from < n; from += BLOCK, block += bits * LINE) {
+            for (int64_t from = 0; from < n; from += BLOCK, block += lines_of(bits) * LINE) {
                 uint32_t quads[8][TILE], codes[TILE][8]; /* of each row, in the order of its columns */
                 for (int lane = 0; lane < TILE; lane += LANES)
 #pragma GCC unroll 8
                     for (int k = 0; k < 8; k++) {
-                        U32 four = quad(block + 4 * lane, bits, k);
+                        U32 four = quad(block + 4 * lane, apart, bits, k);
                         memcpy(&quads[k][lane], &four, sizeof four);
                     }
                 for (int r = 0; r < TILE; r++)
@@ -333,7 +450,7 @@ INLINE void unpack_of(const Weight *w, int bits, int64_t first, int64_t last, vo
                                : bf16        ? (void *)((uint16_t *)out + place)
                                              : (void *)((float *)out + place);
                     for (int j = 0; j < BLOCK; j += LANES) {
-                        I32 code = load_bytes((const uint8_t *)codes[r] + j);
+                        I32 code = load_bytes((const uint8_t *)codes[r] + j) * (is_nested(bits) ? 1 << up : 1);
                         F32 values = (__builtin_convertvector(code, F32) - zero[r]) * scale[r];
                         if (bf16)
                             store_bf16((uint16_t *)to + j, values);
@@ -377,6 +494,10 @@ static void unpack(const Weight *w, int64_t first, int64_t last, void *out, int6
     case 6: unpack_of(w, 6, first, last, out, stride, bf16); break;
     case 7: unpack_of(w, 7, first, last, out, stride, bf16); break;
     case 8: unpack_of(w, 8, first, last, out, stride, bf16); break;
+    case NESTED + 1: unpack_of(w, NESTED + 1, first, last, out, stride, bf16); break;
+    case NESTED + 2: unpack_of(w, NESTED + 2, first, last, out, stride, bf16); break;
+    case NESTED + 3: unpack_of(w, NESTED + 3, first, last, out, stride, bf16); break;
+    case NESTED + 4: unpack_of(w, NESTED + 4, first, last, out, stride, bf16); break;
     case BF16: unpack_narrow(w, BF16, first, last, out, stride, bf16); break;
     case HALF: unpack_narrow(w, HALF, first, last, out, stride, bf16); break;
     }
@@ -384,4 +505,5 @@ static void unpack(const Weight *w, int64_t first, int64_t last, void *out, int6
 
 int JOIN(round_, LEVEL)(const Weight *, const Floats *, int64_t, int64_t, uint8_t *, uint16_t *, uint8_t *);
 
-const Products JOIN(products_, LEVEL) = {TEXT(LEVEL), prepare, product, unpack, dot, axpy, softmax, gated, JOIN(round_, LEVEL)};
+const Products JOIN(products_, LEVEL) = {TEXT(LEVEL), prepare, product, unpack,  dot, axpy,
+                                         softmax,     gated,   combine, JOIN(round_, LEVEL)};

@@ -17,7 +17,13 @@
      1 bit       1     from bit k
 
    so one shift and one mask give four codes of each of sixteen rows, whatever vectors the processor has, and no
-   sum runs across lanes. Scales and zero-points lie as [tile][group][row]. Little-endian throughout. */
+   sum runs across lanes. Scales and zero-points lie as [tile][group][row]. Little-endian throughout.
+
+   NESTED codes (quept.numerics.nested) are four weights of 2 bits in this layout one behind the other, the slices, with
+   the highest bits first. `bits` NESTED + n reads the first n and no more, scales and zero-points are those of this depth:
+
+   y[r] = sum over g of  scale[r,g] * (sum over slices k of 4^-k sum over j (slice_k[r,j] - 3/2) * x[j]
+                                       + (2 - zero[r,g] / 64) * sum over j of x[j]) */
 
 #ifndef QUEPT_WEIGHT_H
 #define QUEPT_WEIGHT_H
@@ -26,6 +32,7 @@
 #include <stdint.h>
 
 enum { TILE = 16, BLOCK = 32, LINE = 64, SPAN = 4 /* blocks that share the scale of a rounded input */ };
+enum { NESTED = 8, SLICE = 2, SLICES = 4 };
 enum { BF16 = 16, HALF = 17, FLOAT = 32 }; /* in place of a width: a dense weight (rows, columns) of such numbers */
 
 typedef struct {
@@ -48,15 +55,22 @@ static inline int64_t blocks_of(const Weight *w) {
     int64_t last = groups_of(w) - 1;
     return last * ceil_div(w->group, BLOCK) + ceil_div(columns_of(w, last), BLOCK);
 }
-static inline int64_t tile_bytes(const Weight *w) { return blocks_of(w) * w->bits * LINE; }
+static inline int is_nested(int bits) { return bits > NESTED && bits < BF16; }
+static inline int width_of(int bits) { return is_nested(bits) ? (bits - NESTED) * SLICE : bits; } /* of a whole code */
+static inline int lines_of(int bits) { return is_nested(bits) ? SLICE : bits; } /* of a block, in each slice */
+static inline int64_t tile_bytes(const Weight *w) { return blocks_of(w) * lines_of(w->bits) * LINE; }
+static inline int64_t slice_bytes(const Weight *w) { return tiles_of(w) * tile_bytes(w); } /* from one slice to the next */
 
 /* An input vector as a weight reads it: its groups filled up to whole blocks, with zeros.
    Of a rounded one, x ~ scale[s] * p in every span s of at most SPAN blocks, |p| <= 127, sum[s] = sum of p. */
+enum { ENTRIES = 8 }; /* numbers of a table for each column, at most */
 typedef struct {
     float *x;      /* [blocks * BLOCK] */
     int8_t *p;     /* the same, or NULL: the product is exact */
     float *scale;  /* [spans], at most one a block */
     int32_t *sum;
+    float *total;  /* [groups], sums of x, and what products of slices are looked up in; of nested codes, exact */
+    float *table;
 } Input;
 
 /* What a weight is rounded from: x + added, (rows, columns) numbers, and the factors, (rows, groups), by which the
@@ -82,6 +96,8 @@ typedef struct {
     /* x becomes softmax(x); gate becomes silu(gate) * up; over n floats. */
     void (*softmax)(float *x, int64_t n);
     void (*gated)(float *gate, const float *up, int64_t n);
+    /* y[i] += sum of a[k] * (codes[k * stride + i] - 128) over k < rank, for n codes. */
+    void (*combine)(const float *a, const uint8_t *codes, int64_t stride, int64_t rank, float *y, int64_t n);
     /* Tiles first..last-1 rounded to their grid and packed, from codes[0], scales[0], zeros[0] for tile 0 (zeros: NULL
        at 8 bits); returns whether a number is not finite, or a scale no float16. */
     int (*round)(const Weight *, const Floats *, int64_t first, int64_t last, uint8_t *codes, uint16_t *scales,
