@@ -4,7 +4,8 @@
 
 A width that diverges less on held-out text as its codes were made loses what it learned. Thresholds are found
 there too: one for each average, from the scores of tokens in the model at 2 bits and at 4, between which an
-average lies. The divergence at some averages is measured, in between it is interpolated in its logarithm.
+average lies, and then settled at some averages by what tokens of the routed model itself spend. The
+divergence at some averages is measured, in between it is interpolated in its logarithm.
 """
 
 from __future__ import annotations
@@ -107,6 +108,10 @@ def nested_artifact(
     routes, scores = _routes(transformed, elastic, recipe, data, device, report)
     artifact = replace(artifact, engine=replace(artifact.engine, routes=routes))
     elastic = ElasticModel(transformed, artifact, **options)
+    report("settling the thresholds", None)
+    routes = settled(routes, shifts_of(elastic, data.held_out["input_ids"]))
+    artifact = replace(artifact, engine=replace(artifact.engine, routes=routes))
+    elastic = ElasticModel(transformed, artifact, **options)
     points = {float(bits): artifact.manifest.quality[f"W{bits}"]["kl"] for bits in DEPTHS}
     for average in MEASURED:
         plan = PrecisionPlan.uniform(f"routed:{average:g}")
@@ -171,10 +176,7 @@ def _routes(
         )
         routers[leader] = learned_router(found, recipe.routing, error, generator)
     report("searching the thresholds", None)
-    sizes = elastic.sizes.weights
-    weights = torch.tensor(
-        [sum(sizes[n] for n, other in leaders.items() if other == leader) for leader in routers]
-    ).double()
+    weights = _weights(leaders, elastic)
     scores = {
         bits: scores_of(
             elastic.view(PrecisionPlan.uniform(bits)), routers, data.held_out["input_ids"], device
@@ -192,6 +194,44 @@ def _routes(
     averages = torch.tensor(AVERAGES)
     bits, kl = torch.stack(bits).float(), torch.zeros_like(averages)
     return Routes(leaders, routers, averages, table, bits, kl), scores[4]
+
+
+def _weights(leaders: Mapping[str, str], elastic: ElasticModel) -> Tensor:
+    """Weights (routers,) of the layers of each router."""
+    shared = dict.fromkeys(leaders.values(), 0)
+    for name, leader in leaders.items():
+        shared[leader] += elastic.sizes.weights[name]
+    return torch.tensor(list(shared.values())).double()
+
+
+def shifts_of(elastic: ElasticModel, ids: Tensor) -> dict[float, float]:
+    """`{average: how far off its threshold is}` on token ids (windows, context): measured in the routed model
+    itself, whose layers read what routed layers wrote."""
+    routes, shifts = elastic.artifact.engine.routes, {}
+    weights, first = _weights(routes.leaders, elastic), next(iter(routes.leaders))
+    for average in MEASURED:
+        view = elastic.view(PrecisionPlan.uniform(f"routed:{average:g}"))
+        scores = scores_of(view, routes.routers, ids, elastic.device)
+        shifts[average] = threshold_for(average, scores, weights) - float(routes.at(first, average)[0])
+    return shifts
+
+
+def settled(routes: Routes, shifts: Mapping[float, float]) -> Routes:
+    """The routes with the thresholds of averages moved by `shifts`, {average: by how much}: in between in a
+    straight line, at the ends of the range not at all. What layers get, and the divergence, follow."""
+    ends = {float(DEPTHS[0]): 0.0, float(DEPTHS[-1]): 0.0}
+    x, y = zip(*sorted((ends | dict(shifts)).items()), strict=True)
+    before = routes.thresholds[:, 0, 0].double().numpy()
+    after = before + np.interp(routes.averages.numpy(), x, y)
+    order = np.argsort(before)
+
+    def followed(curve: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.interp(after, before[order], curve[order])).float()
+
+    bits = torch.stack([followed(column) for column in routes.bits.T.numpy()], 1)
+    kl = followed(routes.kl.clamp(min=1e-12).log().numpy()).exp()
+    moved = torch.from_numpy(after - before).float()[:, None, None]
+    return replace(routes, thresholds=routes.thresholds + moved, bits=bits, kl=kl)
 
 
 def _curve(points: Mapping[float, float], averages: Tensor) -> Tensor:
