@@ -13,6 +13,7 @@ from quept import ElasticModel, PlanError, PrecisionPlan, load
 from quept.artifact import Artifact, ArtifactError
 from quept.artifact.store import TENSORS
 from quept.calibrate import CalibrationError, calibrate
+from quept.calibrate.nested_artifact import settled
 from quept.calibrate.routers import leaders_of
 from quept.config import Recipe, RecipeError
 from quept.engines.base import EngineError
@@ -360,3 +361,23 @@ def test_recipes_with_routers_say_what_does_not_go(text):
                 "draws": [[2]],
             },
         )
+
+
+def test_settling_thresholds_moves_what_layers_get_and_nothing_at_the_ends(folder):
+    routes = by_hand(load(folder)).routes
+    averages = torch.tensor([2.0, 3, 4, 5, 8])
+    rows = torch.tensor([0.0, -1, -2, -3, -6])
+    shape = (len(averages), len(routes.routers))
+    routes = replace(
+        routes,
+        averages=averages,
+        thresholds=rows[:, None, None].expand(*shape, 3).contiguous(),
+        bits=averages[:, None].expand(shape).contiguous(),
+        kl=torch.tensor([1.0, 0.3, 0.1, 0.03, 0.001]),
+    )
+    same = settled(routes, {4.0: 0.0})
+    assert torch.equal(same.thresholds, routes.thresholds) and torch.allclose(same.kl, routes.kl)
+    fewer = settled(routes, {4.0: 0.5})
+    assert fewer.thresholds[:, 0, 0].tolist() == [0.0, -0.75, -1.5, -2.625, -6.0]
+    assert torch.allclose(fewer.bits[:, 0], torch.tensor([2.0, 2.75, 3.5, 4.625, 8]))
+    assert fewer.kl[2] > routes.kl[2] and torch.equal(fewer.kl[[0, 4]], same.kl[[0, 4]])
