@@ -29,6 +29,7 @@ from quept.engines.rtn import Rtn
 from quept.models import LoadedModel, ModelLayout, load
 from quept.models.context import check_context
 from quept.models.slots import Slot
+from quept.numerics.grid import Quantized
 from quept.plan import FULL, Bits, PlanError, PrecisionPlan
 from quept.presets import presets
 
@@ -429,7 +430,9 @@ class ElasticModel:
     def _ready(self, stored: Stored | None, values: Tensor | None, setting: Setting) -> Weight:
         engine = self._engines.get(setting, self._grid)
         if engine.runs_itself:
-            return stored
+            if not isinstance(stored, Quantized):
+                return stored
+            engine = self._grid  # of an embedding
         made = (lambda: engine.values(stored, setting)) if values is None else lambda: values
         return self._backend.ready(stored, made)
 

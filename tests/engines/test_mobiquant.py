@@ -329,6 +329,15 @@ def test_without_calibration_every_width_is_there_and_averages_say_what_to_do(fo
         plain.view(routed(3))
 
 
+def test_embeddings_are_rounded_beside_nested_layers(folder):
+    loaded = load(folder)
+    artifact = Artifact.unlearned("mobiquant", loaded, 32)
+    elastic = ElasticModel(loaded, artifact, device="cpu", dtype=torch.float32)
+    nested, plain = (elastic.view(PrecisionPlan.uniform(6, embeddings=bits)) for bits in (8, 16))
+    ids = token_ids()
+    assert 0 < (nested(ids).logits - plain(ids).logits).abs().mean() < 0.1
+
+
 def test_gates_are_monotone_and_capped():
     scores = torch.tensor([[1.0, -1, 1], [1, 1, 1], [-1, 1, 1], [1, 1, -1]])
     assert depths(scores, torch.zeros(3), 8).tolist() == [4, 8, 2, 6]
