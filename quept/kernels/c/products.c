@@ -505,5 +505,5 @@ static void unpack(const Weight *w, int64_t first, int64_t last, void *out, int6
 
 int JOIN(round_, LEVEL)(const Weight *, const Floats *, int64_t, int64_t, uint8_t *, uint16_t *, uint8_t *);
 
-const Products JOIN(products_, LEVEL) = {TEXT(LEVEL), prepare, product, unpack,  dot, axpy,
-                                         softmax,     gated,   combine, JOIN(round_, LEVEL)};
+const Products JOIN(products_, LEVEL) = {TEXT(LEVEL), prepare, product, unpack, dot, axpy,
+                                         softmax, gated, combine, JOIN(round_, LEVEL)};
