@@ -13,6 +13,7 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p, pointer
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,14 +35,14 @@ class Linear:
     weight: PackedWeight | Tensor | Depth | Routing
     bias: Tensor | None = None
 
-    @property
+    @cached_property
     def depths(self) -> tuple[Depth, ...]:
         """What tokens can get: nested codes at one depth or several, () of anything else."""
         if isinstance(self.weight, Routing):
             return tuple(self.weight.depths)
         return (self.weight,) if isinstance(self.weight, Depth) else ()
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         weight = self.depths[0].weight if self.depths else self.weight
         return tuple(weight.shape)

@@ -170,21 +170,38 @@ class RouterTable:
 
 
 @dataclass(frozen=True, eq=False)
-class Routing:
-    """A layer whose tokens choose: depths by slices on, as many as a token can get."""
+class Choices:
+    """What tokens of a layer choose from: depths by slices on, and the router that scores them."""
 
     router: RouterTable
     depths: Sequence[Depth]
-    thresholds: Sequence[float]
 
     def __post_init__(self):
         shapes = {depth.weight.shape for depth in self.depths}
-        alike = len(shapes) == 1 and {columns for _, columns in shapes} == {self.router.columns}
-        if not alike or len(self.thresholds) != FURTHER:
-            raise ValueError("the depths, the router and the thresholds of a layer do not fit each other")
+        if len(shapes) != 1 or {columns for _, columns in shapes} != {self.router.columns}:
+            raise ValueError("the depths and the router of a layer do not fit each other")
 
     @cached_property
     def structure(self) -> RoutingTable:
+        """With all depths and no thresholds: what `Routing` copies."""
         depths = (DepthTable * (FURTHER + 1))(*(depth.structure for depth in self.depths))
-        thresholds = (c_float * FURTHER)(*self.thresholds)
-        return RoutingTable(pointer(self.router.structure), depths, thresholds, len(self.depths))
+        return RoutingTable(pointer(self.router.structure), depths, (c_float * FURTHER)(), len(self.depths))
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """A layer at thresholds (3), of whose depths a token gets at most the first `most`."""
+
+    choices: Choices
+    thresholds: Sequence[float]
+    most: int
+
+    @property
+    def depths(self) -> Sequence[Depth]:
+        return self.choices.depths[: self.most]
+
+    @cached_property
+    def structure(self) -> RoutingTable:
+        table = RoutingTable.from_buffer_copy(self.choices.structure)
+        table.thresholds[:], table.most = self.thresholds, self.most
+        return table

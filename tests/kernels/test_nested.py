@@ -6,7 +6,7 @@ import torch
 from quept import kernels
 from quept.engines.mobiquant.planes import Planes
 from quept.engines.mobiquant.router import KINDS, Router, features
-from quept.kernels.nested import Correction, Depth, Routing, dense_rows
+from quept.kernels.nested import Choices, Correction, Depth, dense_rows
 from quept.kernels.packed import PackedWeight
 from quept.numerics.grid import quantize
 from quept.numerics.nested import DEPTHS, Grid, nested, read
@@ -90,5 +90,5 @@ def test_parts_that_do_not_fit_are_refused_before_c_sees_them():
     with pytest.raises(ValueError, match="do not fit"):
         router.table(63)
     with pytest.raises(ValueError, match="do not fit"):
-        Routing(router.table(64), (Depth(weight),), (0.0, 0.0))
+        Choices(router.table(64), ())
     assert dense_rows(torch.zeros(2, 3, dtype=torch.float64)).codes.dtype == torch.float32

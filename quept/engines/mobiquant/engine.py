@@ -36,7 +36,7 @@ from torch.nn.functional import linear
 
 from quept.checked import Number, Whole, checked, form
 from quept.kernels import PackedWeight, missing
-from quept.kernels.nested import Correction, Depth
+from quept.kernels.nested import Choices, Correction, Depth
 from quept.numerics.grid import Quantized, dequantize, group_size, quantize, quantized_bytes
 from quept.numerics.nested import BITS, Grid, Nested, nested, nested_bytes, read
 
@@ -177,6 +177,11 @@ class StoredLayer:
         beside = {bits: branch.correction for bits, branch in self.branches.items()}
         return tuple(Depth(weight, beside.get(bits)) for bits, weight in self.codes.read.items())
 
+    @cached_property
+    def choices(self) -> Choices:
+        """Those depths and its router."""
+        return Choices(self.router.table(self.shape[1]), self.depths)
+
     @property
     def nbytes(self) -> int:
         parts = (*self.learned.grids.values(), *self.branches.values(), *filter(None, (self.router,)))
@@ -221,7 +226,10 @@ class Routes:
 
     def at(self, layer: str, average: float) -> Tensor:
         """Thresholds (3,) of a layer's router for an average."""
-        return self._rows[self._nearest(average)][self._places[self.leaders[layer]]]
+        rows = self._rows_at
+        if average not in rows:
+            rows[average] = tuple(self.thresholds[self._nearest(average)])
+        return rows[average][self._places[layer]]
 
     def _nearest(self, average: float) -> int:
         above = min(bisect_left(self._listed, average), len(self._listed) - 1)
@@ -234,11 +242,14 @@ class Routes:
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.routers)}
+        """Of each layer's router in the thresholds."""
+        of_router = {name: i for i, name in enumerate(self.routers)}
+        return {layer: of_router[leader] for layer, leader in self.leaders.items()}
 
     @cached_property
-    def _rows(self) -> list[tuple[Tensor, ...]]:
-        return [tuple(row) for row in self.thresholds]
+    def _rows_at(self) -> dict[float, tuple[Tensor, ...]]:
+        """Thresholds by routers, for the averages that were asked for."""
+        return {}
 
     def of(self, layer: str) -> Router:
         return self.routers[self.leaders[layer]]

@@ -41,13 +41,12 @@ class NestedLinear(nn.Module):
     @property
     def in_one_call(self) -> Linear | None:
         """The layer as quept.kernels.decoder reads it; None at odd bits, and without kernels."""
-        found = self.stored.depths[: self.bits // SLICE]
-        if not found or self.bits % SLICE:
+        slices = self.bits // SLICE
+        if not self.stored.depths or self.bits % SLICE:
             return None
         if self.thresholds is None:
-            return Linear(found[-1], self.bias)
-        router = self.stored.router.table(self.in_features)
-        return Linear(Routing(router, found, self.thresholds.tolist()), self.bias)
+            return Linear(self.stored.depths[slices - 1], self.bias)
+        return Linear(Routing(self.stored.choices, self.thresholds.tolist(), slices), self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         count = self.in_features * self.out_features
