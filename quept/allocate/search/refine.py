@@ -11,8 +11,8 @@ layers by a bit. From there on each candidate is an exact allocation under costs
 corrected (see `correction`): usually on a draw from what is still uncertain, sometimes on the most likely
 costs. Half of the candidates keep the best plan's first blocks, so that their passes start further down.
 
-On pictures and questions the search first goes downhill, by the gradient of the mean KL at the best plan (see
-`slopes`), and again whenever a draw has won.
+On pictures and questions the search goes downhill from there, by the gradient of the mean KL at the best plan
+(see `slopes`), before it draws, and again whenever a draw has won; uniform plans are not raised then.
 
 Candidates race (see `race`): whoever falls behind the best plan on the windows both have seen is dropped,
 and a new best plan has to win on all of them together. What wins among hundreds wins a little by luck, so
@@ -152,7 +152,11 @@ def refine(
         for won in race.run(picks, uniform):
             uniform = picks if won else uniform
             yield trial("measuring plans to start from")
-    for picks in (*others, *(p for b, e, _ in starts[:RAISED] for p in space.raised(b, e))):
+    downhill = None
+    if has_slopes(elastic, search, start):
+        downhill = Descent(space, partial(slopes, elastic, space, losses=race.meter.losses))
+    raised = (p for b, e, _ in starts[:RAISED] for p in space.raised(b, e))
+    for picks in (*others, *(() if downhill else raised)):
         if over():
             break
         if picks.tobytes() in race.seen:
@@ -161,9 +165,6 @@ def refine(
             yield trial("measuring plans to start from")
 
     rng, stuck, attempt = np.random.default_rng(seed), 0, 0
-    downhill = None
-    if has_slopes(elastic, search, start):
-        downhill = Descent(space, partial(slopes, elastic, space, losses=race.meter.losses))
     while stuck < STUCK and not over():
         picks = downhill and downhill.step(race.best, lambda picks: picks.tobytes() in race.seen)
         if picks is None:
