@@ -12,8 +12,8 @@ The second term, how far the unit's own weights move, is S carried over by dista
 
 Only the options next to the plan's are known, those one width up or down; what lies further away costs
 infinitely much, and so do other embeddings. The solver takes the sums. What several units do to each other as
-they move together is left out, so the second term is raised until a step wins, as Levenberg and Marquardt do
-(`Descent`).
+they move together is left out, so the second term is raised, at first by half and then by more until a step
+wins, as Levenberg and Marquardt do (`Descent`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from quept.runtime.model import ElasticModel
 from .space import Space
 
 Losses = Callable[[nn.Module], Iterable[Tensor]]  # of a view: parts whose sum is its mean KL
-DAMPINGS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # tried one after the other at each plan
+DAMPINGS = (0.5, 1.0, 2.0, 4.0, 0.25, 0.0)  # tried one after the other at each plan
 
 
 @dataclass(frozen=True)
