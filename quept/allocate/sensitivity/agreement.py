@@ -28,19 +28,22 @@ SHOWN = 3  # of those that differ most
 
 @dataclass(frozen=True)
 class Agreement:
-    """of: "layers" or "blocks". apart: all of them with their ratio, the farthest from 1 first."""
+    """of: "layers" or "blocks". mixed: whether only one of the tables was measured per block, so that part of
+    the difference is how. apart: all of them with their ratio, the farthest from 1 first."""
 
     bits: int
     of: str
+    mixed: bool
     correlation: float
     apart: tuple[tuple[str, float], ...]
 
     def describe(self) -> str:
         """It in one sentence."""
         names = ", ".join(f"{name} ({ratio:.2g} times as much)" for name, ratio in self.apart[:SHOWN])
+        how = ", of which one was measured by whole blocks," if self.mixed else ""
         return (
-            f"At {self.bits} bits the two order the {len(self.apart)} {self.of} with a rank correlation of "
-            f"{self.correlation:.2f}; they differ most on {names}"
+            f"At {self.bits} bits the two{how} order the {len(self.apart)} {self.of} with a rank correlation "
+            f"of {self.correlation:.2f}; they differ most on {names}"
         )
 
 
@@ -59,7 +62,9 @@ def agreement(
     ratios = np.maximum(costs[1], SMALLEST) / np.maximum(costs[0], SMALLEST)
     ratios /= np.median(ratios)
     apart = sorted(zip(units, ratios.tolist(), strict=True), key=lambda row: -abs(math.log(row[1])))
-    return Agreement(bits, "blocks" if by_block else "layers", rank_correlation(*costs), tuple(apart))
+    return Agreement(
+        bits, "blocks" if by_block else "layers", one.per != other.per, rank_correlation(*costs), tuple(apart)
+    )
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
