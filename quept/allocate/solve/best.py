@@ -164,10 +164,12 @@ def _expected(table: SensitivityTable, plan: PrecisionPlan, front: Front | None)
         return None
     untouched = all(bits.activations == FULL for bits in plan.resolve(table.layers).values())
     points = _mixed(table, front) if front and untouched else []
+    added = table.cache_cost(plan) if table.cache and plan.rounds_cache else 0.0
+    s -= added  # the front's plans leave the cache alone, and what it costs adds up
     if len(points) < 2 or not points[0][0] <= s <= points[-1][0]:
         return predicted
     sums, kls = np.log(points).T
-    return math.exp(np.interp(math.log(s), sums, np.maximum.accumulate(kls)))
+    return math.exp(np.interp(math.log(s), sums, np.maximum.accumulate(kls))) + added
 
 
 def _mixed(table: SensitivityTable, front: Front) -> list[tuple[float, float]]:
