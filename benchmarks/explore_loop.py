@@ -6,7 +6,7 @@ page_usable_s        process start until the equaliser can be dragged
 loading_state_s      process start until the loading screen answers
 first_estimate_s     release of a drag to the first measured estimate on screen
 full_estimate_s      the same to the estimate over all tokens
-requests_while_dragging   requests that the page sends between pressing and releasing
+requests_while_dragging   what the page asks Python between pressing and releasing
 """
 
 from __future__ import annotations
@@ -68,13 +68,15 @@ def drag(page: Page, index: int) -> tuple[float, float, int]:
     first, last = sliders.nth(3 + 4 * index), sliders.nth(9 + 4 * index)
     a, b = first.bounding_box(), last.bounding_box()
     requests: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
+    # Questions to Python; a script that is fetched late is none.
+    page.on("request", lambda request: request.method == "POST" and requests.append(request.url))
     page.wait_for_timeout(1000)
     while requests:  # what the measurement before has left to draw
         requests.clear()
         page.wait_for_timeout(1000)
     height = a["y"] + a["height"] * (0.30 + 0.13 * index)
     page.mouse.move(a["x"] + a["width"] / 2, height)
+    requests.clear()
     page.mouse.down()
     page.mouse.move(b["x"] + b["width"] / 2, height + 6, steps=25)
     sent = len(requests)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class Calls:
         for stand_in in stand_ins.values():
             stand_in.forward = self._pass_on
         if index and stream is not None:
-            stand_ins[names[index - 1]].forward = lambda hidden, *_, **__: self._pass_on(stream.to(hidden))
+            stand_ins[names[index - 1]].forward = partial(self._give, stream)
         stand_ins[names[index]].forward = _reached
         try:
             entry = self._layout.language
@@ -86,6 +87,9 @@ class Calls:
         else:
             raise RuntimeError(f"the model ran without calling {names[index]}")
         return call if index or stream is None else replace(call, hidden=stream.to(call.hidden))
+
+    def _give(self, stream: Tensor, hidden_states: Tensor, *rest: Any, **keywords: Any) -> Any:
+        return self._pass_on(stream.to(hidden_states))
 
     def _pass_on(self, hidden_states: Tensor, *rest: Any, **keywords: Any) -> Tensor | tuple[Tensor]:
         return (hidden_states,) if self._tuples else hidden_states

@@ -175,5 +175,5 @@ def test_numbers_are_json_whatever_was_measured():
 
 
 def test_numbers_refuse_an_unknown_status():
-    with pytest.raises(ValueError, match="status 'finished' is not one of idle, queued"):
+    with pytest.raises(ValueError, match="status 'finished' is not one of idle, opening, queued"):
         Numbers().postprocess({"status": "finished"})

@@ -66,7 +66,9 @@ def tiny_elastic(ends: bool = True) -> ElasticModel:
 def bench(model: str) -> Held:
     """What a page has of the workbench; inside of Blocks."""
     menu = Menu(model, choices=[[model, model]], name="Model")
-    return Held(menu, gr.State(""), gr.State({}), gr.State([]), Chart(), *(gr.State(None) for _ in range(4)))
+    states = {name: gr.State(None) for name in ("query", "chosen", "measured")}
+    drawn = {"model": menu, "chart": Chart(), "opened": gr.State(model)}
+    return Held(task=gr.State(""), plan=gr.State({}), tried=gr.State([]), **drawn, **states)
 
 
 class FakeService:
