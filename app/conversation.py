@@ -18,6 +18,7 @@ of Gradio, and nothing depends on what else runs: the same seed gives the same t
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -32,9 +33,11 @@ from transformers.cache_utils import Cache
 
 from quept.engines.base import EngineError
 from quept.evaluate import AnswerScorer, TokenScore
+from quept.evaluate.answers import PIECE
 from quept.plan import PlanError, PrecisionPlan
 from quept.runtime import ElasticModel
 from quept.runtime.generate import (
+    PREFILL_CHUNK,
     Conversation,
     GenerationError,
     Progress,
@@ -222,6 +225,7 @@ class _Writer:
         self._scoring = 0.0 if self.is_full else scoring
         self._scorer: AnswerScorer | None = None
         self._scored: Conversation | None = None
+        self._scored_rows = 0  # that full precision has read for the scores
         self.beside: _Writer | None = None  # full precision, which answers the same prompt
         self.logits: list[Tensor] = []  # of the first tokens, for the side that is scored
         # In 16 bits, and at some settings, text read at once and text read in two parts differ enough to
@@ -393,11 +397,16 @@ class _Writer:
         if ended and beside and beside.writing and done == len(beside.tokens) and self._agrees(beside, done):
             return False  # full precision is about to say what it says there
         each = answer.written_s / max(1, len(self.tokens))
-        expected = each + scorer.unread * min(self._read_each, each / AT_ONCE)
-        worth = answer.scored_s + expected <= self._scoring * answer.written_s and not self._shown
+        rate = min(self._read_each, each / AT_ONCE)  # of full precision, a guess until it has read something
+        if self._scored_rows:
+            rate = max(rate, answer.scored_s / self._scored_rows)
+        left = self._scoring * answer.written_s - answer.scored_s - each
+        most = PREFILL_CHUNK if self._scoring == math.inf else int(left / max(rate, 1e-9))
+        worth = most >= min(scorer.unread, PIECE) and not self._shown
         if scorer.due(ended) and worth:
-            start = time.perf_counter()
-            self._told(scorer.step())
+            start, unread = time.perf_counter(), scorer.unread
+            self._told(scorer.step(most))
+            self._scored_rows += unread - scorer.unread
             self.show(scored_s=self.answer.scored_s + time.perf_counter() - start)
             return True
         if ended or len(self.tokens) - done >= LOGITS_KEPT:

@@ -111,11 +111,12 @@ class AnswerScorer:
         return len(self._logits) >= (1 if ended else PIECE)
 
     @torch.inference_mode()
-    def step(self) -> list[TokenScore]:
-        """One pass; gives no scores while it reads what comes before the answer."""
+    def step(self, most: int = PREFILL_CHUNK) -> list[TokenScore]:
+        """One pass over at most so many tokens; gives no scores while it reads what comes before the
+        answer."""
         waiting = len(self._logits)
         last = len(self._ahead) - waiting  # the prompt's, where nothing of the answer was read yet
-        chunk = self._ahead[: min(len(self._ahead) - 1, PREFILL_CHUNK)]
+        chunk = self._ahead[: min(len(self._ahead) - 1, PREFILL_CHUNK, most)]
         begins = len(self._fed) + last - 1  # the place before the first token without a score
         start, end = len(self._fed), len(self._fed) + len(chunk)
         keep = max(0, end - max(begins, start))
