@@ -402,7 +402,8 @@ class _Writer:
             rate = max(rate, answer.scored_s / self._scored_rows)
         left = self._scoring * answer.written_s - answer.scored_s - each
         most = PREFILL_CHUNK if self._scoring == math.inf else int(left / max(rate, 1e-9))
-        worth = most >= min(scorer.unread, PIECE) and not self._shown
+        # What comes before the answer is not read for the sake of no score.
+        worth = most >= min(scorer.unread, scorer.before + PIECE) and not self._shown
         if scorer.due(ended) and worth:
             start, unread = time.perf_counter(), scorer.unread
             self._told(scorer.step(most))

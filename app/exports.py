@@ -153,7 +153,7 @@ class Exports:
             raise PlanError(why)
         self._make_room(opened.file_sizes(name).deploy(plan), target)
         settings = [(layer, bits) for layer, bits in settings_of(elastic, plan).items() if bits != FULL]
-        kept = []
+        kept = []  # until the file is written: what is let go would be rounded again
         for i, (layer, bits) in enumerate(settings):
             with gate():
                 kept.append(elastic.bank.weight(layer, bits))

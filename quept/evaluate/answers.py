@@ -96,6 +96,11 @@ class AnswerScorer:
         """Tokens that full precision has yet to read for what was added."""
         return len(self._ahead)
 
+    @property
+    def before(self) -> int:
+        """Those of them that come before the answer."""
+        return max(0, len(self._ahead) - len(self._logits))
+
     def add(self, token: Token) -> None:
         """The next token of the answer, with the logits that it was chosen from."""
         self._logits.append(token.logits)

@@ -37,3 +37,8 @@ def test_it_takes_what_all_take_and_refuses_what_none_takes(kind: type[Widget]):
     with pytest.raises(TypeError, match="no argument 'scael'"):
         made(kind, scael=2)
     assert isinstance(widget, gr.HTML) and set(kind.PROPS) == set(widget.props)
+
+
+@pytest.mark.parametrize("kind", WIDGETS, ids=lambda kind: kind.NAME)
+def test_what_draws_it_stands_in_a_file_and_not_in_the_pages_configuration(kind: type[Widget]):
+    assert len(made(kind).js_on_load) < 800  # times 32, of the 300 KB that the configuration may have

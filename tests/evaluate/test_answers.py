@@ -25,14 +25,14 @@ def written(elastic, plan, prompt, tokens):
     return [event for event in steps if event.finished is None and hasattr(event, "logits")]
 
 
-def scored(elastic, prompt, answer, conversation=None):
+def scored(elastic, prompt, answer, conversation=None, **limit):
     make = lambda: elastic.make_cache(FULL)  # noqa: E731
     scorer = AnswerScorer(elastic.view(FULL), prompt, conversation or Conversation("full"), make)
     scores, passes = [], 0
     for i, token in enumerate(answer):
         scorer.add(token)
         while scorer.due(ended=i == len(answer) - 1):
-            scores += scorer.step()
+            scores += scorer.step(**limit)
             passes += 1
     scorer.close()
     return scores, passes
@@ -59,6 +59,27 @@ def test_scores_in_pieces_are_those_of_one_pass_over_everything(elastic, length)
     summary = summarize_scores(scores)
     assert summary.tokens == len(answer) and summary.kl == pytest.approx(kl.mean().item(), rel=1e-3)
     assert 0 <= summary.same_top <= 1 and summary.kl_se > 0
+
+
+def test_steps_that_are_cut_short_give_the_same_scores(elastic):
+    prompt = list(range(10, 40))
+    answer = written(elastic, W2, prompt, PIECE + 5)
+    whole, passes = scored(elastic, prompt, answer)
+    parts, more = scored(elastic, prompt, answer, most=7)
+    assert more > passes and [s.likeliest for s in parts] == [s.likeliest for s in whole]
+    torch.testing.assert_close([s.kl for s in parts], [s.kl for s in whole], atol=1e-4, rtol=1e-3)
+
+
+def test_what_is_read_before_the_answer_is_told_apart(elastic):
+    prompt = list(range(10, 40))
+    scorer = AnswerScorer(elastic.view(FULL), prompt, Conversation("full"), lambda: elastic.make_cache(FULL))
+    answer = written(elastic, W2, prompt, 9)
+    for token in answer:
+        scorer.add(token)
+    assert (scorer.unread, scorer.before) == (30 + len(answer), 30)
+    assert scorer.step(20) == [] and (scorer.unread, scorer.before) == (10 + len(answer), 10)
+    assert len(scorer.step(12)) == 3 and scorer.before == 1  # what the next score follows from is read again
+    scorer.close()
 
 
 def test_the_next_answer_reads_only_what_is_new(elastic):
