@@ -541,7 +541,7 @@ function inspectButton(button) {
 /* The tooltip of a cell. A finger gets the same words in the picker. */
 function explain(cell, event) {
   const shown = cell && !picker.isOpen() && !sweep?.moved && event?.pointerType !== "touch";
-  view.map.querySelector("[aria-describedby]")?.removeAttribute("aria-describedby");
+  view.map?.querySelector("[aria-describedby]")?.removeAttribute("aria-describedby");
   if (!shown) return why.hide();
   const { row, col } = placeOf(cell), i = model.grid[row][col];
   why.show(cell, model.layers[i].name, whyWords(model, plan, i));

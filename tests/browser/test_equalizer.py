@@ -732,3 +732,9 @@ def contrast(one: str, other: str) -> float:
 
     low, high = sorted([luminance(one), luminance(other)])
     return (high + 0.05) / (low + 0.05)
+
+
+def test_another_model_may_come_while_something_in_it_has_the_focus(page: Page):
+    page.locator("#equalizer .fader").first.focus()
+    page.evaluate("document.querySelector('#tiny').click()")  # which leaves the focus where it is
+    expect(page.locator("#equalizer .fader")).to_have_count(6)
