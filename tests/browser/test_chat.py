@@ -48,11 +48,12 @@ def address():
     service = FakeService({"tiny": tiny_elastic(ends=False)})
     service.gate = SlowGate()
     with gr.Blocks(title="chat") as blocks:
-        around = replace(bench("tiny"), plan=gr.State({"w": [2] * 14, "a": [16] * 14, "kv": 16}))
+        with gr.Column(elem_id="around"):  # out of sight: the page stands here alone
+            around = replace(bench("tiny"), plan=gr.State({"w": [2] * 14, "a": [16] * 14, "kv": 16}))
         chat.build(PageContext(service, {"tiny": None}, bench=around))
     blocks.queue(max_size=20)
     _, address, _ = blocks.launch(
-        css=chat.PAGE.css,
+        css=f"{chat.PAGE.css}\n#around {{ display: none !important; }}",
         head=chat.PAGE.head,
         prevent_thread_lock=True,
         ssr_mode=False,
