@@ -17,10 +17,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 RETURN_S = 0.004
-EARLY_S = 3.0  # more of the gate's time that one may have had than another and still come first
+HALF_S = 10.0  # in which half of the time that one had for first answers is forgotten
+FREE_S = 1.0  # of it that counts as none: who asks now and then is served in the order of asking
+EARLY_S = 3.0  # more of it that one may have had than another and still come before what makes others better
 KNOWN = 4096  # machines and pages whose time is remembered
 
 
@@ -77,8 +79,9 @@ class Gate:
 
     `gate.turn(first=True)` is the same for what a visitor waits to see first, such as the first estimate of a
     measurement. Those come before what makes others' numbers better, in the order in which they were asked
-    for, but for one who has had EARLY_S more of the gate's time than another who waits. `turn.pause()` lets
-    them in at once. What is not `wanted` any more raises Unwanted as its turn comes, or pauses.
+    for, but for one who had much of late: more than FREE_S of the gate's time for such, and it comes after
+    who had less; EARLY_S more than another who waits, and it comes before nothing. `turn.pause()` lets them
+    in at once. What is not `wanted` any more raises Unwanted as its turn comes, or pauses.
 
     Who has left and would still be next, as a chat is between two tokens, is awaited for `returns` seconds:
     without that a long step would come after every short one, however short."""
@@ -92,6 +95,7 @@ class Gate:
         self._arrival = threading.Event()
         self._used: dict[str, float] = {}  # seconds at the gate, by machine and by page
         self._level: defaultdict[str, float] = defaultdict(float)  # who was served last had so much
+        self._early: dict[str, tuple[float, float]] = {}  # seconds of it for first answers, and when counted
 
     @contextmanager
     def turn(self, first: bool = False, wanted: Callable[[], bool] = lambda: True) -> Iterator[Turn]:
@@ -133,7 +137,7 @@ class Gate:
                 self._arrival.clear()
                 self._next(left)
             elif len(self._used) > KNOWN:  # nobody waits: all may begin as equals
-                self._used.clear(), self._level.clear()
+                self._used.clear(), self._level.clear(), self._early.clear()
 
     def _rest(self, turn: Turn) -> None:
         with self._lock:
@@ -151,12 +155,19 @@ class Gate:
         now = self._clock()
         for key, _among in _shares(self._inside.client):
             self._used[key] += now - self._began
+            if self._inside.first:
+                self._early[key] = self._of_late(key) + now - self._began, now
         self._began = now
         return self._inside
 
+    def _of_late(self, key: str) -> float:
+        """Seconds at the gate for first answers, half of them forgotten every HALF_S."""
+        seconds, counted = self._early.get(key, (0.0, 0.0))
+        return seconds * 0.5 ** ((self._clock() - counted) / HALF_S)
+
     def _next(self, left: Turn | None = None) -> None:
         """Lets the next in line in, who waits a moment for one who has just `left` and was served less."""
-        ranks = self._ranks([*self._line, replace(left, first=False)] if left else self._line)
+        ranks = self._ranks([*self._line, left] if left else self._line)
         turn = min(self._line, key=lambda turn: ranks[self._line.index(turn)])
         turn.awaits = left is not None and ranks[-1] < ranks[self._line.index(turn)]
         self._line.remove(turn)
@@ -165,17 +176,17 @@ class Gate:
 
     def _ranks(self, line: list[Turn]) -> list[tuple]:
         """What each is let in by, the lowest first."""
+        early = {key: self._of_late(key) for turn in line for key, _among in _shares(turn.client)}
         least: dict[str, float] = {}
         for turn in line:
             for key, among in _shares(turn.client):
-                least[among] = min(self._used[key], least.get(among, math.inf))
+                least[among] = min(early[key], least.get(among, math.inf))
 
         def rank(turn: Turn) -> tuple:
-            used = tuple(self._used[key] for key, _among in _shares(turn.client))
-            modest = all(self._used[k] <= least[among] + EARLY_S for k, among in _shares(turn.client))
-            if turn.first and modest:
-                return 0, turn.client.asked
-            return 1 if turn.rests else 2, *used
+            shares = _shares(turn.client)
+            if turn.first and all(early[key] <= least[among] + EARLY_S for key, among in shares):
+                return 0, *(max(early[key], FREE_S) for key, _among in shares), turn.client.asked
+            return 1 if turn.rests else 2, *(self._used[key] for key, _among in shares)
 
         return list(map(rank, line))
 

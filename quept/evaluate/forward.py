@@ -15,7 +15,7 @@ from transformers import Cache
 MakeCache = Callable[[], Cache]
 # Held for one step at a time: a window's forward pass and the arithmetic on its logits together. Both use all
 # cores; side by side with another visitor's step each would take several times as long. What `with gate() as
-# turn` gives may have a `pause()`, which is called between the blocks of a long pass: others may go first.
+# turn` gives may have a `pause()`, which is called within a long step, see `pausing`: others may go first.
 Gate = Callable[[], AbstractContextManager]
 
 
@@ -39,16 +39,24 @@ def window_logits(
     """
     ids = ids[None].to(device_of(model))
     cache = {"use_cache": False} if make_cache is None else {"cache": make_cache(), "use_cache": True}
-    with _pausing(model, getattr(turn, "pause", None)):
+    with pausing(model, turn):
         return model(input_ids=ids, **cache).logits[0]
 
 
+def pause_of(turn: object) -> Callable[[], None]:
+    """Returns what a turn is asked to let others go first by; of one that has no such thing what does nothing."""
+    return getattr(turn, "pause", None) or (lambda: None)
+
+
 @contextmanager
-def _pausing(model: nn.Module, pause: Callable[[], None] | None) -> Iterator[None]:
-    """Calls `pause` before each block of the model and before its head."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)] if pause else []
-    parts = [*(block for blocks in lists for block in blocks), model.get_output_embeddings()] if lists else []
-    hooks = [part.register_forward_pre_hook(lambda *_: pause()) for part in parts]
+def pausing(model: nn.Module, turn: object) -> Iterator[None]:
+    """Within it a pass through the model asks the turn to `pause` before each block and before the head. The
+    model must be the caller's own, as a view is: what others run too would pause for them."""
+    may = hasattr(turn, "pause")
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList | nn.Sequential)] if may else []
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    parts = [*(block for blocks in lists for block in blocks), *([head] if lists and head else [])]
+    hooks = [part.register_forward_pre_hook(lambda *_: turn.pause()) for part in parts]
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from quept.data.windows import Windows
 
-from .forward import Gate, MakeCache, NonFiniteLogits, chunks, window_logits
+from .forward import Gate, MakeCache, NonFiniteLogits, chunks, pause_of, window_logits
 from .intervals import mean_and_error
 from .reference import Reference, ReferenceWindow
 from .results import read_as
@@ -81,9 +81,11 @@ class TokenScores:
 
 
 @torch.no_grad()
-def compare(logits: Tensor, reference: ReferenceWindow, targets: Tensor) -> TokenScores:
+def compare(
+    logits: Tensor, reference: ReferenceWindow, targets: Tensor, pause: Callable[[], None] = lambda: None
+) -> TokenScores:
     """Score logits (T, V) of any float dtype against a reference window of T positions; targets (T,) are the
-    next tokens.
+    next tokens. pause: called between two chunks of rows.
 
     Works in fp32 on the logits' device and leaves `logits` as they are. Non-finite logits come out as
     non-finite scores. `kl` is exact to about 2e-6 and may be negative by that much.
@@ -98,6 +100,7 @@ def compare(logits: Tensor, reference: ReferenceWindow, targets: Tensor) -> Toke
     kl, nll = torch.empty(2, len(logits), device=device)
     same = torch.empty(len(logits), dtype=torch.bool, device=device)
     for rows in chunks(*logits.shape, device):
+        pause()
         log_q = logits[rows].float()
         highest, best = log_q.max(-1, keepdim=True)  # four times faster than argmax on a CPU
         same[rows] = best[:, 0] == top[rows]
@@ -173,7 +176,7 @@ def divergence(
         full_precision = reference.window(i, gate).first(size)
         with gate() as turn:
             logits = window_logits(model, windows.ids[i][: size + 1], make_cache, turn)
-            scores = compare(logits[:-1], full_precision, windows.targets[i][:size])
+            scores = compare(logits[:-1], full_precision, windows.targets[i][:size], pause_of(turn))
         del logits, full_precision  # 150 MB for SmolLM2: not kept while the consumer looks at the estimate
         broken = ~(scores.kl.isfinite() & scores.nll.isfinite())
         if broken.any():

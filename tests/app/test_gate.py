@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from app.gate import CLIENT, Admission, Client, Gate, Unwanted
+from app.gate import CLIENT, FREE_S, Admission, Client, Gate, Unwanted
 
 
 def waiting_for(gate: Gate, count: int) -> None:
@@ -195,6 +195,34 @@ def test_first_answers_come_in_the_order_in_which_they_were_asked_for():
     for thread in asking:
         thread.join(10)
     assert log == ["3", "2", "1", "0"]
+
+
+def test_releases_wait_for_each_other_alone_whatever_one_page_and_all_refiners_ask_for():
+    now, log = [0.0], []
+    gate = Gate(clock=lambda: now[0], returns=0.05)
+
+    def step(name: str, seconds: float, first: bool) -> None:
+        with gate.turn(first=first):
+            log.append(name)
+            now[0] += seconds
+
+    def release(name: str) -> None:
+        step(name, 0.2, True)  # the weights
+        step(name, 0.1, True)  # the estimate
+
+    refiners = [for_client(Client("a", f"r{i}"), lambda: step("better", 1.0, False)) for i in range(12)]
+    greedy = [for_client(Client("a", "g", asked=0.0), lambda: step("greedy", 0.3, True)) for _ in range(79)]
+    visitors = [for_client(Client("a", f"{i}", asked=i), lambda i=i: release(str(i))) for i in range(1, 13)]
+    with gate:
+        for count, thread in enumerate([*refiners, *greedy, *visitors]):
+            thread.start()
+            waiting_for(gate, count + 1)
+    for thread in [*refiners, *greedy, *visitors]:
+        thread.join(10)
+    assert [name for name in log if name.isdigit()] == [str(i) for i in range(1, 13) for _ in range(2)]
+    before = log[: log.index("12")]
+    assert before.count("greedy") * 0.3 <= 2 * FREE_S and "better" not in before
+    assert "better" in log[: log.index("12") + 20]  # nor do 79 jobs of one page keep those waiting who refine
 
 
 def test_what_nobody_wants_any_more_ends_as_its_turn_comes_and_in_the_middle():

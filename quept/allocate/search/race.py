@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quept.evaluate.forward import Gate, NonFiniteLogits, window_logits
+from quept.evaluate.forward import Gate, NonFiniteLogits, pause_of, pausing, window_logits
 from quept.evaluate.reference import Reference
 from quept.evaluate.token_scores import compare, divergence
 from quept.files import append_line, dtype_name, resume_lines
@@ -146,17 +146,18 @@ class Meter:
         view, windows = self.elastic.view(plan), self.search.windows
         reference = self.search.window(window, self.gate)
         began = time.perf_counter()
-        with self.gate(), torch.inference_mode():
+        with self.gate() as turn, torch.inference_mode():
             if plan.rounds_cache:
-                logits = window_logits(view, windows.ids[window], self._make_cache(plan))
+                logits = window_logits(view, windows.ids[window], self._make_cache(plan), turn)
             else:
-                logits = self._started_late(view, picks, window)
-            kl = compare(logits[:-1], reference, windows.targets[window]).kl.double().mean().item()
+                logits = self._started_late(view, picks, window, turn)
+            scores = compare(logits[:-1], reference, windows.targets[window], pause_of(turn))
+            kl = scores.kl.double().mean().item()
         seconds = time.perf_counter() - began
         self.pass_seconds += (seconds - self.pass_seconds) * (RECENT if self.pass_seconds else 1.0)
         return kl if math.isfinite(kl) else math.inf
 
-    def _started_late(self, view, picks: np.ndarray, window: int) -> Tensor:
+    def _started_late(self, view, picks: np.ndarray, window: int, turn: object) -> Tensor:
         """Logits (context, vocabulary), computed from the first block on that differs from the base plan."""
         if self._latest_of is None or not np.array_equal(self._latest_of, picks):
             self._latest, self._latest_of = {}, picks
@@ -167,7 +168,9 @@ class Meter:
         stubs = {name: Given(states[first]) for name in names[:first]}
         stubs |= {name: Kept(view.get_submodule(name), seen) for name in names[first:]}
         ids = self.search.windows.ids[window][None].to(self.elastic.device)
-        logits = clone(view, stubs)(input_ids=ids, use_cache=False).logits[0]
+        model = clone(view, stubs)
+        with pausing(model, turn):
+            logits = model(input_ids=ids, use_cache=False).logits[0]
         if seen[0].nbytes * len(names) * len(self.search) <= KEPT_STATES:
             self._latest[window] = states[:first] + seen
             if len(states) <= shared < len(names):  # what the base plan's own pass would have left

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from quept.data.evalset import EvalBatch, EvalSet, ImageError
-from quept.evaluate.forward import Gate, NonFiniteLogits
+from quept.evaluate.forward import Gate, NonFiniteLogits, pausing
 from quept.evaluate.intervals import mean_and_error, wilson
 from quept.evaluate.reference import BatchReference
 from quept.evaluate.results import read_as
@@ -54,12 +54,13 @@ def batches(
     what: str,
     data: EvalSet,
     reference: BatchReference,
+    model: nn.Module,
     answers: Callable[[EvalBatch], dict[str, Tensor]],
     gate: Gate,
 ) -> Iterator[tuple[EvalBatch, dict[str, Tensor], dict[str, Tensor], int]]:
     """Yields (batch, full precision's answers, the model's, how many were left out so far) for every batch of
     which anything can be read. what: one of the data, for people. The gate is held while a batch is prepared,
-    and again while `answers` runs. ValueError for another reference's data, NonFiniteLogits when the model
+    and again while `answers` runs the model. ValueError for another reference's data, NonFiniteLogits when the model
     answers NaN or infinity, ImageError when nothing can be read."""
     if data.id != reference.data.id:
         raise ValueError("these data are not the reference's: open it with those you measure on")
@@ -71,7 +72,7 @@ def batches(
         if not len(batch.rows):
             continue
         expected = reference.batch(number, batch, gate)
-        with gate():
+        with gate() as turn, pausing(model, turn):
             found = answers(batch)
         if not all(t.isfinite().all() for t in found.values() if t.is_floating_point()):
             raise NonFiniteLogits(

@@ -159,9 +159,9 @@ class EvalTask(ABC):
         found = Reports()
 
         @contextmanager
-        def listening() -> Iterator[None]:
-            with gate(), found.listen():
-                yield
+        def listening() -> Iterator[object]:
+            with gate() as turn, found.listen():
+                yield turn
 
         for payload in self.payloads(view, make_cache, listening):
             means = found.means()

@@ -136,7 +136,7 @@ def choice(
     def answers(batch: Batch) -> dict[str, Tensor]:
         return answer_log_probs(model, batch, make_cache)
 
-    for batch, expected, found, _ in batches("question", choices, reference, answers, gate):
+    for batch, expected, found, _ in batches("question", choices, reference, model, answers, gate):
         items = [choices.items[row] for row in batch.rows.tolist()]
         scores.append(_scores(items, batch.counts, expected, found))
         yield _summary(torch.cat(scores, 1), choices.items, time.perf_counter() - start)

@@ -95,7 +95,7 @@ def accuracy(
     labelled = bool((images.labels >= 0).all())
 
     answers = torch.inference_mode()(partial(_logits, model))
-    for batch, expected, found, skipped in batches("picture", images, reference, answers, gate):
+    for batch, expected, found, skipped in batches("picture", images, reference, model, answers, gate):
         seen.append(_scores(found["logits"], expected["logits"].double(), batch))
         yield _summary(torch.cat(seen, 1), skipped, time.perf_counter() - start, labelled)
 
@@ -153,7 +153,8 @@ class ImageTask(EvalTask):
 
     def divergences(self, model: nn.Module) -> Iterator[Tensor]:
         answers = partial(_logits, model)
-        for _, expected, found, _ in batches("picture", self.images, self.reference, answers, nullcontext):
+        parts = batches("picture", self.images, self.reference, model, answers, nullcontext)
+        for _, expected, found, _ in parts:
             yield _divergence(expected["logits"].double(), found["logits"])
 
     def metrics(self, payload: Mapping) -> tuple[Metric, ...]:

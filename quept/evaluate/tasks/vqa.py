@@ -102,7 +102,7 @@ def vqa(
     ends = end_tokens(model, questions.processor) | spelled_end(questions.processor)
     scores: list[Tensor] = []
     answers = torch.inference_mode()(partial(_answer_log_probs, model, make_cache=make_cache))
-    for batch, expected, found, skipped in batches("question", questions, reference, answers, gate):
+    for batch, expected, found, skipped in batches("question", questions, reference, model, answers, gate):
         scores.append(_scores(found, expected, batch, ends))
         yield _summary(torch.cat(scores, 1), questions.kinds, skipped, time.perf_counter() - start)
 
@@ -155,7 +155,7 @@ class VqaTask(EvalTask):
     def divergences(self, model: nn.Module) -> Iterator[Tensor]:
         answers = partial(_answer_log_probs, model, make_cache=lambda: DynamicCache(config=model.config))
         for batch, expected, found, _ in batches(
-            "question", self.questions, self.reference, answers, nullcontext
+            "question", self.questions, self.reference, model, answers, nullcontext
         ):
             yield torch.stack([kl.mean() for kl in _divergence(expected, found).split(_lengths(batch))])
 
