@@ -349,10 +349,11 @@ class Service:
                     timing.measure(plan, lambda: self.gate.turn(first=False, wanted=wanted))
                     yield state | {"speed": timing.of(plan)}
         finally:
-            self.models[model].let_go()
             with self._lock:
-                if self._newest.get(visitor) is ticket:
+                if newest := wanted():
                     del self._newest[visitor]
+            if newest and not self.gate.waiting:  # who comes behind lets go of it
+                self.models[model].let_go()
 
     def _measure(self, model: str, plan: PrecisionPlan, name: str | None, wanted) -> Iterator[dict]:
         opened, task = self._task(model, name)

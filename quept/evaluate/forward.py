@@ -44,7 +44,7 @@ def window_logits(
 
 
 def pause_of(turn: object) -> Callable[[], None]:
-    """Returns what a turn is asked to let others go first by; of one that has no such thing what does nothing."""
+    """Returns what asks a turn to let others go first; what does nothing for a turn that cannot."""
     return getattr(turn, "pause", None) or (lambda: None)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
+from app.gate import Turn
 from app.link import encode
 from app.pages.compare import pair
 from app.service import Sample, Service
@@ -100,6 +101,23 @@ def test_a_newer_edit_ends_the_older_measurement_of_the_same_visitor_only(servic
     assert list(other)[-1]["status"] == "done"
     assert list(newer)[-1]["status"] == "done"
     assert service._newest == {}
+
+
+def test_a_measurement_lets_others_go_first_within_a_window_and_ends_there_for_a_newer_edit(
+    service: Service, monkeypatch
+):
+    paused: list[bool] = []
+
+    def pause(turn: Turn) -> None:
+        paused.append(turn.first)
+        if not turn.first:
+            service._newest["a"] = object()  # what a newer edit leaves
+        turn.check()
+
+    monkeypatch.setattr(Turn, "pause", pause)
+    *_, last = service.measure(MODEL, PrecisionPlan.uniform(3), "a")
+    assert last["estimate"]["tokens"] == 63  # of the first window
+    assert paused.count(True) > 2 and paused.count(False) == 1
 
 
 def test_visitors_at_once_get_the_numbers_they_would_get_alone(

@@ -1,4 +1,4 @@
-"""A step of any task lets others go first before each block, so that a release never waits for a whole pass."""
+"""A pass of any task lets others go first before each block: a release waits for a block and no longer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def choice(folder: Path) -> EvalTask:
 def image(folder: Path, family: str = "vit") -> EvalTask:
     model = save_tiny_vision(family, folder / "model")
     shape = (8, 16, 16) if family == "vit" else (8, 32, 32, 3)
-    save_images(model / "images.safetensors", "black", torch.zeros(shape, dtype=torch.uint8), torch.arange(8) % 5)
+    save_images(
+        model / "images.safetensors", "black", torch.zeros(shape, dtype=torch.uint8), torch.arange(8) % 5
+    )
     return TASKS["image"](opened(model), folder)
 
 

@@ -60,8 +60,8 @@ def batches(
 ) -> Iterator[tuple[EvalBatch, dict[str, Tensor], dict[str, Tensor], int]]:
     """Yields (batch, full precision's answers, the model's, how many were left out so far) for every batch of
     which anything can be read. what: one of the data, for people. The gate is held while a batch is prepared,
-    and again while `answers` runs the model. ValueError for another reference's data, NonFiniteLogits when the model
-    answers NaN or infinity, ImageError when nothing can be read."""
+    and again while `answers` runs the model. ValueError for another reference's data, NonFiniteLogits when
+    the model answers NaN or infinity, ImageError when nothing can be read."""
     if data.id != reference.data.id:
         raise ValueError("these data are not the reference's: open it with those you measure on")
     skipped = read = 0
