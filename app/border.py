@@ -5,8 +5,8 @@ Host     a page of another site must not reach an app on this machine by a name 
 Size     of a request, not only of a file; of all uploads of a while
 Uploads  each has a folder of its own with a name nobody can guess, is called by a path within the folder of
          uploads (the browser learns nothing of the disk), and goes after KEPT_S seconds
-Turns    calls that skip the queue: a few at once of each page; a page that the queue had no room for is not
-         heard for DEAF_S seconds, which costs nothing
+Turns    calls that skip the queue: a few at once of each page, and of all pages of a machine; a page that the
+         queue had no room for is not heard for DEAF_S seconds, which costs nothing
 Headers  what a browser may do with the answers: no sniffing, no referrer elsewhere, no framing but by this
          app's own pages and, on a Space, by the hub's
 Words    of Gradio's own refusals are shown as text
@@ -49,6 +49,7 @@ MOST_KEPT = 1_000_000_000  # of all uploads within KEPT_S; a fifth of it for one
 TRACEBACKS = 10  # a minute
 DEAF_S = 1.0
 AT_ONCE = 8  # calls of one page that skip the queue
+BY_MACHINE = 64  # of all pages of one machine
 ALIAS = "uploads"
 SPACE = "https://huggingface.co https://*.huggingface.co https://*.hf.space"
 SESSION = re.compile(rb'"session_hash"\s*:\s*"(\w{1,64})"')
@@ -91,7 +92,7 @@ class Border:
             (b"content-security-policy", frames.encode()),
         ]
         self._arrived: deque[tuple[float, str, int]] = deque()
-        self._under_way: Counter[bytes] = Counter()
+        self._under_way: Counter[tuple[str, bytes]] = Counter()
         self._deaf: dict[bytes, float] = {}  # pages, until when
 
     async def __call__(self, scope, receive, send):
@@ -131,7 +132,8 @@ class Border:
             body = await _whole(receive)
             session = (SESSION.search(body) or [b"", b""])[1]
             direct = "/run/" in scope["path"] or "/api/" in scope["path"].removeprefix("/gradio_api")
-            if direct and self._under_way[session] >= AT_ONCE:
+            page, machine = ("page", session), ("machine", address.encode())
+            if direct and (self._under_way[page] >= AT_ONCE or self._under_way[machine] >= BY_MACHINE):
                 await refuse(429, "This page has asked for many things at once: let one of them end first.")
                 return
             joins = scope["path"].endswith("/queue/join")
@@ -140,7 +142,8 @@ class Border:
                 await full(scope, receive, answer)
                 return
             CLIENT.set(Client(address, session.decode()))
-            self._under_way[session] += direct
+            counted = (page, machine) if direct else ()
+            self._under_way.update(counted)
             try:
                 await self.app(
                     scope,
@@ -148,9 +151,8 @@ class Border:
                     self._noting(session, answer) if joins else answer,
                 )
             finally:
-                self._under_way[session] -= direct
-                if self._under_way[session] <= 0:
-                    del self._under_way[session]
+                self._under_way.subtract(counted)
+                self._under_way = +self._under_way  # without the zeros
 
     def _noting(self, session: bytes, send):
         """`send` that notes where the queue had no room for a page."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -11,11 +12,11 @@ from pathlib import Path
 import gradio as gr
 import pytest
 from gradio import queueing, utils
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.testclient import TestClient
 
 from app import border
-from app.border import ALIAS, MOST_SENT, Border, app_kwargs, sweep
+from app.border import ALIAS, AT_ONCE, BY_MACHINE, MOST_SENT, Border, app_kwargs, sweep
 from app.fair_queue import share_out
 from app.main import opened_to_others
 from app.toast import refusal
@@ -96,6 +97,42 @@ def test_a_page_whose_line_is_full_is_refused_at_once_for_a_second_and_no_other_
     http.app._deaf.clear()
     join("greedy"), join("greedy")
     assert len(asked) == 4
+
+
+def test_calls_that_skip_the_queue_are_a_few_at_once_of_a_page_and_of_a_machine(tmp_path):
+    async def statuses(callers: list[tuple[str, str]]) -> list[int]:
+        found, go = [], asyncio.Event()
+
+        async def busy(scope, receive, send):
+            await go.wait()
+            await PlainTextResponse("done")(scope, receive, send)
+
+        edge = Border(busy, str(tmp_path), {"localhost"})
+
+        async def call(page: str, machine: str) -> None:
+            body = json.dumps({"session_hash": page}).encode()
+            headers = [(b"host", b"localhost"), (b"content-length", str(len(body)).encode())]
+            scope = {"type": "http", "method": "POST", "path": "/gradio_api/run/x", "headers": headers}
+
+            async def receive():
+                return {"type": "http.request", "body": body}
+
+            async def send(message):
+                found.extend([message["status"]] if "status" in message else [])
+
+            await edge(scope | {"client": (machine, 1)}, receive, send)
+
+        calls = [asyncio.ensure_future(call(*caller)) for caller in callers]
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(*calls)
+        assert not edge._under_way
+        return sorted(found)
+
+    one_page = [("greedy", "10.0.0.1")] * (AT_ONCE + 3)
+    assert asyncio.run(statuses([*one_page, ("other", "10.0.0.1")])) == [200] * (AT_ONCE + 1) + [429] * 3
+    forged = [(f"page{i}", "10.0.0.1") for i in range(BY_MACHINE + 5)]
+    assert asyncio.run(statuses([*forged, ("other", "10.0.0.2")])) == [200] * (BY_MACHINE + 1) + [429] * 5
 
 
 def test_an_upload_is_called_by_its_place_in_the_folder(tmp_path):
