@@ -84,6 +84,11 @@ class Shapes:
     built: float
 
     @property
+    def pictures(self) -> bool:
+        """Whether samples are pictures."""
+        return self.kind == "vision"
+
+    @property
     def multiplied(self) -> float:
         """Multiplications of weights for one token."""
         return sum(rows * columns * count for (rows, columns), count in self.products.items())
@@ -225,7 +230,7 @@ def costs(
 ) -> Iterator[Cost]:
     """Yields the costs of the module docstring, in its order; samples: windows or pictures that a plan is
     measured on, 8 or 1,000 unless they are given."""
-    base, pictures = resident_bytes(), shapes.kind == "vision"
+    base, pictures = resident_bytes(), shapes.pictures
     samples = samples or (1000 if pictures else 8)
     opening = OPENING * shapes.built + WORD * shapes.words + shapes.weights * (1 / DISK + 1 / HASH)
     yield Cost("open", opening, base + round(1.05 * shapes.weights))
@@ -249,12 +254,12 @@ def costs(
 def forward(shapes: Shapes, machine: Machine, samples: int) -> float:
     """Seconds of a forward pass over so many samples one after the other."""
     heads, _, channels = shapes.heads
-    seen = 2 if shapes.kind == "vision" else 1  # a token of a text sees half of the others
-    attention = ATTENTION * 2 * seen * (heads * channels or shapes.hidden) * shapes.tokens * shapes.blocks
+    others = 2 if shapes.pictures else 1  # a token of a text sees half of them
+    attention = ATTENTION * 2 * others * (heads * channels or shapes.hidden) * shapes.tokens * shapes.blocks
     operations = 2 * shapes.multiplied + attention
     beside = 4 * (16 * shapes.hidden * shapes.blocks + 8 * shapes.vocabulary) * shapes.tokens
     unpacked = UNPACKING * sum(shapes.sizes.weights.values())
-    together = BATCH if shapes.kind == "vision" else 1
+    together = BATCH if shapes.pictures else 1
     calls = CALL * shapes.modules / together
     each = shapes.tokens * operations / machine.flops + calls
     return samples * (each + (beside + unpacked / together) / machine.bandwidth)

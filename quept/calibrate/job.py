@@ -32,6 +32,7 @@ from quept.data.batches import Inputs, batches, samples
 from quept.engines.quept import Quept
 from quept.files import append_line, read_lines, resume_lines
 from quept.models import LoadedModel, ModelLayout, load
+from quept.models.families import KINDS
 from quept.models.vision import class_logits
 from quept.numerics.grid import group_size
 from quept.plan import ACTIVATION_BITS, FULL, KEPT_BITS, PrecisionPlan
@@ -384,18 +385,12 @@ def _reference(elastic: ElasticModel, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _check_kind(recipe: Recipe, loaded: LoadedModel) -> None:
-    what = {
-        "language": "is a language model",
-        "vision": "classifies pictures",
-        "vision-language": "is a vision-language model",
-    }[loaded.kind]
+    found = f"{loaded.title} {KINDS[loaded.kind]}, and the recipe {recipe.name}"
     if loaded.kind not in recipe.data.models:
-        raise ValueError(
-            f"{loaded.title} {what}, and the recipe {recipe.name} calibrates on {recipe.data.noun}"
-        )
+        raise ValueError(f"{found} calibrates on {recipe.data.noun}")
     if recipe.transforms and loaded.kind == "vision-language":
         raise ValueError(
-            f"{loaded.title} {what}, and the recipe {recipe.name} transforms weights "
+            f"{found} transforms weights "
             f"({', '.join(step['kind'] for step in recipe.transforms)}), which is for language models and "
             "classifiers of pictures: take a recipe without transforms"
         )

@@ -61,7 +61,7 @@ class Distilled(DataSource):
         return f"{self.count:,} pictures distilled from the statistics of batch norm"
 
     def read(self, loaded: LoadedModel, wanted: Wanted, report: Progress) -> Data:
-        if not (loaded.vision and loaded.vision.statistics):
+        if not getattr(loaded.vision, "statistics", None):
             raise DataError(
                 f"{loaded.title} has no batch norm that pictures could be distilled from: give a folder of "
                 "pictures with --data"

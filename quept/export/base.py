@@ -19,6 +19,7 @@ from typing import ClassVar
 
 from quept.engines import Setting
 from quept.files import replacing, replacing_folder
+from quept.models.families import KINDS
 from quept.models.slots import Slot
 from quept.numerics.grid import group_size
 from quept.plan import ACTIVATION_BITS, FULL, Bits, PlanError, PrecisionPlan
@@ -51,7 +52,8 @@ class Exporter:
     name: its entry in EXPORTERS. title: as a reader sees it. engines: programs that run it. suffix: of the
     file; "" where a folder is written. exact: "" where the values are the view's bit for bit, else what is
     rounded, as a sentence. commands: lines to type that run it, with {path} for the file or folder. ours:
-    whether our own program reads it, which rounds activations and keys and values as the plan says."""
+    whether our own program reads it, which rounds activations and keys and values as the plan says. kind: of
+    the models that it is for, "" for all; instead: what to export another one as, in words to type."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -60,12 +62,16 @@ class Exporter:
     exact: ClassVar[str] = ""
     commands: ClassVar[tuple[str, ...]] = ()
     ours: ClassVar[bool] = False
+    kind: ClassVar[str] = ""
+    instead: ClassVar[str] = ""
 
     # What a format says of itself.
 
     def lacks(self, elastic: ElasticModel) -> str | None:
         """Returns why no plan of this model can be held, as a sentence; None if there is one that can."""
-        return None
+        if self.kind in ("", elastic.kind):
+            return None
+        return f"{elastic.title} {KINDS[elastic.kind]}, and {self.title} is not for these: {self.instead}"
 
     def widths(self, columns: int, group: int, embedding: bool = False) -> Mapping[Setting, str]:
         """Returns what each width of a weight becomes, `{3: "Q4_1", ...}`, 16 among them; one that is missing

@@ -49,6 +49,7 @@ class Onnx(Exporter):
     """See the module docstring."""
 
     name, title, suffix = "onnx", "ONNX", ".onnx"
+    kind, instead = "vision", "language models go to gguf or mlx, all models to packed"
     engines = ("onnxruntime", "onnxruntime-web")
     commands = (
         "pip install onnxruntime numpy",
@@ -57,8 +58,8 @@ class Onnx(Exporter):
     )
 
     def lacks(self, elastic: ElasticModel) -> str | None:
-        if elastic.kind != "vision":
-            return "ONNX is written for classifiers of pictures: export a language model to GGUF or MLX"
+        if lacking := super().lacks(elastic):
+            return lacking
         if elastic.layout.family in UNTRACED:
             return (
                 f"torch cannot trace the attention of {elastic.layout.family} models for ONNX: export to hf"

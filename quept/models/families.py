@@ -37,6 +37,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+KINDS = {  # of a family's models, and what each does in the middle of a sentence
+    "language": "is a language model",
+    "vision": "classifies pictures",
+    "vision-language": "is a vision-language model",
+}
 _LLAMA_ROLES = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -53,9 +58,9 @@ _GEMMA_NORMS = {"input_layernorm": ("q", "k", "v"), "pre_feedforward_layernorm":
 @dataclass(frozen=True)
 class Family:
     """Where the parts of one architecture are. `model_types` are the `model_type` values of its Hugging Face
-    configs or, of a model from timm, the name of its class. kind: "language", "vision" or "vision-language";
-    of the last `language` is the module that reads embeddings of words and pictures alike. convolutional: see
-    the module's docstring."""
+    configs or, of a model from timm, the name of its class. kind: of KINDS; of a vision-language model
+    `language` is the module that reads embeddings of words and pictures alike. convolutional: see the
+    module's docstring."""
 
     model_types: tuple[str, ...]
     blocks: str = "model.layers.*"

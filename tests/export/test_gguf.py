@@ -101,7 +101,7 @@ def test_what_gguf_cannot_hold_is_a_sentence(tmp_path):
     target = Gguf()
     assert "models of type opt are not written; export it as" in target.lacks(opened("opt", tmp_path))
     vit = ElasticModel.open(save_tiny_vision("vit", tmp_path / "vit"), device="cpu")
-    assert "is no language model" in target.lacks(vit)
+    assert "classifies pictures, and GGUF is not for these" in target.lacks(vit)
     elastic = opened("llama-untied", tmp_path)
     assert "does not hold model.layers.0.mlp.down_proj at 4 bits: it has 16 bits" in target.refuses(
         elastic, PrecisionPlan.uniform(4)

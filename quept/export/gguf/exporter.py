@@ -58,13 +58,14 @@ class Gguf(Exporter):
     """See the module docstring."""
 
     name, title, suffix = "gguf", "GGUF", ".gguf"
+    kind, instead = "language", INSTEAD
     engines = ("llama.cpp", "LM Studio", "Ollama")
     exact = "codes and scales are kept; the offset of each group of 2 to 5 bits is rounded to 16 bits"
     commands = ("llama-server -m {path}", "llama-cli -m {path}", "quept run {path}")
 
     def lacks(self, elastic: ElasticModel) -> str | None:
-        if elastic.kind != "language":
-            return f"{elastic.title} is no language model, and GGUF is written for these: {INSTEAD}"
+        if lacking := super().lacks(elastic):
+            return lacking
         problem = keys.problem(elastic.config) or vocabulary.problem(elastic.tokenizer)
         known = {name for name, _ in elastic.base.named_parameters() if _name(name)}
         if odd := sorted({name for name, _ in elastic.base.named_parameters()} - known):
