@@ -1,4 +1,4 @@
-"""How a convolutional classifier names photographs at every width, next to full precision and plain rounding.
+"""How a convolutional classifier names photographs at every width, by full precision and round-to-nearest.
 
     python benchmarks/photo_quality.py [--model ARTIFACT] [--distilled ARTIFACT] [--pictures FOLDER]
 

@@ -103,7 +103,7 @@ def _test_pictures(elastic: ElasticModel, options: argparse.Namespace, folder: P
 
 
 def _rounded(elastic: ElasticModel, measured: _Accuracy, folder: Path) -> dict[str, float]:
-    """Plain rounding of the same base."""
+    """Round-to-nearest of the same base."""
     base = elastic.artifact.base
     calibrate(base, Recipe.load("vit-min-max").at("fashion-mnist"), folder / "rtn")
     rtn = ElasticModel.open(folder / "rtn")
