@@ -12,8 +12,11 @@ and 80 take whole rows. The same seed gives the same weights. Nothing is fetched
 from __future__ import annotations
 
 import json
+from collections.abc import Container, Iterable
+from itertools import cycle
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -147,6 +150,18 @@ MIXTURES = {
 CONFIGS |= MIXTURES
 ALL_FAMILIES = tuple(CONFIGS)
 FAMILIES = ALL_FAMILIES[:6]
+
+
+def all_but_few_slow(names: Iterable[str], few: Container[str]) -> list:
+    """Parameters of a test that runs through all names, of which `make test-fast` takes a few."""
+    return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def in_turn(names: Iterable, values: Iterable) -> list:
+    """Parameters of a test: each name with one of the values in turn, instead of all with all."""
+    named = [name if isinstance(name, tuple) else pytest.param(name) for name in names]
+    pairs = zip(named, cycle(values), strict=False)
+    return [pytest.param(*name.values, value, marks=name.marks) for name, value in pairs]
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -16,6 +16,7 @@ from quept.data.questions import Asked, Questions, _encoder, question_folder, st
 from quept.evaluate.tasks.vqa import VqaTask, vqa, vqa_reference
 from quept.runtime.generate import Sampling, stream
 from tests import tiny_vlm
+from tests.tiny import all_but_few_slow
 from tests.training import script
 
 LONGEST = 3  # tokens of a made-up answer
@@ -103,7 +104,7 @@ def outcome(said: list[int], answer: list[int], ends: set[int]) -> tuple | None:
     return None if said[len(answer)] in ends else (len(answer), said[len(answer)])
 
 
-@pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
+@pytest.mark.parametrize("name", all_but_few_slow(tiny_vlm.FAMILIES, ("llava", "qwen2-vl")))
 def test_what_is_counted_is_what_greedy_generation_says(opened, folder, tmp_path, name):
     elastic, full = opened(name), PrecisionPlan.full()
     questions = question_folder(folder, elastic.processor)

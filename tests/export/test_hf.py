@@ -8,7 +8,7 @@ from quept.export import exporter
 from quept.plan import PrecisionPlan
 from quept.runtime import ElasticModel
 from tests import tiny_vlm
-from tests.tiny import FAMILIES, VISION, pictures, save_tiny, save_tiny_vision, token_ids
+from tests.tiny import FAMILIES, VISION, all_but_few_slow, pictures, save_tiny, save_tiny_vision, token_ids
 
 PLAN = PrecisionPlan.uniform(3, embeddings=5)
 
@@ -41,7 +41,7 @@ def test_timm_answers_as_the_view(architecture, tmp_path):
     assert close(again.reference(x), elastic.view(PLAN)(x))
 
 
-@pytest.mark.parametrize("family", tiny_vlm.FAMILIES)
+@pytest.mark.parametrize("family", all_but_few_slow(tiny_vlm.FAMILIES, ("llava", "qwen3-vl-moe")))
 def test_a_model_that_sees_is_read_again_with_the_values_of_the_view(family, tmp_path):
     elastic = ElasticModel.open(tiny_vlm.save_tiny_vlm(family, tmp_path / "m"), device="cpu")
     exporter("hf").write(elastic, PLAN, tmp_path / "out")

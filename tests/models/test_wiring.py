@@ -29,12 +29,14 @@ from tests.tiny import (
     CONFIGS,
     MIXTURES,
     SPECIAL,
+    all_but_few_slow,
     save_tiny,
     tiny_tokenizer,
     token_ids,
 )
 
 FULL, W4 = PrecisionPlan.full(), PrecisionPlan.uniform(4)
+FEW = ("llama", "opt", "gemma2", "phi3", "gpt-oss")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def folders(tmp_path_factory):
     return {name: save_tiny(name, root / name) for name in ALL_FAMILIES}
 
 
-@pytest.fixture(scope="module", params=ALL_FAMILIES)
+@pytest.fixture(scope="module", params=all_but_few_slow(ALL_FAMILIES, FEW))
 def name(request):
     return request.param
 
@@ -165,7 +167,7 @@ LIKE = {"gemma": "llama", "seed_oss": "llama", "exaone4": "olmo2", "olmo": "llam
         "ernie4_5": "llama", "helium": "llama", "hunyuan_v1_dense": "llama"}  # fmt: skip
 
 
-@pytest.mark.parametrize("model_type", LIKE)
+@pytest.mark.parametrize("model_type", all_but_few_slow(LIKE, ("gemma", "olmoe")))
 def test_a_type_in_no_entry_is_taken_for_the_family_it_is_wired_as(model_type, tmp_path, monkeypatch):
     more = {"model_type": model_type, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2}
     more |= {"sliding_window_pattern": 4, "sliding_window": 16}
@@ -185,7 +187,7 @@ UNSUPPORTED = ("bert", "gpt2", "t5", "mamba", "rwkv", "falcon", "bloom", "mpt", 
                "frobnicator", "gpt_bigcode", "xlnet")  # fmt: skip
 
 
-@pytest.mark.parametrize("model_type", UNSUPPORTED)
+@pytest.mark.parametrize("model_type", all_but_few_slow(UNSUPPORTED, ("bert", "falcon")))
 def test_an_unsupported_type_is_one_sentence_that_says_how_a_family_is_added(model_type, folders, tmp_path):
     shutil.copytree(folders["llama"], tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))

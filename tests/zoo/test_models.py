@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from quept import zoo
 from quept.zoo import ModelEntry, SourceError, model_folder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BLOCKS, HIDDEN, HEADS, KV_HEADS, MLP = 2, 64, 4, 2, 96
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -210,7 +212,6 @@ def test_a_copied_cache_is_used_although_its_times_differ(index, tiny):
     assert model_folder("tiny") == folder
 
 
-@pytest.mark.slow
 def test_processes_that_start_together_build_once(tiny):
     processes = [in_another_process(tiny) for _ in range(3)]
     stages = [process.communicate(timeout=120)[0] for process in processes]
@@ -218,7 +219,6 @@ def test_processes_that_start_together_build_once(tiny):
     assert sum("dequantizing" in said for said in stages) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kills with SIGKILL")
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_build_killed_half_way_leaves_no_folder_and_the_next_one_succeeds(tiny, cache, share):

