@@ -86,7 +86,7 @@ def calibrated(model: str | Path, name: str, out: Path, options: argparse.Namesp
     recipe = Recipe.load(name)
     if options.data:
         recipe = recipe.at(options.data)
-    if options.steps:
+    if options.steps and recipe.end_to_end:
         stage = dataclasses.replace(recipe.end_to_end, steps=options.steps)
         recipe = dataclasses.replace(recipe, end_to_end=stage)
     if not Artifact.is_one(out):

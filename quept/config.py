@@ -142,14 +142,17 @@ class EndToEnd:
 @dataclass(frozen=True)
 class Rounding:
     """For each width which weights go to the second nearest point of their grid (`quept.calibrate.rounding`),
-    by what layers are given on `images` of the pictures. Behind the stages: a width keeps it where it helps
-    on held-out pictures."""
+    by what layers are given on `images` of the pictures. in_turn: those of the widths at which it is layer
+    after layer, the ends of ranges searched too (`quept.calibrate.in_turn`). Behind the stages: a width keeps
+    it where it helps on held-out pictures."""
 
     widths: tuple[int, ...]
     images: int = 128
+    in_turn: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _need(bool(self.widths) and all(2 <= b <= 8 for b in self.widths), "widths", "must be of 2 to 8")
+        _need(set(self.in_turn) <= set(self.widths), "in_turn", "must be of the widths")
         _need(self.images >= 1, "images", "must be 1 or more")
 
 

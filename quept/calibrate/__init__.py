@@ -14,7 +14,8 @@ activations the streams that flow between them, in memory or on disk
 end_to_end  the stage that tunes all layers together on divergence from full precision
 precision   what is computed in: bfloat16 products where they pay
 optimizer   Adam over what is learned, and the schedule of its rates
-rounding    which of its two neighbors on the grid each weight goes to
+rounding    which of its two neighbors on the grid each weight goes to; in_turn: layer after layer, on what
+            rounded ones give; ranges: the ends of each group's range, searched before
 loss        that divergence, with its gradient
 checkpoint  the state of a run on disk: where it goes on after it was cut
 errors      CalibrationError

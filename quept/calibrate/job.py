@@ -16,9 +16,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from quept.artifact import Artifact, Manifest
 from quept.config import Recipe
 from quept.data import Data
 from quept.data.batches import Inputs, batches, samples
-from quept.engines.quept import Quept
+from quept.engines.quept import LayerParameters, Quept
 from quept.files import append_line, read_lines, resume_lines
 from quept.models import LoadedModel, ModelLayout, load
 from quept.models.families import KINDS
@@ -42,20 +41,23 @@ from .block_wise import tune_blocks
 from .checkpoint import Checkpoint
 from .end_to_end import EndToEndTuning
 from .errors import CalibrationError
-from .grids import chosen_ends, starts_worse
+from .grids import NOTHING, chosen_ends, starts_worse
+from .in_turn import chosen_in_turn
 from .logits import answer_logits, arguments, logits_of
-from .loss import divergence_loss
+from .loss import divergences
 from .nested import NestedTrainable
 from .nested_artifact import nested_artifact
 from .observe import Ends, observe
 from .prepare import prepared
-from .rounding import input_moments, second_nearest
+from .rounding import second_nearest, seen_by_layers
 from .trainable import Trainable
 
 Progress = Callable[[str, float | None], None]
+Choose = Callable[[Artifact, int, Callable[[float], None]], Artifact]
 LOG = "progress.jsonl"
 COMPARED = 16  # samples on which widths are compared where nothing was learned
 SHOWN = 8  # windows of text on which the magnitudes of inputs are seen; pictures at once that moments are of
+NOISE = 2.0  # standard errors by which what was learned must be better than what is given up for it
 SAVE_EVERY = 120.0  # seconds between two checkpoints; a step takes seconds, writing one about a second
 
 
@@ -137,14 +139,10 @@ def calibrate(
     else:
         artifact = _artifact(loaded, transformed, recipe, group, trainable)
         plain = replace(artifact, engine=Quept(group, trainable.plain()))
-        moments = {}
-        if recipe.rounding:
-            report("looking at the inputs of the layers", None)
-            shown = batches(data.block_wise, recipe.rounding.images, device, SHOWN)
-            moments = input_moments(model, layout, shown, recipe.seed)
-        artifact = _compared(
-            artifact, plain, loaded, transformed, recipe, data.held_out, moments, device, log, report
-        )
+        artifact = _settled(artifact, plain, model, loaded, transformed, recipe, data, device, log, report)
+        if artifact.record and (lost := worse(artifact.manifest.quality)):
+            log("transforms given up", plans=lost)
+            artifact = _untransformed(loaded, recipe, group, data, device, log, report)
     seconds["comparing"] = time.monotonic() - began
     log("done", seconds_per_stage={name: round(s, 1) for name, s in seconds.items()})
     report("writing the artifact", None)
@@ -251,6 +249,69 @@ def _reached(recipe: Recipe, layout: ModelLayout, widths: list[int]) -> dict[str
     return {name: tuple(seen if name in sees else widths) for name in layout.layers}
 
 
+def _untransformed(
+    loaded: LoadedModel,
+    recipe: Recipe,
+    group: int | str,
+    data: Data,
+    device: torch.device,
+    log: _Log,
+    report: Progress,
+) -> Artifact:
+    """The best that is known of the base itself: grids, and rounding that is chosen."""
+    static = _grids(loaded, loaded, recipe, group, data, device, log, report)[1] if recipe.static else None
+    model = copy.deepcopy(loaded.model).to(device, torch.float32)
+    bare = Trainable(model, loaded.layout, NOTHING, {}, group, recipe.seed, loaded.online, static)
+    manifest = _artifact(loaded, loaded, recipe, group, bare).manifest
+    plain = Artifact(
+        replace(manifest, widths=dict.fromkeys(loaded.layout.layers, ())), Quept(group, bare.plain())
+    )
+    return _settled(plain, plain, model, loaded, loaded, recipe, data, device, log, report)
+
+
+def _settled(
+    artifact: Artifact,
+    plain: Artifact,
+    model: nn.Module,
+    loaded: LoadedModel,
+    transformed: LoadedModel,
+    recipe: Recipe,
+    data: Data,
+    device: torch.device,
+    log: _Log,
+    report: Progress,
+) -> Artifact:
+    """The artifact with each width at the best that is known of it. model: the transformed one, in the dtype
+    to compute in; plain: see `_compared`."""
+    choose = None
+    if recipe.rounding:
+        report("looking at the inputs of the layers", None)
+        shown = list(batches(data.block_wise, recipe.rounding.images, device, SHOWN))
+        choose = _rounding_of(recipe, transformed, model, shown)
+    return _compared(artifact, plain, loaded, transformed, recipe, data.held_out, choose, device, log, report)
+
+
+def _rounding_of(
+    recipe: Recipe, of: LoadedModel, model: nn.Module, shown: Sequence[Mapping[str, Tensor]]
+) -> Choose:
+    """What chooses the points on the grid that the weights of an artifact of `of` go to at a width."""
+    seen = seen_by_layers(model, of.layout, shown, recipe.seed)
+
+    def choose(artifact: Artifact, bits: int, report: Callable[[float], None]) -> Artifact:
+        before, group = artifact.engine.learned, artifact.group
+        if bits in recipe.rounding.in_turn:
+            layers = chosen_in_turn(model, of.layout, before, bits, group, shown, seen, report)
+        else:
+            layers = {}
+            for name, layer in before.items():
+                weight = of.model.get_submodule(name).weight.detach().flatten(1).to(seen[name].moments.device)
+                rounding = layer.rounding(weight, bits, group_size(weight.shape[1], group))
+                layers[name] = layer.choosing(bits, second_nearest(rounding, seen[name].moments))
+        return _holding(artifact, layers)
+
+    return choose
+
+
 def _compared(
     artifact: Artifact,
     plain: Artifact,
@@ -258,17 +319,17 @@ def _compared(
     transformed: LoadedModel,
     recipe: Recipe,
     held_out: Inputs,
-    moments: Mapping[str, Tensor],
+    choose: Choose | None,
     device: torch.device,
     log: _Log,
     report: Progress,
 ) -> Artifact:
     """The artifact with each width at the best that is known of it, measured on held-out data as it will be
     stored: as it was learned, or the same (transformed) weights rounded to nearest with activations on the
-    grids where learning began or rounded by the range of each token. Where round-to-nearest of the base
-    itself is better at every width, nothing of it is left. At the widths of `recipe.rounding` each weight's
-    point on the grid is chosen too, where that is better still. plain: the artifact without anything learned;
-    moments: of the layers' inputs, for that choice."""
+    grids where learning began or rounded by the range of each token. At the widths of `recipe.rounding` each
+    weight's point on the grid is chosen too. What was learned or chosen is kept where it helps by more than
+    noise (NOISE). plain: the artifact without anything learned;
+    choose: makes that choice."""
     options = {"device": device, "dtype": torch.float32, "budget": 1}  # nothing is wanted twice
     rtn = ElasticModel(loaded, Artifact.rtn(loaded, artifact.group), **options)
     by_token = rtn
@@ -280,30 +341,31 @@ def _compared(
     count = samples(held_out) if stage else min(COMPARED, samples(held_out))
     shown = list(batches(held_out, count, device, recipe.data.together))
     full = [_reference(rtn, inputs).log_softmax(-1) for inputs in shown]
-    weights = [len(log_probs) for log_probs in full]
 
-    def divergence(elastic: ElasticModel, plan: PrecisionPlan) -> float:
+    def divergence(elastic: ElasticModel, plan: PrecisionPlan) -> Tensor:
         view = elastic.view(plan)
         with torch.no_grad():
-            logits = (logits_of(view, inputs) for inputs in shown)
-            kl = [n * divergence_loss(q, p).item() for q, p, n in zip(logits, full, weights, strict=True)]
-        return round(sum(kl) / sum(weights), 6)
+            found = [divergences(logits_of(view, x), p) for x, p in zip(shown, full, strict=True)]
+        return torch.cat(found)
 
     activations = stage.activations if stage else recipe.static is not None
     quality, comparisons = {}, _comparisons(recipe, loaded.layout, activations)
     for i, (bits, plan, decided) in enumerate(comparisons):
         report(f"comparing {plan.name} with round-to-nearest", i / len(comparisons))
-        found = {"kl_rtn": divergence(rtn, plan)}
-        token = divergence(by_token, plan) if by_token is not rtn else found["kl_rtn"]
-        found["kl_plain"] = divergence(on_grids, plan) if on_grids is not by_token else token
-        learned = any(bits in artifact.manifest.widths[name] for name in decided)
-        kl = divergence(calibrated, plan) if learned else math.inf
-        best = min(kl, found["kl_plain"], token)
-        kept, grids = learned and kl == best, found["kl_plain"] == best
-        log("compared", plan=plan.name, kl=kl if learned else None, kept=kept, kl_token=token, **found)
-        quality[plan.name] = {"kl": best, **found}
+        base = divergence(rtn, plan)
+        token = divergence(by_token, plan) if by_token is not rtn else base
+        grids = divergence(on_grids, plan) if on_grids is not by_token else token
+        found = {"kl_rtn": _mean(base), "kl_plain": _mean(grids)}
+        on_grid = _mean(grids) <= _mean(token)
+        best, kept, kl = grids if on_grid else token, False, None
+        if any(bits in artifact.manifest.widths[name] for name in decided):
+            kl = divergence(calibrated, plan)
+            kept = _helps(kl, best)
+            best = kl if kept else best
+        shown_kl = None if kl is None else _mean(kl)
+        log("compared", plan=plan.name, kl=shown_kl, kept=kept, kl_token=_mean(token), **found)
         if not kept:
-            back = {name: plain.engine.static(name).get(bits) if grids else None for name in decided}
+            back = {name: plain.engine.static(name).get(bits) if on_grid else None for name in decided}
             artifact = _without(artifact, bits, back)
             if loaded.layout.vision_layers:  # 8 bits are a part of the plans that follow
                 calibrated = ElasticModel(transformed, artifact, **options)
@@ -314,39 +376,39 @@ def _compared(
                     _without(artifact, bits, {n: artifact.engine.static(n).get(bits) for n in decided})
                 )
             for start in starts:
-                report(f"choosing the rounding of {bits} bits", i / len(comparisons))
-                chosen = _rounding_chosen(start, transformed, bits, moments)
+                what = f"choosing the rounding of {bits} bits"
+                report(what, i / len(comparisons))
+                chosen = choose(start, bits, lambda share, what=what: report(what, share))
                 kl = divergence(ElasticModel(transformed, chosen, **options), plan)
-                log("rounding", plan=plan.name, learned=kept and start is starts[0], kl=kl, kept=kl < best)
-                if kl < best:
+                of, helps = kept and start is starts[0], _helps(kl, best)
+                log("rounding", plan=plan.name, learned=of, kl=_mean(kl), kept=helps)
+                if helps:
                     artifact, best = chosen, kl
-            quality[plan.name]["kl"] = best
-    if artifact.record and all(row["kl_rtn"] < row["kl"] for row in quality.values()):
-        quality = {plan: row | {"kl": row["kl_rtn"]} for plan, row in quality.items()}
-        bare = {name: () for name in artifact.manifest.layers}
-        manifest = replace(artifact.manifest, widths=bare, transforms=(), quality=quality)
-        return Artifact(manifest, Quept(artifact.group))
+        quality[plan.name] = {"kl": _mean(best), **found}
     return replace(artifact, manifest=replace(artifact.manifest, quality=quality))
+
+
+def _mean(kl: Tensor) -> float:
+    return round(kl.mean().item(), 6)
+
+
+def _helps(kl: Tensor, than: Tensor) -> bool:
+    """Whether it is less on the same samples, by more than NOISE standard errors of the difference."""
+    gain = than - kl
+    return bool(gain.mean() > NOISE * gain.std(correction=0) / len(gain) ** 0.5)
 
 
 def _without(artifact: Artifact, bits: int, grids: Mapping[str, Tensor | None]) -> Artifact:
     """The artifact with a width of some layers rounded to nearest, on the grid given for each or on none."""
     learned = artifact.engine.learned
     layers = dict(learned) | {name: learned[name].without(bits, grid) for name, grid in grids.items()}
+    return _holding(artifact, layers)
+
+
+def _holding(artifact: Artifact, layers: Mapping[str, LayerParameters]) -> Artifact:
+    """The artifact with these layers."""
     manifest = replace(artifact.manifest, widths={name: layer.widths for name, layer in layers.items()})
     return replace(artifact, engine=Quept(artifact.group, layers), manifest=manifest)
-
-
-def _rounding_chosen(
-    artifact: Artifact, of: LoadedModel, bits: int, moments: Mapping[str, Tensor]
-) -> Artifact:
-    """The artifact of a model with the points chosen that the weights go to at a width."""
-    layers = {}
-    for name, layer in artifact.engine.learned.items():
-        weight = of.model.get_submodule(name).weight.detach().flatten(1).to(moments[name].device)
-        rounding = layer.rounding(weight, bits, group_size(weight.shape[1], artifact.group))
-        layers[name] = layer.choosing(bits, second_nearest(rounding, moments[name]))
-    return replace(artifact, engine=Quept(artifact.group, layers))
 
 
 def worse(quality: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -24,6 +24,12 @@ def divergence_loss(logits: Tensor, log_probs: Tensor) -> Tensor:
     return _Divergence.apply(logits, log_probs)
 
 
+def divergences(logits: Tensor, log_probs: Tensor) -> Tensor:
+    """The same of each sample by itself: (n, ..., V) -> (n,) on the CPU."""
+    pairs = zip(logits.split(1), log_probs.split(1), strict=True)
+    return torch.stack([divergence_loss(q, p) for q, p in pairs]).cpu()
+
+
 def features_loss(found: Sequence[Tensor], wanted: Sequence[Tensor], axis: int) -> Tensor:
     """Sum over blocks of the squared error of what they give, relative to the variance of each channel (of
     `axis`) at full precision, a mean over channels -> scalar."""

@@ -21,6 +21,7 @@ vision transformer's last block the class token alone counts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,19 @@ PASSES, TOGETHER = 3, 64  # over all columns; columns whose effect on the others
 RIDGE = 0.01  # of the mean of the diagonal, added to it: what was not seen may come
 
 
-def input_moments(
+@dataclass(frozen=True)
+class Seen:
+    """What one layer is given. moments: H (in, in), a mean over the samples; counts: for every batch how much
+    each input counts, (rows,)."""
+
+    moments: Tensor
+    counts: tuple[Tensor, ...]
+
+
+def seen_by_layers(
     model: nn.Module, layout: ModelLayout, batches: Iterable[Mapping[str, Tensor]], seed: int
-) -> dict[str, Tensor]:
-    """H (in, in) of every layer, a mean over the samples of `batches`, inputs of the model's forward."""
+) -> dict[str, Seen]:
+    """What every layer is given for `batches`, inputs of the model's forward."""
     watched = {name: _Watched(model.get_submodule(name)) for name in layout.layers}
     view = clone(model, watched)
     for number, inputs in enumerate(batches):
@@ -48,12 +58,13 @@ def input_moments(
         with seeded(log_probs.device, seed, "moments", number):
             drawn = torch.multinomial(log_probs.detach().exp(), 1)
         log_probs.gather(1, drawn).sum().backward()
-    return {name: layer.moments() for name, layer in watched.items()}
+    return {name: layer.seen() for name, layer in watched.items()}
 
 
 @torch.no_grad()
-def second_nearest(rounding: Rounding, moments: Tensor) -> Tensor:
-    """(out, in) bool: which weights go to the second nearest point of their grid. moments: H (in, in)."""
+def second_nearest(rounding: Rounding, moments: Tensor, pull: Tensor | None = None) -> Tensor:
+    """(out, in) bool: which weights go to the second nearest point of their grid. moments: H (in, in); pull
+    (out, in): half the slope of what is minimized where nothing is rounded yet, none where it is least."""
     x = grouped(rounding.moved.float(), rounding.group)
     scale, zero, _, _ = scale_and_zero(x, rounding.bits, rounding.low, rounding.high)
     top, u = 2**rounding.bits - 1, x / scale
@@ -63,7 +74,8 @@ def second_nearest(rounding: Rounding, moments: Tensor) -> Tensor:
     )  # errors
     moments = moments + torch.eye(len(moments), device=x.device) * (RIDGE * moments.diagonal().mean())
     curvature = moments.diagonal().clamp(min=torch.finfo(torch.float32).tiny)
-    error, slope = torch.zeros_like(near), torch.zeros_like(near)  # E, E H
+    error = torch.zeros_like(near)  # E
+    slope = torch.zeros_like(near) if pull is None else pull.clone()  # E H, and the pull
     chosen = torch.zeros_like(near, dtype=torch.bool)
     for _ in range(PASSES):
         for columns in curvature.argsort(descending=True).split(TOGETHER):
@@ -80,14 +92,15 @@ def second_nearest(rounding: Rounding, moments: Tensor) -> Tensor:
 
 
 class _Watched(nn.Module):
-    """A linear layer, or a convolution of 1 x 1, that adds up the moments of its inputs."""
+    """A linear layer, or a convolution of 1 x 1, that adds up the moments of its inputs and keeps how much
+    each counts."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.__dict__["layer"] = layer
         self.out_features, self.in_features = layer.weight.shape[:2]
         self._convolves = isinstance(layer, nn.Conv2d)
-        self._total, self._count = torch.zeros(()), 0
+        self._total, self._count, self._counts = torch.zeros(()), 0, []
 
     @property
     def weight(self) -> Tensor:
@@ -100,12 +113,13 @@ class _Watched(nn.Module):
         def add(gradient: Tensor) -> None:
             given = (t.movedim(1, -1) if self._convolves else t for t in (seen, gradient))
             rows, slopes = (t.flatten(0, -2).float() for t in given)
-            rows = rows * slopes.square().sum(-1, keepdim=True).sqrt()
+            self._counts.append(slopes.square().sum(-1))
+            rows = rows * self._counts[-1].sqrt()[:, None]
             self._total = self._total.to(rows.device) + rows.T @ rows
             self._count += len(seen)
 
         y.register_hook(add)
         return y
 
-    def moments(self) -> Tensor:
-        return self._total / self._count
+    def seen(self) -> Seen:
+        return Seen(self._total / self._count, tuple(self._counts))

@@ -105,10 +105,7 @@ class LayerParameters:
         static: Mapping[int, Tensor] | None = None,
     ) -> LayerParameters:
         """From float tensors; factors in (0, 1], (2, out, groups), low end first."""
-        codes = {
-            bits: f.mul(CLIP_STEPS).round_().sub_(1).clamp_(0, CLIP_STEPS - 1).to(torch.uint8).cpu()
-            for bits, f in factors.items()
-        }
+        codes = {bits: _codes(f) for bits, f in factors.items()}
         grids = {bits: grid.float().cpu() for bits, grid in (static or {}).items()}
         return cls(schedule, b.half().cpu(), a.half().cpu(), codes, widths, grids)
 
@@ -126,6 +123,11 @@ class LayerParameters:
         """The same layer where these weights, (out, in) bool, go to the second nearest point at a width."""
         packed = torch.from_numpy(np.packbits(second.cpu().numpy(), axis=-1, bitorder="little"))
         return replace(self, second={**self.second, bits: packed})
+
+    def clipping(self, bits: int, factors: Tensor) -> LayerParameters:
+        """The same layer with these clip factors, (2, out, groups) in (0, 1], at a width without ranks."""
+        clips = {**self.clips, bits: _codes(factors)}
+        return replace(self, clips=clips, widths=tuple(sorted({*self.widths, bits})))
 
     def quantize(self, weight: Tensor, bits: int, group: int) -> tuple[Quantized, Tensor]:
         """The layer at 2..8 bits: packed, and as values (out, in) float32 on the grid."""
@@ -157,6 +159,10 @@ class LayerParameters:
     @property
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.tensors("").values())
+
+
+def _codes(factors: Tensor) -> Tensor:
+    return factors.mul(CLIP_STEPS).round_().sub_(1).clamp_(0, CLIP_STEPS - 1).to(torch.uint8).cpu()
 
 
 def _place(key: str) -> tuple[str, str]:

@@ -8,13 +8,17 @@ from torchvision.transforms.functional import to_pil_image
 
 from quept.artifact import Artifact
 from quept.calibrate import calibrate
-from quept.calibrate.rounding import input_moments, second_nearest
+from quept.calibrate.in_turn import chosen_in_turn
+from quept.calibrate.ranges import searched_factors
+from quept.calibrate.rounding import second_nearest, seen_by_layers
 from quept.config import Recipe
-from quept.engines.quept import LayerParameters
+from quept.engines.quept import LayerParameters, Quept
 from quept.models import load
 from quept.numerics import quantize
 from quept.numerics.adapters import RankSchedule
 from quept.numerics.grid import Rounding
+from quept.plan import PrecisionPlan
+from quept.runtime import ElasticModel
 from tests.models.test_convolutional import X, save_tiny_cnn
 from tests.tiny import pictures, save_tiny_vision
 
@@ -43,6 +47,36 @@ def test_where_inputs_have_nothing_to_do_with_each_other_every_weight_stays():
     assert not second_nearest(Rounding(w, 4, 16), torch.zeros(48, 48)).any()
 
 
+def test_searched_ends_of_ranges_lose_less_where_columns_count(bits=3):
+    w = torch.randn(20, 42, generator=torch.Generator().manual_seed(1)) ** 3
+    counts = torch.rand(42, generator=torch.Generator().manual_seed(2)) ** 4
+    factors = searched_factors(w, bits, 16, counts)
+    assert factors.shape == (2, 20, 3) and 0 < factors.min() < factors.max() <= 1
+    whole, cut = ((quantize(w, bits, 16, *f)[1] - w) for f in ((1.0, 1.0), factors[..., None]))
+    whole, cut = ((error.square() * counts).sum(1) for error in (whole, cut))
+    assert (cut <= whole).all() and cut.sum() < 0.9 * whole.sum()
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "dinov2"])
+def test_layers_that_are_rounded_in_turn_undo_what_rounding_did_before(family, tmp_path):
+    """On other pictures than those that were looked at."""
+    loaded = load(save_tiny_vision(family, tmp_path / "model"))
+    model, layout, empty = loaded.model.float(), loaded.layout, torch.zeros(0, 0)
+    x = pictures(family, 24)
+    shown = [{"x": part} for part in x[:16].split(8)]
+    bare = {name: LayerParameters(NO_RANKS, empty, empty, {}, ()) for name in layout.layers}
+    chosen = chosen_in_turn(model, layout, bare, 3, "auto", shown, seen_by_layers(model, layout, shown, 0))
+    assert all(layer.widths == (3,) and set(layer.second) == {3} for layer in chosen.values())
+    full, errors = model(x[16:]), []
+    for layers in (bare, chosen):
+        artifact = Artifact.rtn(loaded, "auto")
+        artifact = replace(artifact, engine=Quept("auto", layers))
+        elastic = ElasticModel(loaded, artifact, dtype=torch.float32, device="cpu")
+        with torch.no_grad():
+            errors.append((elastic.view(PrecisionPlan.uniform(3))(x[16:]) - full).square().mean())
+    assert errors[1] < 0.7 * errors[0]
+
+
 def test_an_artifact_holds_the_choice_as_a_bit_for_each_weight():
     w, second = torch.randn(6, 42), torch.rand(6, 42) < 0.3
     empty = torch.zeros(0, 0)
@@ -55,9 +89,9 @@ def test_an_artifact_holds_the_choice_as_a_bit_for_each_weight():
 
 def test_of_the_last_block_the_class_token_alone_counts(tmp_path):
     loaded = load(save_tiny_vision("vit", tmp_path / "vit"))
-    moments = input_moments(loaded.model.float(), loaded.layout, [{"x": pictures("vit", 4)}], 0)
+    seen = seen_by_layers(loaded.model.float(), loaded.layout, [{"x": pictures("vit", 4)}], 0)
     first, *_, last = (name for name in loaded.layout.layers if name.endswith("fc2"))
-    ranks = [int(torch.linalg.matrix_rank(moments[name], rtol=1e-4)) for name in (first, last)]
+    ranks = [int(torch.linalg.matrix_rank(seen[name].moments, rtol=1e-4)) for name in (first, last)]
     assert ranks[0] > 4 >= ranks[1]
 
 

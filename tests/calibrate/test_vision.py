@@ -99,8 +99,8 @@ def test_a_width_on_grids_that_lost_goes_back_to_plain_rounding_grids_and_all(da
     assert not any(6 in made.engine.static(name) for name in made.manifest.layers)
 
 
-def test_transforms_go_where_every_width_is_better_without(data, tmp_path, monkeypatch):
-    judged(monkeypatch, 0.25, 1.0, 1.0, 1.0)
+def test_transforms_go_where_a_width_is_better_without(data, tmp_path, monkeypatch):
+    judged(monkeypatch, *3 * [0.25, 1.0, 1.0, 1.0], *3 * [0.25, 1.0])  # the second time without transforms
     model = save_tiny_vision("vit", tmp_path / "model")
     made = calibrate(model, one_epoch(data), tmp_path / "out", device="cpu")
     assert made.record is None and {row["kl"] for row in made.manifest.quality.values()} == {0.25}
@@ -108,6 +108,20 @@ def test_transforms_go_where_every_width_is_better_without(data, tmp_path, monke
     with torch.no_grad():
         views = (ElasticModel.open(f, dtype=torch.float32).view(plan)(x) for f in (tmp_path / "out", model))
         assert torch.equal(*views)
+
+
+def test_a_width_that_is_better_by_chance_is_not_kept(data, tmp_path, monkeypatch):
+    """All of what it gains is on one picture."""
+    turns = itertools.cycle([1.0, 1.0, 1.0, 0.1])
+
+    def found(_, p):
+        return torch.ones(len(p)).index_fill(0, torch.tensor([0]), next(turns))
+
+    monkeypatch.setattr("quept.calibrate.job.divergences", found)
+    model = save_tiny_vision("vit", tmp_path / "model")
+    made = calibrate(model, one_epoch(data), tmp_path / "out", device="cpu")
+    assert not any(layer.widths for layer in made.engine.learned.values())
+    assert {row["kl"] for row in made.manifest.quality.values()} == {1.0}
 
 
 def test_a_width_worse_than_plain_rounding_is_said_with_an_exit_code(data, tmp_path, monkeypatch, capsys):
@@ -159,7 +173,7 @@ def test_every_block_was_tuned_and_patch_merging_too(run):
 def judged(monkeypatch, *losses: float) -> None:
     """The comparison finds these: the base, its transform by token and on grids, as learned."""
     turns = itertools.cycle(losses)
-    monkeypatch.setattr("quept.calibrate.job.divergence_loss", lambda *_: torch.tensor(next(turns)))
+    monkeypatch.setattr("quept.calibrate.job.divergences", lambda _, p: torch.full((len(p),), next(turns)))
 
 
 def one_epoch(data, **changes):

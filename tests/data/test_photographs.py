@@ -10,12 +10,19 @@ from tests.tiny import save_tiny_vision
 
 
 @pytest.mark.parametrize("count", [KEPT_FROM - 1, KEPT_FROM])
-def test_of_enough_photographs_one_is_held_out(count, tmp_path):
-    """Held out are grey ones, learned from are colored ones."""
+def test_held_out_are_whole_photographs_and_an_end_of_every_other_one(count, tmp_path):
+    """Photographs are red with a blue end, and the first one, of enough, is grey."""
     (tmp_path / "photographs").mkdir()
     for number in range(count):
-        Image.new("RGB", (60, 60), "red" if number else "grey").save(tmp_path / f"photographs/{number}.png")
+        picture = Image.new("RGB", (80, 60), "red")
+        picture.paste("blue", (60, 0, 80, 60))
+        if count == KEPT_FROM and number == 0:
+            picture = Image.new("RGB", (60, 80), "grey")
+        picture.save(tmp_path / f"photographs/{number}.png")
     loaded = load(save_tiny_vision("swin", tmp_path / "model"))
-    data = Photographs(str(tmp_path / "photographs"), 8).read(loaded, Wanted(held_out=2), lambda *_: None)
-    grey = [bool((x.amax(0) - x.amin(0)).max() < 0.1) for x in (*data.block_wise["x"], *data.held_out["x"])]
-    assert grey[8:] == [True, count == KEPT_FROM] and (count < KEPT_FROM or not any(grey[:8]))
+    wanted = Wanted(held_out=count)
+    data = Photographs(str(tmp_path / "photographs"), 8).read(loaded, wanted, lambda *_: None)
+    assert all(x[0].mean() > x[2].mean() for x in data.block_wise["x"])  # red, in other colors
+    first, *others = data.held_out["x"]
+    assert all(x[2].mean() > x[0].mean() for x in others)
+    assert (first[2].mean() > first[0].mean()) == (count < KEPT_FROM)

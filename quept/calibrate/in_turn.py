@@ -1,0 +1,118 @@
+"""Rounding chosen layer after layer, where each undoes what rounding did to those before it.
+
+`rounding` looks at what layers are given at full precision, x. At few bits they are given something else, x'
+of the rounded model. Here layers are rounded in the order in which they compute, with e = W' - W each for
+
+    E v |W' x' - W x|^2 = sum over rows of e H e^T + 2 e (W D)^T + what does not depend on e
+    H = E v x' x'^T     D = E v (x' - x) x'^T
+
+as GPTAQ does (arXiv 2504.02692), on two streams of hidden states that go from block to block: the
+full-precision model's and the rounded one's. The ends of the ranges come first (`ranges`), each column
+counting by the diagonal of H.
+
+v is how much an input counts: half of it alike for all, since there are few pictures, half as in `rounding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from quept.engines.quept import LayerParameters
+from quept.models import ModelLayout
+from quept.models.clone import clone
+from quept.numerics.grid import SYMMETRIC_BITS, group_size
+
+from .capture import Call, Calls
+from .ranges import searched_factors
+from .rounding import Seen, second_nearest
+
+Batch = Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def chosen_in_turn(
+    model: nn.Module,
+    layout: ModelLayout,
+    layers: Mapping[str, LayerParameters],
+    bits: int,
+    group: int | str,
+    batches: Sequence[Batch],
+    looked_at: Mapping[str, Seen],
+    report: Callable[[float], None] = lambda share: None,
+) -> dict[str, LayerParameters]:
+    """`layers` with the rounding of this width chosen, and the ends of its ranges where it has neither ranks
+    nor clip factors. batches: inputs of the model's forward; looked_at: what the layers
+    are given for them at full precision."""
+    calls, chosen = Calls(model, layout, batches[0]), dict(layers)
+    full: list[Tensor | None] = [None] * len(batches)  # what the last block gave
+    rounded = list(full)
+    for index, block in enumerate(layout.decoder_blocks):
+        report(index / len(layout.decoder_blocks))
+        exact, quantized = (
+            {name: _Layer(model.get_submodule(name)) for name in block.layers.values()} for _ in range(2)
+        )
+        of, at = (
+            clone(model.get_submodule(block.name), layout.in_place(leaves), block.name)
+            for leaves in (exact, quantized)
+        )
+        own = [calls.of(index, x, before) for x, before in zip(batches, full, strict=True)]
+        others = [calls.of(index, x, before) for x, before in zip(batches, rounded, strict=True)]
+        for name in block.layers.values():
+            weight, layer, counts = exact[name].weight, chosen[name], looked_at[name].counts
+            moments = pull = weight.new_zeros(weight.shape[1], weight.shape[1])
+            for wanted, given, count in zip(own, others, counts, strict=True):
+                x, seen = exact[name].given(of, wanted), quantized[name].given(at, given)
+                counted = seen * (count / _mean(counts) + 1)[:, None]
+                moments, pull = moments + seen.T @ counted, pull + (seen - x).T @ counted
+            columns = group_size(weight.shape[1], group)
+            if bits < SYMMETRIC_BITS and bits not in layer.clips and not layer.schedule.ranks(bits):
+                layer = layer.clipping(bits, searched_factors(weight, bits, columns, moments.diagonal()))
+            rounding = layer.rounding(weight, bits, columns)
+            chosen[name] = layer.choosing(bits, second_nearest(rounding, moments, weight @ pull))
+            quantized[name].weight = chosen[name].quantize(weight, bits, columns)[1].to(weight.dtype)
+        full = [call.run(of) for call in own]
+        rounded = [call.run(at) for call in others]
+    return chosen
+
+
+def _mean(counts: Sequence[Tensor]) -> Tensor:
+    """Of all rows, never zero."""
+    return torch.cat(list(counts)).mean().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+class _Layer(nn.Module):
+    """A linear layer over a weight (out, in) of its own that tells what it is given."""
+
+    def __init__(self, source: nn.Module):
+        super().__init__()
+        self.weight = source.weight.detach().flatten(1)
+        self.bias = None if source.bias is None else source.bias.detach()
+        self.out_features, self.in_features = self.weight.shape
+        self._asked = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._asked:
+            raise _Given(x)
+        return linear(x, self.weight, self.bias)
+
+    def given(self, block: nn.Module, call: Call) -> Tensor:
+        """(rows, in): what this layer of a block is given in a call of the block."""
+        self._asked = True
+        try:
+            call.run(block)
+        except _Given as found:
+            return found.x.flatten(0, -2).float()
+        finally:
+            self._asked = False
+        raise RuntimeError("the block ran without this layer")
+
+
+class _Given(Exception):
+    """Ends a forward pass at the layer that was asked."""
+
+    def __init__(self, x: Tensor):
+        self.x = x
