@@ -136,9 +136,15 @@ class OpenModel:
             "sizes": [[elastic.sizes.layers[layer["name"]][b] for b in WEIGHT_BITS] for layer in layers],
             "fixed_bytes": elastic.sizes.fixed,
             "params": elastic.sizes.parameters,
-            "prediction": self.sensitivity
-            and self.sensitivity.prediction(elastic.layers, elastic.cached_blocks),
+            "prediction": self._prediction(),
         }
+
+    def _prediction(self) -> dict | None:
+        """What predictions are made of, and the factor that those of KL are off by, if that is known."""
+        table, elastic = self.sensitivity, self.elastic
+        made_of = table and table.prediction(elastic.layers, elastic.cached_blocks)
+        off = made_of and self.front and self.front.off_by(table)
+        return made_of and made_of | {"off_by": off and round(off, 3)}
 
     @cached_property
     def slider(self) -> dict:

@@ -103,11 +103,13 @@ function onAnswer() {
   view.answer = answer;
   drawTotals(answer);
   drawStrip(answer);
-  view.words.textContent = differences(answer);
+  view.words.textContent = [differences(answer), ofQuality(answer)].filter(Boolean).join(" ");
 }
 
 const known = (x) => typeof x === "number" && Number.isFinite(x);
 const exact = (x, digits) => (known(x) ? x.toFixed(digits) : "–");
+
+const lowered = (label) => label.slice(0, 1).toLowerCase() + label.slice(1);
 
 /* Shares in percent, everything else as precise as it takes. */
 const qualityWords = ({ unit }, x) => (unit === "share" ? `${(100 * x).toFixed(1)} %` : smallWords(x));
@@ -118,7 +120,7 @@ function drawTotals({ a, b }) {
   const { metrics, headline } = plans;
   const head = metrics.find(({ name }) => name === headline);
   const columns = ["Plan", "MB", "Bits per parameter", ...metrics.map(({ label }) => label)];
-  if (head) columns.push(`Predicted ${head.label[0].toLowerCase()}${head.label.slice(1)}`);
+  if (head) columns.push(`Predicted ${lowered(head.label)}`);
   view.columns.replaceChildren(...columns.map((text) => make("th", { scope: "col", text })));
   const first = (letter, text = "") =>
     make("th", { scope: "row" }, make("span", { class: "letter", text: letter }), make("span", { text }));
@@ -173,6 +175,22 @@ function read({ target }) {
   const i = Number(cell.dataset.layer), [role, block] = plans.layers[i], { a, b } = view.answer;
   const where = `block ${plans.blocks[block]}, ${plans.roles[role]}`;
   view.hover.textContent = `${where}: A ${a.plan.w[i]} bits, B ${b.plan.w[i]} bits`;
+}
+
+/* Whether the two plans differ by more than what is known of them: measured where both were, else predicted. */
+function ofQuality({ a, b }) {
+  const at = plans.metrics.findIndex(({ name }) => name === plans.headline);
+  const [one, other] = [a, b].map((side) => side.metrics?.[at] ?? {});
+  const label = lowered(plans.metrics[at]?.label ?? "");
+  if ([one.value, one.high, other.value, other.high].every(known)) {
+    const error = Math.hypot(one.high - one.value, other.high - other.value);
+    const differ = Math.abs(one.value - other.value) > error;
+    return differ ? "" : `Measured, their ${label} does not differ by more than its error.`;
+  }
+  const [first, second] = [a, b].map((side) => side.predicted?.[plans.headline]);
+  const off = plans.headline === "kl" && faders?.off_by;
+  if (!off || !(first > 0) || !(second > 0) || Math.abs(Math.log(first / second)) > Math.log(off)) return "";
+  return `Predicted, their ${label} does not differ by more than predictions are off here, a factor of ${off.toFixed(1)}.`;
 }
 
 function differences({ a, b }) {

@@ -62,8 +62,10 @@ function isCurrent() {
 /* The metrics with what is known of them: measured, else predicted by the equaliser. */
 function quality(measured) {
   const predicted = prediction?.predicted;
+  const off = (name) => (name === "kl" && prediction?.off_by) || NaN;
   return metrics.map((metric) => (measured ? { ...metric, origin: "measured" } : {
-    ...metric, value: predicted?.[metric.name], low: null, high: null, margin: null, note: "",
+    ...metric, value: predicted?.[metric.name], margin: null, note: "",
+    low: predicted?.[metric.name] / off(metric.name), high: predicted?.[metric.name] * off(metric.name),
     full: metric.full ?? prediction?.reference?.[metric.name], origin: predicted ? "predicted" : "",
   }));
 }
@@ -75,7 +77,8 @@ const written = ({ unit }, value) => (unit === "share" ? percent(value) : plain(
 function figure({ value, low, high, unit, origin }) {
   const share = unit === "share", scale = share ? 100 : 1, places = share ? 1 : decimals(value);
   const spread = high - value;
-  const ends = share ? `${number(scale * low, 1)}–${number(scale * high, 1)}` : `± ${number(spread, places)}`;
+  const ends = share ? `${number(scale * low, 1)}–${number(scale * high, 1)}`
+    : origin === "predicted" ? `${plain(low)}–${plain(high)}` : `± ${number(spread, places)}`;
   return { value: written({ unit }, value), error: known(low) && known(high) && (share || spread) ? ends : "", origin };
 }
 

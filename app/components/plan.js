@@ -161,6 +161,7 @@ function tellingOf(model, plan) {
     bits_per_param: (bytes * 8) / model.params,
     weight_bits: meanWeightBits(model, plan),
     predicted: predictQuality(model, plan),
+    off_by: model.prediction?.off_by ?? null, // predicted KL, as a factor, on plans that were measured
     reference: model.prediction?.reference ?? null,
     note: notPredicted(model, plan),
     words: widthWords(model, plan),

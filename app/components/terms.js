@@ -18,7 +18,8 @@ const TERMS = {
     + "questions. It moves long before answers do: a small model near chance says little by accuracy alone.",
   same_answer: "How often both, this plan and full precision, choose the same answer. A flip is an answer that "
     + "differs, right or wrong: accuracy can stay while many flip.",
-  origin: "Exact: counted. Predicted: added up from measurements of single layers, while you drag. Measured: "
+  origin: "Exact: counted. Predicted: added up from measurements of single layers, while you drag; the range beside "
+    + "it is how far such sums were off on the plans that were measured. Measured: "
     + "this very plan was run, and the ± or the range says how sure that is.",
   e: "Token embeddings and output head: the table that turns words into numbers and back. In a small model it "
     + "is a large part of the bytes.",

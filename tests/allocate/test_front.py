@@ -74,6 +74,12 @@ def test_a_point_is_what_its_plan_measures_on_the_shown_text(elastic, references
         assert point.predicted == pytest.approx(table.predicted(point.plan))
 
 
+def test_how_far_predictions_are_off_is_measured_on_the_front(front, table):
+    off = [p.measured.kl / table.predicted(p.plan)["kl"] for p in (*front.points, *front.dominated)]
+    assert 1 <= min(max(x, 1 / x) for x in off) <= front.off_by(table) <= max(max(x, 1 / x) for x in off)
+    assert replace(front, points=front.points[:2], dominated=()).off_by(table) is None
+
+
 def test_no_budget_that_fits_is_an_error(elastic, references, table):
     with pytest.raises(FrontError, match="larger budgets"):
         made(elastic, references, table, (0.5, 1.0))

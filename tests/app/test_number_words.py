@@ -34,6 +34,48 @@ def test_a_measured_number_that_is_nearly_nothing_is_not_a_row_of_zeros():
     assert said == ["0", "<0.0001 ± <0.0001", "0.021 ± <0.001", "0.021 ± 0.002"]
 
 
+def test_a_prediction_has_the_range_that_such_predictions_are_off_by():
+    script = "const known = (x) => typeof x === 'number' && Number.isFinite(x);"
+    script += between(NUMBERS, "/* Decimals that suit", "const count =")
+    script += between(NUMBERS, "/* The metrics with what is known", "function againstFull")
+    script += "const metrics = [{name: 'kl', unit: 'nats'}, {name: 'ppl', unit: ''}];"
+    told = "{predicted: {kl: 0.12, ppl: 22}, off_by: %s}"
+    said = [
+        written(f"{script} let prediction = {told % off};", "...quality(false).map(figure)")
+        for off in ("1.2", "null")
+    ]
+    assert [[f"{f['value']} {f['error']}".strip() for f in found] for found in said] == [
+        ["0.120 0.100–0.144", "22.0"],
+        ["0.120", "22.0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "a, b, words",
+    [
+        ({"predicted": {"kl": 0.10}}, {"predicted": {"kl": 0.11}}, "Predicted"),
+        ({"predicted": {"kl": 0.10}}, {"predicted": {"kl": 0.13}}, ""),
+        ({"metrics": [{"value": 0.10, "high": 0.11}]}, {"predicted": {"kl": 0.11}}, ""),
+        (
+            {"metrics": [{"value": 0.10, "high": 0.11}]},
+            {"metrics": [{"value": 0.11, "high": 0.12}]},
+            "Measured",
+        ),
+        ({"metrics": [{"value": 0.10, "high": 0.11}]}, {"metrics": [{"value": 0.2, "high": 0.21}]}, ""),
+    ],
+)
+def test_two_plans_that_do_not_differ_by_what_is_known_are_said_to(a, b, words):
+    compare = SCRIPT.with_name("compare.js").read_text("utf-8")
+    script = "const known = (x) => typeof x === 'number' && Number.isFinite(x);"
+    script += (
+        "const plans = {headline: 'kl', metrics: [{name: 'kl', label: 'mean KL'}]}, faders = {off_by: 1.2};"
+    )
+    script += between(compare, "const lowered", "/* Shares")
+    script += between(compare, "/* Whether the two plans differ", "function differences")
+    (said,) = written(script, f"ofQuality({json.dumps({'a': a, 'b': b})})")
+    assert said.partition(",")[0] == words and ("does not differ" in said) == bool(words)
+
+
 def test_a_point_of_the_chart_is_not_a_row_of_zeros():
     script = "const known = (x) => typeof x === 'number' && Number.isFinite(x);"
     script += between(POINTS, "const inEnglish", "/* A share and its")
