@@ -3,6 +3,7 @@
 # make test-fast     the same without a browser and without what takes more than ten seconds: under two minutes
 # make fuzz          thousands of bad inputs instead of the suite's few      make fuzz INPUTS=10000
 # make sanitize      the C kernels on random shapes under the address, undefined-behavior and thread sanitizers
+# make emulate       the same on a 64-bit Arm processor that qemu emulates, without sanitizers
 # make bench         measure switching speed, the explore loop and eight visitors (about ten minutes); quality
 #                    and baselines, which need a text file, are benchmarks/quality.py and benchmarks/baselines.py
 # make lint          check style                              make format    apply it
@@ -22,7 +23,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: app test test-fast fuzz sanitize bench lint format check constraints chromium clean
+.PHONY: app test test-fast fuzz sanitize emulate bench lint format check constraints chromium clean
 
 app: $(VENV)/installed
 	$(BIN)/python app.py $(ARGS)
@@ -38,6 +39,9 @@ fuzz: $(VENV)/installed-test
 
 sanitize: $(VENV)/installed-test
 	$(BIN)/python tests/kernels/sanitized.py
+
+emulate: $(VENV)/installed-test
+	$(BIN)/python tests/kernels/emulated.py
 
 bench: $(VENV)/installed-test chromium
 	$(BIN)/python benchmarks/switching.py

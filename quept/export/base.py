@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
 from quept.engines import Setting
 from quept.files import replacing, replacing_folder
 from quept.models.families import KINDS
-from quept.models.slots import Slot
 from quept.numerics.grid import group_size
 from quept.plan import ACTIVATION_BITS, FULL, Bits, PlanError, PrecisionPlan
 from quept.runtime import ElasticModel
@@ -203,9 +203,7 @@ class Exporter:
 
     def _weights(self, elastic: ElasticModel) -> Iterator[tuple[str, tuple[int, int, int]]]:
         """Every layer and embedding with its rows, columns and the columns that share a scale."""
-        slots = elastic.layout.slots | {name: Slot(name, name) for name in elastic.embeddings}
-        for name, slot in slots.items():
-            rows, columns = slot.weight(elastic.base).shape
+        for name, (rows, columns) in elastic.shapes.items():
             yield name, (rows, columns, group_size(columns, elastic.artifact.group))
 
 
@@ -227,7 +225,12 @@ def plan_text(elastic: ElasticModel, plan: PrecisionPlan) -> str:
 def plan_room(elastic: ElasticModel) -> int:
     """Returns the characters that the longest plan of this model takes: what is kept free for it, so that the
     size of a file does not hang on how its plan is spelled."""
-    rules = tuple((layer, Bits(FULL, ACTIVATION_BITS[0])) for layer in elastic.layers)
+    return _room(elastic.layers)
+
+
+@lru_cache(maxsize=8)
+def _room(layers: tuple[str, ...]) -> int:
+    rules = tuple((layer, Bits(FULL, ACTIVATION_BITS[0])) for layer in layers)
     return len(PrecisionPlan(rules=rules, name="\N{GRINNING FACE}" * 200).to_json())
 
 

@@ -90,11 +90,16 @@ def build(folder: Path, name: str | None = None) -> Path:
 
 
 def compile_into(
-    room: Path, compiler: str, extra: tuple[str, ...] = (), flags: tuple[str, ...] = FLAGS
+    room: Path,
+    compiler: str,
+    extra: tuple[str, ...] = (),
+    flags: tuple[str, ...] = FLAGS,
+    levels_of: str | None = None,
 ) -> Path:
     """Compiles every source in a folder of its own and links them there; a set of instructions that the
-    compiler does not know is left out. extra: flags besides (sanitizers)."""
-    levels = {"plain": (), **LEVELS.get(machine(), {})}
+    compiler does not know is left out. extra: flags besides (sanitizers); levels_of: the machine that it is
+    compiled for, this one unless given."""
+    levels = {"plain": (), **LEVELS.get(levels_of or machine(), {})}
 
     def objects_at(level: str) -> list[Path] | None:
         made = []

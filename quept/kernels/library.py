@@ -125,6 +125,8 @@ def _opened(path: Path) -> ctypes.CDLL:
     c.quept_name.argtypes, c.quept_name.restype = [c_void_p], c_char_p
     c.quept_pack.argtypes, c.quept_pack.restype = [pool, weight, *[c_void_p] * 6], None
     c.quept_stored.argtypes, c.quept_stored.restype = [pool, weight, *[c_void_p] * 3], None
+    c.quept_to_blocks.argtypes, c.quept_to_blocks.restype = [pool, weight, c_void_p, c_void_p], None
+    c.quept_differs.argtypes = [pool, weight, *[c_void_p] * 3]
     c.quept_round.argtypes = [pool, c_void_p, weight, POINTER(Floats), *[c_void_p] * 3]
     c.quept_matmul.argtypes = [pool, c_void_p, weight, c_void_p, c_int64, c_int, c_void_p]
     c.quept_unpack.argtypes, c.quept_unpack.restype = [pool, c_void_p, weight, c_void_p, c_int], None

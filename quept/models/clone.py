@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TypeVar
 
 from torch import nn
 
 Module = TypeVar("Module", bound=nn.Module)
+EVERY = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")  # module has these
 
 
 def shallow_copy(module: Module) -> Module:
@@ -56,7 +58,8 @@ class Mold:
         for child_key, child in module._modules.items():
             if child is not None:
                 self._add(child, f"{name}.{child_key}" if name else child_key, own, child_key)
-        self._nodes[own] = name, parent, key, caster(module), len(self._nodes)
+        kind = lighter(type(module))
+        self._nodes[own] = name, parent, key, caster(module, kind), len(self._nodes)
 
     def cast(self, replaced: Mapping[str, nn.Module]) -> nn.Module:
         """Returns what `clone(module, replaced)` does."""
@@ -71,26 +74,26 @@ class Mold:
         return made[0]
 
 
-def caster(module: nn.Module) -> Callable[[], nn.Module]:
+def caster(module: nn.Module, kind: type[nn.Module] | None = None) -> Callable[[], nn.Module]:
     """Returns what makes shallow copies of this module object, which must not be changed afterwards: it has
-    looked once which of the attributes are dictionaries, and which of these are empty."""
-    kind, state, ordered, own = type(module), {}, [], []
+    looked once which of the attributes are dictionaries, and which of these are empty. kind: the class of the
+    copies, the module's own unless given."""
+    kind, state, own = kind or type(module), {}, []
     for key, value in module.__dict__.items():
         held = type(value)
         if held is dict or held is OrderedDict or held is set:
             if not value and isinstance(getattr(kind, key, None), OwnWhenAsked):
                 continue
-            if held is OrderedDict and not value:
-                ordered.append(key)
-            else:
+            if key not in EVERY:
                 own.append((key, value.copy if value else held))
         state[key] = value
+    parameters, buffers, modules, names = (state[key].copy for key in EVERY)
     new, put = object.__new__, object.__setattr__
 
     def copy() -> nn.Module:
         held = state.copy()
-        for key in ordered:
-            held[key] = OrderedDict()
+        held["_parameters"], held["_buffers"], held["_modules"] = parameters(), buffers(), modules()
+        held["_non_persistent_buffers_set"] = names()
         for key, make in own:
             held[key] = make()
         made = new(kind)
@@ -119,3 +122,14 @@ def hooks_when_asked(kind: type[Module]) -> type[Module]:
             own.__set_name__(kind, key)
             setattr(kind, key, own)
     return kind
+
+
+@cache
+def lighter(kind: type[Module]) -> type[Module]:
+    """Returns a class that is `kind` by name and in all it does, with hooks when they are asked for. Classes
+    of torch stay as they are, since people compare them, and those that want to know of their subclasses."""
+    asks = any("__init_subclass__" in vars(base) for base in kind.__mro__[:-1])
+    if kind.__module__.startswith("torch.") or asks:
+        return kind
+    named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return hooks_when_asked(type(kind.__name__, (kind,), named))

@@ -18,7 +18,7 @@ from quept.models.clone import Mold, clone
 from quept.models.slots import emptied, put
 from quept.plan import Bits
 
-from .backends import Dense
+from .backends import Dense, Weight
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -65,8 +65,12 @@ class Template:
             name: self.weights[name].to(self._device, self._dtype) if weight is None else weight
             for name, weight in self.untouched.items()
         }
-        layers = {name: self.layers[name].bound(weight, Bits()) for name, weight in held.items()}
-        return self.assemble(layers, {}, ())
+        return self.assemble(self.bound(dict.fromkeys(held, Bits()), held.values()), {}, ())
+
+    def bound(self, bits: Mapping[str, Bits], weights: Iterable[Weight]) -> dict[str, nn.Module]:
+        """Returns layers with their weights, by slot: those of `bits`, in that order."""
+        layers, each = self.layers, zip(bits.items(), weights, strict=True)
+        return {name: layers[name].bound(weight, width) for (name, width), weight in each}
 
     def assemble(
         self, layers: Mapping[str, nn.Module], others: Mapping[str, nn.Module], made_of: Iterable[object]

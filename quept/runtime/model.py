@@ -175,6 +175,12 @@ class ElasticModel:
         """Whether the model keeps keys and values of what it has read: all but classifiers of pictures do."""
         return self._tokenizer is not None
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of every layer and every one of `embeddings`, by name."""
+        slots = self.layout.slots | {name: Slot(name, name) for name in self.embeddings}
+        return {name: tuple(slot.weight(self.base).shape) for name, slot in slots.items()}
+
     @property
     def cached_blocks(self) -> tuple[str, ...]:
         """Names of the blocks that keep keys and values, in order: what a plan's `kv_blocks` speak of."""
@@ -203,23 +209,21 @@ class ElasticModel:
         if missing := other and self._engines[other].missing():
             raise EngineError(missing)
         template = self._as_loaded if other else self._template
-        filled, layers, made_of = self.bank.filled, {}, []
-        resolved = plan.resolve(self.layers)
-        known = self.bank.known((name, bits.weights) for name, bits in resolved.items())
-        settings = {bits.weights for bits in resolved.values()} - {FULL}
-        engines = filter(None, map(self._engines.get, settings))
-        plain = not any(engine.runs_itself for engine in engines)
-        for (name, bits), weight in zip(resolved.items(), known, strict=True):
-            made = False
-            if weight is None:
+        filled, resolved = self.bank.filled, plan.resolve(self.layers)
+        settings = [bits.weights for bits in resolved.values()]
+        made_of = self.bank.known(zip(resolved, settings, strict=True))
+        for at, name in enumerate(resolved):
+            if made_of[at] is None:
                 before = self.bank.filled
-                weight = self._weight(name, bits.weights)
-                made = self.bank.filled > before
-            made_of.append(weight)
-            layer = template.layers[name]
-            layers[name] = layer.bound(weight, bits) if plain else self._bound(layer, weight, bits)
-            if made:
-                yield len(layers) / len(self.layers)
+                made_of[at] = self._weight(name, settings[at])
+                if self.bank.filled > before:
+                    yield (at + 1) / len(self.layers)
+        engines = filter(None, map(self._engines.get, {*settings} - {FULL}))
+        if any(engine.runs_itself for engine in engines):
+            each = zip(resolved.items(), made_of, strict=True)
+            layers = {name: self._bound(template.layers[name], w, bits) for (name, bits), w in each}
+        else:
+            layers = template.bound(resolved, made_of)
         ends = {} if plan.embeddings == FULL else self._embeddings_at(plan.embeddings, made_of)
         if self.bank.filled - filled >= MANY:
             self.let_go()

@@ -14,6 +14,8 @@ const Products *quept_products(const char *name);
 void quept_pack(const Pool *, const Weight *, const uint8_t *, const uint16_t *, const uint8_t *, uint8_t *, uint16_t *,
                 uint8_t *);
 void quept_stored(const Pool *, const Weight *, uint8_t *, uint16_t *, uint8_t *);
+void quept_to_blocks(const Pool *, const Weight *, const int64_t *, uint8_t *);
+int quept_differs(const Pool *, const Weight *, const int64_t *, const uint8_t *, float[2]);
 int quept_round(const Pool *, const Products *, const Weight *, const Floats *, uint8_t *, uint16_t *, uint8_t *);
 int quept_matmul(const Pool *, const Products *, const Weight *, const float *, int64_t, int, float *);
 void quept_unpack(const Pool *, const Products *, const Weight *, void *, int);
@@ -278,6 +280,46 @@ static void rounding_round(const Products *products) {
     free(x), free(given), free(added), free(codes), free(zeros), free(scales), free(packed), free(packed_zeros);
 }
 
+/* ---- llama.cpp's blocks */
+
+/* Number j of a block, by its definition; sure: by how much the rounding of its offset may move it. */
+static float number_of(const uint8_t *block, int bits, int j, float *sure) {
+    uint16_t d, m;
+    memcpy(&d, block, 2);
+    *sure = 0;
+    if (bits > 5) return half_to_float(d) * (float)(int8_t)block[2 + j];
+    memcpy(&m, block + 2, 2);
+    const uint8_t *codes = block + (bits == 5 ? 8 : 4);
+    int code = codes[j % 16] >> (j < 16 ? 0 : 4) & 15;
+    if (bits == 5) code |= (block[4 + j / 8] >> j % 8 & 1) << 4;
+    *sure = fabsf(half_to_float(m)) * 0x1p-11f + 0x1p-25f;
+    return half_to_float(d) * (float)code + half_to_float(m);
+}
+
+static void blocks_round(void) {
+    int64_t rows = 1 + draw(40), many = 1 + draw(9), columns = BLOCK * many;
+    int bits = 2 + (int)draw(7), group = BLOCK * (1 + (int)draw((uint32_t)many));
+    int64_t each = bits < 5 ? 20 : bits == 5 ? 24 : 34, bytes = rows * many * each;
+    Made made = made_weight(rows, columns, bits, group);
+    Pool pool = pool_of(1 + (int)draw(MOST_THREADS));
+    int64_t *order = draw(2) ? room(rows * 8) : NULL;
+    for (int64_t i = 0; order && i < rows; i++) order[i] = draw((uint32_t)rows);
+    uint8_t *blocks = room(bytes);
+    quept_to_blocks(&pool, &made.w, order, blocks);
+    float sure, found[2];
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++) {
+            float read = number_of(blocks + (i * many + j / BLOCK) * each, bits, (int)(j % BLOCK), &sure);
+            CHECK(fabsf(read - made.values[(order ? order[i] : i) * columns + j]) <= sure * 1.01f);
+        }
+    CHECK(!quept_differs(&pool, &made.w, order, blocks, found));
+    CHECK(found[0] >= 0 && found[0] <= found[1]);
+    blocks[draw((uint32_t)bytes)] ^= (uint8_t)(1 << draw(8));
+    CHECK(quept_differs(&pool, &made.w, order, blocks, found));
+    free(order), free(blocks);
+    let_go(&made);
+}
+
 /* ---- a token */
 
 static Made linears[256];
@@ -461,6 +503,7 @@ int main(int argc, char **argv) {
         for (now = 0; now < rounds; now++) {
             products_round(products);
             rounding_round(products);
+            blocks_round();
             scores_round(products);
             if (now % 4 == 0) step_round(products);
         }

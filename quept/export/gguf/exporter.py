@@ -20,6 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from quept.engines import Setting
+from quept.kernels import PackedWeight
+from quept.kernels import blocks as in_c
 from quept.numerics.grid import Quantized
 from quept.plan import FULL, PrecisionPlan
 from quept.runtime import ElasticModel
@@ -91,18 +93,22 @@ class Gguf(Exporter):
             file.write(self._header(elastic, plan, tensors))
             for done, (name, tensor) in enumerate(tensors.items()):
                 progress("writing GGUF", done / len(tensors))
-                if tensor.kind in blocks.READ:
-                    packed = _in_order(elastic, tensor, elastic.packed(tensor.layer, settings[tensor.layer]))
-                    content = blocks.to_blocks(packed, tensor.kind)
-                else:
+                if tensor.kind not in blocks.READ:
                     content = _plain(elastic, name, tensor)
+                elif (weight := _packed(elastic, tensor, settings)) is not None:
+                    content = in_c.to_blocks(weight, _order(elastic, tensor))
+                else:
+                    content = blocks.to_blocks(_in_order(elastic, tensor, settings), tensor.kind)
                 file.write(content.contiguous().view(torch.uint8).numpy().data)
                 file.write(bytes(keys.filled_up(tensor.nbytes) - tensor.nbytes))
 
     def compare(self, elastic: ElasticModel, plan: PrecisionPlan, out: Path) -> Compared:
         tensors, settings = self._tensors(elastic, plan), settings_of(elastic, plan)
         head = self._header(elastic, plan, tensors)
-        size, computed = out.stat().st_size, self.sizes(elastic).deploy(plan)
+        size, computed = (
+            out.stat().st_size,
+            len(head) + sum(keys.filled_up(t.nbytes) for t in tensors.values()),
+        )
         read = torch.from_file(str(out), shared=False, size=size, dtype=torch.uint8)
         damaged = ExportError(
             "the file does not read back as it was written: the disk may be full or failing"
@@ -117,8 +123,10 @@ class Gguf(Exporter):
                 if not torch.equal(content, _plain(elastic, name, tensor).reshape(-1).view(torch.uint8)):
                     raise damaged
                 continue
-            packed = _in_order(elastic, tensor, elastic.packed(tensor.layer, settings[tensor.layer]))
-            off = blocks.difference(content, packed, tensor.kind)
+            if (weight := _packed(elastic, tensor, settings)) is not None:
+                off = in_c.difference(weight, content, _order(elastic, tensor))
+            else:
+                off = blocks.difference(content, _in_order(elastic, tensor, settings), tensor.kind)
             if off is None:
                 raise damaged
             layers, weights, worst = layers + 1, weights + torch.Size(tensor.shape).numel(), max(worst, off)
@@ -195,12 +203,29 @@ def row_order(elastic: ElasticModel, parameter: str) -> Tensor | slice:
     heads = next((count for part, count in heads.items() if part in parameter), None)
     if heads is None or not keys.ARCHITECTURES[elastic.config.model_type][1]:
         return slice(None)
-    rows = elastic.base.get_parameter(parameter).shape[0]
+    return _interleaved(elastic.base.get_parameter(parameter).shape[0], heads)
+
+
+@lru_cache(maxsize=8)
+def _interleaved(rows: int, heads: int) -> Tensor:
     return torch.arange(rows).view(heads, 2, -1).transpose(1, 2).flatten()
 
 
-def _in_order(elastic: ElasticModel, tensor: _Tensor, packed: Quantized) -> Quantized:
+def _packed(elastic: ElasticModel, tensor: _Tensor, settings: Mapping[str, Setting]) -> PackedWeight | None:
+    """The weight that the view multiplies by, where C lays its codes into blocks of this kind."""
+    if tensor.kind not in blocks.SMALL.values():
+        return None
+    weight = elastic.bank.weight(tensor.layer, settings[tensor.layer])
+    return weight if in_c.fits(weight) else None
+
+
+def _order(elastic: ElasticModel, tensor: _Tensor) -> Tensor | None:
     order = row_order(elastic, tensor.parameter)
+    return order if isinstance(order, Tensor) else None
+
+
+def _in_order(elastic: ElasticModel, tensor: _Tensor, settings: Mapping[str, Setting]) -> Quantized:
+    packed, order = elastic.packed(tensor.layer, settings[tensor.layer]), row_order(elastic, tensor.parameter)
     parts = {"codes": packed.codes, "scales": packed.scales, "zeros": packed.zeros}
     return replace(packed, **{name: t if t is None else t.cpu()[order] for name, t in parts.items()})
 

@@ -127,26 +127,6 @@ static void write_lane(uint8_t *block, int bits, int lane, const uint8_t *codes)
     }
 }
 
-/* The reverse. */
-static inline void read_lane(const uint8_t *block, int bits, int lane, uint8_t *codes) {
-    const uint8_t *plane = block + 4 * lane;
-    memset(codes, 0, BLOCK);
-    for (int width = 8, done = 0; width; width /= 2) {
-        if (!(bits & width)) continue;
-        int share = 8 / width;
-        uint32_t low = 0x01010101u * ((1u << width) - 1);
-        for (int k = 0; k < 8; k++) {
-            uint32_t line, four;
-            memcpy(&line, plane + LINE * (k / share), sizeof line);
-            memcpy(&four, codes + 4 * k, sizeof four);
-            four |= (line >> width * (k % share) & low) << done;
-            memcpy(codes + 4 * k, &four, sizeof four);
-        }
-        plane += LINE * width;
-        done += width;
-    }
-}
-
 typedef struct {
     const Pool *pool;
     const Weight *w;

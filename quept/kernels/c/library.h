@@ -1,4 +1,4 @@
-/* Shared by library.c and decode.c: threads, inputs, single rows. */
+/* Shared by library.c, blocks.c and decode.c: threads, inputs, single rows. */
 
 #ifndef QUEPT_LIBRARY_H
 #define QUEPT_LIBRARY_H
@@ -34,6 +34,26 @@ static inline float half_to_float(uint16_t half) { /* finite ones */
     memcpy(&size, &bits, sizeof size);
     size *= 0x1p112f;
     return half & 0x8000 ? -size : size;
+}
+
+/* A row's 32 codes out of its lane of a block. */
+static inline void read_lane(const uint8_t *block, int bits, int lane, uint8_t *codes) {
+    const uint8_t *plane = block + 4 * lane;
+    memset(codes, 0, BLOCK);
+    for (int width = 8, done = 0; width; width /= 2) {
+        if (!(bits & width)) continue;
+        int share = 8 / width;
+        uint32_t low = 0x01010101u * ((1u << width) - 1);
+        for (int k = 0; k < 8; k++) {
+            uint32_t line, four;
+            memcpy(&line, plane + LINE * (k / share), sizeof line);
+            memcpy(&four, codes + 4 * k, sizeof four);
+            four |= (line >> width * (k % share) & low) << done;
+            memcpy(codes + 4 * k, &four, sizeof four);
+        }
+        plane += LINE * width;
+        done += width;
+    }
 }
 
 #endif
