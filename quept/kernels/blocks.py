@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from .library import Pool, loaded
-from .packed import BLOCK, SMALL, PackedWeight
+from .packed import BLOCK, PackedWeight
 
 BYTES = {2: 20, 3: 20, 4: 20, 5: 24, 6: 34, 7: 34, 8: 34}  # of a block that holds codes of so many bits
+SMALL = 1 << 22  # codes below which one thread takes no longer than several: memory is what it waits for
 
 
 def fits(weight: object) -> bool:
@@ -66,4 +67,5 @@ def _checked(weight: PackedWeight, order: Tensor | None, threads: int | None) ->
         order = order.to(torch.int64).contiguous()
         if order.shape != (rows,) or not 0 <= int(order.min()) <= int(order.max()) < rows:
             raise ValueError(f"an order names each of {rows} rows; got {tuple(order.shape)}")
-    return loaded().pool(1 if rows * columns <= SMALL else threads), order
+    threads = threads or (1 if rows * columns <= SMALL else None)
+    return loaded().pool(threads), order
