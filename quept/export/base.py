@@ -18,6 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+
 from quept.engines import Setting
 from quept.files import replacing, replacing_folder
 from quept.models.families import KINDS
@@ -232,6 +234,11 @@ def plan_room(elastic: ElasticModel) -> int:
 def _room(layers: tuple[str, ...]) -> int:
     rules = tuple((layer, Bits(FULL, ACTIVATION_BITS[0])) for layer in layers)
     return len(PrecisionPlan(rules=rules, name="\N{GRINNING FACE}" * 200).to_json())
+
+
+def half_of(dtype: torch.dtype) -> torch.dtype:
+    """Returns the 16 bits that a weight of this dtype is stored in where nobody quantized it."""
+    return dtype if dtype == torch.bfloat16 else torch.float16
 
 
 def full_nbytes(rows: int, columns: int) -> int:

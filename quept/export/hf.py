@@ -49,7 +49,7 @@ class Hf(Exporter):
     commands = ("transformers chat {path}", "quept evaluate {path}")
 
     def lacks(self, elastic: ElasticModel) -> str | None:
-        if elastic.layout.convolutional:
+        if elastic.vision is not None and elastic.vision.statistics:
             return "a plain folder needs the batch norm that was folded into the convolutions: export to ONNX"
         return None
 

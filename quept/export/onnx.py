@@ -34,7 +34,17 @@ from quept.numerics.packing import pack, unpack
 from quept.plan import FULL, PrecisionPlan
 from quept.runtime import ElasticModel
 
-from .base import Compared, Exporter, ExportError, Progress, full_nbytes, plan_room, plan_text, settings_of
+from .base import (
+    Compared,
+    Exporter,
+    ExportError,
+    Progress,
+    full_nbytes,
+    half_of,
+    plan_room,
+    plan_text,
+    settings_of,
+)
 
 HELD = {2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}  # bits of a code -> bits it is stored in
 SMALLEST, LARGEST = 16, 256  # columns of a group
@@ -206,17 +216,18 @@ def _graph(elastic: ElasticModel, plan: PrecisionPlan, text: str) -> Any:
 
 
 def _in_16_bits(graph: Any, kept: Mapping[str, Tensor]) -> None:
-    """Stores scales, and what is `kept`, in 16 bits and casts them: the graph computes in float32."""
+    """Stores scales, and what is `kept` but for biases in 32, in 16 bits and casts them: the graph computes
+    in float32."""
     from onnx import TensorProto, helper
 
     casts = []
     for tensor in graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or not (
-            tensor.name in kept or tensor.name.endswith(".scales")
-        ):
+        held, scales = kept.get(tensor.name), tensor.name.endswith(".scales")
+        wide = held is not None and held.ndim == 1 and held.dtype == torch.float32
+        if tensor.data_type != TensorProto.FLOAT or wide or (held is None and not scales):
             continue
         values = torch.frombuffer(bytearray(tensor.raw_data), dtype=torch.float32)
-        narrow = values.to(kept[tensor.name].dtype if tensor.name in kept else torch.float16)
+        narrow = values.to(torch.float16 if held is None else half_of(held.dtype))
         tensor.data_type = TensorProto.BFLOAT16 if narrow.dtype == torch.bfloat16 else TensorProto.FLOAT16
         tensor.raw_data = narrow.view(torch.uint8).numpy().tobytes()
         name, tensor.name = tensor.name, f"{tensor.name}.16"

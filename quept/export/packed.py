@@ -12,7 +12,8 @@ what else is needed: format and version, the plan, the model's config and finger
 layer, which parameters are tied, the shape of a quantized weight that is no matrix (patches are embedded by a
 convolution, whose kernels are stored as rows), and the static grids of the activations that the plan rounds.
 The tokenizer is not in the file. Activation and KV widths are in the plan, for whoever runs it; they change
-no stored tensor. `open_packed` gives the values of the view, bit for bit.
+no stored tensor. `open_packed` gives the values of the view, bit for bit; of what batch norm was folded into
+the nearest in 16 bits.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from .base import (
     ExportError,
     Progress,
     full_nbytes,
+    half_of,
     plan_room,
     plan_text,
     settings_of,
@@ -207,7 +209,7 @@ def _tensors(
     """What is stored, by name, and the grids of the quantized layers."""
     quantized = {name: bits for name, bits in settings_of(elastic, plan).items() if bits != FULL}
     tensors, grids = {}, {}
-    stored = next(elastic.base.parameters()).dtype
+    stored = half_of(next(elastic.base.parameters()).dtype)
     for name, parameter in elastic.base.named_parameters():
         layer = name.removesuffix(".weight")
         if layer not in quantized:

@@ -3,7 +3,8 @@
     y = gamma (conv(x) - mean) / sqrt(var + eps) + beta
       = conv'(x),   W' = W gamma / sqrt(var + eps),   b' = (b - mean) gamma / sqrt(var + eps) + beta
 
-computed in float64, so that full precision and every plan run the same fewer modules. What training knew of
+computed in float64 and kept in float32, since 16 bits would change the function by up to a hundredth; full
+precision and every plan run the same fewer modules. What training knew of
 the activations stays: over its pictures, a channel of y has the mean beta and the deviation |gamma|
 (`fold`'s result), and pictures can be made that have them too (`quept.data.distilled`).
 """

@@ -33,9 +33,13 @@ DESCRIPTIVE = (
 
 def fingerprint_of(model: nn.Module) -> str:
     """SHA-256 over names, shapes, types and bytes of all parameters, as 64 hex digits. Tied parameters count
-    once."""
+    once; those in 32 bits (which batch norm was folded into) count as rounded to 16, as artifacts have them
+    that were made when they were."""
+    held = [
+        (name, p.half() if p.dtype == torch.float32 else p) for name, p in sorted(model.named_parameters())
+    ]
     with ThreadPoolExecutor() as pool:
-        return hashlib.sha256(b"".join(pool.map(_digest, sorted(model.named_parameters())))).hexdigest()
+        return hashlib.sha256(b"".join(pool.map(_digest, held))).hexdigest()
 
 
 def identity_of(
@@ -44,10 +48,12 @@ def identity_of(
     config: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> str:
-    """64 hex digits over the fingerprint, `deciding` of the config, buffers and tokenizer."""
+    """64 hex digits over the fingerprint, `deciding` of the config, parameters in 32 bits, buffers and
+    tokenizer."""
     stored = model.state_dict().keys()  # the others follow from the config
     buffers = [_digest(item) for item in sorted(model.named_buffers()) if item[0] in stored]
-    parts = [fingerprint.encode(), json.dumps(config, sort_keys=True).encode(), *buffers]
+    wide = [_digest(item) for item in sorted(model.named_parameters()) if item[1].dtype == torch.float32]
+    parts = [fingerprint.encode(), json.dumps(config, sort_keys=True).encode(), *wide, *buffers]
     return hashlib.sha256(b"\n".join([*parts, _words(tokenizer).encode()])).hexdigest()
 
 

@@ -138,7 +138,7 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
         if config.get("model_type") not in (None, *CONFIG_MAPPING):
             family_of(str(config["model_type"]))  # transformers would answer with how to update it
         if vision.is_from_timm(config):
-            model, pictures = vision.read(where, config)
+            model, pictures = vision.read(where, config, wide=not (entry and entry.folded_in_16_bits))
             tokenizer = processor = None
             layout = layout_of(model)
         else:

@@ -1,20 +1,21 @@
 """Classifiers of pictures, in the format of timm: a folder or a hub id with config.json, which names one of
 timm's architectures, and model.safetensors.
 
-`read(where, config)` gives the model, its weights in 16 bits, and a `Vision`: what else one needs to show it
-pictures and to understand its answers. Only model.safetensors is ever read: timm itself would fall back to
-pickled weights, or fetch a file that the config names.
+`read(where, config)` gives the model, its weights in 16 bits but for those that batch norm was folded into,
+and a `Vision`: what else one needs to show it pictures and to understand its answers. Only model.safetensors
+is ever read: timm itself would fall back to pickled weights, or fetch a file that the config names.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
@@ -68,8 +69,9 @@ def is_from_timm(config: Mapping[str, Any]) -> bool:
     return "architecture" in config and "model_type" not in config
 
 
-def read(where: str, config: Mapping[str, Any]) -> tuple[nn.Module, Vision]:
-    """The model that `config`, the config.json of a folder or hub id, describes, with its weights.
+def read(where: str, config: Mapping[str, Any], wide: bool = True) -> tuple[nn.Module, Vision]:
+    """The model that `config`, the config.json of a folder or hub id, describes, with its weights. wide:
+    whether what batch norm was folded into stays in 32 bits.
 
     Raises OSError where the weights are missing, and nearly anything else for damaged files."""
     from timm import create_model, is_model
@@ -81,8 +83,14 @@ def read(where: str, config: Mapping[str, Any]) -> tuple[nn.Module, Vision]:
     tensors = stored([str(weights)])
     unquantized(config, tensors)
     folder = f"local-dir:{weights.parent}"
-    with passing([weights]):
-        model = create_model(folder, pretrained=True)
+    try:
+        with passing([weights]):
+            model = create_model(folder, pretrained=True)
+    except EntryNotFoundError:
+        raise ValueError(
+            f"timm builds a part of {config['architecture']} with weights that it fetches from the hub by "
+            "itself, which does not answer"
+        ) from None
     size = tuple((model.pretrained_cfg.get("input_size") or (0,))[1:])
     embedded = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size and embedded not in (None, size) and "img_size" not in config.get("model_args", {}):
@@ -102,19 +110,16 @@ def read(where: str, config: Mapping[str, Any]) -> tuple[nn.Module, Vision]:
     for module in model.modules():  # or else timm multiplies by the layer's weight without running the layer
         if hasattr(module, "qkv_bias_separate"):
             module.qkv_bias_separate = True
-    _narrow(model, _storage(tensors))
+    _narrow(model, _storage(tensors), vision.statistics if wide else {})
     return model, vision
 
 
-def _narrow(model: nn.Module, dtype: torch.dtype) -> None:
-    """Holds what came from a file in 16 bits; what the model computed for itself (rotary positions, the
-    coordinates of a window) stays as wide as it is."""
-    computed = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
-    wide = {name: model.get_buffer(name) for name in computed}
-    model.to(dtype)
-    for name, buffer in wide.items():
-        path, _, key = name.rpartition(".")
-        model.get_submodule(path)._buffers[key] = buffer
+def _narrow(model: nn.Module, dtype: torch.dtype, wide: Collection[str]) -> None:
+    """Holds what came from a file in 16 bits; what was computed (rotary positions, the coordinates of a
+    window, the `wide` modules) stays as it is."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and name.rpartition(".")[0] not in wide:
+            tensor.data = tensor.data.to(dtype)
 
 
 def class_logits(logits: Tensor) -> Tensor:

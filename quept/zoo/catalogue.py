@@ -19,7 +19,8 @@ class ModelEntry:
     """A built-in model. `source` is the folder it lies in, or a file that the conversion named `recipe` turns
     into one (see models.py). kind: "language", "vision" or "vision-language". group: columns that share a
     scale. share: the model's claim to the memory of the bank where several are open. classes: whether a
-    classifier has them, with names."""
+    classifier has them, with names. folded_in_16_bits: whether what batch norm is folded into is rounded, as
+    its artifact was made."""
 
     name: str
     title: str
@@ -31,6 +32,7 @@ class ModelEntry:
     group: int = 64
     share: float = 1.0
     classes: bool = True
+    folded_in_16_bits: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ _MODELS = (
         ),
         recipe="timm-in-order/tf_efficientnet_lite0",
         share=0.1,
+        folded_in_16_bits=True,
     ),
     ModelEntry(
         name="dinov2-vit-s",

@@ -14,7 +14,8 @@ from quept.data.base import DataError, Wanted
 from quept.data.distilled import Distilled, _distance
 from quept.engines.rtn import Rtn
 from quept.export import export, exporter
-from quept.models import load
+from quept.models import fingerprint_of, load, vision
+from quept.models.identity import identity_of
 from quept.plan import PlanError, PrecisionPlan
 from quept.runtime import ElasticModel
 
@@ -54,9 +55,9 @@ def both(request, tmp_path_factory):
 def test_the_folded_model_answers_as_timms(both):
     elastic, plain = both
     wanted = plain(X)
-    spread = wanted.std()
     assert elastic.dtype == torch.float32  # on every processor
-    assert (elastic.view(PrecisionPlan.full())(X) - wanted).abs().max() < 0.02 * spread
+    found = elastic.view(PrecisionPlan.full())(X)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
     assert not any("Norm" in type(m).__name__ for m in elastic.base.modules())
 
 
@@ -70,6 +71,15 @@ def test_a_view_is_the_model_with_rounded_matrices(both):
         place = view.get_submodule(name)
         found = getattr(place, "layer", place).weight
         assert torch.equal(found.flatten(1), rounded), name
+
+
+def test_artifacts_that_were_made_when_folding_rounded_to_16_bits_still_fit(tmp_path):
+    save_tiny_cnn(SHAPES[0], tmp_path / "cnn")
+    config = vision.config_of(str(tmp_path / "cnn"))
+    loaded, (rounded, _) = load(tmp_path / "cnn"), vision.read(str(tmp_path / "cnn"), config, wide=False)
+    assert {p.dtype for p in rounded.parameters()} == {torch.float16}
+    assert loaded.fingerprint == fingerprint_of(rounded)
+    assert loaded.identity != identity_of(rounded, loaded.fingerprint, loaded.config, None)
 
 
 def test_plans_speak_of_1x1_convolutions_and_the_head_stage_by_stage(both):

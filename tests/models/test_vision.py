@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -209,4 +210,15 @@ def test_pictures_are_prepared_in_the_size_that_the_model_reads_whatever_its_con
         folder, pretrained_cfg=about | {"input_size": [3, 16, 16], "mean": [0.5] * 3, "std": [1] * 3}
     )
     with pytest.raises(LoadError, match="1 channels, and mean and std another number"):
+        load(folder)
+
+
+def test_a_part_that_timm_fetches_by_itself_is_said_to_be_one(tmp_path, monkeypatch):
+    folder = save_tiny_vision("vit", tmp_path / "vit")
+
+    def fetching(*_, **__):
+        raise LocalEntryNotFoundError("An error happened while trying to locate the file on the Hub")
+
+    monkeypatch.setattr("timm.create_model", fetching)
+    with pytest.raises(LoadError, match="a part of vit_tiny_patch16_224 with weights that it fetches"):
         load(folder)
