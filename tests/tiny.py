@@ -103,6 +103,65 @@ CONFIGS: dict[str, dict] = {  # of each wiring one; the first six are what most 
     "phi": _LLAMA_LIKE | {"model_type": "phi", "tie_word_embeddings": False},
     "gpt-neox": _LLAMA_LIKE | {"model_type": "gpt_neox", "tie_word_embeddings": False},
 }
+_GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.2}
+_FALCON = {
+    "model_type": "falcon",
+    "hidden_size": 64,
+    "ffn_hidden_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": True,
+}
+CONFIGS |= {  # older ones: layers of their own names, positions in tables or as biases
+    "gpt2": _GPT | {"model_type": "gpt2", "n_inner": 96, "tie_word_embeddings": True},
+    "gpt-bigcode": _GPT | {"model_type": "gpt_bigcode", "n_inner": 96, "tie_word_embeddings": True},
+    "gpt-neo": {
+        "model_type": "gpt_neo",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 16,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": True,
+    },
+    "gptj": _GPT | {"model_type": "gptj", "n_inner": 96, "rotary_dim": 8, "tie_word_embeddings": False},
+    "codegen": _GPT | {"model_type": "codegen", "n_inner": 96, "rotary_dim": 8, "tie_word_embeddings": False},
+    "bloom": {
+        "model_type": "bloom",
+        "hidden_size": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": True,
+    },
+    "falcon": _FALCON,
+    "falcon-40b": _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon-rw": _FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+    "mpt": {
+        "model_type": "mpt",
+        "d_model": 64,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 128,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": True,
+    },
+    "biogpt": {
+        "model_type": "biogpt",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": True,
+    },
+}
 MIXTURES = {
     "mixtral": _LLAMA_LIKE
     | {"model_type": "mixtral", "tie_word_embeddings": False, "num_local_experts": 4, "sliding_window": None},

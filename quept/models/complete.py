@@ -26,7 +26,7 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 # batches a batch norm has seen.
 CONSTANT = re.compile(
     r"(^|\.)(rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|position_ids|decoder\.version"
-    r"|relative_position_index|attn_mask|num_batches_tracked|attention\.(masked_)?bias)$"
+    r"|relative_position_index|attn_mask|num_batches_tracked|(attention|h\.\d+\.attn)\.(masked_)?bias)$"
 )
 # What others write beside their codes: GPTQ and AWQ, FP8 and compressed-tensors, bitsandbytes, MLX.
 BESIDE_CODES = re.compile(

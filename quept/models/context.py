@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 def context_length(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
     """Returns the tokens that a model (or whatever has its `config`) sees at once, as its config, or else its
     tokenizer, says; None where neither does."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    text = model.config.get_text_config()
+    length = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
     if length is None and tokenizer is not None and tokenizer.model_max_length < 1_000_000_000:
         length = tokenizer.model_max_length
     return length

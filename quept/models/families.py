@@ -150,6 +150,16 @@ _ATTENTION = {role: _LLAMA_ROLES[role] for role in ("q", "k", "v", "o")}
 _EXPERT_ROLES = _LLAMA_ROLES | {role: f"mlp.experts.*.{role}_proj" for role in ("gate", "up", "down")}
 _EXPERTS = {"roles": _EXPERT_ROLES, "experts": "mlp.experts"}
 _NORMS_BEHIND = {"post_attention_layernorm": "o", "post_feedforward_layernorm": "down"}
+_GPT = {"blocks": "transformer.h.*", "embed": "transformer.wte", "final_norm": "transformer.ln_f"}
+_GPT_NORMS = {"ln_1": ("qkv",), "ln_2": ("up",)}
+_C_ROLES = {"qkv": "attn.c_attn", "o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"}
+_NEOX_MLP = {"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"}
+_BLOOM = _GPT | {
+    "roles": {"qkv": "self_attention.query_key_value", "o": "self_attention.dense"} | _NEOX_MLP,
+    "embed": "transformer.word_embeddings",
+}
+_OPT_ROLES = _ATTENTION | {"o": "self_attn.out_proj", "up": "fc1", "down": "fc2"}
+_OPT_NORMS = {"self_attn_layer_norm": ("q", "k", "v"), "final_layer_norm": ("up",)}
 
 
 def _shared(path: str) -> dict[str, str]:
@@ -165,15 +175,8 @@ FAMILIES = {
     "opt": Family(
         ("opt",),
         blocks="model.decoder.layers.*",
-        roles={
-            "q": "self_attn.q_proj",
-            "k": "self_attn.k_proj",
-            "v": "self_attn.v_proj",
-            "o": "self_attn.out_proj",
-            "up": "fc1",
-            "down": "fc2",
-        },
-        norms={"self_attn_layer_norm": ("q", "k", "v"), "final_layer_norm": ("up",)},
+        roles=_OPT_ROLES,
+        norms=_OPT_NORMS,
         embed="model.decoder.embed_tokens",
         final_norm="model.decoder.final_layer_norm",
     ),
@@ -214,15 +217,57 @@ FAMILIES = {
     "gpt-neox": Family(
         ("gpt_neox",),
         blocks="gpt_neox.layers.*",
-        roles={
-            "qkv": "attention.query_key_value",
-            "o": "attention.dense",
-            "up": "mlp.dense_h_to_4h",
-            "down": "mlp.dense_4h_to_h",
-        },
+        roles={"qkv": "attention.query_key_value", "o": "attention.dense"} | _NEOX_MLP,
         norms={"input_layernorm": ("qkv",), "post_attention_layernorm": ("up",)},
         embed="gpt_neox.embed_in",
         final_norm="gpt_neox.final_layer_norm",
+    ),
+    "gpt2": Family(("gpt2",), **_GPT, roles=_C_ROLES, norms=_GPT_NORMS),
+    "gpt-bigcode": Family(("gpt_bigcode",), **_GPT, roles=_C_ROLES, norms=_GPT_NORMS),
+    "gpt-neo": Family(
+        ("gpt_neo",),
+        **_GPT,
+        roles={role: f"attn.attention.{role}_proj" for role in ("q", "k", "v")}
+        | {"o": "attn.attention.out_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"},
+        norms={"ln_1": ("q", "k", "v"), "ln_2": ("up",)},
+    ),
+    "gptj": Family(
+        ("gptj",),
+        **_GPT,
+        roles={role: f"attn.{role}_proj" for role in ("q", "k", "v")}
+        | {"o": "attn.out_proj", "up": "mlp.fc_in", "down": "mlp.fc_out"},
+        norms={"ln_1": ("q", "k", "v", "up")},
+    ),
+    "codegen": Family(
+        ("codegen",),
+        **_GPT,
+        roles={"qkv": "attn.qkv_proj", "o": "attn.out_proj", "up": "mlp.fc_in", "down": "mlp.fc_out"},
+        norms={"ln_1": ("qkv", "up")},
+    ),
+    "bloom": Family(
+        ("bloom",), **_BLOOM, norms={"input_layernorm": ("qkv",), "post_attention_layernorm": ("up",)}
+    ),
+    "falcon-rw": Family(
+        ("falcon",), **_BLOOM, norms={"input_layernorm": ("qkv",), "post_attention_layernorm": ("up",)}
+    ),
+    "falcon-40b": Family(("falcon",), **_BLOOM, norms={"ln_attn": ("qkv",), "ln_mlp": ("up",)}),
+    "falcon": Family(("falcon",), **_BLOOM, norms={"input_layernorm": ("qkv", "up")}),
+    "mpt": Family(
+        ("mpt",),
+        blocks="transformer.blocks.*",
+        roles={"qkv": "attn.Wqkv", "o": "attn.out_proj", "up": "ffn.up_proj", "down": "ffn.down_proj"},
+        norms={"norm_1": ("qkv",), "norm_2": ("up",)},
+        embed="transformer.wte",
+        final_norm="transformer.norm_f",
+    ),
+    "biogpt": Family(
+        ("biogpt",),
+        blocks="biogpt.layers.*",
+        roles=_OPT_ROLES,
+        norms=_OPT_NORMS,
+        embed="biogpt.embed_tokens",
+        final_norm="biogpt.layer_norm",
+        head="output_projection",
     ),
     "mixtral": Family(("mixtral",), **_EXPERTS, router="mlp.gate"),
     "qwen3-moe": Family(("qwen3_moe",), **_EXPERTS, router="mlp.gate", dense=_LLAMA_ROLES),

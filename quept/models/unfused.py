@@ -1,5 +1,6 @@
 """A layer of its own for each matrix: layers that hold several (query, key and value; gate and up), and the
-experts of a mixture, are taken apart when a model is opened.
+experts of a mixture, are taken apart when a model is opened; a matrix that lies transposed (GPT-2's) is
+turned.
 
 `unfuse(model)` puts in the place of each such module one that computes the same from its parts, which are
 ordinary linear layers over the very rows of the parameter:
@@ -7,6 +8,8 @@ ordinary linear layers over the very rows of the parameter:
     self_attn.qkv_proj.weight               self_attn.qkv_proj.{q,k,v}_proj.weight
     mlp.experts.gate_up_proj[7]             mlp.experts.7.{gate,up}_proj.weight
     mlp.experts.down_proj[7]                mlp.experts.7.down_proj.weight
+
+    h.0.mlp.c_fc.weight (in, out)           h.0.mlp.c_fc.weight (out, in)
 
 From then on plans, transforms, calibration and sizes need not know. `as_stored(model, state)` is the way
 back: tensors under the names, and in the shapes, in which transformers keeps them.
@@ -20,6 +23,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from .families import Family
 from .slots import Joined, Slot, put
@@ -32,6 +36,10 @@ def head_size(config: PretrainedConfig) -> int:
 
 def key_heads(config: PretrainedConfig) -> int:
     """Returns the heads of keys, and of values."""
+    if getattr(config, "new_decoder_architecture", False):  # Falcon's, which keeps them once for each query
+        return config.num_attention_heads
+    if getattr(config, "multi_query", False):  # StarCoder, Falcon
+        return 1
     return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
@@ -43,10 +51,20 @@ ROWS: Mapping[str, Callable[[PretrainedConfig], int]] = {
 }
 
 
+class Turned(nn.Linear):
+    """A linear layer whose matrix transformers keeps as (in, out)."""
+
+
 def unfuse(model: nn.Module, family: Family) -> None:
     """Takes the fused layers and experts of a model that was just opened apart, in place. ValueError where
     the rows of a layer are not those of its parts."""
     for name, module in list(model.named_modules()):
+        if isinstance(module, Conv1D):
+            turned = Turned(*module.weight.shape, device="meta", dtype=module.weight.dtype)
+            turned.weight = nn.Parameter(module.weight.data.T.contiguous(), requires_grad=False)
+            turned.bias = module.bias
+            model.set_submodule(name, turned.train(model.training))
+            continue
         path = path_in_block(name, family.blocks)
         if path in family.fused:
             slots = list(_of_rows(name, module, family.fused[path], model.config))
@@ -62,6 +80,8 @@ def as_stored(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor
     """Returns the state of an unfused model as transformers stores it."""
     state = dict(state)
     for name, module in model.named_modules():
+        if isinstance(module, Turned) and f"{name}.weight" in state:
+            state[f"{name}.weight"] = state[f"{name}.weight"].T.contiguous()
         if isinstance(module, Joined):
             for key in ("weight", "bias"):
                 parts = [f"{name}.{part}.{key}" for part in module._modules]

@@ -32,6 +32,7 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from quept.kernels.decoder import Kept
+from quept.models.unfused import head_size, key_heads
 from quept.numerics.packing import pack, packed_bytes, unpack
 from quept.plan import FULL
 
@@ -81,10 +82,9 @@ def cache_nbytes(cache: Cache) -> int:
 def cache_bytes(config: PretrainedConfig, bits: int, dtype: torch.dtype) -> int:
     """Bytes that one more token takes in a cache at these bits; dtype: of keys and values at 16."""
     text = config.get_text_config(decoder=True)
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    dim = head_size(text)
     each = dim * dtype.itemsize if bits == FULL else token_nbytes(dim, bits)
-    return 2 * text.num_hidden_layers * heads * each
+    return 2 * text.num_hidden_layers * key_heads(text) * each
 
 
 def token_nbytes(head_dim: int, bits: int) -> int:

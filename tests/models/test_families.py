@@ -89,9 +89,9 @@ def test_the_fingerprint_follows_the_weights_and_nothing_else(folders, tmp_path)
 
 
 def test_an_unsupported_type_is_refused_with_the_supported_ones(folder):
-    change_config(folder, model_type="gpt2")
+    change_config(folder, model_type="rwkv")
     with pytest.raises(
-        LoadError, match="type 'gpt2' are not supported; supported types: llama, mistral, qwen2, qwen3, opt"
+        LoadError, match="type 'rwkv' are not supported; supported types: llama, mistral, qwen2, qwen3, opt"
     ):
         load(folder)
 

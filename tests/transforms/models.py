@@ -16,7 +16,9 @@ from quept.models.unfused import unfuse
 from tests.tiny import CONFIGS, FAMILIES, MIXTURES, tiny_model, tiny_tokenizer, token_ids
 
 TIED = {name: CONFIGS[name]["tie_word_embeddings"] for name in (*FAMILIES, "phi3")}
-FUSED = ("gpt-neox",)  # query, key and value head by head
+FUSED = (  # query, key and value in one matrix
+    *("gpt-neox", "gpt2", "gpt-bigcode", "codegen", "bloom", "falcon", "falcon-40b", "falcon-rw", "mpt"),
+)
 CASES = {
     **{name: (name, {}) for name in CONFIGS if name not in (*MIXTURES, *FUSED)},
     **{f"{name}, tie {not tied}": (name, {"tie_word_embeddings": not tied}) for name, tied in TIED.items()},
