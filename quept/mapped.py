@@ -4,7 +4,8 @@ what is in a file anyway while it has room.
 let_go(address, size)   gives back the pages there, which come back in microseconds when they are needed
                         again; not where one of them was written to
 passing(files)          while it runs, gives back what was read of these files, again and again: a checkpoint
-                        that is converted as it is read (from 32 bits, expert by expert) lies in memory once
+                        that is converted as it is read (from 32 bits, expert by expert) lies in memory once;
+                        where it is converted in parts, what was freed of these too
 
 Elsewhere than on Linux there is nothing to do.
 """
@@ -45,9 +46,11 @@ def let_go(address: int, size: int) -> None:
 
 
 @contextmanager
-def passing(files: Iterable[str | Path]) -> Iterator[None]:
-    """While the block runs, what it reads of these files is given back soon after."""
+def passing(files: Iterable[str | Path], in_parts: bool = False) -> Iterator[None]:
+    """While the block runs, what it reads of these files is given back soon after; in_parts: what it frees,
+    which glibc would keep, as well."""
     names, done = {os.path.realpath(file) for file in files}, threading.Event()
+    trim = libc("malloc_trim") if in_parts else None
 
     def watch() -> None:
         pause = EVERY
@@ -56,6 +59,8 @@ def passing(files: Iterable[str | Path]) -> Iterator[None]:
             with suppress(OSError):
                 for address, size in _mapped(names):
                     let_go(address, size)
+            if trim is not None:
+                trim(0)
             pause = max(EVERY, 2 * (time.perf_counter() - began))
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -175,7 +175,7 @@ def _of_transformers(
     files = complete.weight_files(where)
     types = complete.stored(files)
     complete.unquantized(config.to_dict(), types)
-    joined = bool(family.experts) and not {"F16", "BF16"}.issuperset(types.values())
+    joined = bool(family.experts)  # matrices of experts into one tensor
     if family.kind == "vision-language":
         auto, processor = (
             AutoModelForImageTextToText,
@@ -192,7 +192,7 @@ def _of_transformers(
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     if not isinstance(tokenizer.model_max_length, int | float):
         raise ValueError("its tokenizer_config.json says a model_max_length that is no number")
-    with passing(files), _one_by_one() if joined else nullcontext():
+    with passing(files, joined), _one_by_one() if joined else nullcontext():
         model, read = auto.from_pretrained(
             where,
             dtype=_storage(config),
