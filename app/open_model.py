@@ -16,7 +16,8 @@ from quept.allocate.rules.trial import load_trial
 from quept.allocate.sensitivity.agreement import agreement
 from quept.allocate.solve.constraints import AllocationError
 from quept.artifact import Manifest, Source
-from quept.evaluate import EvalTask, Results, Sample, Stored, TaskEstimate, tasks_of
+from quept.evaluate import EvalTask, Results, Sample, Stored, TaskEstimate, Windows, tasks_of
+from quept.evaluate.routing import asked
 from quept.evaluate.shipped import load_shipped
 from quept.export import exporter
 from quept.files import dtype_name
@@ -36,6 +37,7 @@ from quept.runtime.sizes import Sizes
 from .budget import NO_TABLE, slider
 from .timing import Timing
 
+ASKED = 1024  # tokens that say how often each expert of a mixture is asked
 OTHER_TABLES = {"own-words": "its own words"}  # by the name of their file: what they were measured on
 
 
@@ -72,6 +74,7 @@ class OpenModel:
         self.task = next(iter(self.tasks.values()))  # where not asked for another one
         self.presets = elastic.presets
         self.timing = Timing(elastic)
+        self.asked = _asked(elastic, sample)
         self._file_sizes: dict[str, Sizes] = {}
         beside = elastic.origin.beside
         table = beside("sensitivity.json")
@@ -116,6 +119,7 @@ class OpenModel:
                 "block": b,
                 "role": layout.roles.index(role),
                 "params": elastic.sizes.weights[name],
+                **({"asked": round(self.asked[name], 4)} if name in self.asked else {}),
             }
             for b, block in enumerate(layout.blocks)
             for role, name in block.layers.items()
@@ -293,6 +297,14 @@ def _costs(table: SensitivityTable, layers: list[dict], title: str) -> dict:
         "cache": [costs(row) for row in table.cache.values()],
         "conditions": table.conditions,
     }
+
+
+def _asked(elastic: ElasticModel, sample: Sample) -> dict[str, float]:
+    """How often a text asks the expert that a layer of a mixture is of; {} for any other model."""
+    if not elastic.layout.routers:
+        return {}
+    windows = sample.windows(elastic)
+    return asked(elastic, Windows(windows.ids[: max(1, ASKED // windows.ids.shape[1])]))
 
 
 def _columns(layout: ModelLayout) -> dict:

@@ -365,6 +365,9 @@ function makeCell(i, row, col) {
   cell.dataset.layer = model.layers[i].name;
   cell.dataset.role = model.roles[row];
   cell.dataset.block = col;
+  const { asked } = model.layers[i]; // of a mixture: how often a text asks the expert
+  if (asked !== undefined) cell.style.setProperty("--asked", asked);
+  cell.classList.toggle("asked", asked !== undefined);
   view.cell[i] = cell;
   return cell;
 }

@@ -6,7 +6,8 @@
 
 function whyWords(model, plan, i) {
   const width = plan.w[i], at = model.levels.w.indexOf(width), bytes = model.bytesAt(i, width);
-  const lines = [`${bitsWords(width)} · ${sizeWords(bytes)}`];
+  const lines = [`${bitsWords(width)} · ${sizeWords(bytes)}`], { asked } = model.layers[i];
+  if (asked !== undefined) lines.push(`its expert is asked by ${percentWords(asked)} of a text's tokens`);
   if (!model.curve) return [...lines, "No sensitivity table: what it costs is not known."];
   const now = harmOf(model, plan), added = cacheKl(model, plan.kv), own = model.harmAt(i, width) + model.inputHarmAt(i, plan.a[i]);
   if (uncovered(model, plan).length) return [...lines, `costs ${smallWords(own)} KL by itself`];

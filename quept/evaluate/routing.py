@@ -1,6 +1,7 @@
 """How often each expert of a mixture is chosen on a text.
 
     counts = routing_counts(elastic, windows)     # {"model.layers.3.mlp.experts": (experts,) int64}
+    asked(elastic, windows)                       # {"model.layers.3.mlp.experts.7.up_proj": 0.12}
 
 Every token chooses a few experts in every block, so that a block's counts add up to that many times the
 tokens. An expert that is seldom asked costs little divergence at few bits, which a measured table of
@@ -39,3 +40,13 @@ def routing_counts(elastic: ElasticModel, windows: Windows) -> dict[str, LongTen
     for ids in windows.ids if counts else ():
         model(input_ids=ids[None].to(elastic.device), use_cache=False)
     return counts
+
+
+def asked(elastic: ElasticModel, windows: Windows) -> dict[str, float]:
+    """Returns the share of the tokens that ask the expert which a layer is of, for every layer of one."""
+    shares = {
+        f"{name}.{expert}.": count / windows.ids.numel()
+        for name, of in routing_counts(elastic, windows).items()
+        for expert, count in enumerate(of.tolist())
+    }
+    return {layer: share for layer in elastic.layers for at, share in shares.items() if layer.startswith(at)}

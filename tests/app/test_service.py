@@ -12,6 +12,7 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
+import torch
 
 from app.gate import Turn
 from app.link import encode
@@ -25,6 +26,7 @@ from quept.evaluate import Estimate, ResultKey, Results
 from quept.plan import FULL, PlanError, PrecisionPlan
 from quept.runtime import ElasticModel
 from tests.app.tiny import tiny_table
+from tests.tiny import save_tiny
 
 MODEL = "tiny"
 
@@ -33,6 +35,18 @@ MODEL = "tiny"
 def service(elastic: ElasticModel, tmp_path: Path) -> Service:
     sample = Sample("The quick brown fox jumps over the lazy dog. " * 40, "foxes", tokens=256, context=64)
     return Service({MODEL: elastic}, sample, Results.open(tmp_path / "results.sqlite"), tmp_path)
+
+
+def test_the_equaliser_is_told_how_often_a_text_asks_each_expert(tmp_path):
+    mixture = ElasticModel.open(save_tiny("mixtral", tmp_path / "m"), device="cpu", dtype=torch.float32)
+    sample = Sample("The quick brown fox jumps over the lazy dog. " * 9, "foxes", tokens=128, context=32)
+    service = Service({MODEL: mixture}, sample, Results.open(tmp_path / "r.sqlite"), tmp_path)
+    layers = service.describe(MODEL)["layers"]
+    assert [layer["name"] for layer in layers if "asked" in layer] == [
+        name for name in mixture.layers if ".experts." in name
+    ]
+    shares = [layer["asked"] for layer in layers if layer["name"].endswith("up_proj")]
+    assert sum(shares) == pytest.approx(2 * mixture.config.num_experts_per_tok, abs=0.01)
 
 
 def measured(service: Service, plan: PrecisionPlan, visitor: str = "a") -> dict:
