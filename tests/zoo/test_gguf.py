@@ -237,7 +237,7 @@ def test_a_sentencepiece_vocabulary_goes_through_transformers_own_conversion(tmp
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"architecture": "gemma3"}, "holds a gemma3 model; of GGUF files llama, qwen2, qwen3"),
+        ({"architecture": "mamba"}, "holds a mamba model; of GGUF files llama, qwen2, qwen3"),
         ({"pre": "qwen2"}, "a damaged tokenizer"),  # without merges
         ({"pre": "deepseek-llm"}, r"a tokenizer that is not read \(gpt2 deepseek-llm\)"),
         ({"more": {"blk.0.ffn_gate_inp.weight": np.zeros((4, 64), np.float32)}}, "'blk.0.ffn_gate_inp"),

@@ -1,5 +1,5 @@
 """What a GGUF file says of a model before its tensors come: the config in llama.cpp's words, and the bytes of
-it. `quept.zoo.gguf_llama` reads the same words."""
+it. `quept.zoo.gguf_llama` reads the same words, by the same table of architectures."""
 
 from __future__ import annotations
 
@@ -10,49 +10,55 @@ from typing import Any
 import numpy as np
 from transformers import PretrainedConfig
 
+from quept.models.unfused import head_size, key_heads
+from quept.zoo.gguf_architectures import written_as
 from quept.zoo.gguf_llama import llama3_divisors
 
-ARCHITECTURES = {  # model_type -> llama.cpp's name, and whether it wants the rows of q and k interleaved
-    "llama": ("llama", True),
-    "mistral": ("llama", True),  # differs by its window alone
-    "qwen2": ("qwen2", False),
-    "qwen3": ("qwen3", False),
-}
 ALIGNMENT = 32
 _YARN = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}
 
 
 def problem(config: PretrainedConfig) -> str | None:
     """Returns why llama.cpp could not run a model of this config, as a sentence; None if it can."""
-    if config.model_type not in ARCHITECTURES:
+    architecture = written_as(config.model_type)
+    if architecture is None:
         return f"models of type {config.model_type} are not written"
-    if config.hidden_act != "silu":
-        return f"its blocks compute {config.hidden_act} where llama.cpp computes silu"
-    rope = config.rope_parameters
+    entry, activation = architecture.activation
+    if getattr(config, entry) != activation:
+        return f"its blocks compute {getattr(config, entry)} where llama.cpp computes {activation}"
+    for entry, value in architecture.computed.items():
+        if (found := getattr(config, entry, value(config))) != value(config):
+            return f"its {entry} is {found} where llama.cpp takes {value(config)}"
+    lacking = (entry for entry in architecture.keys.values() if getattr(config, entry, None) is None)
+    if absent := next((entry for entry in lacking if entry != "sliding_window"), None):
+        return f"llama.cpp takes it to have {absent}, which it has not"
+    rope, within = _ropes(config)
     kind = rope.get("rope_type", "default")
     if kind not in ("default", "linear", "yarn", "llama3") or (kind == "yarn" and set(rope) > _YARN):
         return f"its rotary frequencies are scaled in a way that is not written ({kind})"
-    if rope.get("partial_rotary_factor", 1) != 1:
+    if within.get("rope_type", "default") not in ("default", kind):
+        return f"its rotary frequencies are scaled within windows ({within['rope_type']})"
+    if rope.get("partial_rotary_factor", 1) != 1 and not architecture.partial:
         return "it rotates a part of each head"
     return None
 
 
 def config_keys(config: PretrainedConfig) -> dict[str, Any]:
     """Returns the metadata of a config that has no `problem`."""
-    name = ARCHITECTURES[config.model_type][0]
-    heads, rope, size = config.num_attention_heads, config.rope_parameters, head_dim(config)
-    windows = [config.max_position_embeddings, getattr(config, "sliding_window", None)]
+    architecture, size, (rope, within) = written_as(config.model_type), head_size(config), _ropes(config)
+    window = None if architecture.windows else getattr(config, "sliding_window", None)
+    rotated = int(size * rope.get("partial_rotary_factor", 1))
     found = {
-        "context_length": min(window for window in windows if window),  # beyond it llama.cpp has no window
+        "context_length": min(config.max_position_embeddings, window or config.max_position_embeddings),
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
         "feed_forward_length": config.intermediate_size,
-        "attention.head_count": heads,
-        "attention.head_count_kv": getattr(config, "num_key_value_heads", None) or heads,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": key_heads(config),
         "attention.key_length": size,
         "attention.value_length": size,
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "rope.dimension_count": size,
+        "rope.dimension_count": rotated,
         "rope.freq_base": float(rope["rope_theta"]),
         "vocab_size": config.vocab_size,
     }
@@ -60,20 +66,25 @@ def config_keys(config: PretrainedConfig) -> dict[str, Any]:
         found |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": float(rope["factor"])}
         if original := rope.get("original_max_position_embeddings"):
             found["rope.scaling.original_context_length"] = original
-    return {f"{name}.{key}": value for key, value in found.items()}
+    if within is not rope:
+        found["rope.freq_base_swa"] = float(within["rope_theta"])
+    more = {key: getattr(config, entry, None) for key, entry in architecture.keys.items()}
+    found |= {key: value for key, value in more.items() if value is not None}
+    return {f"{architecture.name}.{key}": value for key, value in found.items()}
+
+
+def _ropes(config: PretrainedConfig) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The parameters of rotary positions where a layer sees all, and within a window."""
+    rope = config.rope_parameters
+    return (rope["full_attention"], rope["sliding_attention"]) if "full_attention" in rope else (rope, rope)
 
 
 def rope_divisors(config: PretrainedConfig) -> np.ndarray | None:
     """Returns what each rotary frequency is divided by (head_dim / 2,), where that is Llama 3.1's way."""
-    rope = config.rope_parameters
+    rope, _ = _ropes(config)
     if rope.get("rope_type") != "llama3":
         return None
-    return llama3_divisors(rope["rope_theta"], head_dim(config), rope).astype(np.float32)
-
-
-def head_dim(config: PretrainedConfig) -> int:
-    """Returns the channels of one attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return llama3_divisors(rope["rope_theta"], head_size(config), rope).astype(np.float32)
 
 
 def header(
