@@ -17,7 +17,7 @@ from quept.plan import FULL, PrecisionPlan
 from quept.runtime import ElasticModel
 from quept.transforms import apply, rotation_record
 from quept.zoo.gguf_llama import convert
-from tests.tiny import CHAT, save_tiny, save_tiny_vision, token_ids
+from tests.tiny import CHAT, all_but_few_slow, in_turn, save_tiny, save_tiny_vision, token_ids
 
 LLAMA_CPP = pytest.mark.skipif(not importlib.util.find_spec("xllamacpp"), reason="needs xllamacpp")
 FAMILIES = {  # and what of their tiny configs llama.cpp does not compute
@@ -27,6 +27,7 @@ FAMILIES = {  # and what of their tiny configs llama.cpp does not compute
     "smollm3": {"no_rope_layers": [1, 1]},
     "qwen3-moe": {"mlp_only_layers": [], "norm_topk_prob": True},
 }
+FEW = ("llama", "qwen3", "gemma2", "phi3", "qwen3-moe")
 # 64 and 96 columns, and of llama-untied 80, which no block divides; heads of an even number of channels
 MIXED = PrecisionPlan.of({"*.q_proj": 3, "*.k_proj": 5, "*.up_proj": 6, "*.down_proj": 16}, default=4)
 
@@ -64,7 +65,7 @@ def test_rows_of_one_scale_take_k_types_and_other_columns_none():
     assert blocks.kinds(80, 80) == blocks.kinds(96, 48) == {}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", all_but_few_slow(FAMILIES, FEW))
 def test_the_file_converted_back_has_the_values_of_the_view(family, tmp_path):
     elastic, target = opened(family, tmp_path, **FAMILIES[family]), Gguf()
     plan = target.nearest(elastic, MIXED)
@@ -148,7 +149,8 @@ ROPES = {
 
 @LLAMA_CPP
 @pytest.mark.parametrize(
-    "family, rope", [*((f, None) for f in FAMILIES), *(("llama", rope) for rope in ROPES)]
+    "family, rope",
+    [*in_turn(all_but_few_slow(FAMILIES, FEW), (None,)), *(("llama", rope) for rope in ROPES)],
 )
 def test_llama_cpp_answers_as_the_view(family, rope, tmp_path):
     from quept.export.gguf.agreement import agreement

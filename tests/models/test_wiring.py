@@ -199,7 +199,7 @@ UNSUPPORTED = ("bert", "openai-gpt", "t5", "mamba", "rwkv", "ctrl", "nemotron_h"
                "recurrent_gemma", "frobnicator", "granitemoe", "xlnet")  # fmt: skip
 
 
-@pytest.mark.parametrize("model_type", all_but_few_slow(UNSUPPORTED, ("bert", "falcon")))
+@pytest.mark.parametrize("model_type", all_but_few_slow(UNSUPPORTED, ("bert", "mamba")))
 def test_an_unsupported_type_is_one_sentence_that_says_how_a_family_is_added(model_type, folders, tmp_path):
     shutil.copytree(folders["llama"], tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
