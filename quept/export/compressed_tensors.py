@@ -26,9 +26,8 @@ from quept.numerics.packing import pack, packed_bytes, unpack
 from quept.plan import FULL, QUANTIZED_BITS
 from quept.runtime import ElasticModel
 
-from .folder import Folder, Kind, regrouped
+from .folder import Folder, Kind, file_group, regrouped
 
-GROUPS = (128, 64, 32)
 FORMAT = "pack-quantized"
 
 
@@ -44,14 +43,14 @@ class CompressedTensors(Folder):
     families = ("llama", "mistral", "qwen2", "qwen3", "opt")
 
     def widths(self, columns: int, group: int, embedding: bool = False) -> Mapping[Setting, str]:
-        fits = not embedding and _group(columns, group)
+        fits = not embedding and file_group(columns, group)
         return {bits: f"{bits} bits" for bits in QUANTIZED_BITS if fits} | {FULL: "16 bits"}
 
     def ties(self, elastic: ElasticModel) -> tuple[tuple[str, ...], ...]:
         return elastic.layout.same_input
 
     def parts(self, rows: int, columns: int, bits: int, group: int) -> Mapping[str, Kind]:
-        if not (group := _group(columns, group)):
+        if not (group := file_group(columns, group)):
             return {}
         groups = columns // group
         zeros = {"weight_zero_point": (torch.int32, (_words(rows, bits), groups))}
@@ -63,7 +62,7 @@ class CompressedTensors(Folder):
 
     def store(self, packed: Quantized) -> Mapping[str, Tensor]:
         bits, columns, scales = packed.bits, packed.columns, packed.scales
-        sizes = (columns, packed.group, _group(columns, packed.group))
+        sizes = (columns, packed.group, file_group(columns, packed.group))
         stored = {
             "weight_packed": _as_words(unpack(packed.codes, bits, columns), bits),
             "weight_scale": regrouped(scales, *sizes),
@@ -89,7 +88,7 @@ class CompressedTensors(Folder):
         for layer in elastic.layers:
             if (bits := settings[layer]) != FULL:
                 _, columns, group = weights[layer]
-                groups.setdefault((bits, _group(columns, group)), []).append(layer)
+                groups.setdefault((bits, file_group(columns, group)), []).append(layer)
         if not groups:
             return {}
         schemes = {
@@ -115,11 +114,6 @@ def _scheme(bits: int, group: int) -> dict[str, Any]:
         "strategy": "group",
         "group_size": group,
     }
-
-
-def _group(columns: int, group: int) -> int:
-    """Columns per group in the file: the largest size there is that divides ours and the row; 0 if none."""
-    return next((size for size in GROUPS if group % size == 0 and columns % size == 0), 0)
 
 
 def _words(codes: int, bits: int) -> int:

@@ -40,6 +40,7 @@ from .base import (
 )
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+GROUPS = (128, 64, 32)  # columns per group that engines know
 Kind = tuple[torch.dtype, tuple[int, ...]]
 
 
@@ -171,6 +172,12 @@ def companions(elastic: ElasticModel) -> dict[str, bytes]:
         elastic.tokenizer.save_pretrained(folder)
         elastic.base.generation_config.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def file_group(columns: int, group: int) -> int:
+    """Returns the columns per group in the file: the largest of GROUPS that divides ours and the row; 0 if
+    none."""
+    return next((size for size in GROUPS if group % size == 0 and columns % size == 0), 0)
 
 
 def regrouped(scales: Tensor, columns: int, old: int, new: int) -> Tensor:

@@ -26,9 +26,8 @@ from quept.numerics.packing import pack, unpack
 from quept.plan import FULL
 from quept.runtime import ElasticModel
 
-from .folder import Folder, Kind, regrouped
+from .folder import Folder, Kind, file_group, regrouped
 
-GROUPS = (128, 64, 32)
 HELD = {2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 8, 8: 8}  # bits of a code -> bits it is stored in
 
 
@@ -45,11 +44,11 @@ class Mlx(Folder):
     families = ("llama", "mistral", "qwen2", "qwen3")
 
     def widths(self, columns: int, group: int, embedding: bool = False) -> Mapping[Setting, str]:
-        held = {bits: f"{stored} bits" for bits, stored in HELD.items()} if _group(columns, group) else {}
+        held = {bits: f"{stored} bits" for bits, stored in HELD.items()} if file_group(columns, group) else {}
         return held | {FULL: "16 bits"}
 
     def parts(self, rows: int, columns: int, bits: int, group: int) -> Mapping[str, Kind]:
-        if not (group := _group(columns, group)):
+        if not (group := file_group(columns, group)):
             return {}
         groups = (rows, columns // group)
         return {
@@ -59,7 +58,7 @@ class Mlx(Folder):
         }
 
     def store(self, packed: Quantized) -> Mapping[str, Tensor]:
-        group, codes = _group(packed.columns, packed.group), packed.codes
+        group, codes = file_group(packed.columns, packed.group), packed.codes
         if HELD[packed.bits] != packed.bits:
             codes = pack(unpack(codes, packed.bits, packed.columns), HELD[packed.bits])
         scales = packed.scales.float()
@@ -83,13 +82,8 @@ class Mlx(Folder):
         weights, said = dict(self._weights(elastic)), {}
         for layer, bits in settings.items():
             _, columns, group = weights[layer]
-            held = {"group_size": _group(columns, group), "bits": HELD[bits]} if bits != FULL else False
+            held = {"group_size": file_group(columns, group), "bits": HELD[bits]} if bits != FULL else False
             said[layer] = held
         if not any(said.values()):
             return {}
         return {"quantization": {"group_size": 64, "bits": 4, "mode": "affine"} | said}
-
-
-def _group(columns: int, group: int) -> int:
-    """Columns per group in the file: the largest size there is that divides ours and the row; 0 if none."""
-    return next((size for size in GROUPS if group % size == 0 and columns % size == 0), 0)
