@@ -1,7 +1,5 @@
 import os
 import random
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -10,8 +8,8 @@ import torch
 
 from quept.evaluate import NonFiniteLogits, Reference, Windows
 from quept.evaluate.reference import make_room
+from tests.processes import together
 
-ROOT = Path(__file__).parents[2]
 POSITIONS, VOCABULARY = 23, 211
 WINDOW_BYTES = POSITIONS * (2 * VOCABULARY + 12)
 
@@ -113,38 +111,24 @@ def test_two_threads_compute_a_window_once(forward, windows, tmp_path):
     assert all(same(a, b) for answer in answers for a, b in zip(answer, answers[0], strict=True))
 
 
-PROCESS = """
-import sys, torch
-from pathlib import Path
-from quept.evaluate import Reference, Windows
-calls = []
-def forward(ids):
-    calls.append(1)
-    return torch.randn(1, 24, 211, generator=torch.Generator().manual_seed(int(ids.sum())))
-windows = Windows(torch.arange(20 * 24).view(20, 24) % 211)
-reference = Reference.open("shared", windows, forward, Path(sys.argv[1]))
-print("ready", flush=True); sys.stdin.readline()
-total = sum(reference.window(i).nll.double().sum().item() for i in range(20))
-print(len(calls), total)
-"""
+def read_twenty(folder: Path) -> tuple[int, float]:
+    """How many windows were computed here, and a sum over all of them."""
+    calls = []
+
+    def forward(ids):
+        calls.append(1)
+        return torch.randn(1, 24, 211, generator=torch.Generator().manual_seed(int(ids.sum())))
+
+    windows = Windows(torch.arange(20 * 24).view(20, 24) % 211)
+    reference = Reference.open("shared", windows, forward, folder)
+    total = sum(reference.window(i).nll.double().sum().item() for i in range(20))
+    return len(calls), total
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path):
-    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
-    both = [
-        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    for process in both:
-        assert process.stdout.readline() == "ready\n"
-    for process in both:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    answers = [process.communicate(timeout=60)[0].split() for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sum(int(calls) for calls, _ in answers) == 20
-    assert answers[0][1] == answers[1][1]
+    (calls, total), (others, same) = together(read_twenty, [(tmp_path,)] * 2)
+    assert calls + others == 20 and total == same
 
 
 def test_the_references_not_used_for_longest_give_way(forward, windows, tmp_path):

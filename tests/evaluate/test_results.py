@@ -1,15 +1,13 @@
 import os
 import sqlite3
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from quept.evaluate import ResultKey, Results, ResultsError
+from tests.processes import together
 
-ROOT = Path(__file__).parents[2]
 KEY = ResultKey(plan="p", model="m", data="d")
 
 
@@ -80,15 +78,11 @@ def test_threads_share_the_store(results):
     assert len(results.table("m", "d")) == 101
 
 
-PROCESS = """
-import sys
-from quept.evaluate import ResultKey, Results
-print("ready", flush=True); sys.stdin.readline()
-results = Results.open(sys.argv[1])
-for n in range(1, 51):
-    results.put(ResultKey("shared", "m", "d"), {"tokens": n})
-    results.put(ResultKey(f"{sys.argv[2]}-{n}", "m", "d"), {"tokens": n})
-"""
+def put_fifty(path: Path, me: str) -> None:
+    results = Results.open(path)
+    for n in range(1, 51):
+        results.put(ResultKey("shared", "m", "d"), {"tokens": n})
+        results.put(ResultKey(f"{me}-{n}", "m", "d"), {"tokens": n})
 
 
 @pytest.mark.slow
@@ -97,24 +91,7 @@ def test_processes_that_start_together_share_the_store(tmp_path, beginning):
     path = tmp_path / "results.sqlite"
     if beginning:
         path.write_bytes(beginning)
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(path), me],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for me in "ab"
-    ]
-    for process in both:
-        assert process.stdout.readline() == "ready\n"
-    for process in both:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    errors = [process.communicate(timeout=120)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], errors
+    together(put_fifty, [(path, "a"), (path, "b")])
     assert len(Results.open(path).table("m", "d")) == 101
     assert len(list(tmp_path.glob("*.damaged-*"))) == bool(beginning)
 

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,26 +18,28 @@ from tests.tiny import save_tiny, save_tiny_vision
 
 pytestmark = pytest.mark.slow
 
-REPO = "some-org/tiny-llama"
+LLAMA, VIT, NOTHING = "some-org/tiny-llama", "some-org/tiny-vit", "some-org/nothing"
+PICKLED = {LLAMA: "some-org/pickled-llama", VIT: "some-org/pickled-vit"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """
 import sys, quept
 from quept.models import LoadError
-try:
-    print("loaded", quept.load(sys.argv[1]).fingerprint)
-except LoadError as error:
-    print("refused", error)
+for source in sys.argv[1:]:
+    try:
+        print("loaded", quept.load(source).fingerprint)
+    except LoadError as error:
+        print("refused", *str(error).split())
 """
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves one folder as one repository, and remembers what it was asked for."""
+    """Serves repositories, files by name, and remembers what it was asked for."""
 
     daemon_threads = True
 
-    def __init__(self, folder: Path):
+    def __init__(self, repositories: dict[str, dict[str, bytes]]):
         super().__init__(("127.0.0.1", 0), Answer)
-        self.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        self.repositories = repositories
         self.asked: list[str] = []
 
 
@@ -48,21 +52,24 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         self.server.asked.append(path)
-        for prefix in (f"/{REPO}/resolve/main/", f"/{REPO}/resolve/{COMMIT}/"):
-            if path.startswith(prefix) and path.removeprefix(prefix) in self.server.files:
-                return self.send(200, self.server.files[path.removeprefix(prefix)])
-        api = f"/api/models/{REPO}"
-        listing = [{"rfilename": name} for name in self.server.files]
+        repo = "/".join(path.removeprefix("/api/models").split("/")[1:3])
+        files = self.server.repositories.get(repo)
+        if files is None:
+            return self.missing("RepoNotFound")
+        for prefix in (f"/{repo}/resolve/main/", f"/{repo}/resolve/{COMMIT}/"):
+            if path.startswith(prefix) and path.removeprefix(prefix) in files:
+                return self.send(200, files[path.removeprefix(prefix)])
+        api = f"/api/models/{repo}"
         if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
-            return self.send(200, json.dumps({"id": REPO, "sha": COMMIT, "siblings": listing}).encode())
-        if path.startswith(f"{api}/tree/"):
-            under = path.removeprefix(f"{api}/tree/").partition("/")[2]
-            files = [
-                {"type": "file", "path": n, "size": len(b), "oid": "0" * 40}
-                for n, b in self.server.files.items()
+            listing = [{"rfilename": name} for name in files]
+            return self.send(200, json.dumps({"id": repo, "sha": COMMIT, "siblings": listing}).encode())
+        if path.startswith(f"{api}/tree/") and not path.removeprefix(f"{api}/tree/").partition("/")[2]:
+            listing = [
+                {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+                for name, content in files.items()
             ]
-            return self.send(200, json.dumps(files).encode()) if not under else self.missing("EntryNotFound")
-        self.missing("EntryNotFound" if path.startswith(f"/{REPO}/") else "RepoNotFound")
+            return self.send(200, json.dumps(listing).encode())
+        self.missing("EntryNotFound")
 
     def missing(self, code: str) -> None:
         self.send(404, b"", ("x-error-code", code), ("x-error-message", "not here"))
@@ -81,76 +88,79 @@ class Answer(BaseHTTPRequestHandler):
     def log_message(self, *_) -> None: ...
 
 
+@dataclass(frozen=True)
+class Visit:
+    """What a process that loads some repositories says of each, and all that it asked the hub."""
+
+    said: dict[str, str]
+    asked: list[str]
+
+    def fetched(self, repo: str) -> set[str]:
+        """Names of the files that were asked for."""
+        return {path.rsplit("/", 1)[1] for path in self.asked if path.startswith(f"/{repo}/resolve/")}
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny("llama", tmp_path_factory.mktemp("hub") / "tiny-llama")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("hub")
+    return {LLAMA: save_tiny("llama", root / "llama"), VIT: save_tiny_vision("vit", root / "vit")}
 
 
-@pytest.fixture
-def hub(folder):
-    server = Hub(folder)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def run(source: str, hub: Hub, home: Path, **settings: str) -> str:
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))
-    }
-    environment |= {
+@pytest.fixture(scope="module")
+def visits(folders, tmp_path_factory) -> Iterator[tuple[Visit, Visit]]:
+    """One with the network and an empty cache, and then one of what it loaded, without the network."""
+    served = {name: {p.name: p.read_bytes() for p in folder.iterdir()} for name, folder in folders.items()}
+    served[VIT]["pytorch_model.bin"] = b"a pickle"
+    for name, pickled in PICKLED.items():
+        served[pickled] = {n: content for n, content in served[name].items() if n != "model.safetensors"}
+        served[pickled]["pytorch_model.bin"] = b"a pickle"
+    hub = Hub(served)
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    settings = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSF"))}
+    settings |= {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_HOME": str(home),
+        "HF_HOME": str(tmp_path_factory.mktemp("home")),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "127.0.0.1",
-        **settings,
     }
-    command = [sys.executable, "-c", PROGRAM, source]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2]
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.strip()
 
+    def visit(*repositories: str, **more: str) -> Visit:
+        hub.asked.clear()
+        command = [sys.executable, "-c", PROGRAM, *repositories]
+        options = {"capture_output": True, "text": True, "timeout": 120, "cwd": Path(__file__).parents[2]}
+        done = subprocess.run(command, env=settings | more, **options)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return Visit(dict(zip(repositories, done.stdout.splitlines(), strict=True)), list(hub.asked))
 
-def test_a_hub_id_loads_the_same_model_as_its_folder_and_again_from_the_cache(hub, folder, tmp_path):
-    expected = f"loaded {load(folder).fingerprint}"
-    assert run(REPO, hub, tmp_path) == expected
-    assert f"/{REPO}/resolve/{COMMIT}/model.safetensors" in hub.asked
-    hub.asked.clear()
-    assert run(REPO, hub, tmp_path, HF_HUB_OFFLINE="1") == expected
-    assert not hub.asked
-
-
-def test_a_classifier_of_timm_is_told_by_its_config(tmp_path):
-    folder = save_tiny_vision("vit", tmp_path / "vit")
-    server = Hub(folder)
-    server.files["pytorch_model.bin"] = b"a pickle"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        expected = f"loaded {load(folder).fingerprint}"
-        assert run(REPO, server, tmp_path / "home") == expected
-        fetched = {path.rsplit("/", 1)[1] for path in server.asked if "/resolve/" in path}
-        assert fetched == {"config.json", "model.safetensors"}
-        assert run(REPO, server, tmp_path / "home", HF_HUB_OFFLINE="1") == expected
-        del server.files["model.safetensors"]
-        answer = run(REPO, server, tmp_path / "another")
-        assert answer.startswith(f"refused cannot load {REPO!r}") and "model.safetensors" in answer
-        assert not any(path.endswith(".bin") and "/resolve/" in path for path in server.asked)
+        yield visit(LLAMA, VIT, *PICKLED.values(), NOTHING), visit(LLAMA, VIT, HF_HUB_OFFLINE="1")
     finally:
-        server.shutdown()
-        server.server_close()
+        hub.shutdown()
+        hub.server_close()
 
 
-def test_a_repository_that_is_not_there_is_refused_in_words(hub, tmp_path):
-    answer = run("some-org/nothing", hub, tmp_path)
-    assert answer.startswith("refused cannot load 'some-org/nothing'") and "Traceback" not in answer
+@pytest.mark.parametrize("repo", [LLAMA, VIT])
+def test_a_hub_id_loads_the_same_model_as_its_folder_and_again_from_the_cache(visits, folders, repo):
+    first, offline = visits
+    expected = f"loaded {load(folders[repo]).fingerprint}"
+    assert first.said[repo] == offline.said[repo] == expected
+    assert "model.safetensors" in first.fetched(repo) and not offline.asked
 
 
-def test_pickled_weights_on_the_hub_are_not_even_fetched(hub, tmp_path):
-    hub.files["pytorch_model.bin"] = hub.files.pop("model.safetensors")
-    answer = run(REPO, hub, tmp_path)
-    assert answer.startswith(f"refused cannot load {REPO!r}")
-    assert not any(path.endswith(".bin") for path in hub.asked)
+def test_of_a_classifier_its_config_and_its_weights_are_fetched(visits):
+    assert visits[0].fetched(VIT) == {"config.json", "model.safetensors"}
+
+
+def test_a_repository_that_is_not_there_is_refused_in_words(visits):
+    answer = visits[0].said[NOTHING]
+    assert answer.startswith(f"refused cannot load {NOTHING!r}") and "Traceback" not in answer
+
+
+@pytest.mark.parametrize("repo", PICKLED.values())
+def test_pickled_weights_on_the_hub_are_not_even_fetched(visits, repo):
+    assert visits[0].said[repo].startswith(f"refused cannot load {repo!r}")
+    assert "pytorch_model.bin" not in visits[0].fetched(repo)
+
+
+def test_a_classifier_without_weights_that_can_be_read_says_which_are_missing(visits):
+    assert "model.safetensors" in visits[0].said[PICKLED[VIT]]
