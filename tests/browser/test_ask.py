@@ -69,8 +69,8 @@ def address(tmp_path_factory) -> Iterator[str]:
         gr.close_all()
 
 
-def visit(browser: Browser, address: str, query: str = "?p=ask&m=llava", width: int = 1280) -> Page:
-    context = browser.new_context(viewport={"width": width, "height": 844}, has_touch=width < 500)
+def visit(contexts, address: str, query: str = "?p=ask&m=llava", width: int = 1280) -> Page:
+    context = contexts(viewport={"width": width, "height": 844}, has_touch=width < 500)
     page = context.new_page()
     page.wrong = []
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
@@ -80,12 +80,11 @@ def visit(browser: Browser, address: str, query: str = "?p=ask&m=llava", width: 
 
 
 @pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Page]:
-    page = visit(browser, address)
+def page(contexts, address: str) -> Iterator[Page]:
+    page = visit(contexts, address)
     yield page
-    wrong = page.wrong
-    page.context.close()
-    assert wrong == []
+    page.close()
+    assert page.wrong == []
 
 
 def answered(page: Page, turns: int) -> None:
@@ -169,7 +168,7 @@ def test_a_picture_of_ones_own_is_nobody_elses(page: Page, browser: Browser, add
     expect(own).to_have_attribute("aria-pressed", "true", timeout=30_000)
     page.locator(CHIPS).first.click()
     answered(page, 1)
-    other = visit(browser, address)
+    other = visit(browser.new_context, address)
     assert other.locator('#ask-easel .strip button[title="Your picture"]').count() == 0
     other.context.close()
     (tmp_path / "drawing.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
@@ -195,18 +194,18 @@ def test_pasted_pictures_are_taken_one_at_a_time(page: Page):
     expect(page.locator("#ask-easel .note")).to_contain_text("the first was taken")
 
 
-def test_a_link_restores_the_page_and_its_precisions(page: Page, browser: Browser, address: str):
+def test_a_link_restores_the_page_and_its_precisions(page: Page, contexts, address: str):
     page.locator("#ask-plan-left select").select_option("W3")
     page.wait_for_function("() => location.search.includes('l=W3') && location.search.includes('m=llava')")
-    restored = visit(browser, address, page.url.removeprefix(address.rstrip("/")).lstrip("/"))
+    restored = visit(contexts, address, page.url.removeprefix(address.rstrip("/")).lstrip("/"))
     expect(restored.locator("#ask-plan-left select")).to_have_value("W3", timeout=15_000)
     expect(restored.get_by_role("tab", name="Chat")).to_be_enabled()
     assert restored.wrong == []
-    restored.context.close()
+    restored.close()
 
 
-def test_a_phone_draws_with_a_finger_and_scrolls_nowhere_sideways(browser: Browser, address: str):
-    page = visit(browser, address, width=390)
+def test_a_phone_draws_with_a_finger_and_scrolls_nowhere_sideways(contexts, address: str):
+    page = visit(contexts, address, width=390)
     page.get_by_role("radio", name="Draw", exact=True).click()
     page.locator(CANVAS).tap()
     expect(page.locator(CANVAS)).to_have_attribute("aria-label", re.compile("red rectangle"))
@@ -214,4 +213,4 @@ def test_a_phone_draws_with_a_finger_and_scrolls_nowhere_sideways(browser: Brows
     answered(page, 1)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.wrong == []
-    page.context.close()
+    page.close()

@@ -9,7 +9,7 @@ from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from app import refinement
 from app.serve import build_app, look
@@ -39,14 +39,13 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture
-def visit(browser: Browser, site):
+def visit(contexts, site):
     """Open the page, at any size; no error on the console, in any test."""
-    contexts, complaints = [], []
+    opened, complaints = [], []
 
     def open_page(query: str = "", **options) -> Page:
-        context = browser.new_context(**({"viewport": {"width": 1280, "height": 1000}} | options))
-        contexts.append(context)
-        page = context.new_page()
+        page = contexts(**({"viewport": {"width": 1280, "height": 1000}} | options)).new_page()
+        opened.append(page)
         page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(error.stack or str(error)))
         page.goto(site.url + query)
@@ -58,8 +57,8 @@ def visit(browser: Browser, site):
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in opened:
+        page.close()
     assert complaints == []
 
 

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Response
 from PIL import Image, ImageColor
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from app.components.chart import LONGEST_ID, Chart, point_id
 from app.components.plan_table import PlanTable
@@ -106,16 +106,8 @@ def site() -> Iterator[SimpleNamespace]:
     demo.close()
 
 
-@pytest.fixture(scope="module")
-def desk(browser: Browser) -> Iterator:
-    """One context for the pages of the usual size, so that plotly.js is compiled once."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    yield context
-    context.close()
-
-
 @pytest.fixture
-def visit(browser: Browser, desk, site: SimpleNamespace):
+def visit(contexts, site: SimpleNamespace):
     """Open the page at any size; in every test nothing complains and nothing is asked of another host."""
     opened, complaints = [], []
 
@@ -129,9 +121,8 @@ def visit(browser: Browser, desk, site: SimpleNamespace):
 
     def open_page(query: str = "", url: str = site.url, **options) -> Page:
         site.chosen.clear()
-        context = browser.new_context(**options) if options else desk
-        page = context.new_page()
-        opened.append(context if options else page)
+        page = contexts(**({"viewport": {"width": 1280, "height": 900}} | options)).new_page()
+        opened.append(page)
         page.on("console", say)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", watch)
@@ -140,8 +131,8 @@ def visit(browser: Browser, desk, site: SimpleNamespace):
         return page
 
     yield open_page
-    for thing in opened:
-        thing.close()
+    for page in opened:
+        page.close()
     assert complaints == []
 
 

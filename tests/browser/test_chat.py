@@ -91,19 +91,18 @@ def still_address():
 
 
 @pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
-def page(request, browser: Browser, address: str):
-    yield from opened(browser, address, request.param)
+def page(request, contexts, address: str):
+    yield from opened(contexts, address, request.param)
 
 
 @pytest.fixture
-def desktop(browser: Browser, address: str):
-    yield from opened(browser, address, (1280, 900))
+def desktop(contexts, address: str):
+    yield from opened(contexts, address, (1280, 900))
 
 
-def opened(browser: Browser, address: str, size: tuple[int, int]):
+def opened(contexts, address: str, size: tuple[int, int]):
     """The page, without console errors and without requests to elsewhere."""
-    context = browser.new_context(viewport={"width": size[0], "height": size[1]})
-    page = context.new_page()
+    page = contexts(viewport={"width": size[0], "height": size[1]}).new_page()
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -113,7 +112,7 @@ def opened(browser: Browser, address: str, size: tuple[int, int]):
     )
     page.goto(address)
     yield page
-    context.close()
+    page.close()
     assert wrong == []
 
 
@@ -244,8 +243,8 @@ def test_two_tabs_stream_at_once_and_closing_one_leaves_the_other(browser: Brows
     second.close()
 
 
-def test_untrusted_text_loads_nothing_and_is_only_text(browser: Browser, still_address: str):
-    for page in opened(browser, still_address, (1280, 900)):
+def test_untrusted_text_loads_nothing_and_is_only_text(contexts, still_address: str):
+    for page in opened(contexts, still_address, (1280, 900)):
         expect(page.locator('#evil [data-testid="bot"]')).to_contain_text("owned")
         expect(page.locator("#status")).to_contain_text("owned")
         page.wait_for_timeout(300)
@@ -254,8 +253,8 @@ def test_untrusted_text_loads_nothing_and_is_only_text(browser: Browser, still_a
         assert page.locator("#evil [style*=evil], #evil [data-testid=bot] img").count() == 0
 
 
-def test_the_mark_lies_on_the_token_in_the_rendered_text(browser: Browser, still_address: str):
-    for page in opened(browser, still_address, (1280, 900)):
+def test_the_mark_lies_on_the_token_in_the_rendered_text(contexts, still_address: str):
+    for page in opened(contexts, still_address, (1280, 900)):
         script = "[...(CSS.highlights.get('quept-parting-chat-left') ?? [])].map(String)"
         page.wait_for_function(f"{script}.length === 1")
         assert page.evaluate(script) == ["Paris"]

@@ -62,8 +62,8 @@ def app(tmp_path_factory) -> Iterator[tuple[str, Path]]:
         gr.close_all()
 
 
-def visit(browser: Browser, address: str, width: int = 1280, height: int = 900) -> Page:
-    context = browser.new_context(viewport={"width": width, "height": height}, has_touch=width < 500)
+def visit(contexts, address: str, width: int = 1280, height: int = 900) -> Page:
+    context = contexts(viewport={"width": width, "height": height}, has_touch=width < 500)
     page = context.new_page()
     page.wrong = []
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
@@ -78,13 +78,12 @@ def visit(browser: Browser, address: str, width: int = 1280, height: int = 900) 
 
 
 @pytest.fixture
-def page(browser: Browser, app) -> Iterator[Page]:
-    page = visit(browser, app[0] + HERE)
+def page(contexts, app) -> Iterator[Page]:
+    page = visit(contexts, app[0] + HERE)
     expect(page.locator(FIRST).first).to_be_visible(timeout=60_000)
     yield page
-    wrong = page.wrong
-    page.context.close()
-    assert wrong == []
+    page.close()
+    assert page.wrong == []
 
 
 def answers(page: Page) -> list[str]:
@@ -164,7 +163,7 @@ def test_a_picture_of_ones_own_is_answered_and_no_file_of_it_stays(
     assert shape[0] > shape[1], "turned as the camera says"
     own = page.locator(FIRST).first.get_attribute("data-id")
 
-    other = visit(browser, address + HERE)
+    other = visit(browser.new_context, address + HERE)
     expect(other.locator(FIRST).first).to_be_visible(timeout=60_000)
     assert own not in other.content()
     other.context.close()
@@ -192,23 +191,23 @@ def test_a_pasted_picture_is_taken(page: Page):
     expect(page.locator(FIRST).first).to_have_attribute("data-id", re.compile("^own:"), timeout=30_000)
 
 
-def test_a_link_restores_the_page_its_plan_and_its_picture(page: Page, browser: Browser):
+def test_a_link_restores_the_page_its_plan_and_its_picture(page: Page, contexts):
     expect(page.locator(f"{FIRST} .words").first).not_to_be_empty(timeout=30_000)
     page.locator("#preset-W3").click()
     expect(page.locator(FADERS).first).to_have_attribute("aria-valuenow", "3", timeout=30_000)
     page.locator(FIRST).nth(4).click()
     picture = chosen(page)
     page.wait_for_function("() => location.search.includes('i=') && location.search.includes('p=classify')")
-    restored = visit(browser, page.url)
+    restored = visit(contexts, page.url)
     expect(restored.locator(FADERS).first).to_have_attribute("aria-valuenow", "3", timeout=60_000)
     expect(restored.locator(f'{FIRST}[aria-pressed="true"]')).to_have_attribute("data-id", picture)
     assert restored.wrong == []
-    restored.context.close()
+    restored.close()
 
 
-def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, app):
-    page = visit(browser, app[0] + HERE, 390, 844)
+def test_a_phone_shows_everything_without_scrolling_sideways(contexts, app):
+    page = visit(contexts, app[0] + HERE, 390, 844)
     expect(page.locator("#classify-status-right .choice")).to_have_count(5, timeout=60_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.wrong == []
-    page.context.close()
+    page.close()

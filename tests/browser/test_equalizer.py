@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from app import link
 from app.components.equalizer import Equalizer
@@ -156,17 +156,17 @@ def site():
 
 
 @pytest.fixture
-def visit(browser: Browser, site):
+def visit(contexts, site):
     """Open the page, at any size; no error on the console and no request to another host, in any test."""
-    contexts, complaints = [], []
+    opened, complaints = [], []
 
     def open_page(query: str = "", **options) -> Page:
         site.visit = uuid.uuid4().hex
         site.commits.clear()
-        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        context = contexts(**({"viewport": {"width": 1280, "height": 900}} | options))
         context.add_cookies([{"name": "visit", "value": site.visit, "url": site.url}])
-        contexts.append(context)
         page = context.new_page()
+        opened.append(page)
         page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(
@@ -178,8 +178,8 @@ def visit(browser: Browser, site):
 
     yield open_page
     site.hold.set()
-    for context in contexts:
-        context.close()
+    for page in opened:
+        page.close()
     assert complaints == []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from app.serve import build_app, look
 from app.service import Service
@@ -31,16 +31,15 @@ def address(tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture(params=[1440, 390], ids=["desktop", "phone"])
-def page(browser: Browser, address: str, request) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": request.param, "height": 844})
-    page, wrong = context.new_page(), []
+def page(contexts, address: str, request) -> Iterator[Page]:
+    page, wrong = contexts(viewport={"width": request.param, "height": 844}).new_page(), []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(f"{address}?p=export")
     expect(page.locator("#equalizer [role=slider]").first).to_be_visible(timeout=60_000)
     expect(page.locator("#exports [data-format=mlx] [data-bytes]")).to_be_visible(timeout=30_000)
     yield page
     assert page.evaluate("document.documentElement.scrollWidth") <= request.param
-    context.close()
+    page.close()
     assert wrong == []
 
 

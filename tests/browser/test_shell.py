@@ -53,14 +53,14 @@ def address(tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture
-def visit(browser: Browser, address: str):
+def visit(contexts, address: str):
     """Opens the page at any size; nothing is logged as an error or a warning, nothing is missing."""
-    contexts, wrong = [], []
+    opened, wrong = [], []
 
-    def open_page(width: int = 1440, height: int = 900, query: str = "", **options) -> Page:
+    def open_page(width: int = 1440, height: int = 900, query: str = "") -> Page:
         size = {"width": width, "height": height}
-        contexts.append(browser.new_context(viewport=size, has_touch=width < 500, **options))
-        page = contexts[-1].new_page()
+        page = contexts(viewport=size, has_touch=width < 500).new_page()
+        opened.append(page)
         page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("response", lambda r: wrong.append(f"{r.status} {r.url}") if r.status >= 400 else None)
@@ -71,8 +71,8 @@ def visit(browser: Browser, address: str):
 
     yield open_page
     met = list(wrong)
-    for context in contexts:
-        context.close()
+    for page in opened:
+        page.close()
     assert met == []
 
 
@@ -118,17 +118,17 @@ def test_numbers_and_plot_are_of_what_the_menu_says_that_quality_is_measured_by(
 
 
 @pytest.mark.parametrize("name", list(DEMOS))
-def test_plot_and_numbers_answer_a_drag_in_sight_and_nothing_is_asked_for(page: Page, name: str):
+def test_plot_and_numbers_answer_a_drag_in_sight_and_nothing_is_asked_for(page: Page, rest, name: str):
     if name != "chat":
         model(page, DEMOS[name])
     asked: list[str] = []
     page.on("request", lambda r: asked.append(r.url) if not r.url.startswith("data:") else None)
     tab(page, name).click()
     page.locator("#equalizer [data-faders]").scroll_into_view_if_needed()
-    page.wait_for_timeout(1500)
+    rest(page)
     while asked:  # what the switch of model and tab asks for comes first
         asked.clear()
-        page.wait_for_timeout(1500)
+        page.wait_for_timeout(1000)
     star = page.locator("#chart .star, #chart .guide >> visible=true").first
     memory = page.locator('#numbers [data-value="memory"]')
     before = (memory.text_content(), star.bounding_box()["x"])
@@ -273,19 +273,21 @@ def test_a_word_explains_itself_by_tap_and_every_tab_is_in_reach_on_a_phone(visi
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_nothing_serious_on_any_tab(visit, width: int, theme: str):
-    page = visit(width, 900, color_scheme=theme)
+def test_axe_finds_nothing_serious_on_any_tab_light_or_dark(visit, rest, width: int):
+    page = visit(width)
     found: dict[str, list[str]] = {}
     for entry in PAGES:
         wanted = DEMOS.get(entry.id)
         if wanted and page.locator("#model select").input_value() != wanted:
             model(page, wanted)
         tab(page, entry.id).click()
-        page.wait_for_timeout(1500)
-        for broken in Axe().run(page).response["violations"]:
-            if broken["impact"] in ("serious", "critical"):
-                nodes = [node["html"][:160] for node in broken["nodes"][:4]]
-                found.setdefault(f"{entry.id}: {broken['id']}", nodes)
+        for theme in ("light", "dark"):
+            page.emulate_media(color_scheme=theme)
+            expect(page.locator("body.dark")).to_have_count(int(theme == "dark"))
+            rest(page)
+            for broken in Axe().run(page).response["violations"]:
+                if broken["impact"] in ("serious", "critical"):
+                    nodes = [node["html"][:160] for node in broken["nodes"][:4]]
+                    found.setdefault(f"{entry.id}, {theme}: {broken['id']}", nodes)
     assert found == {}

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 ROOT = Path(__file__).parents[2]
 MEASURED = re.compile(r"Measured (earlier )?on 4,\d+ tokens")
@@ -53,11 +53,11 @@ def _serves_pages(url: str) -> bool:
 
 
 @pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
-def page(browser: Browser, app_url: str, request) -> Iterator[Page]:
+def page(contexts, app_url: str, request) -> Iterator[Page]:
     """A fresh visitor's page. After the test: no error was logged and nothing outside this machine was asked
     for."""
     width, height = request.param
-    context = browser.new_context(viewport={"width": width, "height": height}, has_touch=width < 500)
+    context = contexts(viewport={"width": width, "height": height}, has_touch=width < 500)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     page, wrong = context.new_page(), []
     page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
@@ -70,7 +70,7 @@ def page(browser: Browser, app_url: str, request) -> Iterator[Page]:
     expect(page.locator(SLIDERS).first).to_be_visible(timeout=60_000)
     yield page
     met = list(wrong)  # before closing, which breaks off whatever is still streaming
-    context.close()
+    page.close()
     assert met == []
 
 
@@ -149,8 +149,8 @@ def test_two_answers_stream_side_by_side_and_stop_stops_both(page: Page):
 
 
 @pytest.mark.parametrize("query", ["w=zzz", "m=other&w=AAAA", "w=%3Cscript%3E", "kv=99"])
-def test_a_malformed_link_is_refused_in_words_and_the_page_works(browser: Browser, app_url: str, query: str):
-    page = browser.new_page()
+def test_a_malformed_link_is_refused_in_words_and_the_page_works(contexts, app_url: str, query: str):
+    page = contexts(viewport={"width": 1280, "height": 900}, has_touch=False).new_page()
     page.goto(f"{app_url}?{query}")
     expect(page.get_by_text("The link was not restored").first).to_be_visible(timeout=60_000)
     expect(page.locator("#numbers [data-widths]")).to_have_text("W mixed 4.5 · A16 · E5 · KV16")
@@ -158,10 +158,8 @@ def test_a_malformed_link_is_refused_in_words_and_the_page_works(browser: Browse
     page.close()
 
 
-def test_a_plan_file_comes_back_as_it_went_and_a_bad_one_is_refused(
-    browser: Browser, app_url: str, tmp_path: Path
-):
-    page = browser.new_page()
+def test_a_plan_file_comes_back_as_it_went_and_a_bad_one_is_refused(contexts, app_url: str, tmp_path: Path):
+    page = contexts(viewport={"width": 1280, "height": 900}, has_touch=False).new_page()
     page.goto(app_url)
     page.locator("#preset-W6").click(timeout=60_000)  # at once: what the page restores must not undo it
     expect(page.locator(SLIDERS).first).to_have_attribute("aria-valuenow", "6", timeout=15_000)
