@@ -1,6 +1,6 @@
 # make app           start the explorer in a browser          make app ARGS="--port 8000"
 # make test          run every test                           make test ARGS="tests/zoo -x"
-# make test-fast     the same without a browser and without what takes more than ten seconds: under two minutes
+# make test-fast     the same without a browser, without files that take long, and with a few of many families
 # make fuzz          thousands of bad inputs instead of the suite's few      make fuzz INPUTS=10000
 # make sanitize      the C kernels on random shapes under the address, undefined-behavior and thread sanitizers
 # make emulate       the same on a 64-bit Arm processor that qemu emulates, without sanitizers
