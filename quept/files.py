@@ -257,7 +257,7 @@ def read_text(path: str | Path, what: str = "a text", error: Callable[[str], Exc
     content = read_bytes(path, what, error)
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
-        text = content.decode(encoding)
+        text = content.decode(encoding).lstrip("\ufeff")  # files put together have the mark twice
     except UnicodeDecodeError as cause:
         named = encoding.removesuffix("-sig").upper()
         at = f"from byte {cause.start:,} on"

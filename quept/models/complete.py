@@ -4,6 +4,7 @@ weight_files the safetensors files of a folder or hub id; whoever loads it will 
 stored       {name: type} of all tensors of such files, from their headers
 unquantized  refuses codes: weights that another tool has rounded already, and scales beside them
 all_used     refuses what a model of transformers left over or made up; `of_timm` the same for one of timm
+same_rotary  refuses a file whose rotary frequencies are not those of the config
 
 Each raises ValueError, which names a tensor. A model that ignored one would answer, with other numbers.
 """
@@ -34,6 +35,7 @@ BESIDE_CODES = re.compile(
     r"|(weight\.)?(absmax|quant_map|nested_absmax|quant_state\..*)|SCB|weight_format)$"
 )
 CODES = re.compile(r"^(F8|F6|F4|I8|U8|I16|U16|I32|U32)")
+PLAIN = {"default", "linear"}  # rope types whose frequencies are those of rope_theta, times one factor
 IN_CONFIG = ("quantization_config", "quantization", "compression_config")
 
 
@@ -85,6 +87,35 @@ def all_used(read: Mapping[str, Any]) -> None:
         read["missing_keys"],
         [name for name, *_ in read["mismatched_keys"]],
     )
+
+
+def same_rotary(model: nn.Module, files: Iterable[str]) -> None:
+    """Refuse rotary frequencies of an older version's file that the config does not give, but for one factor
+    in all of them: the model was trained with others. Where the config stretches some more than others the
+    file may hold those from before."""
+    if not PLAIN.issuperset(_rope_types(model.config.to_dict())):
+        return
+    held = [buffer.float() for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in filter(re.compile(r"rotary_emb\.inv_freq$").search, file.keys()):
+                found = file.get_tensor(name).float()
+                fitting = (b for b in held if b.shape == found.shape)
+                if held and not any(
+                    torch.allclose(found, b * (found[0] / b[0]), 0.02, 1e-6) for b in fitting
+                ):
+                    raise ValueError(
+                        f"its weights do not fit its config: {name} holds other frequencies than the "
+                        "config's rope_theta gives"
+                    )
+
+
+def _rope_types(config: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _rope_types(value)
+        elif name == "rope_type" and value:
+            yield value
 
 
 def of_timm(model: nn.Module, weights: Path) -> None:

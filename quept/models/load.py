@@ -202,6 +202,7 @@ def _of_transformers(
             ignore_mismatched_sizes=True,  # as every other mismatch, by `all_used`
         )
         complete.all_used(read)  # transformers would go on with random numbers, or without a bias
+        complete.same_rotary(model, files)
         unfuse(model, family)
     return model, tokenizer, processor, name
 

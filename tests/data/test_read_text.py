@@ -16,6 +16,7 @@ BINARY = bytes(range(256)) * 20
 ENCODED = {
     "plain": TEXT.encode(),
     "mark": TEXT.encode("utf-8-sig"),
+    "mark twice": ("\ufeff" + TEXT).encode("utf-8-sig"),
     "windows": TEXT.replace("\n", "\r\n").encode("utf-16"),
     "big end": b"\xfe\xff" + TEXT.encode("utf-16-be"),
     "wide": TEXT.encode("utf-32"),

@@ -11,6 +11,8 @@ from tests.tiny import save_tiny, save_tiny_vision, tiny_model, tiny_tokenizer, 
 
 NAME = "model.layers.0.self_attn.q_proj"
 VIT = "blocks.0.attn.qkv"
+INV_FREQ = "model.layers.0.self_attn.rotary_emb.inv_freq"
+FREQUENCIES = 10000.0 ** -(torch.arange(8) / 8)
 
 
 def rewritten(folder, change):
@@ -96,11 +98,27 @@ def test_a_tensor_of_another_shape_is_named(tmp_path):
 
 def test_constants_that_older_versions_wrote_do_no_harm(tmp_path):
     def older(tensors):
-        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+        tensors[INV_FREQ] = FREQUENCIES.half()
 
     folder = save_tiny("llama", tmp_path)
     before = load(folder).identity
     assert load(rewritten(folder, older)).identity == before
+
+
+def test_rotary_frequencies_of_another_config_are_refused(tmp_path):
+    folder = save_tiny("llama", tmp_path)
+    rewritten(folder, lambda tensors: tensors.update({INV_FREQ: FREQUENCIES**0.5}))
+    with pytest.raises(LoadError, match=rf"{INV_FREQ} holds other frequencies than the config's rope_theta"):
+        load(folder)
+
+
+def test_positions_that_the_config_scales_fit_the_frequencies_from_before(tmp_path):
+    folder = rewritten(save_tiny("llama", tmp_path), lambda t: t.update({INV_FREQ: FREQUENCIES}))
+    config = json.loads((folder / "config.json").read_text())
+    for kind in ({"rope_type": "linear"}, {"rope_type": "yarn", "original_max_position_embeddings": 64}):
+        rope = {"rope_parameters": {"rope_theta": 10000.0, "factor": 2.0} | kind}
+        (folder / "config.json").write_text(json.dumps(config | rope))
+        load(folder)
 
 
 @pytest.mark.parametrize("same", [True, False])
