@@ -118,6 +118,11 @@ class Gate:
                 return turn
             self._line.append(turn)
             self._arrival.set()
+        self._until_in(turn)
+        return turn
+
+    def _until_in(self, turn: Turn) -> None:
+        """Waits in line, and then for one who has just left and would still be next."""
         turn.ready.wait()
         while turn.awaits:
             self._arrival.wait(self._returns)
@@ -127,7 +132,6 @@ class Gate:
                 self._line.insert(0, turn)
                 self._next()
             turn.ready.wait()
-        return turn
 
     def __exit__(self, *_) -> None:
         with self._lock:
@@ -148,7 +152,7 @@ class Gate:
             turn.ready.clear()
             self._line.insert(0, turn)
             self._next()
-        turn.ready.wait()
+        self._until_in(turn)
 
     def _count(self) -> Turn:
         """Who is inside, whose time so far is counted."""

@@ -180,6 +180,32 @@ def test_a_long_step_rests_for_a_first_answer_and_for_nothing_else():
     assert log == ["begins", "goes on", "first", "ends", "better"]
 
 
+def test_who_rests_does_so_until_a_first_answer_of_several_turns_is_there():
+    gate, log, waits = Gate(returns=0.5), [], threading.Event()
+
+    def first() -> None:
+        for part in ("weights", "estimate"):
+            with gate.turn(first=True):
+                log.append(part)
+
+    def long() -> None:
+        with gate as turn:
+            waits.set()
+            waiting_for(gate, 1)
+            for _ in range(3):
+                turn.pause()
+                log.append("block")
+
+    working = for_client(Client("a", "long"), long)
+    working.start()
+    waits.wait(5)
+    asking = for_client(Client("b", "first", asked=0.0), first)
+    asking.start()
+    for thread in (working, asking):
+        thread.join(10)
+    assert log == ["weights", "estimate", "block", "block", "block"]
+
+
 def test_first_answers_come_in_the_order_in_which_they_were_asked_for():
     gate, log = Gate(returns=0.0), []
 
