@@ -18,6 +18,8 @@ how well the rule orders the layers by what they cost at 3 bits, as a rank corre
 
 """
 
+SCROLLS = '<div class="scrolls" role="region" aria-label="Rules of thumb on trial" tabindex="0">'
+
 
 def verdicts(opened: OpenModel) -> str:
     """What the trial of rules that comes with a model found, as Markdown; "" where there is none."""
@@ -36,7 +38,8 @@ def verdicts(opened: OpenModel) -> str:
     unit = on.get("unit", "tokens")
     said = f"\n\nKL on {on['tokens']:,} {unit} of {shown(on['text'])}; rules read {shown(on['read'])}."
     sources = "; ".join(f"*{shown(name)}*: {shown(rule['source'])}" for name, rule in trial["rules"].items())
-    return RULES + "\n".join(f"| {' | '.join(row)} |" for row in rows) + said + f"\n\n{sources}."
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{RULES}{SCROLLS}\n\n{table}\n\n</div>{said}\n\n{sources}."
 
 
 def build(context: PageContext) -> None:
