@@ -108,7 +108,8 @@ class FairQueue(Queue):
             event.alive = False
             return
         if isinstance(messages, _Messages) and not messages.empty():
-            event.alive = event.alive and time.monotonic() - messages.read_at < UNREAD_S
+            asked = max(messages.read_at, event.enqueue_time)  # a page that had nothing to read reads nothing
+            event.alive = event.alive and time.monotonic() - asked < UNREAD_S
         super().send_message(event, event_message)
 
 

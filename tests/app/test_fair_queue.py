@@ -101,9 +101,22 @@ def test_an_answer_that_nobody_reads_ends(queue):
     message = SimpleNamespace(event_id=None)
     queue.send_message(event, message)
     assert event.alive
+    event.enqueue_time -= UNREAD_S + 1
     queue.pending_messages_per_session["gone"].read_at = time.monotonic() - UNREAD_S - 1
     queue.send_message(event, message)
     assert not event.alive
+
+
+def test_a_page_that_was_idle_for_long_gets_its_next_answer(queue):
+    ask(queue, "idle")
+    start(queue)
+    queue.active_jobs = [None] * 40
+    queue.pending_messages_per_session["idle"].read_at = time.monotonic() - 100 * UNREAD_S
+    ask(queue, "idle")  # the page opens its stream a moment after the first messages
+    event = queue.get_events()[0][0]
+    for _ in range(3):
+        queue.send_message(event, SimpleNamespace(event_id=None))
+    assert event.alive
 
 
 def test_a_page_that_is_gone_costs_no_error(queue):
