@@ -57,7 +57,8 @@ Choose = Callable[[Artifact, int, Callable[[float], None]], Artifact]
 LOG = "progress.jsonl"
 COMPARED = 16  # samples on which widths are compared where nothing was learned
 SHOWN = 8  # windows of text on which the magnitudes of inputs are seen; pictures at once that moments are of
-NOISE = 2.0  # standard errors by which what was learned must be better than what is given up for it
+NOISE = 1.0  # standard errors by which what was learned must be better than what is given up for it
+ENOUGH = 20  # pictures: of fewer, or of the few sequences of a text, no error can be told
 SAVE_EVERY = 120.0  # seconds between two checkpoints; a step takes seconds, writing one about a second
 
 
@@ -327,9 +328,9 @@ def _compared(
     """The artifact with each width at the best that is known of it, measured on held-out data as it will be
     stored: as it was learned, or the same (transformed) weights rounded to nearest with activations on the
     grids where learning began or rounded by the range of each token. At the widths of `recipe.rounding` each
-    weight's point on the grid is chosen too. What was learned or chosen is kept where it helps by more than
-    noise (NOISE). plain: the artifact without anything learned;
-    choose: makes that choice."""
+    weight's point on the grid is chosen too. What was learned or chosen is kept where it helps, on
+    ENOUGH pictures by more than noise. plain: the artifact without anything learned; choose: makes that
+    choice."""
     options = {"device": device, "dtype": torch.float32, "budget": 1}  # nothing is wanted twice
     rtn = ElasticModel(loaded, Artifact.rtn(loaded, artifact.group), **options)
     by_token = rtn
@@ -349,6 +350,7 @@ def _compared(
         return torch.cat(found)
 
     activations = stage.activations if stage else recipe.static is not None
+    noise = NOISE if loaded.kind == "vision" and count >= ENOUGH else 0.0
     quality, comparisons = {}, _comparisons(recipe, loaded.layout, activations)
     for i, (bits, plan, decided) in enumerate(comparisons):
         report(f"comparing {plan.name} with round-to-nearest", i / len(comparisons))
@@ -360,7 +362,7 @@ def _compared(
         best, kept, kl = grids if on_grid else token, False, None
         if any(bits in artifact.manifest.widths[name] for name in decided):
             kl = divergence(calibrated, plan)
-            kept = _helps(kl, best)
+            kept = _helps(kl, best, noise)
             best = kl if kept else best
         shown_kl = None if kl is None else _mean(kl)
         log("compared", plan=plan.name, kl=shown_kl, kept=kept, kl_token=_mean(token), **found)
@@ -380,7 +382,7 @@ def _compared(
                 report(what, i / len(comparisons))
                 chosen = choose(start, bits, lambda share, what=what: report(what, share))
                 kl = divergence(ElasticModel(transformed, chosen, **options), plan)
-                of, helps = kept and start is starts[0], _helps(kl, best)
+                of, helps = kept and start is starts[0], _helps(kl, best, noise)
                 log("rounding", plan=plan.name, learned=of, kl=_mean(kl), kept=helps)
                 if helps:
                     artifact, best = chosen, kl
@@ -392,10 +394,10 @@ def _mean(kl: Tensor) -> float:
     return round(kl.mean().item(), 6)
 
 
-def _helps(kl: Tensor, than: Tensor) -> bool:
-    """Whether it is less on the same samples, by more than NOISE standard errors of the difference."""
+def _helps(kl: Tensor, than: Tensor, noise: float) -> bool:
+    """Whether it is less on the same samples, by more than so many standard errors of the difference."""
     gain = than - kl
-    return bool(gain.mean() > NOISE * gain.std(correction=0) / len(gain) ** 0.5)
+    return bool(gain.mean() > noise * gain.std(correction=0) / len(gain) ** 0.5)
 
 
 def _without(artifact: Artifact, bits: int, grids: Mapping[str, Tensor | None]) -> Artifact:

@@ -111,15 +111,16 @@ def test_transforms_go_where_a_width_is_better_without(data, tmp_path, monkeypat
 
 
 def test_a_width_that_is_better_by_chance_is_not_kept(data, tmp_path, monkeypatch):
-    """All of what it gains is on one picture."""
-    turns = itertools.cycle([1.0, 1.0, 1.0, 0.1])
+    """What it gains is on one picture, and on another it loses half of that."""
+    turns = itertools.cycle([(1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (0.2, 1.4)])
 
     def found(_, p):
-        return torch.ones(len(p)).index_fill(0, torch.tensor([0]), next(turns))
+        return torch.cat([torch.tensor(next(turns)), torch.ones(len(p) - 2)])
 
     monkeypatch.setattr("quept.calibrate.job.divergences", found)
     model = save_tiny_vision("vit", tmp_path / "model")
-    made = calibrate(model, one_epoch(data), tmp_path / "out", device="cpu")
+    images = {"source": str(data), "count": 16}
+    made = calibrate(model, one_epoch(data, held_out=20, images=images), tmp_path / "out", device="cpu")
     assert not any(layer.widths for layer in made.engine.learned.values())
     assert {row["kl"] for row in made.manifest.quality.values()} == {1.0}
 
