@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from quept.export import exporter
+from quept.export import ExportError, exporter
 from quept.export.onnx import HELD, _group, _parts
 from quept.numerics.grid import quantize
 from quept.plan import PrecisionPlan
@@ -45,6 +45,35 @@ def test_language_models_are_refused_in_words(tmp_path):
     assert "is a language model, and ONNX is not for these" in exporter("onnx").refuses(
         elastic, PrecisionPlan.uniform(4)
     )
+
+
+@pytest.fixture
+def vit(tmp_path):
+    pytest.importorskip("onnx", reason="the package onnx writes these files: pip install onnx")
+    return ElasticModel.open(save_tiny_vision("vit", tmp_path / "vit"), device="cpu", dtype=torch.float32)
+
+
+def test_products_are_asked_for_in_float32(vit, tmp_path):
+    """At accuracy_level 4 inputs are rounded to 8 bits, and one row was wrong without AVX-512."""
+    import onnx
+
+    exporter("onnx").write(vit, PLANS["W4"], tmp_path / "a.onnx")
+    nodes = [node for node in onnx.load(tmp_path / "a.onnx").graph.node if node.op_type == "MatMulNBits"]
+    assert nodes and not any(one.name == "accuracy_level" for node in nodes for one in node.attribute)
+
+
+def test_a_runtime_that_computes_one_picture_wrongly_is_told_in_words(vit, tmp_path, monkeypatch):
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime runs them: pip install onnxruntime")
+    run = runtime.InferenceSession.run
+
+    def wrong_alone(self, names, given):
+        found = run(self, names, given)
+        return [found[0] * 1.5] if len(given["pixels"]) == 1 else found
+
+    monkeypatch.setattr(runtime.InferenceSession, "run", wrong_alone)
+    with pytest.raises(ExportError, match="computes one picture wrongly on this processor, by 50%"):
+        exporter("onnx").write(vit, PLANS["W4"], tmp_path / "a.onnx")
+    assert not (tmp_path / "a.onnx").exists()
 
 
 @pytest.mark.parametrize("family", ["eva02", "eva02-split"])
