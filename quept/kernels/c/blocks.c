@@ -114,7 +114,7 @@ CONSTANT void rows_in(Blocks *job, int bits, int reads) {
             float scale = half_to_float(w->scales[at]), exact = scale * -(float)zero;
             uint16_t offset = to_half(exact);
             if (reads) {
-                float most = scale * (float)(zero > top - zero ? zero : top - zero);
+                float most = fabsf(scale) * (float)(zero > top - zero ? zero : top - zero);
                 largest = most > largest ? most : largest;
                 float moved = bits > 5 ? 0 : fabsf(half_to_float(offset) - exact);
                 off = moved > off ? moved : off;
