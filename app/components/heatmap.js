@@ -132,13 +132,20 @@ function paintLegend() {
 
 function gist() {
   const sum = data.layers.reduce((total, _, i) => total + figureOf(i), 0);
-  const worst = data.layers.reduce((most, _, i) => (figureOf(i) > figureOf(most) ? i : most), 0);
-  const parts = [`at ${table().bits[column]} bits the sum of all layers is ${smallWords(sum)}`,
-    `${data.layers[worst].name} has ${percentOf(figureOf(worst), sum)} of it`];
+  const [worst, cache] = [[0, data.layers.length], [data.layers.length, items.length]].map(mostFragile);
+  const parts = [`Most fragile at ${table().bits[column]} bits: ${data.layers[worst].name}, KL ${smallWords(figureOf(worst))} `
+    + `by itself, ${percentOf(figureOf(worst), sum)} of the ${smallWords(sum)} that all layers sum to`];
+  if (cache !== null) parts.push(`keys and values of block ${data.blocks[items[cache].block]}, ${smallWords(figureOf(cache))}`);
   const own = table().embeddings?.[column];
-  if (typeof own === "number") parts.push(`the embeddings and the head cost ${smallWords(own)}`);
-  const words = parts.join("; ");
-  return `${words[0].toUpperCase()}${words.slice(1)}.`;
+  if (typeof own === "number") parts.push(`embeddings and head together, ${smallWords(own)}`);
+  return `${parts.join("; ")}.`;
+}
+
+/* Which of the items from one up to another costs most; null where there is none. */
+function mostFragile([from, to]) {
+  let most = null;
+  for (let i = from; i < to; i += 1) if (most === null || figureOf(i) > figureOf(most)) most = i;
+  return most;
 }
 
 const percentOf = (part, whole) => `${Number(((100 * part) / (whole || 1)).toPrecision(2))} %`;

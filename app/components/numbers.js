@@ -43,7 +43,10 @@ const count = (x) => Math.round(x).toLocaleString("en");
 function compare({ value, unit, better }, other, margin, name, relative = false) {
   if (!known(value) || !known(other)) return { text: "" };
   const gap = value - other, size = Math.abs(gap);
-  if (size <= Math.max(margin ?? 0, 1e-9)) return { text: `≈ like ${name}`, short: "≈ alike", tone: "even" };
+  if (size <= Math.max(margin ?? 0, 1e-9)) {
+    const early = state.status === "measuring"; // a wide interval holds everything
+    return { text: early ? `no difference to ${name} so far` : `≈ like ${name}`, short: early ? "–" : "≈ alike", tone: "even" };
+  }
   const tone = gap > 0 === (better === "higher") ? "better" : "worse";
   const share = unit === "share", plainly = share ? `${number(100 * size, 1)} points` : number(size, decimals(value));
   const distance = relative && !share ? `${plain((100 * size) / Math.abs(other))}%` : plainly;
@@ -143,7 +146,7 @@ function put(key, { value, error = "", origin = "", tone = "" }, ...lines) {
   const tile = tiles.get(key);
   write(tile.value, value);
   write(tile.error, error);
-  write(tile.origin, origin);
+  write(tile.origin, origin === "measured" && state.status === "measuring" ? "so far" : origin);
   tile.tile.dataset.origin = origin;
   tile.value.dataset.tone = tone;
   lines.forEach((line, i) => {

@@ -18,6 +18,7 @@ const GROUPS = { best: "Best found for their size", named: "Other plans" };
 
 const root = element.querySelector(".planbar");
 let faders = window.queptPrediction ?? null; // the latest quept:predict
+const LEAD_MS = 5000;
 let turn = 0;
 let view;
 
@@ -42,7 +43,22 @@ function show({ plan, budget, tab }) {
   if (!button) return;
   button.click();
   const wide = matchMedia("(min-width: 1280px)").matches; // faders, plot and demo in sight together
-  document.getElementById(wide ? "bench" : "tabs")?.scrollIntoView({ block: "start" });
+  lead(document.getElementById(wide ? "bench" : "tabs"));
+}
+
+/* Brings a part of the page to the top, and keeps it there while what was just opened below it grows, until the
+   visitor does something. */
+function lead(part) {
+  if (!part) return;
+  const go = () => part.scrollIntoView({ block: "start" }), grown = new ResizeObserver(go);
+  const done = new AbortController();
+  const stop = () => { grown.disconnect(); done.abort(); };
+  for (const event of ["wheel", "pointerdown", "keydown", "touchstart"]) {
+    document.addEventListener(event, stop, { passive: true, signal: done.signal });
+  }
+  grown.observe(document.getElementById("tabs"));
+  setTimeout(stop, LEAD_MS);
+  go();
 }
 
 function action(name, label, onClick, title) {

@@ -247,7 +247,8 @@ def test_the_three_buttons_lead_to_states_worth_seeing(page: Page):
     tries.nth(0).click()
     expect(page.locator("#budget [data-words]")).to_contain_text("predicted KL", timeout=15_000)
     tries.nth(2).click()
-    expect(page.locator("#heatmap table")).to_be_visible()
+    expect(page.locator("#heatmap table")).to_be_in_viewport(ratio=0.5)
+    expect(page.locator("#heatmap")).to_contain_text("Most fragile at 3 bits")
 
 
 def test_what_was_tried_leaves_a_trail_in_the_plot(page: Page):
