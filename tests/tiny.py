@@ -114,7 +114,7 @@ _FALCON = {
     "initializer_range": 0.2,
     "tie_word_embeddings": True,
 }
-CONFIGS |= {  # older ones: layers of their own names, positions in tables or as biases
+OLDER = {  # layers of their own names, positions in tables or as biases
     "gpt2": _GPT | {"model_type": "gpt2", "n_inner": 96, "tie_word_embeddings": True},
     "gpt-bigcode": _GPT | {"model_type": "gpt_bigcode", "n_inner": 96, "tie_word_embeddings": True},
     "gpt-neo": {
@@ -162,6 +162,7 @@ CONFIGS |= {  # older ones: layers of their own names, positions in tables or as
         "tie_word_embeddings": True,
     },
 }
+CONFIGS |= OLDER
 MIXTURES = {
     "mixtral": _LLAMA_LIKE
     | {"model_type": "mixtral", "tie_word_embeddings": False, "num_local_experts": 4, "sliding_window": None},
