@@ -10,7 +10,7 @@ from quept.flow import allocate, table_of
 from quept.plan import PrecisionPlan
 
 
-@pytest.mark.parametrize("name", ["fashion-vit", "easy-vqa"])
+@pytest.mark.parametrize("name", ["fashion-vit", "fashion-vit:weight-act", "easy-vqa"])
 def test_a_budget_is_answered_by_size_and_by_points_of_accuracy(name):
     elastic = ElasticModel.open(name, device="cpu", dtype=torch.float32)
     table = table_of(elastic)
