@@ -13,7 +13,9 @@ from quept.artifact import Artifact
 from quept.numerics import dequantize, fake_quantize_tokens
 from quept.numerics.grid import group_size, quantize
 from quept.plan import QUANTIZED_BITS, Bits
-from tests.tiny import VISION, close, pictures, save_tiny_vision, tiny_vision
+from tests.tiny import VISION, all_but_few_slow, close, pictures, save_tiny_vision, tiny_vision
+
+NAMES = all_but_few_slow(VISION, ("vit", "dinov2", "swin"))
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +40,14 @@ def answer(model, name="swin", dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", VISION)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_full_view_is_timms_model(models, name, dtype):
     view = elastic_of(models[name], dtype).view(PrecisionPlan.full())
     assert close(answer(view, name, dtype), answer(tiny_vision(name).to(dtype), name, dtype))
     assert type(view) is type(tiny_vision(name))
 
 
-@pytest.mark.parametrize("name", VISION)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_view_is_timms_model_with_rounded_weights(models, name):
     elastic, rounded = elastic_of(models[name]), tiny_vision(name)
     plan = PrecisionPlan.of({elastic.layers[1]: 2, elastic.layers[-1]: 16}, default=4)
@@ -58,7 +60,7 @@ def test_a_view_is_timms_model_with_rounded_weights(models, name):
 
 
 @pytest.mark.parametrize("bits", [3, 8])
-@pytest.mark.parametrize("name", VISION)
+@pytest.mark.parametrize("name", NAMES)
 def test_patches_and_heads_are_rounded_as_rows_of_columns(models, name, bits):
     elastic, rounded = elastic_of(models[name]), tiny_vision(name)
     for end in elastic.embeddings:
@@ -72,7 +74,7 @@ def test_patches_and_heads_are_rounded_as_rows_of_columns(models, name, bits):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", VISION)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_reference_is_timms_model_in_float32(models, name, dtype):
     logits = elastic_of(models[name], dtype).reference(pictures(name))
     assert close(logits, answer(tiny_vision(name), name))
@@ -158,7 +160,7 @@ def test_activation_bits_round_each_token(models):
     assert close(layer(x), expected)
 
 
-@pytest.mark.parametrize("name", VISION)
+@pytest.mark.parametrize("name", NAMES)
 def test_views_at_every_plan_stay_finite(models, name):
     elastic = elastic_of(models[name])
     for bits in (*QUANTIZED_BITS, 16):
@@ -182,7 +184,7 @@ def test_baselines_classify_too(models, name):
     assert elastic.sizes.deploy(PrecisionPlan.uniform(name)) < elastic.sizes.deploy(PrecisionPlan.full())
 
 
-@pytest.mark.parametrize("name", VISION)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_bytes_are_those_of_the_packed_tensors(models, name):
     elastic = elastic_of(models[name])
     whole = sum(p.nbytes for p in models[name].model.parameters())
