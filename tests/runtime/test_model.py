@@ -261,7 +261,8 @@ def test_a_view_continues_from_a_cache(elastic):
 
 def test_a_view_says_what_it_is(elastic):
     view = elastic.view(PrecisionPlan.uniform(4, 8))
-    assert type(view) is type(elastic.base) and view.dtype == torch.float32 and view.device == elastic.device
+    assert isinstance(view, type(elastic.base))
+    assert view.dtype == torch.float32 and view.device == elastic.device
     assert "64 -> 64, W4 A8" in repr(view)
     assert set(elastic.layers) <= {name for name, _ in view.named_modules()}
 
