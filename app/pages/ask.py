@@ -5,7 +5,7 @@ What a question does is in `app.pages.ask_answers`; here the page is drawn and w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import gradio as gr
 
@@ -65,7 +65,7 @@ class AskPage:
     status_right: SideStatus
     talk: Talk
     thread: gr.State
-    entered: gr.State
+    entered: gr.State  # the setting last drawn: events overtake each other, and the browser's may be older
 
 
 def build(context: PageContext) -> AskPage:
@@ -73,7 +73,7 @@ def build(context: PageContext) -> AskPage:
     begins, start = context.begins, Setting(context.model.value, STARTING, context.plan.value)
     offered = context.service.choices(start.model) if begins else [(choice, choice) for choice in STARTING]
     shown = statuses(context, start) if begins else {}
-    drawn = {"thread": gr.State([]), "entered": gr.State(False)}
+    drawn = {"thread": gr.State([]), "entered": gr.State(None)}
     with gr.Column(elem_id=ASK):
         with gr.Row(elem_id="ask-head"):
             drawn["title"] = gr.Markdown(title(context, start.model) if begins else "", elem_id="ask-title")
@@ -127,6 +127,7 @@ def _wire(context: PageContext, page: AskPage) -> None:
     parts = {f.name: getattr(page, f.name) for f in fields(page)} | {"chart": context.chart}
     outputs = [part for name, part in parts.items() if name != "clear"]
     both = [page.status_left, page.status_right]
+    chosen = [*both, page.entered]
     buttons = [page.send, page.stop, page.again]
     # Few, since they change often.
     answers = [page.talk, page.thread, page.question, *both, *buttons, context.chart]
@@ -167,6 +168,8 @@ def _wire(context: PageContext, page: AskPage) -> None:
     def on_switch(request: gr.Request, query, entered, *values):
         setting, visitor = now(values), request.session_hash
         if setting.model not in context.held:
+            return on_page({"entered": setting} if entered else {})
+        if entered and entered.model == setting.model:
             return gr.skip()
         change = switched(context, setting, visitor)
         return on_page(change if entered else change | enter(context, query, setting, [], visitor))
@@ -174,9 +177,16 @@ def _wire(context: PageContext, page: AskPage) -> None:
     def on_plan(*values):
         return on_page(statuses(context, now(values)) if values[0] in context.held else {})
 
+    def on_choice(*values):
+        setting = now(values)
+        return on_page(statuses(context, setting) | {"entered": setting})
+
     def on_enter(request: gr.Request, query, entered, thread, *values):
+        setting = now(values)
+        if entered and entered.model == setting.model:
+            setting = replace(setting, choices=entered.choices)
         query = None if entered else query
-        return on_page(enter(context, query, now(values), thread, request.session_hash))
+        return on_page(enter(context, query, setting, thread, request.session_hash))
 
     def on_leave(request: gr.Request):
         context.forget(request.session_hash)
@@ -191,7 +201,7 @@ def _wire(context: PageContext, page: AskPage) -> None:
     page.stop.click(on_stop, None, None, **LIGHT)
     page.clear.click(on_clear, setting, answers, **LIGHT)
     page.input.upload(on_given, [context.model, page.input], [page.input, page.easel], **EVERY | WARNING)
-    address(gr.on([page.plan_left.input, page.plan_right.input], on_plan, setting, both, **LIGHT))
+    address(gr.on([page.plan_left.input, page.plan_right.input], on_choice, setting, chosen, **LIGHT))
     context.on_model(on_switch, [context.query, page.entered, *setting], outputs, **LIGHT)
     context.on_plan(on_plan, setting, both, **LIGHT)
     entering = [context.query, page.entered, page.thread, *setting]

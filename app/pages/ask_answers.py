@@ -153,7 +153,8 @@ def _taken(context: PageContext, model: str, path: str, visitor: str) -> dict:
 def switched(context: PageContext, setting: Setting, visitor: str) -> dict:
     """Another of the operator's models: its precisions and pictures, and no questions yet."""
     drawn = {"easel": easel(context, setting.model, visitor), "title": title(context, setting.model)}
-    return clear(context, setting, visitor) | drawn | _menus(context.service, setting)
+    drawn |= _menus(context.service, setting) | {"entered": setting}
+    return clear(context, setting, visitor) | drawn
 
 
 def enter(
@@ -171,7 +172,7 @@ def enter(
     drawn = {
         "easel": easel(context, new.model, visitor),
         "title": title(context, new.model),
-        "entered": True,
+        "entered": new,
     }
     return drawn | _drawn(thread) | _menus(context.service, new) | statuses(context, new)
 

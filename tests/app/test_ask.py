@@ -9,6 +9,7 @@ import json
 import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -18,7 +19,7 @@ from PIL import Image, ImageDraw
 from app import conversation
 from app.components.easel import picture_of
 from app.conversation import Answer, Frame
-from app.pages import ask_answers, ask_words
+from app.pages import ask, ask_answers, ask_words
 from app.pages.ask_answers import (
     Setting,
     again,
@@ -37,6 +38,7 @@ from quept import ElasticModel, PrecisionPlan
 from quept.data.easy_vqa import Question, Questions
 from quept.evaluate import Results, Sample
 from quept.runtime import visual
+from tests.app.tiny import bench
 from tests.tiny_vlm import save_tiny_vlm
 from tests.training import script
 
@@ -357,3 +359,21 @@ def test_two_colours_are_not_one_shape():
     assert "one shape" in EASY_VQA.outside(
         "is there a circle?", picture, script("easy-vqa").processor().tokenizer
     )
+
+
+def test_what_a_link_says_stays_whichever_of_its_events_comes_first(context, elastic):
+    with gr.Blocks():
+        bare = bench(MODEL)
+        page = ask.build(PageContext(context.service, context.held, bench=bare, tab=gr.Tab()))
+        events = {fn.name: fn.fn for fn in gr.context.Context.root_block.fns.values() if fn.name}
+    link, stale = {"p": "ask", "m": MODEL, "l": "W3", "r": "W8"}, (MODEL, *ask.STARTING, None)
+    request = SimpleNamespace(session_hash="a")
+    change = events["on_switch"](request, link, None, *stale)
+    later = events["on_enter"](request, link, change[page.entered], [], *stale)
+    assert [later[menu].value for menu in (page.plan_left, page.plan_right)] == ["W3", "W8"]
+    change = events["on_enter"](request, link, None, [], *stale)
+    later = events["on_switch"](request, link, change[page.entered], *stale)
+    assert page.plan_left not in later
+    chosen = events["on_choice"](MODEL, "W2", "W8", None)
+    later = events["on_enter"](request, link, chosen[page.entered], [], *stale)
+    assert later[page.plan_left].value == "W2"

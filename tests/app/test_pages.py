@@ -68,7 +68,7 @@ def test_a_page_for_models_that_are_not_open_is_left_out(service: Service, tmp_p
 
 def test_every_page_brings_its_own_style():
     css = look()["css"]
-    assert all(page.css in css for page in PAGES) and sum(bool(page.css) for page in PAGES) == 4
+    assert all(page.css in css for page in PAGES) and sum(bool(page.css) for page in PAGES) == 5
 
 
 def test_the_app_knows_no_page_by_its_name():

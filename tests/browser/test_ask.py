@@ -198,7 +198,7 @@ def test_a_link_restores_the_page_and_its_precisions(page: Page, contexts, addre
     page.locator("#ask-plan-left select").select_option("W3")
     page.wait_for_function("() => location.search.includes('l=W3') && location.search.includes('m=llava')")
     restored = visit(contexts, address, page.url.removeprefix(address.rstrip("/")).lstrip("/"))
-    expect(restored.locator("#ask-plan-left select")).to_have_value("W3", timeout=15_000)
+    expect(restored.locator("#ask-plan-left select")).to_have_value("W3", timeout=60_000)
     expect(restored.get_by_role("tab", name="Chat")).to_be_enabled()
     assert restored.wrong == []
     restored.close()
