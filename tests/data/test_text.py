@@ -30,6 +30,7 @@ def test_the_same_seed_gives_the_same_windows_and_another_seed_others(tmp_path):
     assert len({tuple(row.tolist()) for row in first}) == 9
 
 
+@pytest.mark.slow
 def test_chats_are_written_in_the_models_own_template():
     text = zoo.chats("gsm8k-chats")[0]
     assert [turn["role"] for turn in text] == ["user", "assistant"]

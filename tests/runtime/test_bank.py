@@ -173,6 +173,7 @@ def test_different_weights_are_made_at_the_same_time():
         list(pool.map(lambda layer: bank.weight(layer, 4), "ab"))
 
 
+@pytest.mark.slow
 def test_contention_under_a_tight_budget_gives_right_values_and_right_counts(make):
     bank = WeightBank(make, ready(), 3 * DENSE)
     expected = {
