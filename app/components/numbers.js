@@ -142,11 +142,14 @@ function rate(speed, bytes) {
   return known(bytes) ? `≈ ${number(1 / (fixed + each * bytes), 0)} tok/s predicted` : "";
 }
 
+/* A first glimpse is not called measured. */
+const originWords = (origin) => (origin === "measured" && state.status === "measuring" ? "so far" : origin);
+
 function put(key, { value, error = "", origin = "", tone = "" }, ...lines) {
   const tile = tiles.get(key);
   write(tile.value, value);
   write(tile.error, error);
-  write(tile.origin, origin === "measured" && state.status === "measuring" ? "so far" : origin);
+  write(tile.origin, originWords(origin));
   tile.tile.dataset.origin = origin;
   tile.value.dataset.tone = tone;
   lines.forEach((line, i) => {
@@ -262,7 +265,7 @@ function drawLine(found) {
     parts.push(make("span", { "data-tone": tone, text: words }, beside));
   }
   const origin = found.find(({ value }) => known(value))?.origin;
-  if (origin) parts.push(make("i", { text: origin }));
+  if (origin) parts.push(make("i", { text: originWords(origin) }));
   line.replaceChildren(...parts);
 }
 
