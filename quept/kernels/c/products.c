@@ -16,25 +16,38 @@ INLINE I32 load_zeros(const Weight *w, int64_t at) {
     return w->zeros ? load_bytes(w->zeros + at) : (I32){0} + 128;
 }
 
-/* Quad k of a block: four codes of each row, one a byte. apart: bytes from slice to slice of nested codes. */
-INLINE U32 quad(const uint8_t *block, int64_t apart, int bits, int k) {
-    if (bits == 8) return load(block + LINE * k);
+/* The lines of a block, of nested codes those of every slice that is read, `apart` bytes from each other. All are in
+   registers before the first is looked into: a processor fetches ahead what is read in the order in which it lies, and
+   the planes of a quad lie lines apart. */
+typedef struct {
+    U32 line[SLICE * SLICES];
+} Lines;
+
+INLINE Lines lines_in(const uint8_t *block, int64_t apart, int bits) {
+    Lines lines;
+    const int slices = is_nested(bits) ? bits - NESTED : 1, each = lines_of(bits);
+#pragma GCC unroll 4
+    for (int s = 0; s < slices; s++)
+#pragma GCC unroll 8
+        for (int i = 0; i < each; i++) lines.line[s * each + i] = load(block + s * apart + LINE * i);
+    if (bits < NESTED) __asm__ volatile("" ::: "memory"); /* a compiler would read each where it is used */
+    return lines;
+}
+
+/* Quad k of a block: four codes of each row, one a byte. */
+INLINE U32 quad(const Lines *lines, int bits, int k) {
+    const U32 *line = lines->line;
+    if (bits == 8) return line[k];
     U32 codes = {0};
     if (is_nested(bits)) {
 #pragma GCC unroll 4
         for (int s = 0; s < bits - NESTED; s++)
-            codes |= field(load(block + s * apart + LINE * (k / 4)), SLICE * (k % 4), width_of(bits) - SLICE * (s + 1), SLICE);
+            codes |= field(line[SLICE * s + k / 4], SLICE * (k % 4), width_of(bits) - SLICE * (s + 1), SLICE);
         return codes;
     }
-    if (bits & 4) {
-        codes |= field(load(block + LINE * (k / 2)), 4 * (k % 2), 0, 4);
-        block += 4 * LINE;
-    }
-    if (bits & 2) {
-        codes |= field(load(block + LINE * (k / 4)), 2 * (k % 4), bits & 4, 2);
-        block += 2 * LINE;
-    }
-    if (bits & 1) codes |= field(load(block), k, bits - 1, 1);
+    if (bits & 4) codes |= field(line[k / 2], 4 * (k % 2), 0, 4);
+    if (bits & 2) codes |= field(line[(bits & 4) + k / 4], 2 * (k % 4), bits & 4, 2);
+    if (bits & 1) codes |= field(line[bits - 1], k, bits - 1, 1);
     return codes;
 }
 
@@ -68,6 +81,7 @@ INLINE I32 dot4(I32 sum, U32 codes, const int8_t *p) {
    depends on the width: 2 * 127 * (2^bits - 1) * quads < 2^15. Codes of 8 bits would not fit even once: they
    are brought down by 128, and their signs moved to p. */
 INLINE I32 dot_block(I32 sum, const uint8_t *block, int64_t apart, int bits, const int8_t *p) {
+    const Lines lines = lines_in(block, apart, bits);
     const int width = width_of(bits), run = width <= 4 ? 8 : width == 5 ? 4 : width == 6 ? 2 : 1;
     const __m256i ones = _mm256_set1_epi16(1);
     __m256i pairs = _mm256_setzero_si256();
@@ -75,7 +89,7 @@ INLINE I32 dot_block(I32 sum, const uint8_t *block, int64_t apart, int bits, con
     for (int k = 0; k < 8; k++) {
         int32_t four;
         memcpy(&four, p + 4 * k, sizeof four);
-        __m256i x = _mm256_set1_epi32(four), codes = (__m256i)quad(block, apart, bits, k);
+        __m256i x = _mm256_set1_epi32(four), codes = (__m256i)quad(&lines, bits, k);
         if (width == 8) {
             __m256i low = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
             sum += (I32)_mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(low), _mm256_sign_epi8(x, low)), ones);
@@ -92,11 +106,12 @@ INLINE I32 dot_block(I32 sum, const uint8_t *block, int64_t apart, int bits, con
 enum { LOWERED = 128 }; /* by what codes of 8 bits were brought down */
 #else
 INLINE I32 dot_block(I32 sum, const uint8_t *block, int64_t apart, int bits, const int8_t *p) {
+    const Lines lines = lines_in(block, apart, bits);
     I32 even = {0}, odd = {0};
 #pragma GCC unroll 4
     for (int k = 0; k < 8; k += 2) {
-        even = dot4(even, quad(block, apart, bits, k), p + 4 * k);
-        odd = dot4(odd, quad(block, apart, bits, k + 1), p + 4 * k + 4);
+        even = dot4(even, quad(&lines, bits, k), p + 4 * k);
+        odd = dot4(odd, quad(&lines, bits, k + 1), p + 4 * k + 4);
     }
     return sum + even + odd;
 }
@@ -144,9 +159,10 @@ INLINE F32 part_exact(const Weight *w, int bits, const uint8_t *codes, int64_t a
         F32 offset = __builtin_convertvector(load_zeros(w, at), F32) + (is_nested(bits) ? 0x1p22f : 0x1p23f);
         F32 sum[4] = {{0}, {0}, {0}, {0}};
         for (int64_t b = ceil_div(columns_of(w, g), BLOCK); b > 0; b--, codes += lines_of(bits) * LINE, x += BLOCK) {
+            const Lines lines = lines_in(codes, apart, bits);
 #pragma GCC unroll 8
             for (int k = 0; k < 8; k++) {
-                U32 four = quad(codes, apart, bits, k);
+                U32 four = quad(&lines, bits, k);
 #pragma GCC unroll 4
                 for (int c = 0; c < 4; c++)
                     sum[c] += (as_float((moved(four, 8 * c - up) & mask) | base) - offset) * x[4 * k + c];
@@ -434,12 +450,14 @@ INLINE void unpack_of(const Weight *w, int bits, int64_t first, int64_t last, vo
             }
             for (int64_t from = 0; from < n; from += BLOCK, block += lines_of(bits) * LINE) {
                 uint32_t quads[8][TILE], codes[TILE][8]; /* of each row, in the order of its columns */
-                for (int lane = 0; lane < TILE; lane += LANES)
+                for (int lane = 0; lane < TILE; lane += LANES) {
+                    const Lines lines = lines_in(block + 4 * lane, apart, bits);
 #pragma GCC unroll 8
                     for (int k = 0; k < 8; k++) {
-                        U32 four = quad(block + 4 * lane, apart, bits, k);
+                        U32 four = quad(&lines, bits, k);
                         memcpy(&quads[k][lane], &four, sizeof four);
                     }
+                }
                 for (int r = 0; r < TILE; r++)
                     for (int k = 0; k < 8; k++) codes[r][k] = quads[k][r];
                 int64_t width = least(BLOCK, n - from), column = g * w->group + from;
