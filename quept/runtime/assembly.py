@@ -45,14 +45,10 @@ class Template:
             self.model.register_parameter(
                 "here", here
             )  # transformers asks the first one for device and dtype
+        self.biases = {name: slot.bias(self.model) for name, slot in self.slots.items()}
         self.layers = {
-            name: backend.linear(
-                self.weights[name].shape,
-                slot.bias(self.model),
-                name in loaded.online,
-                engine.static(name),
-            )
-            for name, slot in self.slots.items()
+            name: backend.linear(self.weights[name].shape, bias, name in loaded.online, engine.static(name))
+            for name, bias in self.biases.items()
         }
         self._device, self._dtype, self._layout = device, backend.dtype, loaded.layout
         self._mold = Mold(self.model)

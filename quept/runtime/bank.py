@@ -62,15 +62,21 @@ class WeightBank:
     def known(self, keys: Iterable[Key]) -> list[Weight | None]:
         """The weights of many layers, as far as they are there."""
         with self._lock:
-            if self._stored:
-                return [self._found(key)[0] for key in keys]
-            weights, found = self._weights, []
+            weights, stored, found = self._weights, self._stored, []
+            places: dict[Setting, Setting] = {}
             for key in keys:
                 weight = weights.get(key)
                 if weight is None:
                     weight = self._alive.get(key)
                 else:
                     weights.move_to_end(key)
+                if stored:
+                    layer, setting = key
+                    if setting not in places:
+                        places[setting] = self._storage(setting)
+                    at = layer, places[setting]
+                    if at in stored:
+                        stored.move_to_end(at)
                 found.append(weight)
             return found
 

@@ -34,7 +34,7 @@ from quept.plan import FULL, Bits, PlanError, PrecisionPlan
 from quept.presets import presets
 
 from .assembly import Template
-from .backends import BACKENDS, BoundLinear, Dense, Weight, backend_for
+from .backends import BACKENDS, Dense, Weight, backend_for
 from .bank import WeightBank
 from .generate import Sampling, Stream, stream
 from .kvcache import cache_bytes, make_cache
@@ -220,8 +220,7 @@ class ElasticModel:
                     yield (at + 1) / len(self.layers)
         engines = filter(None, map(self._engines.get, {*settings} - {FULL}))
         if any(engine.runs_itself for engine in engines):
-            each = zip(resolved.items(), made_of, strict=True)
-            layers = {name: self._bound(template.layers[name], w, bits) for (name, bits), w in each}
+            layers = self._bound(template, resolved, made_of)
         else:
             layers = template.bound(resolved, made_of)
         ends = {} if plan.embeddings == FULL else self._embeddings_at(plan.embeddings, made_of)
@@ -387,13 +386,20 @@ class ElasticModel:
             return self._template.untouched[layer]  # nothing to make, and nothing for the bank to count
         return self.bank.weight(layer, setting)
 
-    def _bound(self, layer: BoundLinear, weight: Weight, bits: Bits) -> nn.Module:
-        engine = self._engines.get(bits.weights)
-        if engine is None or not engine.runs_itself:
-            return layer.bound(weight, bits)
-        if bits.activations != FULL:
-            raise PlanError(f"{bits.weights} rounds activations in its own way: leave A out of the plan")
-        return engine.module(weight, bits.weights, layer.bias, self.dtype)
+    def _bound(
+        self, template: Template, bits: Mapping[str, Bits], weights: Sequence[Weight]
+    ) -> dict[str, nn.Module]:
+        """What `template.bound` returns, with the modules of engines that run their layers themselves."""
+        layers = {}
+        for (name, width), weight in zip(bits.items(), weights, strict=True):
+            engine = self._engines.get(width.weights)
+            if engine is None or not engine.runs_itself:
+                layers[name] = template.layers[name].bound(weight, width)
+            elif width.activations == FULL:
+                layers[name] = engine.module(weight, width.weights, template.biases[name], self.dtype)
+            else:
+                raise PlanError(f"{width.weights} rounds activations in its own way: leave A out of the plan")
+        return layers
 
     def _embeddings_at(self, bits: int, made_of: list[Weight]) -> dict[str, nn.Module]:
         """The embedding and the heads over their values at 2..8 bits: over the same ones where they share

@@ -66,17 +66,21 @@ class Branch:
 
     a: Quantized
     b: Quantized
-    values: tuple[Tensor, Tensor]
 
     @classmethod
     def of(cls, a: Tensor, b: Tensor) -> Branch:
         """From floats a (rank, in), b (out, rank)."""
         (a, _), (b, _) = (quantize(t, 8, min(RANK_GROUP, t.shape[1])) for t in (a, b.T))
-        return cls.stored(a, b)
+        return cls(a, b)
 
-    @classmethod
-    def stored(cls, a: Quantized, b: Quantized) -> Branch:
-        return cls(a, b, (dequantize(a), dequantize(b).T.contiguous()))
+    @property
+    def values(self) -> tuple[Tensor, Tensor]:
+        """A (rank, in) and B (out, rank), float32: made each time, since a token reads the codes."""
+        return dequantize(self.a), dequantize(self.b).T.contiguous()
+
+    @property
+    def rank(self) -> int:
+        return len(self.a.codes)
 
     def __call__(self, x: Tensor) -> Tensor:
         a, b = (t.to(x.device, x.dtype) for t in self.values)
@@ -226,10 +230,11 @@ class Routes:
 
     def at(self, layer: str, average: float) -> Tensor:
         """Thresholds (3,) of a layer's router for an average."""
-        rows = self._rows_at
-        if average not in rows:
-            rows[average] = tuple(self.thresholds[self._nearest(average)])
-        return rows[average][self._places[layer]]
+        rows = self._rows_at.get(average)
+        if rows is None:
+            row = tuple(self.thresholds[self._nearest(average)])
+            rows = self._rows_at[average] = {name: row[place] for name, place in self._places.items()}
+        return rows[layer]
 
     def _nearest(self, average: float) -> int:
         above = min(bisect_left(self._listed, average), len(self._listed) - 1)
@@ -247,8 +252,8 @@ class Routes:
         return {layer: of_router[leader] for layer, leader in self.leaders.items()}
 
     @cached_property
-    def _rows_at(self) -> dict[float, tuple[Tensor, ...]]:
-        """Thresholds by routers, for the averages that were asked for."""
+    def _rows_at(self) -> dict[float, dict[str, Tensor]]:
+        """Thresholds by layers, for the averages that were asked for."""
         return {}
 
     def of(self, layer: str) -> Router:
@@ -301,8 +306,7 @@ class MoBiQuant(Engine):
             if not grid.scales.shape == grid.zeros.shape == (rows, groups):
                 return f"its scales at {bits} bits are not ({rows}, {groups})"
         for bits, branch in learned.branches.items():
-            a, b = branch.values
-            if a.shape[1] != columns or b.shape != (rows, len(a)):
+            if (branch.a.columns, branch.b.columns, len(branch.b.codes)) != (columns, rows, branch.rank):
                 return f"its correction at {bits} bits is none of ({rows}, {columns})"
         return self.routes.of(layer).misfit(columns) if self.routes else ""
 
@@ -368,7 +372,7 @@ class MoBiQuant(Engine):
     def _ranks(self) -> dict[int, int]:
         """The rank of the correction at each width that learned, the same in all layers."""
         one = next(iter(self.learned.values()), LayerParameters())
-        return {bits: len(one.branches[bits].values[0]) if bits in one.branches else 0 for bits in one.grids}
+        return {bits: one.branches[bits].rank if bits in one.branches else 0 for bits in one.grids}
 
 
 @cache
@@ -400,7 +404,7 @@ def _parameters(parts: Mapping[str, Tensor]) -> LayerParameters:
         found[name][int(bits)] = tensor
     grids = {bits: Grid(scales, found["zeros"][bits]) for bits, scales in found["scales"].items()}
     branches = {
-        bits: Branch.stored(*(_codes(found[n][bits], found[f"{n}_scales"][bits]) for n in ("a", "b")))
+        bits: Branch(*(_codes(found[n][bits], found[f"{n}_scales"][bits]) for n in ("a", "b")))
         for bits in found["a"]
     }
     return LayerParameters(grids, branches)
@@ -408,4 +412,7 @@ def _parameters(parts: Mapping[str, Tensor]) -> LayerParameters:
 
 def _codes(codes: Tensor, scales: Tensor) -> Quantized:
     columns = codes.shape[1]
-    return Quantized(8, min(RANK_GROUP, columns), columns, codes, scales, None)
+    group = min(RANK_GROUP, columns)
+    if scales.shape != (len(codes), -(-columns // group)):
+        raise ValueError("scales of a correction of another form")
+    return Quantized(8, group, columns, codes, scales, None)

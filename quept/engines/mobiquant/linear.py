@@ -29,9 +29,18 @@ class NestedLinear(nn.Module):
         cls, stored, bits: int, thresholds: Tensor | None, bias: Tensor | None, dtype: torch.dtype
     ) -> NestedLinear:
         made = _cast()  # a view makes hundreds of these
-        made.__dict__.update(stored=stored, bits=bits, thresholds=thresholds, bias=bias, dtype=dtype)
-        made.__dict__["out_features"], made.__dict__["in_features"] = stored.shape
+        own = made.__dict__
+        own["stored"], own["bits"], own["thresholds"] = stored, bits, thresholds
+        own["bias"], own["dtype"] = bias, dtype
         return made
+
+    @property
+    def out_features(self) -> int:
+        return self.stored.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.stored.shape[1]
 
     @property
     def weight(self) -> Tensor:
