@@ -80,13 +80,13 @@ def crop_set(vision: Vision, count: int = 200) -> Images:
     agreement with full precision on: nobody says what is on them, and every label is -1."""
     found = photos()
     draw, read = random.Random(0), [read_picture(path, vision.channels) for _, path in found]
-    made = [_crop(read[i % len(read)], draw, least=1 / 3) for i in range(count)]
+    boxes = [_box(read[i % len(read)], draw, least=1 / 3) for i in range(count)]
     content = " ".join([str(count), json.dumps(dict(vision.data), sort_keys=True, default=list), _hashes()])
     return Images(
         name=f"{count} crops of {len(found)} photographs",
         id=hashlib.sha256(content.encode()).hexdigest(),
         labels=torch.full((count,), -1),
-        picture=lambda i: made[i],
+        picture=lambda i: read[i % len(read)].crop(boxes[i]),  # kept, they would take 110 MB
         transform=transform_of(vision),
     )
 
@@ -126,12 +126,16 @@ def crops(read: list[Image.Image], loaded: LoadedModel, count: int, seed: int) -
 
 
 def _crop(picture: Image.Image, draw: random.Random, least: float = SMALLEST) -> Image.Image:
+    return picture.crop(_box(picture, draw, least))
+
+
+def _box(picture: Image.Image, draw: random.Random, least: float) -> tuple[int, int, int, int]:
     width, height = picture.size
     area, shape = draw.uniform(least, 1) * width * height, draw.uniform(*SHAPES)
     w = max(1, min(width, round(sqrt(area * shape))))
     h = max(1, min(height, round(sqrt(area / shape))))
     x, y = draw.randint(0, width - w), draw.randint(0, height - h)
-    return picture.crop((x, y, x + w, y + h))
+    return x, y, x + w, y + h
 
 
 def _altered(picture: Image.Image, draw: random.Random) -> Image.Image:
