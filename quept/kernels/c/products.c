@@ -265,9 +265,7 @@ static float dot(const float *a, const float *b, int64_t n) {
         sums[0] += as_float(load(a + i)) * as_float(load(b + i));
         sums[1] += as_float(load(a + i + LANES)) * as_float(load(b + i + LANES));
     }
-    float sum = 0;
-    sums[0] += sums[1];
-    for (int lane = 0; lane < LANES; lane++) sum += sums[0][lane];
+    float sum = sum_of(sums[0] + sums[1]);
     for (; i < n; i++) sum += a[i] * b[i];
     return sum;
 }
@@ -324,9 +322,7 @@ INLINE float dot_narrow(const uint16_t *a, int bits, const float *b, int64_t n) 
     for (; i + 2 * LANES <= n; i += 2 * LANES)
         for (int half = 0; half < 2; half++)
             sums[half] += load_narrow(a + i + half * LANES, bits) * as_float(load(b + i + half * LANES));
-    float sum = 0;
-    sums[0] += sums[1];
-    for (int lane = 0; lane < LANES; lane++) sum += sums[0][lane];
+    float sum = sum_of(sums[0] + sums[1]);
     for (; i < n; i++) sum += narrow(a[i], bits) * b[i];
     return sum;
 }
@@ -404,8 +400,9 @@ static void prepare(const Weight *w, const float *x, Input *in) {
         for (int64_t at = 0; p && at < filled; at += SPAN * BLOCK, span++)
             in->scale[span] = rounded(to + at, least(SPAN * BLOCK, filled - at), p + at, &in->sum[span]);
         if (in->table) {
-            in->total[g] = 0;
-            for (int64_t at = 0; at < n; at++) in->total[g] += to[at];
+            F32 total = {0};
+            for (int64_t at = 0; at < filled; at += LANES) total += as_float(load(to + at));
+            in->total[g] = sum_of(total);
             for (int64_t at = 0; at < filled; at += BLOCK, table += BLOCK * PER_COLUMN) fill_tables(to + at, table);
         }
         to += filled;

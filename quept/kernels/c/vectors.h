@@ -43,13 +43,18 @@ INLINE U32 load(const void *from) {
 
 INLINE F32 as_float(U32 bits) { return (F32)bits; }
 
-/* float16 -> float, finite ones: the exponent is moved by a product, which is right for subnormals as well. */
+/* float16 -> float, finite ones; where no instruction does it the exponent is moved by a product, which is right for
+   subnormals as well. */
 INLINE F32 load_half(const uint16_t *from) {
+#if defined(__AVX512F__)
+    return (F32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+#else
     U16 h;
     memcpy(&h, from, sizeof h);
     U32 bits = __builtin_convertvector(h, U32);
     F32 size = as_float((bits & 0x7fff) << 13) * 0x1p112f;
     return as_float((U32)size | (bits & 0x8000) << 16);
+#endif
 }
 
 /* Bytes -> whole numbers; by name where a compiler would take them one by one. */
@@ -79,6 +84,20 @@ INLINE F32 load_some(const float *from, int64_t n) {
 }
 
 INLINE void store_some(float *to, F32 v, int64_t n) { memcpy(to, &v, sizeof(float) * least(LANES, n)); }
+
+/* The sum of all lanes, by halves: in one order the additions would wait for each other. */
+INLINE float sum_of(F32 v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    float part[LANES];
+    memcpy(part, &v, sizeof v);
+#pragma GCC unroll 4
+    for (int n = LANES / 2; n; n /= 2)
+        for (int i = 0; i < n; i++) part[i] += part[i + n];
+    return part[0];
+#endif
+}
 
 /* Numbers of 16 bits -> floats. */
 INLINE F32 load_narrow(const uint16_t *from, int bits) {
