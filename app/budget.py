@@ -16,7 +16,7 @@ from quept.allocate.front import Front
 from quept.allocate.solve.asked import asked
 from quept.allocate.solve.best import Best
 from quept.allocate.solve.budget import parse_budget, with_context
-from quept.allocate.solve.constraints import CACHE, Constraints
+from quept.allocate.solve.constraints import ANY_EMBEDDING, CACHE, Constraints
 from quept.allocate.solve.constraints import EMBEDDINGS as EMBEDDINGS_KEY
 from quept.allocate.solve.constraints_file import constraints_of as constraints_said
 from quept.allocate.solve.constraints_file import read_constraints
@@ -24,7 +24,7 @@ from quept.allocate.solve.container import within
 from quept.allocate.solve.solver import path
 from quept.export import exporter
 from quept.models import ModelLayout
-from quept.plan import EMBEDDING_BITS, FULL, WEIGHT_BITS, PrecisionPlan
+from quept.plan import FULL, WEIGHT_BITS, PrecisionPlan
 from quept.runtime import ElasticModel
 from quept.runtime.sizes import Sizes
 
@@ -134,7 +134,7 @@ def _file(target: str, elastic: ElasticModel, sizes: Sizes) -> dict[str, Any]:
     return {
         "title": exporter(target).title,
         "sizes": [[sizes.layers[name].get(bits) for bits in WEIGHT_BITS] for name in elastic.layers],
-        "embeddings": [sizes.embeddings.get(bits) for bits in EMBEDDING_BITS],
+        "embeddings": {str(bits): size for bits, size in sizes.embeddings.items()},
         "fixed": sizes.fixed,
     }
 
@@ -172,10 +172,10 @@ def sentence(error: Exception) -> str:
     return words[0].upper() + words[1:] + ("" if words.endswith((".", "!", "?")) else ".")
 
 
-def _pin(pin: list[int], layers: tuple[str, ...]) -> tuple[str, int]:
+def _pin(pin: list[int | float], layers: tuple[str, ...]) -> tuple[str, int | float]:
     """A locked layer's name, or "embeddings", and the bits it keeps."""
     layer, bits = pin
-    known = EMBEDDINGS <= layer < len(layers)
-    if not known or bits not in (EMBEDDING_BITS if layer == EMBEDDINGS else WEIGHT_BITS):
+    known = isinstance(layer, int) and EMBEDDINGS <= layer < len(layers)
+    if not known or bits not in (ANY_EMBEDDING if layer == EMBEDDINGS else WEIGHT_BITS):
         raise ValueError(NOT_UNDERSTOOD)
     return (EMBEDDINGS_KEY if layer == EMBEDDINGS else layers[layer]), bits

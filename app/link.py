@@ -16,6 +16,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quept.engines import GRADED_WIDTHS
+
 CLASSIFY = "classify"  # `p`, the page in a link
 ASK = "ask"
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
@@ -42,7 +44,7 @@ def encode(plan_json: Mapping[str, Any], model: str = "") -> dict[str, str]:
         if key == "kv" and isinstance(bits, list | tuple):
             query["k"] = _pack(bits, "k")
             continue
-        if bits not in BITS:
+        if bits not in (*BITS, *(GRADED_WIDTHS if key == "e" else ())):
             raise LinkError(f"{_shown(bits)} is not a width for {where}; choose one of {_listed(BITS)}")
         if bits != 16:
             query[key] = str(bits)

@@ -112,7 +112,8 @@ class OpenModel:
         """What the browser needs to draw the equaliser and to answer while it is dragged; JSON."""
         elastic, layout = self.elastic, self.elastic.layout
         place = {block.name: i for i, block in enumerate(layout.blocks)}
-        embedding_bits = EMBEDDING_BITS if elastic.embeddings else (FULL,)
+        known = self.sensitivity.embedding_bits if self.sensitivity else EMBEDDING_BITS
+        embedding_bits = known if elastic.embeddings else (FULL,)
         layers = [
             {
                 "name": name,

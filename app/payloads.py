@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from quept.checked import AnyWidth
 from quept.export import EXPORTERS
 from quept.plan import ACTIVATION_BITS, FULL
 
@@ -18,8 +19,9 @@ NOT_UNDERSTOOD = "This request was not understood: reload the page"
 
 
 LONGEST, LARGEST_FILE = 300, 200_000  # characters of a pattern, and of a file of constraints
-Limits = Annotated[dict[Annotated[str, Field(max_length=LONGEST)], int], Field(max_length=1000)]
+Limits = Annotated[dict[Annotated[str, Field(max_length=LONGEST)], AnyWidth], Field(max_length=1000)]
 Widths = Annotated[list[int], Field(max_length=16)]
+AnyWidths = Annotated[list[AnyWidth], Field(max_length=16)]
 
 
 class BudgetRequest(BaseModel):
@@ -35,12 +37,12 @@ class BudgetRequest(BaseModel):
     ties: Literal["none", "qkv", "block"] = "none"
     activations: Literal[ACTIVATION_BITS] | Literal["as weights"] = FULL
     full_embeddings: bool = False
-    pins: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = []
+    pins: list[Annotated[list[int | float], Field(min_length=2, max_length=2)]] = []
     pin: Limits = {}
     floor: Limits = {}
     ceiling: Limits = {}
     widths: Widths | None = None
-    embeddings: Widths | None = None
+    embeddings: AnyWidths | None = None
     kv: Widths | None = None
     table: str = ""
     file: Annotated[str, Field(max_length=LARGEST_FILE)] = ""

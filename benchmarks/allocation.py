@@ -9,7 +9,8 @@ sensitivity table and refined on `--search-text`. A budget of b bits has the byt
 bits with untouched embeddings, linear between neighbouring widths; plans may spend them on embeddings too.
 "kl_uniform" is read off uniform plans with untouched embeddings, log KL linear in bytes, and "kl_uniform_any"
 (and, as before, "kl_uniform_any_embeddings") off the front of all combinations of a width for the layers and
-one for the embeddings.
+one for the embeddings; "kl_uniform_graded" the same with graded widths of the embeddings, which are no
+uniform plans (quept.numerics.graded), so that what the layers' bits gain by themselves can be told.
 
 The rank correlation (Spearman's) is that of predicted and measured KL over random mixed plans, of mean
 widths from 2.5 to 7.5 and every width of the embeddings; "within_thirds" is the mean of that of the
@@ -44,7 +45,7 @@ from quept.allocate.search.refine import refine
 from quept.allocate.sensitivity.measure import measure_sensitivity
 from quept.allocate.solve.constraints import FREE
 from quept.allocate.solve.solver import allocate
-from quept.allocate.solve.uniform import uniform_at_equal_bytes
+from quept.allocate.solve.uniform import WHOLE_WIDTHS, uniform_at_equal_bytes
 from quept.evaluate import Reference, Windows, cut, divergence, open_reference
 from quept.plan import FULL
 from quept.zoo import TEXTS
@@ -166,7 +167,8 @@ def at_budget(
             seen = f"{trial.tried} plans, KL {trial.kl:.5f}, {trial.seconds:.0f} s"
             print(f"  {trial.stage}: {seen}", flush=True)
     mean, untouched = kl(trial.plan), uniform_at_equal_bytes(sizes, budget, kl)
-    any_width = uniform_at_equal_bytes(sizes, budget, kl, embeddings=FREE.embeddings)
+    any_width = uniform_at_equal_bytes(sizes, budget, kl, embeddings=WHOLE_WIDTHS)
+    graded = uniform_at_equal_bytes(sizes, budget, kl, embeddings=FREE.embeddings)
     layers = trial.plan.resolve(elastic.layers).values()
     return {
         "kl": short(mean),
@@ -174,11 +176,13 @@ def at_budget(
         "kl_uniform": short(untouched.kl),
         "kl_uniform_any": short(any_width.kl),
         "kl_uniform_any_embeddings": short(any_width.kl),
+        "kl_uniform_graded": short(graded.kl),
         "bytes": sizes.deploy(trial.plan),
         "budget": budget,
         "bits_per_parameter": round(sizes.bits_per_parameter(trial.plan), 4),
         "ratio": round(mean / untouched.kl, 4),
         "ratio_any_embeddings": round(mean / any_width.kl, 4),
+        "ratio_graded": round(mean / graded.kl, 4),
         "uniform_neighbours": [plan.name for plan in (any_width.below, any_width.above) if plan],
         "layers": {b: sum(bits.weights == b for bits in layers) for b in FREE.widths},
         "embeddings": trial.plan.embeddings,

@@ -42,7 +42,7 @@ from quept import ElasticModel, PrecisionPlan
 from quept.allocate.rules.trial import bytes_at, load_trial
 from quept.allocate.solve.best import best
 from quept.allocate.solve.constraints import FREE
-from quept.allocate.solve.uniform import uniform_at_equal_bytes
+from quept.allocate.solve.uniform import WHOLE_WIDTHS, uniform_at_equal_bytes
 from quept.data.choices import Choices, Item
 from quept.evaluate import divergence
 from quept.evaluate.harness import harness
@@ -196,7 +196,7 @@ def allocated(source: str, searched: int) -> dict[str, dict[str, float]]:
     for bits in (3, 4):
         budget = bytes_at(elastic, bits)
         plan = best(table, elastic.sizes, budget, FREE, front_of(elastic)).allocation.plan
-        uniform = uniform_at_equal_bytes(elastic.sizes, budget, kl, embeddings=FREE.embeddings)
+        uniform = uniform_at_equal_bytes(elastic.sizes, budget, kl, embeddings=WHOLE_WIDTHS)
         one, other = kl(plan), uniform.kl
         found[f"b{bits}"] = {"kl": float(f"{one:.4g}"), "kl_uniform": float(f"{other:.4g}")}
         found[f"b{bits}"]["ratio"] = round(one / other, 3)

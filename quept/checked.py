@@ -21,6 +21,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**53)]
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 Width = Annotated[int, Field(ge=2, le=16)]
+AnyWidth = Width | Annotated[float, Field(gt=2, lt=8, multiple_of=0.5)]  # a graded one is no whole number
 Share = Annotated[float, Field(ge=0, le=1)]
 Group = Count | Literal["auto", "row"]
 

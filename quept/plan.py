@@ -14,6 +14,9 @@ of a width, weights may have a setting that an engine (see quept.engines) calls 
 "routed:3.5". The KV cache has one width too, and rules over the names of the blocks that keep it::
 
     PrecisionPlan.of({}, 4, kv=4, kv_blocks={"model.layers.0": 8}).resolve_cache(elastic.cached_blocks)
+
+Token embeddings may have a *graded* width, 5.5 say: more bits for the rows of common tokens than for those of
+rare ones (see quept.numerics.graded).
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from dataclasses import dataclass, replace
 from fnmatch import translate
 from pathlib import Path
 
-from quept.engines import WIDTHS, Setting, named_settings
+from quept.engines import GRADED_WIDTHS, WIDTHS, Setting, named_settings
 from quept.files import parse_json, write_atomic
 
 FULL = 16
@@ -53,8 +56,8 @@ class PlanError(ValueError):
     """A plan that cannot be read or does not fit the model; the message says what to change."""
 
 
-def _check(what: str, bits: object, allowed: tuple[int, ...], hint: str = "") -> None:
-    if type(bits) is not int or bits not in allowed:
+def _check(what: str, bits: object, allowed: tuple[int | float, ...], hint: str = "") -> None:
+    if (type(bits), bits) not in [(type(width), width) for width in allowed]:
         raise PlanError(f"{what} bits must be one of {', '.join(map(str, allowed))}; got {bits!r}{hint}")
 
 
@@ -83,13 +86,13 @@ class PrecisionPlan:
     rules: tuple[tuple[str, Bits], ...] = ()
     kv: int = FULL
     name: str = ""
-    embeddings: int = FULL
+    embeddings: int | float = FULL
     kv_blocks: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         for bits in (self.kv, *(bits for _, bits in self.kv_blocks)):
             _check("KV cache", bits, KV_BITS)
-        _check("embedding", self.embeddings, EMBEDDING_BITS)
+        _check("embedding", self.embeddings, (*EMBEDDING_BITS, *GRADED_WIDTHS))
         for name in ("rules", "kv_blocks"):
             rules = getattr(self, name)
             last = {pattern: position for position, (pattern, _) in enumerate(rules)}
@@ -113,7 +116,7 @@ class PrecisionPlan:
 
     @classmethod
     def uniform(
-        cls, weights: Setting, activations: int = FULL, kv: int = FULL, embeddings: int = FULL
+        cls, weights: Setting, activations: int = FULL, kv: int = FULL, embeddings: int | float = FULL
     ) -> PrecisionPlan:
         """The same setting and widths for every layer."""
         widths = {"A": activations, "KV": kv, "E": embeddings}
@@ -130,7 +133,7 @@ class PrecisionPlan:
         default: Bits | int = FULL,
         kv: int = FULL,
         name: str = "",
-        embeddings: int = FULL,
+        embeddings: int | float = FULL,
         kv_blocks: Mapping[str, int] | None = None,
     ) -> PrecisionPlan:
         """From `{layer name or pattern: Bits or weight bits}`, and of the KV cache `{block name or pattern:
@@ -280,16 +283,19 @@ class PrecisionPlan:
 
     @classmethod
     def parse(cls, text: str) -> PrecisionPlan:
-        """From what a person types: `full`, `W4`, `W4A8`, `W4A8KV4E8`, a setting like `nf4`, or the path of a
-        plan file."""
+        """From what a person types: `full`, `W4`, `W4A8`, `W4A8KV4E8`, `W5E5.5`, a setting like `nf4`, or the
+        path of a plan file."""
         if text.lower() in ("full", "fp", "16"):
             return cls.full()
         if text.lower() in named_settings():
             return cls.uniform(text.lower())
         number = r"(\d{1,3})"
-        short = re.fullmatch(rf"w?{number}(?:a{number})?(?:kv{number})?(?:e{number})?", text, re.IGNORECASE)
+        whole = rf"w?{number}(?:a{number})?(?:kv{number})?"
+        short = re.fullmatch(rf"{whole}(?:e{number}(\.5)?)?", text, re.IGNORECASE)
         if short:
-            return cls.uniform(*(int(bits) if bits else FULL for bits in short.groups()))
+            *widths, half = short.groups()
+            *others, embeddings = (int(bits) if bits else FULL for bits in widths)
+            return cls.uniform(*others, embeddings + 0.5 if half else embeddings)
         if not os.path.isfile(text) and re.fullmatch(r"\.?\d*", Path(text).suffix):
             words = ", ".join(named_settings(listed=True))
             choices = f"full, W4, W4A8, W4A8KV4E8, {words} or the path of a plan file (.json)"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quept.engines import GRADED_WIDTHS
 from quept.plan import (
     ACTIVATION_BITS,
     EMBEDDING_BITS,
@@ -34,7 +35,7 @@ plans = st.builds(
     st.lists(st.tuples(patterns, bits), max_size=6).map(tuple),
     st.sampled_from(KV_BITS),
     st.text(max_size=20),
-    st.sampled_from(EMBEDDING_BITS),
+    st.sampled_from((*EMBEDDING_BITS, *GRADED_WIDTHS)),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -193,6 +194,7 @@ def test_a_rule_inherits_what_it_does_not_say():
         ("W8kv2", PrecisionPlan.uniform(8, kv=2)),
         ("w4e6", PrecisionPlan.uniform(4, embeddings=6)),
         ("W4A8KV4E8", PrecisionPlan.uniform(4, 8, 4, 8)),
+        ("w5e5.5", PrecisionPlan.uniform(5, embeddings=5.5)),
     ],
 )
 def test_parse_reads_what_a_person_types(text, plan):
@@ -259,7 +261,7 @@ def test_cache_bits_out_of_range_are_refused(kv):
         PrecisionPlan(kv=kv)
 
 
-@pytest.mark.parametrize("embeddings", [1, 9, "8", None, True])
+@pytest.mark.parametrize("embeddings", [1, 9, "8", None, True, 5.25, 8.0, 7.5])
 def test_embedding_bits_out_of_range_are_refused(embeddings):
     with pytest.raises(PlanError, match="embedding bits"):
         PrecisionPlan(embeddings=embeddings)

@@ -5,7 +5,7 @@ In:  `path`, the plans that the slider runs through: {"model": its name, "path":
      whether activation widths were measured too, "turn": the request it answers, 0 for none, "parts": what a
      floor or ceiling may be given to at once, [{"name", "keys"}], "tables": [[name, title]] of the
      sensitivities where there is a choice, "said": what a request's file says, and, where the budget is of a
-     file, "file": {"title", "sizes": [[bytes at each width, or null], ...], "embeddings": [likewise],
+     file, "file": {"title", "sizes": [[bytes at each width, or null], ...], "embeddings": {width: bytes},
      "fixed"}};
      `answer`, to the latest request: {"serial": the request's, "error": words} or {"serial", "plan": {"w",
      "e", and "a" if it changes}, "budget": bytes, "note": where the plan is from if the solver did not make

@@ -22,10 +22,10 @@ function planWithin(path, budget) {
 }
 
 /* Bytes of a plan {w, e} as a file, see quept/export; null where its format lacks a width. `file` is
-   {sizes: [[bytes at each width], ...], embeddings: [bytes at each width], fixed}, `widths` those widths. */
+   {sizes: [[bytes at each width], ...], embeddings: {width: bytes}, fixed}, `widths` those of the layers. */
 function fileBytes(file, plan, widths) {
   const parts = plan.w.map((bits, i) => file.sizes[i][widths.indexOf(bits)]);
-  parts.push(file.embeddings[widths.indexOf(plan.e)]);
+  parts.push(file.embeddings[plan.e]);
   return parts.some((bytes) => bytes == null) ? null : parts.reduce((sum, bytes) => sum + bytes, file.fixed);
 }
 

@@ -22,7 +22,7 @@ const TERMS = {
     + "it is how far such sums were off on the plans that were measured. Measured: "
     + "this very plan was run, and the ± or the range says how sure that is.",
   e: "Token embeddings and output head: the table that turns words into numbers and back. In a small model it "
-    + "is a large part of the bytes.",
+    + "is a large part of the bytes. At half a bit, 5.5 say, common words get more bits than rare ones.",
   kv: "KV cache: what the model remembers of the conversation so far. It grows with every token; fewer bits "
     + "make long chats cheaper. It is no part of the file.",
   roles: "The parts of a block. q, k, v, o: attention, which looks back at earlier words. gate, up, down: the "

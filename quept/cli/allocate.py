@@ -77,7 +77,8 @@ def allocate_parser(commands) -> None:
         "--embeddings",
         type=_widths,
         metavar="BITS",
-        help="what embeddings and head may have (default 4,5,6,7,8,16)",
+        help="what embeddings and head may have (default 4,5,6,7,8,16 and, where the table knows them, 3.5, "
+        "4.5, 5.5 and 6.5: more bits for common tokens than for rare ones)",
     )
     p.add_argument(
         "--kv",
@@ -232,9 +233,9 @@ def _constraints(options: argparse.Namespace, elastic: ElasticModel) -> Constrai
     return constraints_of(said, elastic.layout)
 
 
-def _widths(text: str) -> tuple[int, ...]:
+def _widths(text: str) -> tuple[int | float, ...]:
     try:
-        return tuple(int(bits) for bits in text.split(","))
+        return tuple(float(bits) if "." in bits else int(bits) for bits in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of widths like 3,4,6") from None
 

@@ -66,8 +66,8 @@ def sensitivity_parser(commands) -> None:
     p.add_argument(
         "--extend",
         metavar="TABLE",
-        help="a table measured on the same text: it gets what --kv and --whole ask for and nothing else is "
-        "measured",
+        help="a table measured on the same text: it gets what --kv and --whole ask for, graded widths of "
+        "embeddings that it lacks, and nothing else is measured",
     )
     p.add_argument(
         "--around", metavar="PLAN", help="change layers of this plan, like W3, not of full precision"

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .base import Engine
 
-Setting = int | str
+Setting = int | float | str
 WIDTHS: Mapping[Setting, str] = {bits: f"W{bits}" for bits in range(2, 9)}
+GRADED_WIDTHS = (3.5, 4.5, 5.5, 6.5)  # of token embeddings alone, see quept.numerics.graded
 
 
 @dataclass(frozen=True)

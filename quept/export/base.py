@@ -114,14 +114,11 @@ class Exporter:
                 f"runs, which no engine of {self.title} does: export a calibration without rotation"
             )
         resolved, places, engine = plan.resolve(elastic.layers), self.places(elastic), elastic.artifact.engine
-        resolved |= dict.fromkeys(elastic.embeddings, Bits(plan.embeddings))
-        for layer, bits in resolved.items():
-            if bits.weights not in places[layer]:
+        for layer, setting in settings_of(elastic, plan).items():
+            if setting not in places[layer]:
                 there = ", ".join(map(str, places[layer]))
-                return f"{self.title} does not hold {layer} at {_width(bits.weights)}: it has {there} bits"
-            why = (
-                "" if places[layer][bits.weights] == places[layer].get(FULL) else engine.unheld(bits.weights)
-            )
+                return f"{self.title} does not hold {layer} at {_width(setting)}: it has {there} bits"
+            why = "" if places[layer][setting] == places[layer].get(FULL) else engine.unheld(setting)
             if why and layer in elastic.layers:
                 return f"{layer}: {why}"
         if not self.ours and (layer := next((n for n, b in resolved.items() if b.activations != FULL), "")):

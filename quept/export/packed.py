@@ -4,13 +4,15 @@ quantized in 16 bits.
     {layer}.codes    uint8    (out, packed row)      2..8 bits a weight, see numerics.packing
     {layer}.scales   float16  (out, groups)
     {layer}.zeros    uint8    (out, packed row)      not at 8 bits, where every zero-point is 128
+    {layer}.{i}.*    the same of each stretch of rows of embeddings at a graded width
     {parameter}      16 bits                         whatever is at 16 bits, norms, biases; ties once
 
 The bytes of these tensors are exactly `elastic.sizes.deploy(plan)`; the header before them, which is filled
 up to the room that any plan of the model needs, makes the file that of `Packed().sizes`. The metadata hold
 what else is needed: format and version, the plan, the model's config and fingerprint, the grid of every
-layer, which parameters are tied, the shape of a quantized weight that is no matrix (patches are embedded by a
-convolution, whose kernels are stored as rows), and the static grids of the activations that the plan rounds.
+layer, in how many stretches embeddings at a graded width are stored, which parameters are tied, the shape of
+a quantized weight that is no matrix (patches are embedded by a convolution, whose kernels are stored as
+rows), and the static grids of the activations that the plan rounds.
 The tokenizer is not in the file. Activation and KV widths are in the plan, for whoever runs it; they change
 no stored tensor. `open_packed` gives the values of the view, bit for bit; of what batch norm was folded into
 the nearest in 16 bits.
@@ -28,8 +30,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from quept.engines import WIDTHS, Setting
+from quept.engines import GRADED_WIDTHS, WIDTHS, Setting
 from quept.files import save_tensors, tensors_header
+from quept.numerics.graded import Graded, graded_bytes, stretches
 from quept.numerics.grid import Quantized, dequantize, quantized_bytes
 from quept.plan import ACTIVATION_BITS, FULL, PrecisionPlan
 from quept.runtime import ElasticModel
@@ -55,7 +58,7 @@ class PackedModel:
     """An exported plan, read back. grids: `{layer: (bits, group, columns)}` of the quantized layers; tied:
     `{parameter: its owner}`; shapes: `{layer: shape}` of quantized weights that are no matrices; static:
     `{layer: ((scale, zero-point) of its input, then of query, key and value if it gives these)}`, none where
-    activations are rounded per token."""
+    activations are rounded per token; stretches: `{layer: their number}` of embeddings at a graded width."""
 
     plan: PrecisionPlan
     model: str
@@ -66,6 +69,7 @@ class PackedModel:
     tensors: Mapping[str, Tensor]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     static: Mapping[str, tuple[tuple[float, int], ...]] = field(default_factory=dict)
+    stretches: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -73,18 +77,22 @@ class PackedModel:
         return sum(t.nbytes for t in self.tensors.values())
 
     def packed(self, layer: str) -> Quantized:
-        """A quantized layer as it is stored."""
+        """A quantized layer, or a stretch of rows, as it is stored."""
         return Quantized(*self.grids[layer], *(self.tensors.get(f"{layer}.{part}") for part in PARTS))
 
     def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Values of every parameter by its name in the model, tied ones under each of their names: what
         `load_state_dict` takes."""
-        state = {f"{layer}.weight": self._values(layer).to(dtype) for layer in self.grids}
+        rows = {f"{layer}.{i}" for layer, count in self.stretches.items() for i in range(count)}
+        layers = [*self.stretches, *(layer for layer in self.grids if layer not in rows)]
+        state = {f"{layer}.weight": self._values(layer).to(dtype) for layer in layers}
         parts = {f"{layer}.{part}" for layer in self.grids for part in PARTS}
         state |= {name: tensor.to(dtype) for name, tensor in self.tensors.items() if name not in parts}
         return state | {name: state[owner] for name, owner in self.tied.items()}
 
     def _values(self, layer: str) -> Tensor:
+        if layer in self.stretches:
+            return torch.cat([dequantize(self.packed(f"{layer}.{i}")) for i in range(self.stretches[layer])])
         values = dequantize(self.packed(layer))
         return values.view(self.shapes.get(layer, values.shape))
 
@@ -97,10 +105,14 @@ class Packed(Exporter):
     ours = True
 
     def widths(self, columns: int, group: int, embedding: bool = False) -> Mapping[Setting, str]:
-        return WIDTHS | {FULL: "16 bits"}
+        graded = {bits: f"W{bits}" for bits in GRADED_WIDTHS if embedding}
+        return WIDTHS | graded | {FULL: "16 bits"}
 
     def nbytes(self, rows: int, columns: int, bits: Setting, group: int) -> int:
-        return full_nbytes(rows, columns) if bits == FULL else quantized_bytes(rows, columns, bits, group)
+        if bits == FULL:
+            return full_nbytes(rows, columns)
+        size = graded_bytes if isinstance(bits, float) else quantized_bytes
+        return size(rows, columns, bits, group)
 
     def overhead(self, elastic: ElasticModel) -> int:
         return elastic.sizes.fixed + 8 + _room(elastic)
@@ -160,6 +172,7 @@ def open_packed(path: str | Path) -> PackedModel:
                 layer: tuple((scale, zero) for scale, zero in sites)
                 for layer, sites in json.loads(metadata.get("static", "{}")).items()
             },
+            stretches=json.loads(metadata.get("stretches", "{}")),
         )
     except FileNotFoundError:
         raise ExportError(f"there is no file {path}") from None
@@ -168,9 +181,11 @@ def open_packed(path: str | Path) -> PackedModel:
 
 
 def _metadata(elastic: ElasticModel, plan: PrecisionPlan, grids: Mapping[str, object]) -> dict[str, str]:
-    shapes = {layer: tuple(elastic.base.get_submodule(layer).weight.shape) for layer in grids}
+    shapes = {n: tuple(elastic.base.get_submodule(n).weight.shape) for n in grids if n in elastic.shapes}
+    graded = elastic.embeddings if plan.embeddings in GRADED_WIDTHS else ()
     more = {
         "shapes": {layer: shape for layer, shape in shapes.items() if len(shape) != 2},
+        "stretches": {n: len([*stretches(elastic.shapes[n][0], plan.embeddings)]) for n in graded},
         "static": _static(elastic, plan),
     }
     return {
@@ -186,16 +201,21 @@ def _metadata(elastic: ElasticModel, plan: PrecisionPlan, grids: Mapping[str, ob
 
 
 def _room(elastic: ElasticModel) -> int:
-    """Bytes that the header of any plan fits into: every layer in three tensors, the longest plan."""
-    kinds, grids = {}, {}
+    """Bytes that the header of any plan fits into: every layer in three tensors, embeddings in as many
+    stretches as they can be, the longest plan."""
+    kinds, grids, lowest = {}, {}, GRADED_WIDTHS[0]
+    graded = elastic.embeddings if lowest in elastic.sizes.embeddings else ()
     for name, parameter in elastic.base.named_parameters():
         layer = name.removesuffix(".weight")
         if layer in elastic.sizes.layers or layer in elastic.embeddings:
-            kinds |= {f"{layer}.{part}": ("uint8", tuple(parameter.flatten(1).shape)) for part in PARTS}
-            grids[layer] = (8, parameter.shape[-1], parameter[0].numel())
+            rows = enumerate(stretches(len(parameter), lowest)) if layer in graded else ()
+            for stored in (layer, *(f"{layer}.{i}" for i, _ in rows)):
+                kinds |= {f"{stored}.{part}": ("uint8", tuple(parameter.flatten(1).shape)) for part in PARTS}
+                grids[stored] = (8, parameter.shape[-1], parameter[0].numel())
         else:
             kinds[name] = ("uint8", tuple(parameter.shape))
     metadata = _metadata(elastic, PrecisionPlan.full(), grids)
+    metadata |= {"stretches": json.dumps(dict.fromkeys(graded, 8))} if graded else {}
     static = max(
         (json.dumps(_static(elastic, PrecisionPlan.uniform(4, a))) for a in ACTIVATION_BITS), key=len
     )
@@ -215,10 +235,13 @@ def _tensors(
         if layer not in quantized:
             tensors[name] = parameter.detach().to("cpu", stored).contiguous()
             continue
-        packed = elastic.packed(layer, quantized[layer])
-        grids[layer] = (packed.bits, packed.group, packed.columns)
-        parts = {f"{layer}.{part}": getattr(packed, part) for part in PARTS}
-        tensors |= {key: part.cpu().contiguous() for key, part in parts.items() if part is not None}
+        found = elastic.packed(layer, quantized[layer])
+        graded = isinstance(found, Graded)
+        named = {f"{layer}.{i}": rows for i, rows in enumerate(found.parts)} if graded else {layer: found}
+        for key, packed in named.items():
+            grids[key] = (packed.bits, packed.group, packed.columns)
+            parts = {f"{key}.{part}": getattr(packed, part) for part in PARTS}
+            tensors |= {key: part.cpu().contiguous() for key, part in parts.items() if part is not None}
     return tensors, grids
 
 

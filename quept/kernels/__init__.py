@@ -2,6 +2,7 @@
 
 packed   PackedWeight: a layer's codes in the layout the kernels read, laid out from stored ones or
          rounded at once; products, values, rows
+rows     PackedRows: a matrix whose stretches of rows have widths of their own
 blocks   packed weights in llama.cpp's blocks, and blocks held against them
 nested   weights of nested codes at a depth, corrections and routers, as C reads them
 decoder  Decoder: one token through a Llama-like model in one call
@@ -17,5 +18,16 @@ Where there is no C compiler `missing()` says so and weights are multiplied dens
 
 from .library import Library, Missing, loaded, loaded_at, missing
 from .packed import FEW, PackedWeight, packed_nbytes
+from .rows import PackedRows
 
-__all__ = ["FEW", "Library", "Missing", "PackedWeight", "loaded", "loaded_at", "missing", "packed_nbytes"]
+__all__ = [
+    "FEW",
+    "Library",
+    "Missing",
+    "PackedRows",
+    "PackedWeight",
+    "loaded",
+    "loaded_at",
+    "missing",
+    "packed_nbytes",
+]

@@ -21,6 +21,7 @@ from torch import Tensor
 from .library import Pool, Weight, loaded
 from .nested import Depth, DepthTable, Routing, RoutingTable
 from .packed import PackedWeight
+from .rows import PackedRows
 
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 UNTOLD = -1  # the place of a layer whose slices are not told
@@ -30,9 +31,9 @@ DENSE = {torch.float32: 32, torch.bfloat16: 16}  # what stands for bits in c/wei
 @dataclass(frozen=True)
 class Linear:
     """x (in) -> (out): a packed weight or a contiguous one in float32 or bfloat16, a depth of nested codes or
-    their routing; and a bias or None."""
+    their routing or, of a head, stretches of rows; and a bias or None."""
 
-    weight: PackedWeight | Tensor | Depth | Routing
+    weight: PackedWeight | PackedRows | Tensor | Depth | Routing
     bias: Tensor | None = None
 
     @cached_property
@@ -106,8 +107,10 @@ class _Model(ctypes.Structure):
     _fields_ = [
         ("layers", POINTER(_Layer)),
         ("layers_count", c_int64),
-        ("embedding", POINTER(Weight)),
-        ("head", _Linear),
+        ("embedding", POINTER(POINTER(Weight))),
+        ("head", POINTER(_Linear)),
+        ("embedding_parts", c_int64),
+        ("head_parts", c_int64),
         ("norm", c_void_p),
         ("frequencies", c_void_p),
         *((name, c_int64) for name in ("hidden", "inner", "heads", "kv_heads", "head_dim")),
@@ -150,7 +153,7 @@ class Decoder:
     def __init__(
         self,
         layers: Sequence[Layer],
-        embedding: PackedWeight | Tensor,
+        embedding: PackedWeight | PackedRows | Tensor,
         head: Linear,
         norm: Tensor,
         rotary: Rotary,
@@ -168,12 +171,16 @@ class Decoder:
         if head.shape != (self.vocabulary, self.hidden) or norm.shape != (self.hidden,):
             raise ValueError("the head and the last norm do not fit the embedding")
         table = (_Layer * len(layers))(*(self._layer(layer, i) for i, layer in enumerate(layers)))
+        rows = [self._weight(part) for part in _stretches(embedding)]
+        last = [self._linear(part) for part in _head_parts(head)]
         self.nested = torch.tensor([_nested_weights(layer) for layer in layers])
         self._model = _Model(
             table,
             len(layers),
-            self._weight(embedding),
-            self._linear(head),
+            (POINTER(Weight) * len(rows))(*rows),
+            (_Linear * len(last))(*last),
+            len(rows),
+            len(last),
             self._floats(norm),
             self._floats(rotary.frequencies),
             *(self.hidden, self.inner, heads, self.kv_heads, self.head_dim, 0, 0),
@@ -279,6 +286,20 @@ class Decoder:
             raise ValueError("keys and values of another form than a step reads")
         places = [None if t is None else t.data_ptr() for t in (codes, kept.scales, kept.zeros)]
         return _Kept(*places, bits, group, kept.clip)
+
+
+def _stretches(weight: object) -> tuple:
+    return weight.parts if isinstance(weight, PackedRows) else (weight,)
+
+
+def _head_parts(head: Linear) -> list[Linear]:
+    """A head for each stretch of its rows, with its part of the bias."""
+    parts = _stretches(head.weight)
+    if len(parts) == 1:
+        return [head]
+    rows = [part.shape[0] for part in parts]
+    biases = [None] * len(parts) if head.bias is None else head.bias.split(rows)
+    return [Linear(part, bias) for part, bias in zip(parts, biases, strict=True)]
 
 
 def _nested_weights(layer: Layer) -> list[int]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from quept.engines.reports import BITS, report
-from quept.kernels import Missing, PackedWeight, loaded
+from quept.kernels import Missing, PackedRows, PackedWeight, loaded
 from quept.kernels.decoder import CacheTable, Decoder, Layer, Linear, Rotary
 from quept.numerics.nested import SLICE
 from quept.plan import FULL
@@ -113,12 +113,12 @@ def _linear(module: nn.Module) -> Linear:
     return Linear(_weight(module), module.bias)
 
 
-def _embedding(module: nn.Module) -> PackedWeight | Tensor:
+def _embedding(module: nn.Module) -> PackedWeight | PackedRows | Tensor:
     if type(module) is not nn.Embedding and not hasattr(module, "codes"):
         raise _Unknown
     return _weight(module)
 
 
-def _weight(module: nn.Module) -> PackedWeight | Tensor:
+def _weight(module: nn.Module) -> PackedWeight | PackedRows | Tensor:
     codes = getattr(module, "codes", None)
-    return codes if isinstance(codes, PackedWeight) else module.weight.detach()
+    return codes if isinstance(codes, PackedWeight | PackedRows) else module.weight.detach()

@@ -401,7 +401,7 @@ class ElasticModel:
                 raise PlanError(f"{width.weights} rounds activations in its own way: leave A out of the plan")
         return layers
 
-    def _embeddings_at(self, bits: int, made_of: list[Weight]) -> dict[str, nn.Module]:
+    def _embeddings_at(self, bits: int | float, made_of: list[Weight]) -> dict[str, nn.Module]:
         """The embedding and the heads over their values at 2..8 bits: over the same ones where they share
         them."""
         values = {name: self.bank.weight(name, bits) for name in self.embeddings}

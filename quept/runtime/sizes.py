@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from quept.artifact import Artifact
-from quept.engines import ENGINES, Setting
+from quept.engines import ENGINES, GRADED_WIDTHS, Setting
 from quept.engines.rtn import Rtn
 from quept.models import LoadedModel
 from quept.models.slots import Slot
@@ -38,7 +38,7 @@ class Sizes:
 
     layers: Mapping[str, Mapping[Setting, int]]
     weights: Mapping[str, int]
-    embeddings: Mapping[int, int]
+    embeddings: Mapping[int | float, int]
     fixed: int
     parameters: int
     whole: Mapping[Setting, int] = field(default_factory=dict)
@@ -60,7 +60,8 @@ class Sizes:
         }
         layers = {name: sized[shapes[name]] | {FULL: full[name]} for name in loaded.layout.layers}
         ends = [shapes[name] for name in loaded.embeddings]
-        embeddings = {b: sum(grid.nbytes(*shape, b) for shape in ends) for b in QUANTIZED_BITS}
+        rounded = (*QUANTIZED_BITS, *(GRADED_WIDTHS if loaded.kind == "language" else ()))
+        embeddings = {b: sum(grid.nbytes(*shape, b) for shape in ends) for b in sorted(rounded)}
         embeddings[FULL] = sum(full[name] for name in loaded.embeddings)
         stored, parameters = (sum(p.numel() for p in m.model.parameters()) for m in (loaded, base or loaded))
         rest = BYTES_PER_FULL_WEIGHT * parameters - sum(full[name] for name in layers)
@@ -78,7 +79,13 @@ class Sizes:
 
     def other_setting(self, plan: PrecisionPlan) -> Setting | None:
         """The setting of another engine that the plan gives the whole model; None for a plan of the
-        artifact's own. PlanError for a plan that mixes them, and for a setting that this model has not."""
+        artifact's own. PlanError for a plan that mixes them, and for a setting, or a graded width of
+        embeddings, that this model has not."""
+        if isinstance(plan.embeddings, float) and plan.embeddings not in self.embeddings:
+            raise PlanError(
+                f"embeddings at {plan.embeddings} bits give common tokens more bits than rare ones, which "
+                "these are not: give them a whole number of bits"
+            )
         own = next(iter(self.layers.values()), {})
         asked = (bits.weights for bits in (plan.default, *dict(plan.rules).values()))
         if odd := [word for word in asked if isinstance(word, str) and word not in {*own, *self.whole}]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, KV_BITS, WEIGHT_BITS, Bits, PrecisionPlan
+from quept.plan import ACTIVATION_BITS, FULL, KV_BITS, WEIGHT_BITS, Bits, PrecisionPlan
 from tests.allocate.test_table import LAYERS, MORE, SEEING, table
 
 BLOCKS = ("x", "y")
@@ -27,6 +27,7 @@ def node() -> str:
     [
         {},
         SEEING,
+        MORE | {"embeddings": {**MORE["embeddings"], 5.5: 0.01}},
         MORE | {"whole": {"W4E4": {"kl": 0.5, "ppl": 40.0, "same_top": 0.6}} | CACHE},
         {"cache": BY_BLOCK},
     ],
@@ -39,7 +40,7 @@ def test_the_browser_predicts_what_python_predicts_and_nothing_that_the_table_do
         "layers": [{"name": name, "block": 0, "role": i, "params": 1} for i, name in enumerate(LAYERS)],
         "bits": WEIGHT_BITS,
         "activation_bits": ACTIVATION_BITS,
-        "embedding_bits": EMBEDDING_BITS,
+        "embedding_bits": known.embedding_bits,
         "kv_bits": KV_BITS,
         "kv_blocks": list(range(len(BLOCKS))),
         "sizes": [[1] * len(WEIGHT_BITS) for _ in LAYERS],
@@ -50,7 +51,7 @@ def test_the_browser_predicts_what_python_predicts_and_nothing_that_the_table_do
     if "embeddings" in more:
         plans += [
             PrecisionPlan.of({"a": Bits(4, a), "b": Bits(FULL, b)}, embeddings=e)
-            for a, b, e in product(ACTIVATION_BITS, ACTIVATION_BITS, EMBEDDING_BITS)
+            for a, b, e in product(ACTIVATION_BITS, ACTIVATION_BITS, known.embedding_bits)
         ]
     else:
         plans += [PrecisionPlan.uniform(4, 4, embeddings=4), PrecisionPlan.uniform(4, embeddings=4)]

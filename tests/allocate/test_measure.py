@@ -14,6 +14,7 @@ from quept.allocate import SensitivityError, SensitivityTable
 from quept.allocate.sensitivity import measure
 from quept.allocate.sensitivity.measure import Measurement, measure_sensitivity
 from quept.allocate.sensitivity.passes import cached_kl, changed_hidden, changed_kl, full_pass, plan_kl
+from quept.engines import GRADED_WIDTHS
 from quept.evaluate import Reference, Windows
 from quept.plan import ACTIVATION_BITS, FULL, Bits, PrecisionPlan
 from quept.runtime import ElasticModel
@@ -111,6 +112,8 @@ def test_a_table_gets_what_it_lacks_and_keeps_the_rest(elastic, reference, tmp_p
     assert few.cache_tokens == token_ids(1).numel() and "keys and values on" in few.conditions
     few.save(tmp_path / "few.json")
     assert SensitivityTable.load(tmp_path / "few.json") == few
+    plain = replace(table, embeddings={b: x for b, x in table.embeddings.items() if b not in GRADED_WIDTHS})
+    assert measured(elastic, reference, extend=plain, whole=()) == table
     with pytest.raises(SensitivityError, match="was measured otherwise"):
         measured(elastic, reference, extend=replace(table, data=table.data | {"text": "other"}))
 
@@ -154,7 +157,7 @@ def test_embeddings_cost_what_the_plan_that_rounds_only_them_diverges(name, tmp_
     elastic = opened(name, tmp_path / name)
     reference = Reference.open(elastic.base_identity, Windows(token_ids(3)), elastic.reference, tmp_path)
     table = measured(elastic, reference)
-    for bits in WIDTHS:
+    for bits in (*WIDTHS, *GRADED_WIDTHS):
         plan = PrecisionPlan.uniform(FULL, embeddings=bits)
         assert table.embeddings[bits] == pytest.approx(oracle(elastic, plan), rel=2e-3)
         assert table.total(plan) == table.embeddings[bits]

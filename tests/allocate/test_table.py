@@ -50,6 +50,15 @@ def test_what_is_written_is_read_back(tmp_path, more):
     assert [p.name for p in tmp_path.iterdir()] == ["sensitivity.json"]
 
 
+def test_graded_widths_of_embeddings_are_offered_where_they_were_measured():
+    graded = table(**MORE | {"embeddings": {**EMBEDDINGS, 5.5: 0.01, 6.5: 0.004}})
+    assert SensitivityTable.from_json(graded.to_json()) == graded
+    assert table(**MORE).embedding_bits == EMBEDDING_BITS
+    assert graded.embedding_bits == (2, 3, 4, 5, 5.5, 6, 6.5, 7, 8, FULL)
+    assert graded.prediction(LAYERS)["embeddings"][4] == 0.01
+    assert not graded.covers(PrecisionPlan.uniform(4, embeddings=4.5))
+
+
 def test_the_file_is_json_with_a_line_a_layer():
     text = table().to_json()
     data = json.loads(text)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from app.link import BITS, LinkError, decode, encode
 
 unhurried = settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
-ACTIVATION_BITS, KV_BITS, EMBEDDING_BITS = (4, 5, 6, 7, 8, 16), (2, 3, 4, 8, 16), (4, 6, 8, 16)
+ACTIVATION_BITS, KV_BITS, EMBEDDING_BITS = (4, 5, 6, 7, 8, 16), (2, 3, 4, 8, 16), (4, 4.5, 6, 8, 16)
 BLOCKS = 3
 
 
@@ -99,7 +99,7 @@ def test_a_link_without_a_plan_is_no_plan(params):
         ({"w": "Q4A", "kv": "5"}, "'5' bits in the KV cache; this model offers 2, 3, 4, 8, 16"),
         ({"w": "Q4A", "kv": "4.0"}, "'4.0'"),
         ({"e": "8"}, "incomplete"),
-        ({"w": "Q4A", "e": "5"}, "'5' bits in the embeddings; this model offers 4, 6, 8, 16"),
+        ({"w": "Q4A", "e": "5"}, "'5' bits in the embeddings; this model offers 4, 4.5, 6, 8, 16"),
         ({"w": "Q4A", "kv": "٤"}, "KV cache"),
         ({"w": ["Q4A"]}, "not text"),
         ({"w": None}, "not text"),

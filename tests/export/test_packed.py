@@ -21,6 +21,7 @@ PLANS = {
         {"*.self_attn.*": 5, "*.1.self_attn.q_proj": 16}, default=3, kv=4, name="mixed"
     ),
     "embeddings": PrecisionPlan.of({"*.self_attn.*": 4}, embeddings=6),
+    "graded": PrecisionPlan.uniform(4, embeddings=3.5),
 }
 
 

@@ -452,9 +452,12 @@ static void step_round(const Products *products) {
                             i ? numbers(dim) : NULL};
     for (int64_t i = 0; i < count; i++)
         for (int j = 0; j < LINEARS; j++) (&layers[i].q)[j].place = i * LINEARS + j;
-    Linear embedding = linear(vocabulary, hidden), head = linear(vocabulary, hidden);
-    head.routing = NULL;
-    Model model = {layers, count, embedding.depth.weight, head, numbers(hidden), numbers(dim / 2), hidden, inner, heads,
+    Linear embedding[] = {linear(3, hidden), linear(vocabulary, hidden)}; /* in stretches of rows */
+    Linear head[] = {linear(TILE, hidden), linear(vocabulary, hidden)};
+    head[0].routing = head[1].routing = NULL;
+    vocabulary += TILE;
+    const Weight *rows[] = {embedding[0].depth.weight, embedding[1].depth.weight};
+    Model model = {layers, count, rows, head, 2, 2, numbers(hidden), numbers(dim / 2), hidden, inner, heads,
                    kv_heads, dim, 0, 0, 1e-5f, 1, (int)draw(2)};
     quept_fit(&model);
     float *one = room(vocabulary * 4), *other = room(vocabulary * 4);
@@ -471,7 +474,8 @@ static void step_round(const Products *products) {
         free((void *)layers[i].q_norm), free((void *)layers[i].k_norm);
     }
     while (linears_count) let_go(&linears[--linears_count]);
-    free((void *)embedding.bias), free((void *)head.bias), free((void *)model.norm), free((void *)model.frequencies);
+    for (int i = 0; i < 2; i++) free((void *)embedding[i].bias), free((void *)head[i].bias);
+    free((void *)model.norm), free((void *)model.frequencies);
     while (held_count) free(held[--held_count]);
     free(layers), free(one), free(other), free(slices), free(others);
 }

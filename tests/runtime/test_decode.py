@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from quept import ElasticModel, PrecisionPlan, kernels
+from quept.engines import GRADED_WIDTHS
 from quept.kernels.decoder import Decoder, Layer, Linear
 from quept.kernels.packed import PackedWeight
 from quept.numerics.grid import quantize
@@ -100,6 +101,15 @@ def test_the_logits_of_packed_weights_are_the_dense_views(family, bits):
     model = tiny_model(family, dtype=torch.float32)
     packed = rounded(model, bits)
     assert max(differences(model, with_codes(decoder_of(model), packed, model))) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-untied"])
+def test_embeddings_in_stretches_of_rows_are_read_and_multiplied_alike(family, tmp_path):
+    elastic = ElasticModel.open(save_tiny(family, tmp_path), dtype=torch.float32)
+    for width in GRADED_WIDTHS:
+        view = elastic.view(PrecisionPlan.uniform(4, embeddings=width))
+        assert len(view.lm_head.codes.parts) > 1
+        assert max(differences(view, decoder_of(view))) < 1e-4
 
 
 def test_a_stream_reads_the_same_text_through_c(tmp_path, monkeypatch):

@@ -41,6 +41,7 @@ def logits(view, ids):
 PLANS = [
     *(PrecisionPlan.uniform(bits, embeddings=bits) for bits in (*QUANTIZED_BITS, 16)),
     PrecisionPlan.of({"*.v_proj": 8, "*.k_proj": 3}, default=5, embeddings=4),
+    PrecisionPlan.uniform(4, embeddings=4.5),
 ]
 
 

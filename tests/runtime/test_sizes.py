@@ -5,6 +5,7 @@ import torch
 
 from quept import ElasticModel, PrecisionPlan, load
 from quept.artifact import Artifact
+from quept.engines import GRADED_WIDTHS
 from quept.kernels import packed_nbytes
 from quept.plan import FULL, QUANTIZED_BITS
 from quept.runtime.kvcache import cache_nbytes
@@ -32,7 +33,7 @@ def test_full_precision_weighs_what_the_model_weighs(loaded):
     assert elastic.sizes.parameters == sum(p.numel() for p in loaded.model.parameters())
 
 
-@pytest.mark.parametrize("bits", QUANTIZED_BITS)
+@pytest.mark.parametrize("bits", (*QUANTIZED_BITS, *GRADED_WIDTHS))
 def test_the_bytes_of_embeddings_are_those_of_their_packed_tensors(loaded, bits):
     elastic = ElasticModel(loaded, Artifact.rtn(loaded))
     packed = sum(elastic.packed(name, bits).nbytes for name in elastic.embeddings)

@@ -128,7 +128,8 @@ class Space:
     def uniform_plans(self) -> list[tuple[int, int, np.ndarray]]:
         """(weights, embeddings, picks): for each width of the embeddings the highest width of the layers that
         fits; those that the table likes best first."""
-        offered = next((unit.bits for unit in self.units if not unit.layers), (FULL,))
+        bits = next((unit.bits for unit in self.units if not unit.layers), (FULL,))
+        offered = [b for b in bits if b in EMBEDDING_BITS] or bits  # graded ones are no uniform plans
         widths = sorted({bits for unit in self.units if unit.layers for bits in unit.bits}, reverse=True)
         found: dict[bytes, tuple[int, int, np.ndarray]] = {}
         for embeddings in offered:

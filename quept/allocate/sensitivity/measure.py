@@ -20,6 +20,7 @@ uninterrupted one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 
 from quept.data.windows import Windows
+from quept.engines import GRADED_WIDTHS
 from quept.evaluate.reference import Reference, open_reference
 from quept.evaluate.token_scores import divergence
 from quept.files import append_line, dtype_name, resume_lines
@@ -78,7 +80,8 @@ def measure_sensitivity(
 
     activations: also round each layer's inputs, its weights as they are, at 4 to 8 bits. cache: also round
     the keys and values of each block, at 2 to 8 bits. extend: a table of the same model on the same text, of
-    which fewer tokens do, that gets the cache and the whole plans that it lacks; nothing else is measured.
+    which fewer tokens do, that gets the cache, the graded widths of embeddings (on all of its tokens) and the
+    whole plans that it lacks; nothing else is measured.
     model, text: names for the file. source: what `elastic` was opened from, for workers that open it again (a
     name, a folder); workers, threads, executor, address, options: see `workers.run`. progress(stage,
     fraction) is called after every task. Raises SensitivityError when `resume` holds another measurement,
@@ -111,7 +114,7 @@ def measure_sensitivity(
         tokens = extend.reference["tokens"]
         raise SensitivityError(f"whole plans of that table were measured on {tokens} tokens: give as many")
     head = {
-        "measurement": "sensitivity 2",
+        "measurement": "sensitivity 3",
         "fingerprint": elastic.identity,
         "group": elastic.artifact.group,
         "method": elastic.artifact.manifest.method,
@@ -126,9 +129,14 @@ def measure_sensitivity(
     tasks = [Task("whole", name) for name in names]
     place = {block.name: i for i, block in enumerate(elastic.layout.blocks)}
     cached = {name: place[name] for name in elastic.cached_blocks if cache}
+    graded = [bits for bits in GRADED_WIDTHS if bits in elastic.sizes.embeddings]
+    of_embeddings = (*widths, *graded) if embeddings else ()
+    if extend:
+        whole_text = bool(extend.embeddings) and data["tokens"] == extend.data["tokens"]
+        of_embeddings = tuple(bits for bits in graded if whole_text and bits not in extend.embeddings)
     for window in range(len(windows)):
-        if embeddings and not extend:
-            tasks.append(Task("embeddings", "", widths, window))
+        if of_embeddings:
+            tasks.append(Task("embeddings", "", of_embeddings, window))
         for unit in () if extend else units:
             tasks.append(Task("weights", unit.name, widths, window, unit.block))
             if activations:
@@ -161,9 +169,9 @@ def measure_sensitivity(
     if progress and not left:
         progress("everything was measured before", 1.0)
 
-    def mean(what: str, name: str) -> dict[int, float]:
+    def mean(what: str, name: str) -> dict[int | float, float]:
         rows = [done[Task(what, name, window=window).key] for window in range(len(windows))]
-        return {int(bits): sum(row[bits] for row in rows) / len(rows) for bits in rows[0]}
+        return {json.loads(bits): sum(row[bits] for row in rows) / len(rows) for bits in rows[0]}
 
     def shared_out(what: str) -> dict[str, dict[int, float]]:
         weights = elastic.sizes.weights
@@ -174,6 +182,8 @@ def measure_sensitivity(
     rows = {name: rounded(mean("cache", name)) for name in cached}
     if extend:
         measured = dict(extend.whole) | metrics
+        if of_embeddings:
+            extend = replace(extend, embeddings=rounded({**extend.embeddings, **mean("embeddings", "")}))
         if not rows:
             return replace(extend, whole=measured)
         fewer = data["tokens"] if data["tokens"] != extend.data["tokens"] else 0
@@ -189,7 +199,7 @@ def measure_sensitivity(
         layers=shared_out("weights"),
         uniform=uniform,
         whole=metrics,
-        embeddings=rounded(mean("embeddings", "")) if embeddings else {},
+        embeddings=rounded(mean("embeddings", "")) if of_embeddings else {},
         activations=shared_out("activations") if activations else {},
         base=FULL_PRECISION if around_full else base.name or "a mixed plan",
         cache=rows,
@@ -204,7 +214,7 @@ class Task:
 
     what: str
     name: str
-    widths: tuple[int, ...] = ()
+    widths: tuple[int | float, ...] = ()
     window: int = 0
     block: int | None = None
 
@@ -321,9 +331,9 @@ def _shares(
         yield name, rounded({bits: kl * weights[name] / whole for bits, kl in row.items()})
 
 
-def rounded(row: Mapping[int, float]) -> dict[int, float]:
+def rounded(row: Mapping[int | float, float]) -> dict[int | float, float]:
     """Four digits: one more than the data give, and those on which two ways of adding agree."""
-    return {bits: float(f"{kl:.4g}") for bits, kl in row.items()}
+    return {bits: float(f"{kl:.4g}") for bits, kl in sorted(row.items())}
 
 
 class Lines(dict):

@@ -37,7 +37,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from quept.checked import Count, Group, Number, Positive, Share, Whole, Width, checked, form
+from quept.checked import AnyWidth, Count, Group, Number, Positive, Share, Whole, Width, checked, form
+from quept.engines import GRADED_WIDTHS
 from quept.files import parse_json, read_bytes, write_atomic
 from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, KV_BITS, WEIGHT_BITS, Bits, PrecisionPlan
 
@@ -52,7 +53,8 @@ FULL_PRECISION, BASE = (
 )  # what `base` says normally; the key of another base in `whole`
 
 
-SHORT = re.compile(r"w\d+(a\d+)?(kv\d+)?(e\d+)?", re.IGNORECASE)  # what PrecisionPlan.parse takes for no file
+# What PrecisionPlan.parse takes for no file.
+SHORT = re.compile(r"w\d+(a\d+)?(kv\d+)?(e\d+(\.5)?)?", re.IGNORECASE)
 
 
 _ROW = dict[Width, Number]
@@ -78,7 +80,7 @@ def _form(score: str) -> Any:
         layers=dict[str, _ROW],
         uniform=dict[Width, metrics],
         whole=dict[str, metrics],
-        embeddings=_ROW,
+        embeddings=dict[AnyWidth, Number],
         activations=dict[str, _ROW],
         base=str,
         cache=dict[str, _ROW],
@@ -112,7 +114,7 @@ class SensitivityTable:
     layers: Mapping[str, Mapping[int, float]]
     uniform: Mapping[int, Mapping[str, float]]
     whole: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    embeddings: Mapping[int, float] = field(default_factory=dict)
+    embeddings: Mapping[int | float, float] = field(default_factory=dict)
     activations: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     base: str = FULL_PRECISION
     cache: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
@@ -122,6 +124,12 @@ class SensitivityTable:
     def widths(self) -> tuple[int, ...]:
         """Widths at which every layer was measured, ascending."""
         return tuple(sorted(set.intersection(*(set(row) for row in self.layers.values()))))
+
+    @property
+    def embedding_bits(self) -> tuple[int | float, ...]:
+        """Widths that embeddings are offered, ascending: every whole one, and the graded ones that were
+        measured."""
+        return tuple(sorted({*EMBEDDING_BITS, *(b for b in GRADED_WIDTHS if b in self.embeddings)}))
 
     @property
     def score(self) -> str:
@@ -255,7 +263,7 @@ class SensitivityTable:
     def prediction(self, layers: Iterable[str], blocks: Iterable[str] = ()) -> dict | None:
         """What the browser needs to predict by itself, for `layers` and the blocks that keep keys and values,
         in this order; None where a layer or a width is missing, and around another base. "embeddings" (one
-        number a width of EMBEDDING_BITS), "cache" (for each block one a width of KV_BITS), or "kv" (of the
+        number a width of `embedding_bits`), "cache" (for each block one a width of KV_BITS), or "kv" (of the
         whole), and "activations" (for each layer one a width of ACTIVATION_BITS) are there if they were
         measured."""
         layers = list(layers)
@@ -270,7 +278,7 @@ class SensitivityTable:
         if "sensitivity" not in rows:
             return None
         for name, row, widths in (
-            ("embeddings", self.embeddings, EMBEDDING_BITS),
+            ("embeddings", self.embeddings, self.embedding_bits),
             ("kv", {} if self.cache else self.kv, KV_BITS),
         ):
             if costs := _row(row, widths):
@@ -283,7 +291,7 @@ class SensitivityTable:
             "conditions": self.conditions,
         }
 
-    def _of(self, row: Mapping[int, float], bits: int, what: str) -> float:
+    def _of(self, row: Mapping[int | float, float], bits: int | float, what: str) -> float:
         if bits in row:
             return row[bits]
         if bits == FULL and (not row or self.base == FULL_PRECISION):
@@ -359,7 +367,7 @@ def _text_keys(table: Mapping) -> dict:
     }
 
 
-def _row(row: Mapping[int, float], widths: tuple[int, ...]) -> list[float] | None:
+def _row(row: Mapping[int | float, float], widths: tuple[int | float, ...]) -> list[float] | None:
     """A number for each width, 0 for the untouched one; None if one is missing."""
     known = {FULL: 0.0, **row}
     return [known[bits] for bits in widths] if row and set(widths) <= set(known) else None

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from fnmatch import translate
 from typing import TYPE_CHECKING, Literal
 
+from quept.engines import GRADED_WIDTHS
 from quept.plan import ACTIVATION_BITS, EMBEDDING_BITS, FULL, KV_BITS, QUANTIZED_BITS, WEIGHT_BITS
 
 from ..sensitivity.table import FULL_PRECISION
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from ..sensitivity.table import SensitivityTable
 
+ANY_EMBEDDING = tuple(sorted((*EMBEDDING_BITS, *GRADED_WIDTHS)))
 EMBEDDINGS = "embeddings"
 CACHE, CACHE_OF = "kv", "kv:"  # the KV cache; with a block behind it, that block's
 AS_WEIGHTS = "as weights"
@@ -46,13 +48,14 @@ class AllocationError(ValueError):
 
 @dataclass(frozen=True)
 class Constraints:
-    """widths: what a layer may have; embeddings, cache: what they may have. pinned, floor, ceiling: `{layer
+    """widths: what a layer may have; embeddings, cache: what they may have (graded widths where the table has
+    them). pinned, floor, ceiling: `{layer
     name, pattern, "embeddings" or "kv": bits}`. ties: groups of layers that share one width (see `tied`).
     activations: the width of every layer's inputs, or "as weights" for the same as its weights but at least
     4."""
 
     widths: tuple[int, ...] = QUANTIZED_BITS
-    embeddings: tuple[int, ...] = (4, 5, 6, 7, 8, FULL)
+    embeddings: tuple[int | float, ...] = (*GRADED_WIDTHS, 4, 5, 6, 7, 8, FULL)
     cache: tuple[int, ...] = KV_BITS
     pinned: Mapping[str, int] = field(default_factory=dict)
     floor: Mapping[str, int] = field(default_factory=dict)
@@ -61,7 +64,7 @@ class Constraints:
     activations: int | Literal["as weights"] = FULL
 
     def __post_init__(self) -> None:
-        offered = (("widths", WEIGHT_BITS), ("embeddings", EMBEDDING_BITS), ("cache", KV_BITS))
+        offered = (("widths", WEIGHT_BITS), ("embeddings", ANY_EMBEDDING), ("cache", KV_BITS))
         for what, allowed in offered:
             chosen = getattr(self, what)
             if not chosen:
@@ -71,7 +74,7 @@ class Constraints:
             object.__setattr__(self, what, tuple(sorted(set(chosen))))
         for what in ("pinned", "floor", "ceiling"):
             for key, bits in getattr(self, what).items():
-                allowed = KV_BITS if of_cache(key) else EMBEDDING_BITS if key == EMBEDDINGS else WEIGHT_BITS
+                allowed = KV_BITS if of_cache(key) else ANY_EMBEDDING if key == EMBEDDINGS else WEIGHT_BITS
                 _check(f"{what} {key!r}", bits, allowed)
         if self.activations != AS_WEIGHTS:
             _check("activations", self.activations, ACTIVATION_BITS)
@@ -128,7 +131,8 @@ def units(table: SensitivityTable, sizes: Sizes, constraints: Constraints) -> li
         widths = _allowed(group, constraints.widths, pins, floors, ceilings, there)
         found.append(unit_of(table, sizes, group, widths, constraints))
     if sizes.embeddings:
-        on_offer = constraints.embeddings if table.embeddings else (FULL,)
+        known = {*EMBEDDING_BITS, *table.embeddings} if table.embeddings else {FULL}
+        on_offer = [bits for bits in constraints.embeddings if bits in known] or list(constraints.embeddings)
         widths = _allowed((EMBEDDINGS,), on_offer, pins, floors, ceilings, list(sizes.embeddings))
         found.append(unit_of(table, sizes, (), widths, constraints))
     if sizes.context or any(CACHE_OF + block in limit for limit in limits for block in sizes.cached):
@@ -303,8 +307,8 @@ def tie_groups(names: Sequence[str], ties: Iterable[Sequence[str]]) -> list[tupl
     return [tuple(sorted(group, key=place.__getitem__)) for group in seen.values()]
 
 
-def _check(what: str, bits: object, allowed: Sequence[int]) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in allowed:
+def _check(what: str, bits: object, allowed: Sequence[int | float]) -> None:
+    if (type(bits), bits) not in [(type(width), width) for width in allowed]:
         raise AllocationError(f"{what} must be one of {_listed(allowed)} bits; got {bits!r:.100}")
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from quept.checked import Width, checked, form
+from quept.checked import AnyWidth, Width, checked, form
 from quept.files import parse_json, read_bytes
 
 from .constraints import AllocationError, Constraints, tied
@@ -32,8 +32,9 @@ _FORM = form(
     version=int,
     tie=Literal["qkv", "block"] | None,
     activations=Width | Literal["as weights"] | None,
-    **dict.fromkeys(("widths", "embeddings", "kv"), list[Width] | None),
-    **dict.fromkeys(_LIMITS, dict[str, Width]),
+    embeddings=list[AnyWidth] | None,
+    **dict.fromkeys(("widths", "kv"), list[Width] | None),
+    **dict.fromkeys(_LIMITS, dict[str, AnyWidth]),
 )
 
 

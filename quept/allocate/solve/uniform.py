@@ -13,13 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quept.plan import FULL, QUANTIZED_BITS, PrecisionPlan
+from quept.plan import EMBEDDING_BITS, FULL, QUANTIZED_BITS, PrecisionPlan
 
-from .constraints import AllocationError, megabytes
+from .constraints import FREE, AllocationError, megabytes
 
 if TYPE_CHECKING:
     from quept.runtime.sizes import Sizes
 
+# Graded widths give rows different bits: with one a plan is not uniform.
+WHOLE_WIDTHS = tuple(bits for bits in FREE.embeddings if bits in EMBEDDING_BITS)
 LOWEST = 1e-9  # nats; where a KL of zero stands on a logarithmic scale
 
 
@@ -38,7 +40,7 @@ def uniform_at_equal_bytes(
     budget: int,
     measure: Callable[[PrecisionPlan], float],
     widths: tuple[int, ...] = QUANTIZED_BITS,
-    embeddings: tuple[int, ...] = (FULL,),
+    embeddings: tuple[int | float, ...] = (FULL,),
 ) -> AtEqualBytes:
     """The KL of the best uniform-or-interpolated plan of `budget` deploy bytes. `measure` gives the KL of a
     plan and is only asked for the plans that can matter, given that more bits never make a plan worse.
@@ -66,6 +68,8 @@ def uniform_at_equal_bytes(
     return AtEqualBytes(math.exp(low + share * (high - low)), plans[below], plans[above])
 
 
-def _more(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether the first has at least the second's bits everywhere, and is not the same."""
-    return one != other and one[0] >= other[0] and one[1] >= other[1]
+def _more(one: tuple[int, int | float], other: tuple[int, int | float]) -> bool:
+    """Whether the first has at least the second's bits everywhere, and is not the same. Of embeddings at a
+    graded width and at a whole one neither has."""
+    alike = isinstance(one[1], float) == isinstance(other[1], float)
+    return one != other and alike and one[0] >= other[0] and one[1] >= other[1]

@@ -326,7 +326,11 @@ static void step_part(void *data) {
     for (int64_t i = 0; i < model->layers_count; i++) layer_step(&t, &model->layers[i], &step->caches[i]);
     norm(step->products, step->x, model->norm, model->eps, model->hidden, t.normed);
     forget_input(&t);
-    multiply(&t, &model->head, t.normed, step->logits);
+    float *logits = step->logits;
+    for (int64_t i = 0; i < model->head_parts; i++) {
+        multiply(&t, &model->head[i], t.normed, logits);
+        logits += model->head[i].depth.weight->rows;
+    }
 }
 
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -349,7 +353,7 @@ static void fit_linear(Model *model, const Linear *linear) {
 /* Fills in the scratch that the largest layer takes. */
 void quept_fit(Model *model) {
     model->input_bytes = model->own_floats = 0;
-    fit_linear(model, &model->head);
+    for (int64_t i = 0; i < model->head_parts; i++) fit_linear(model, &model->head[i]);
     for (int64_t i = 0; i < model->layers_count; i++)
         for (int j = 0; j < LINEARS; j++) fit_linear(model, &model->layers[i].q + j);
 }
@@ -377,7 +381,9 @@ int quept_step(const Pool *pool, const Products *products, const Model *model, c
     step.inner = carve(&at, size * model->inner);
     step.turn = carve(&at, size * dim);
     step.own = at;
-    unpack_row(model->embedding, token, step.x);
+    const Weight *const *part = model->embedding;
+    while (token >= (*part)->rows) token -= (*part++)->rows;
+    unpack_row(*part, token, step.x);
     for (int64_t i = 0; i < dim / 2; i++) {
         float angle = (float)position * model->frequencies[i];
         step.turn[i] = cosf(angle) * model->turn_scale;

@@ -53,8 +53,9 @@ typedef struct {
 typedef struct {
     const Layer *layers;
     int64_t layers_count;
-    const Weight *embedding;
-    Linear head;
+    const Weight *const *embedding; /* its stretches of rows */
+    const Linear *head;             /* likewise */
+    int64_t embedding_parts, head_parts;
     const float *norm;
     const float *frequencies; /* [head_dim / 2], radians a token */
     int64_t hidden, inner, heads, kv_heads, head_dim;

@@ -36,7 +36,7 @@ class PackedCuda(Packed):
 
     def ready(self, stored: Stored | None, values: Callable[[], Tensor]) -> Weight:
         if not isinstance(stored, Quantized):
-            return super().ready(stored, values)
+            return Dense.ready(self, stored, values)
         return self._placed(PackedWeight.pack(replace(stored, **_on_cpu(stored))))
 
     def stored(self, weight: Weight) -> Stored | None:

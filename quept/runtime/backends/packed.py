@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from quept.engines.base import Stored
-from quept.kernels import FEW, PackedWeight, missing
+from quept.kernels import FEW, PackedRows, PackedWeight, missing
 from quept.kernels.packed import DENSE, TILE
 from quept.models.clone import shallow_copy
+from quept.numerics.graded import Graded
 from quept.numerics.grid import Quantized, Rounding
 from quept.plan import Bits
 
@@ -53,9 +54,13 @@ class Packed(Dense):
     def ready(self, stored: Stored | None, values: Callable[[], Tensor]) -> Weight:
         if isinstance(stored, Quantized):
             return PackedWeight.pack(stored)
+        if isinstance(stored, Graded):
+            return PackedRows(tuple(map(PackedWeight.pack, stored.parts)))
         return super().ready(stored, values)
 
     def stored(self, weight: Weight) -> Stored | None:
+        if isinstance(weight, PackedRows):
+            return Graded(tuple(map(self.stored, weight.parts)))
         if not isinstance(weight, PackedWeight) or weight.scales is None:
             return None
         return Quantized(weight.bits, weight.group, weight.shape[1], *weight.rows_of_codes())
@@ -74,7 +79,7 @@ class Packed(Dense):
     ) -> PackedLinear:
         return PackedLinear(super().linear(shape, bias, online, static), self.scratch)
 
-    def over(self, module: nn.Module, weight: PackedWeight) -> nn.Module | None:
+    def over(self, module: nn.Module, weight: PackedWeight | PackedRows) -> nn.Module | None:
         """Returns an embedding or a head over packed values; None for a module of another kind."""
         if type(module) is nn.Embedding:
             return Lookup(weight, self.dtype)
@@ -135,7 +140,7 @@ class PackedLinear(BoundLinear):
 class Lookup(nn.Module):
     """An embedding over packed codes: ids (...) -> (..., features)."""
 
-    def __init__(self, codes: PackedWeight, dtype: torch.dtype):
+    def __init__(self, codes: PackedWeight | PackedRows, dtype: torch.dtype):
         super().__init__()
         self.codes, self.dtype = codes, dtype
         self.num_embeddings, self.embedding_dim = codes.shape
@@ -148,12 +153,17 @@ class Lookup(nn.Module):
         return self.codes.rows(ids).to(self.dtype)
 
 
-def _values(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
-    return weight.unpack(torch.empty(weight.shape, dtype=dtype, device=weight.codes.device))
+def _values(weight: PackedWeight | PackedRows, dtype: torch.dtype) -> Tensor:
+    device = next(_parts(weight)).codes.device
+    return weight.unpack(torch.empty(weight.shape, dtype=dtype, device=device))
 
 
-def _parts(weight: PackedWeight) -> Iterator[PackedWeight]:
+def _parts(weight: PackedWeight | PackedRows) -> Iterator[PackedWeight]:
     """The weight in rows of at most PART numbers, over the same memory."""
+    if isinstance(weight, PackedRows):
+        for part in weight.parts:
+            yield from _parts(part)
+        return
     rows, columns = weight.shape
     each = max(1, PART // (columns * TILE)) * TILE
     if each >= rows:
