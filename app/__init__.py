@@ -4,6 +4,8 @@ main        the command: options, loading screen, launch
 space       what the hardware of a Hugging Face Space means
 proxies     what the environment says of proxies, corrected
 splash      the loading screen
+ahead       the first page's files, fetched behind the loading screen
+stubs       Gradio imported without writing type stubs
 opening     the models opened, the rest of them later
 serve       the pages put together over a service, and served
 api         named endpoints for programs

@@ -7,6 +7,7 @@ Uploads  each has a folder of its own with a name nobody can guess, is called by
          uploads (the browser learns nothing of the disk), and goes after KEPT_S seconds
 Turns    calls that skip the queue: a few at once of each page, and of all pages of a machine; a page that the
          queue had no room for is not heard for DEAF_S seconds, which costs nothing
+Closed   what Gradio serves and no page of ours asks for: it keeps files, runs ffmpeg, fetches other hosts
 Headers  what a browser may do with the answers: no sniffing, no referrer elsewhere, no framing but by this
          app's own pages and, on a Space, by the hub's
 Words    of Gradio's own refusals are shown as text
@@ -52,6 +53,19 @@ AT_ONCE = 8  # calls of one page that skip the queue
 BY_MACHINE = 64  # of all pages of one machine
 ALIAS = "uploads"
 SPACE = "https://huggingface.co https://*.huggingface.co https://*.hf.space"
+CLOSED = tuple(
+    f"/gradio_api/{name}"
+    for name in (
+        "deep_link",
+        "dev/",
+        "process_recording",
+        "proxy=",
+        "run-history",
+        "runs",
+        "undo-vibe-edit",
+        "vibe-",
+    )
+)
 SESSION = re.compile(rb'"session_hash"\s*:\s*"(\w{1,64})"')
 
 logger = logging.getLogger(__name__)
@@ -89,6 +103,7 @@ class Border:
         self.headers = [
             (b"x-content-type-options", b"nosniff"),
             (b"referrer-policy", b"same-origin"),
+            (b"x-quept", b"1"),  # by which the loading page knows that the app is there
             (b"content-security-policy", frames.encode()),
         ]
         self._arrived: deque[tuple[float, str, int]] = deque()
@@ -111,6 +126,9 @@ class Border:
 
         if not self._knows(given.get(b"host", b"").decode("latin-1")):
             await refuse(421, "This host name is not known here: start the app with --public to allow it.")
+            return
+        if scope["path"].startswith(CLOSED):
+            await refuse(404, "There is nothing here.")
             return
         if scope["path"].startswith(f"/gradio_api/file={ALIAS}/"):
             scope = self._located(scope)

@@ -16,10 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from app.ahead import Ahead
 from app.hub import HUB, HUB_GB, public_hub
 from app.proxies import settle_proxies
 from app.space import settle
 from app.splash import Splash
+from app.stubs import leave_out_stubs
+from quept.brief import brief
 from quept.cli.terminal import forgiving
 
 DEFAULTS = ("smollm2-135m", "efficientnet-lite0", "fashion-vit", "easy-vqa")
@@ -115,10 +118,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"quept app: {opens}", file=sys.stderr)
     if note := settle():
         print(f"quept app: {note}", file=sys.stderr)
-    gc.disable()  # a fifth of the time that imports take; `open_service` turns it on again
+    leave_out_stubs()
+    gc.disable()  # a fifth of the time that imports take; `launch` turns it on again
     from quept.zoo.cache import cache_dir
 
-    splash = Splash(host, port, record=cache_dir() / "start.json")
+    ahead = Ahead(cache_dir() / "first-page.json")
+    splash = Splash(host, port, cache_dir() / "start.json", ahead)
     try:
         splash.start()
         for proxy in settle_proxies(host):
@@ -146,8 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         pages.join()
         from app.serve import launch
     except Exception as error:
-        splash.fail(str(error))
-        print(f"quept app: {error}", file=sys.stderr)
+        splash.fail(brief(error))
+        print(f"quept app: {brief(error)}", file=sys.stderr)
         time.sleep(
             LAST_WORDS
         )  # an open loading page asks again within this time, and then shows the sentence

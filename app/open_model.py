@@ -193,29 +193,28 @@ class OpenModel:
         if task.lacking:
             return task.lacking
         found = plan and self._found(plan, task)
-        dtype = found.key.dtype if found else dtype_name(self.elastic.dtype)
+        dtype = found[0].key.dtype if found else dtype_name(self.elastic.dtype)
         return f"{task.describe()}, {dtype}"
 
     def stored(self, plan: PrecisionPlan, task: EvalTask | None = None) -> TaskEstimate | None:
         """What was measured of this plan before; None if nothing was."""
-        task = task or self.task
-        found = self._found(plan, task)
-        return found and task.read(found.payload)
+        found = self._found(plan, task or self.task)
+        return found and found[1]
 
-    def _found(self, plan: PrecisionPlan, task: EvalTask) -> Stored | None:
+    def _found(self, plan: PrecisionPlan, task: EvalTask) -> tuple[Stored, TaskEstimate] | None:
         """What was measured here comes before what was measured for the release, which is in float32."""
         if task.lacking:
             return None
-        keys = (task.key(plan, dtype) for dtype in (self.elastic.dtype, torch.float32))
-        return next(filter(None, (self.results.get(key, task.read) for key in keys)), None)
+        keys = (task.key(plan, dtype) for dtype in dict.fromkeys((self.elastic.dtype, torch.float32)))
+        return next(filter(None, (self.results.read(key, task.read) for key in keys)), None)
 
     def floor(self, task: EvalTask) -> dict[str, float]:
         """Metrics of the untouched model in the compute dtype, of those that are 0 for the float32 reference:
         differences below them mean nothing. None in float32."""
         if self.elastic.dtype == torch.float32 or task.lacking:
             return {}
-        found = self.results.get(task.key(PrecisionPlan.full()), task.read)
-        metrics = task.metrics(found.payload) if found else ()
+        found = self.results.read(task.key(PrecisionPlan.full()), task.read)
+        metrics = found[1].metrics if found else ()
         return {metric.name: metric.value for metric in metrics if metric.full == 0}
 
     def metrics(self, estimate: TaskEstimate | None = None, task: EvalTask | None = None) -> list[dict]:

@@ -3,7 +3,6 @@ beside this."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
@@ -53,8 +52,4 @@ def open_service(
     if "language" in kinds:
         progress("Reading the evaluation text", None)
         sample = Sample(zoo.text(TEXT, progress), zoo.TEXTS[TEXT].title)
-    service = Service(models, sample, Results.open(cache / "results.sqlite"), cache, cards)
-    gc.enable()
-    gc.collect()
-    gc.freeze()  # what is loaded stays: without this a collection stops every visitor for some 150 ms
-    return service
+    return Service(models, sample, Results.open(cache / "results.sqlite"), cache, cards)

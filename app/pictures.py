@@ -249,7 +249,7 @@ class Classifier:
         return Answer(shares, 1000 * statistics.median(taken))
 
     def _shares(self, view: torch.nn.Module, pixels: Tensor) -> Tensor:
-        logits = view(pixels.to(self.elastic.device, self.elastic.dtype)).float().cpu()
+        logits = view(pixels).float().cpu()
         shares = class_logits(logits).softmax(-1)
         if not shares.isfinite().all():
             raise FloatingPointError("at this plan the model answers no numbers: try more bits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from app.api import expose
 from app.border import KEPT_S, app_kwargs
@@ -118,15 +120,24 @@ def look(pages: Sequence[Page] = PAGES) -> dict[str, Any]:
     return {"theme": THEME, "css": css, "head": "".join(head)}
 
 
+def _settle() -> None:
+    """What need not be done before the first page: collecting what the start left behind, once."""
+    gc.collect()
+    gc.freeze()  # what is loaded stays: without this a collection stops every visitor for some 150 ms
+    gc.enable()
+    release_libraries()  # what only starting needed
+    template.begin()  # what the first message takes
+
+
 def launch(service: Service, splash: Splash, host: str, public: bool = False) -> None:
     """Hand the port over from the loading screen and serve until interrupted. public: under any host name."""
     options = app_kwargs(host, public)  # first: components keep the folder of uploads
+    options["middleware"].append(Middleware(splash.ahead.noting))
     demo = build_app(service)
     splash.step("Ready")
     splash.stop()
-    release_libraries()  # what only starting needed
     sys.setswitchinterval(SWITCH_S)
-    behind = threading.Timer(OPEN_AFTER_S, template.begin)  # what the first message takes
+    behind = threading.Timer(OPEN_AFTER_S, _settle)
     behind.daemon = True
     behind.start()
     demo.launch(
@@ -136,6 +147,7 @@ def launch(service: Service, splash: Splash, host: str, public: bool = False) ->
         show_error=False,
         ssr_mode=False,
         enable_monitoring=False,
+        run_history=False,  # nothing of a visitor's is kept, in their browser either
         max_file_size="10mb",
         max_threads=THREADS,
         app_kwargs=options,

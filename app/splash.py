@@ -6,11 +6,12 @@
     splash.step("fetching the model", fraction=0.43)    # the same text again moves its bar
     splash.stop()                     # the port is free when this returns: launch the app on splash.port
 
-Every path answers 200 with splash.html, except `.../__loading`, the JSON that the page asks for: {"state":
-"loading" | "failed", "error", "elapsed", "expected": how long the last start took, as `record` keeps it,
-"steps": [{"text", "state": "running" | "done" | "failed", "fraction", "elapsed"}]}, times in seconds. When
-another server answers in its place the page reloads itself, path and query kept. After `fail("sentence")` the
-page shows the sentence until `stop`.
+Every path answers 200 with splash.html, except the files that the app's first page will take, which that page
+has fetched meanwhile (see `ahead`), and `.../__loading`, the JSON that it asks for: {"state": "loading" |
+"failed", "error", "elapsed", "expected": how long the last start took, as `record` keeps it, "steps":
+[{"text", "state": "running" | "done" | "failed", "fraction", "elapsed"}]}, times in seconds. When another
+server answers in its place the page reloads itself, path and query kept. After `fail("sentence")` the page
+shows the sentence until `stop`.
 
 The standard library only, so that it can listen before anything slow is imported.
 """
@@ -29,6 +30,8 @@ from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+from app.ahead import Ahead
+
 DEFAULT_PORT = 7860
 TRIES = 101
 PAGE = Path(__file__).with_name("splash.html")
@@ -43,10 +46,17 @@ class SplashError(OSError):
 class Splash:
     """A loading page on `host` and `port`; see the module's docstring."""
 
-    def __init__(self, host: str = "127.0.0.1", port: int | None = None, record: Path | None = None):
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        record: Path | None = None,
+        ahead: Ahead | None = None,
+    ):
         self.host, self.port, self.record = host.strip("[]"), port, record
+        self.ahead = ahead or Ahead()
         self.expected = _recorded(record)
-        self._template = re.split("<!--(?:steps|error)-->", PAGE.read_text(encoding="utf-8"))
+        self._template = re.split("<!--(?:ahead|steps|error)-->", PAGE.read_text(encoding="utf-8"))
         self._began = time.monotonic()
         self._steps: list[dict] = []
         self._error = ""
@@ -130,8 +140,9 @@ class Splash:
             f'<li class="{step["state"]}"><span class="text">{html.escape(step["text"])}</span></li>'
             for step in status["steps"]
         )
-        before, middle, after = self._template
-        return before + steps + middle + html.escape(status["error"]) + after
+        files = "".join(map(_fetched, self.ahead.urls))
+        head, before, middle, after = self._template
+        return head + files + before + steps + middle + html.escape(status["error"]) + after
 
     def _end(self, state: str) -> None:
         if self._steps and self._steps[-1]["state"] == "running":
@@ -198,20 +209,24 @@ class _Answer(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        if self.path.partition("?")[0].endswith("/__loading"):
-            self._send(json.dumps(self.server.splash.status()), "application/json")
+        file = self.server.splash.ahead.read(self.path)
+        if file is not None:
+            kind = "text/css" if self.path.partition("?")[0].endswith(".css") else "text/javascript"
+            self._send(file, f"{kind}; charset=utf-8", "public, max-age=31536000, immutable")
+        elif self.path.partition("?")[0].endswith("/__loading"):
+            self._send(json.dumps(self.server.splash.status()).encode(), "application/json")
         else:
-            self._send(self.server.splash.page(), "text/html; charset=utf-8")
+            page = self.server.splash.page().encode("utf-8", "replace")
+            self._send(page, "text/html; charset=utf-8")
 
     do_HEAD = do_GET
 
-    def _send(self, text: str, kind: str) -> None:
-        body = text.encode("utf-8", "replace")
+    def _send(self, body: bytes, kind: str, kept: str = "no-store") -> None:
         self.send_response(200)
         headers = {
             "Content-Type": kind,
             "Content-Length": len(body),
-            "Cache-Control": "no-store",
+            "Cache-Control": kept,
             "Connection": "close",
         }
         for name, value in (headers | {"X-Quept-Loading": "1"}).items():
@@ -225,6 +240,17 @@ class _Answer(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Nothing: the terminal shows the steps, not the browser's questions."""
+
+
+def _fetched(url: str) -> str:
+    """The element that has a browser fetch a file; modules are parsed too."""
+    if url.partition("?")[0].endswith(".css") and not url.startswith("/gradio_api"):
+        how = 'rel="preload" as="style"'
+    elif url.startswith("/assets") or url.partition("?")[0].endswith("/widget.js"):
+        how = 'rel="modulepreload"'
+    else:
+        how = 'rel="preload" as="fetch"'
+    return f'<link {how} crossorigin href="{html.escape(url.lstrip("/"))}">'
 
 
 def _recorded(record: Path | None) -> float:

@@ -19,6 +19,7 @@ flow        the functions above
 plan        what precision each layer runs at
 config      calibration recipes, read from presets/recipes; presets: the files there
 files       how files are written and read: whole or not at all, versioned; checked: held against a form
+brief       the text of a refusal, short enough to read
 mapped      pages of files that are mapped into memory, given back
 stage       packages that are called by their name; progress: one line on stderr
 numerics/   the rounding grid, training through it, adapters, Hadamard transforms, packing of codes

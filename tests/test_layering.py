@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LEVELS = (
-    {"numerics", "files", "mapped", "checked", "stage", "progress"},
+    {"numerics", "files", "mapped", "checked", "brief", "stage", "progress"},
     {"models", "zoo"},
     {"engines", "kernels"},
     {"plan", "presets"},

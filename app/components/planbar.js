@@ -21,6 +21,7 @@ let faders = window.queptPrediction ?? null; // the latest quept:predict
 const LEAD_MS = 5000;
 let turn = 0;
 let view;
+let offered = null; // the state worth seeing that was pressed last: its label, and the plan before and after it
 
 const shelf = () => props.plans ?? { plans: [], tries: [] };
 const keyOf = (link) => ["w", "a", "kv", "k", "e"].map((name) => link?.[name] ?? "").join("&");
@@ -36,7 +37,8 @@ function load(name) {
 }
 
 /* One of the states worth seeing. */
-function show({ plan, budget, tab }) {
+function show({ label, plan, budget, tab }) {
+  if (plan || budget) offered = { label, before: keyOf(faders?.link), after: null };
   if (plan) load(plan);
   if (budget) document.dispatchEvent(new CustomEvent("quept:budget", { detail: { words: budget } }));
   const button = tab && document.querySelector(`#tabs [role="tab"][data-tab-id="${tab}"]`);
@@ -90,7 +92,12 @@ function build() {
     action("download", "Download", download, "The plan as a file, for the command line or to come back to"),
     action("card", "Card", saveCard, "A picture of the plan with its size, quality and link"),
     action("upload", "Upload", () => view.file.click(), "A plan file from your disk"), view.file);
-  root.replaceChildren(make("div", { class: "top" }, wanted, actions),
+  view.changed = make("span");
+  const back = make("button", { type: "button", class: "action", "data-back": "", text: "Back to the plan before" });
+  back.addEventListener("click", ask("undo"));
+  view.note = make("p", { class: "note", role: "status", hidden: "" }, view.changed, back);
+  offered = null;
+  root.replaceChildren(make("div", { class: "top" }, wanted, actions), view.note,
     make("div", { class: "shelf" }, term("plan", "Plan"), presets, makeMenu(plans)), view.live);
   draw();
 }
@@ -125,6 +132,16 @@ function draw() {
   view.select.value = view.named.get(key) ?? "";
   view.undo.disabled = !faders?.undo;
   view.redo.disabled = !faders?.redo;
+  drawNote(key);
+}
+
+/* A state worth seeing takes the place of the visitor's plan: the page says so until the plan changes again. */
+function drawNote(key) {
+  if (offered && !faders?.dragging && key !== offered.before) offered.after ??= key;
+  const stays = offered?.after === key;
+  if (offered?.after && !stays) offered = null;
+  view.note.hidden = !stays;
+  view.changed.textContent = stays ? `“${offered.label}” replaced the plan on the faders: now ${faders.words}.` : "";
 }
 
 function say(words) {

@@ -82,6 +82,7 @@ class ChatPage:
     kv: Menu
     dice: gr.Button
     history: gr.State
+    entered: gr.State  # the model last drawn: events overtake each other
 
 
 def build(context: PageContext) -> ChatPage:
@@ -90,7 +91,7 @@ def build(context: PageContext) -> ChatPage:
     offered = choices(context, first)
     start = Ask(first, starting([value for _, value in offered]), context.plan.value)
     shown = statuses(context, start)
-    drawn: dict[str, Any] = {"history": gr.State([])}
+    drawn: dict[str, Any] = {"history": gr.State([]), "entered": gr.State(first)}
     with gr.Row(elem_id="chat-sides", equal_height=False):
         for side, choice in zip(SIDES, start.choices, strict=True):
             with gr.Column(min_width=300, elem_id=f"chat-side-{side}", elem_classes="chat-side"):
@@ -243,10 +244,12 @@ def _wire(context: PageContext, page: ChatPage, routed: averages.Averages) -> No
     def on_clear(request: gr.Request, *values):
         return on_page(clear(context, ask(values), request.session_hash))
 
-    def on_switch(request: gr.Request, *values):
-        return on_page(
-            switched(context, ask(values), request.session_hash) if values[0] in context.held else {}
-        )
+    def on_switch(request: gr.Request, entered, text, *values):
+        if values[0] not in context.held:
+            return on_page({"entered": values[0]})
+        if entered == values[0]:
+            return on_page({})
+        return on_page(switched(context, ask(values), from_store(text, values[0]), request.session_hash))
 
     def on_plan(history, *values):
         return on_page(statuses(context, ask(values), None, history))
@@ -264,9 +267,13 @@ def _wire(context: PageContext, page: ChatPage, routed: averages.Averages) -> No
             None, kept, None, js=STORE_JS, **silent
         )
 
-    def on_return(text, *values):
+    def on_return(request: gr.Request, entered, text, *values):
         history = from_store(text, values[0]) if values[0] in context.held else []
-        return on_page(returned(context, ask(values), history) if history else {})
+        if not history:
+            return on_page({})
+        if entered != values[0]:
+            return on_page(switched(context, ask(values), history, request.session_hash))
+        return on_page(returned(context, ask(values), history))
 
     sent = [page.history, page.prompt, *asked]
     keeping(gr.on([page.send.click, page.prompt.submit], on_send, sent, outputs, **running))
@@ -279,7 +286,7 @@ def _wire(context: PageContext, page: ChatPage, routed: averages.Averages) -> No
     bins = [page.clear.click, page.chat_left.clear, page.chat_right.clear]
     keeping(gr.on(bins, on_clear, asked, outputs, **LIGHT))
     reading = gr.context.Context.root_block.load(None, None, kept, js=READ_JS, **silent)
-    reading.then(on_return, [kept, *asked], outputs, **LIGHT)
+    reading.then(on_return, [page.entered, kept, *asked], outputs, **LIGHT)
     gr.on(
         [page.plan_left.input, page.plan_right.input, page.kv.input],
         on_plan,
@@ -291,7 +298,7 @@ def _wire(context: PageContext, page: ChatPage, routed: averages.Averages) -> No
     averages.wire(context, routed, page.plan_right, lambda model: choices(context, model), *chosen)
     context.on_plan(on_equaliser, [page.history, *asked], both, **LIGHT)
     page.dice.click(None, None, page.seed, js=NEW_SEED_JS, **LIGHT)
-    context.on_model(on_switch, asked, outputs, **LIGHT)
+    context.on_model(on_switch, [page.entered, kept, *asked], outputs, **LIGHT)
     gr.context.Context.root_block.unload(on_leave)
 
 

@@ -150,8 +150,8 @@ def returned(context: PageContext, ask: Ask, history: list[dict]) -> dict:
     return change | {"examples": gr.Dataset(visible=False)}
 
 
-def switched(context: PageContext, ask: Ask, visitor: str) -> dict:
-    """Another of the operator's models: its plans, and an empty chat."""
+def switched(context: PageContext, ask: Ask, history: list[dict], visitor: str) -> dict:
+    """Another of the operator's models: its plans, and the chat with it that the browser keeps."""
     offered = choices(context, ask.model)
     values = [value for _, value in offered]
     kept = [c if c in values else d for c, d in zip(ask.choices, starting(values), strict=True)]
@@ -159,8 +159,9 @@ def switched(context: PageContext, ask: Ask, visitor: str) -> dict:
         f"plan_{side}": precision_menu("chat", side, offered, choice)
         for side, choice in zip(SIDES, kept, strict=True)
     }
-    ask = Ask(ask.model, tuple(kept), None)
-    return clear(context, ask, visitor) | menus
+    ask = Ask(ask.model, tuple(kept), ask.plan_json)
+    change = clear(context, ask, visitor) | (returned(context, ask, history) if history else {})
+    return change | menus | {"entered": ask.model}
 
 
 def statuses(

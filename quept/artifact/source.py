@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quept import zoo
+from quept.brief import brief
 from quept.zoo.catalogue import ASSETS
 
 from .manifest import FILE_NAME, ArtifactError, Manifest
@@ -77,7 +78,7 @@ def resolve_source(asked: str | Path) -> Source:
         return Source(asked, base if base in zoo.MODELS else asked)
     if variant and variant not in known:
         raise ArtifactError(
-            f"no artifact {asked!r}; there is {', '.join(f'{base}:{v}' for v in (*known, PLAIN))}"
+            f"no artifact {brief(repr(asked))}; there is {', '.join(f'{base}:{v}' for v in (*known, PLAIN))}"
         )
     return Source(asked, base, ASSETS / base / (variant or known[0]) if known else None)
 

@@ -19,6 +19,8 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 
+from quept.brief import brief
+
 from .allocate import allocate_parser
 from .calibrate import calibrate_parser
 from .evaluate import evaluate_parser
@@ -62,9 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        super().error(visible(brief(message)))
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands with their help; importing and building it loads no model library."""
-    p = argparse.ArgumentParser(
+    p = _Parser(
         prog="quept",
         description="Load one model once, run it at any precision, see what each bit costs.",
         epilog=f"Begin with `quept app` or `quept evaluate {DEFAULT_MODEL}`. `quept COMMAND --help` helps.",
@@ -104,7 +111,7 @@ def _app(argv: Sequence[str]) -> int:
 
 def _failed(command: str, error: object, code: int) -> int:
     text = " ".join(str(error).split()) or type(error).__name__
-    print(f"quept {command}: {visible(text)}", file=sys.stderr)
+    print(f"quept {command}: {visible(brief(text))}", file=sys.stderr)
     return code
 
 

@@ -88,7 +88,8 @@ class Results:
         self._db: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None  # device and inode that the connection has open
         self._version: int | None = None  # SQLite's count of others' changes when the table was read
-        self._table = pd.DataFrame()
+        self._table: dict[ResultKey, Stored] = {}
+        self._reads: dict[ResultKey, tuple[Stored, Callable, object]] = {}
 
     def __del__(self):
         self._close()
@@ -106,11 +107,22 @@ class Results:
 
     def get(self, key: ResultKey, read: Callable[[dict], object] = dict) -> Stored | None:
         """The measurement of `key`, or None; None also for a payload that `read` refuses with an error."""
-        found = self._run(lambda db: self._find(key))
-        try:
-            return found and read(found.payload) and found
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        found = self.read(key, read)
+        return found and found[0]
+
+    def read(self, key: ResultKey, read: Callable[[dict], _T]) -> tuple[Stored, _T] | None:
+        """The same, and what `read` makes of its payload, which is made once for all who ask."""
+        found = self._run(lambda db: self._table.get(key))
+        if found is None:
             return None
+        before, reader, value = self._reads.get(key, (None, None, None))
+        if before is not found or reader != read:
+            try:
+                value = read(found.payload)
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+                value = None
+            self._reads[key] = found, read, value
+        return (found, value) if value else None
 
     def put(self, key: ResultKey, payload: Mapping[str, Any]) -> bool:
         """Keep `payload` unless a measurement over more tokens is there already; True when it was kept.
@@ -129,13 +141,19 @@ class Results:
     ) -> pd.DataFrame:
         """Every measurement of a model (of one of its identities) on some data, oldest first; of one `dtype`
         where it is given. Columns: those of the key, `measured`, and one for each number of the payload."""
-        rows = self._run(lambda db: self._table).reset_index()
-        rows = rows[rows["model"].isin([models] if isinstance(models, str) else list(models))]
-        wanted = {"data": data, "version": version} | ({"dtype": dtype} if dtype else {})
-        for name, value in wanted.items():
-            rows = rows[rows[name] == value]
-        rows = rows.sort_values("measured", kind="stable", ignore_index=True)
-        return rows[[*_KEY, "measured"]].join(pd.json_normalize(rows["payload"].tolist()))
+        models = {models} if isinstance(models, str) else set(models)
+        found = [
+            stored
+            for key, stored in self._run(lambda db: dict(self._table)).items()
+            if key.model in models and (key.data, key.version) == (data, version)
+            if dtype in (None, key.dtype)
+        ]
+        found.sort(key=lambda stored: stored.measured)
+        rows = pd.DataFrame([(*astuple(stored.key), stored.measured) for stored in found])
+        rows = (
+            rows.set_axis([*_KEY, "measured"], axis=1) if found else pd.DataFrame(columns=[*_KEY, "measured"])
+        )
+        return rows.join(pd.json_normalize([stored.payload for stored in found]))
 
     def _put(self, rows: Iterable[tuple[ResultKey, Mapping]], wins: Callable[[Stored, int], bool]) -> int:
         now = time.time()
@@ -145,30 +163,20 @@ class Results:
             db.execute("BEGIN IMMEDIATE")
             with db:
                 self._refresh(db)  # what others wrote counts; nobody writes from here on
-                held = ((row, self._find(row[0])) for row in new)
+                held = ((row, self._table.get(row[0])) for row in new)
                 kept = [row for row, old in held if old is None or wins(old, row[1])]
                 kept = [(*astuple(key), *rest) for key, *rest in kept]
                 db.executemany("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)", kept)
-            if kept:
-                added = _frame(kept)
-                left = self._table[~self._table.index.isin(added.index)]
-                self._table = pd.concat([left, added[~added.index.duplicated(keep="last")]])
+            self._table |= _table(kept)
             return len(kept)
 
         return self._run(write)
-
-    def _find(self, key: ResultKey) -> Stored | None:
-        try:
-            place = self._table.index.get_loc(astuple(key))
-        except KeyError:
-            return None
-        return Stored(key, *self._table.iloc[place])
 
     def _refresh(self, db: sqlite3.Connection) -> None:
         version = db.execute("PRAGMA data_version").fetchone()[0]
         if version != self._version:
             _schema(db)
-            self._table = _frame(db.execute("SELECT * FROM results").fetchall())
+            self._table = _table(db.execute("SELECT * FROM results").fetchall())
             self._version = version
 
     def _run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
@@ -290,13 +298,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _frame(rows: Iterable[tuple]) -> pd.DataFrame:
+def _table(rows: Iterable[tuple]) -> dict[ResultKey, Stored]:
     """Those rows of the file that are results, by key."""
-    columns = [*_KEY, "tokens", "measured", "payload"]
-    return pd.DataFrame(filter(None, map(_result, rows)), columns=columns, dtype=object).set_index(_KEY)
+    return {stored.key: stored for stored in map(_result, rows) if stored}
 
 
-def _result(row: tuple) -> tuple | None:
+def _result(row: tuple) -> Stored | None:
     *key, tokens, measured, text = row
     try:
         payload = json.loads(text)
@@ -304,7 +311,7 @@ def _result(row: tuple) -> tuple | None:
         whole = _tokens(payload) == tokens and math.isfinite(measured)
     except (AttributeError, TypeError, ValueError):
         return None
-    return (*key, tokens, measured, payload) if whole else None
+    return Stored(ResultKey(*key), tokens, measured, payload) if whole else None
 
 
 def _tokens(payload: Mapping[str, Any]) -> int:

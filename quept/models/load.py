@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from quept import zoo
+from quept.brief import brief
 from quept.checked import quotable
 from quept.mapped import passing
 
@@ -120,14 +121,14 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
     elif os.path.exists(source):
         path = Path(source).resolve()
         if problem := instead(path):
-            raise LoadError(f"cannot load {source!r}: it {problem}")
+            raise LoadError(brief(f"cannot load {source!r}: it {problem}"))
         where, title, provenance = source, path.name, f"loaded from {Path(source).name}"
     elif source.count("/") == 1 and not source.startswith((".", "/", "~")):
         where = source
     else:
         names = ", ".join(zoo.MODELS)
         raise LoadError(
-            f"no model {source!r}: give a built-in name ({names}), a folder, a GGUF file, "
+            f"no model {brief(repr(source))}: give a built-in name ({names}), a folder, a GGUF file, "
             "or a hub id like org/name"
         )
     report("reading the weights", None)
@@ -145,7 +146,7 @@ def load(source: str | Path, progress: Callable[[str, float | None], None] | Non
             pictures, (model, tokenizer, processor, family) = None, _of_transformers(where)
             layout = layout_of(model, family)
     except Exception as error:  # a damaged folder makes transformers raise nearly anything
-        raise LoadError(f"cannot load {source!r}: {quotable(error)}") from error
+        raise LoadError(brief(f"cannot load {source!r}: {quotable(error)}")) from error
     model.eval().requires_grad_(False)
     questions = Path(where) / QUESTIONS
     report("checking the weights", None)

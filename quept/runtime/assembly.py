@@ -51,6 +51,10 @@ class Template:
             for name, bias in self.biases.items()
         }
         self._device, self._dtype, self._layout = device, backend.dtype, loaded.layout
+        if loaded.vision:  # pictures come in whatever dtype they were prepared in
+            self.model.register_forward_pre_hook(
+                lambda _, pictures: tuple(part.to(device, backend.dtype) for part in pictures)
+            )
         self._mold = Mold(self.model)
         plain = all(slot.whole for slot in self.slots.values())
         self._modules = {slot.module: name for name, slot in self.slots.items()} if plain else None

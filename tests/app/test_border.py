@@ -72,6 +72,16 @@ def test_every_answer_says_what_a_browser_may_do(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    "path", ["deep_link?session_hash=a", "process_recording", "run-history/connect", "runs/"]
+)
+def test_what_gradio_serves_and_no_page_asks_for_is_closed(tmp_path, path):
+    """A recording that is sent stays on the disk, and so does a page's state, each time it is asked for."""
+    for method in ("GET", "POST"):
+        answer = client(tmp_path).request(method, f"/gradio_api/{path}", headers={"host": "localhost"})
+        assert answer.status_code == 404 and "nothing here" in answer.text
+
+
 def test_a_request_that_is_too_large_is_refused_before_it_is_read(tmp_path):
     answer = client(tmp_path).post("/x", content=b"a" * (MOST_SENT + 1), headers={"host": "localhost"})
     assert answer.status_code == 413

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -14,6 +15,7 @@ from app.markdown import as_markdown, as_typed
 from app.pages import chat, chat_answers
 from app.pages.chat_answers import Ask
 from app.pages.context import PageContext
+from app.pages.kept_chat import to_store
 from quept.engines.bitsandbytes import BitsAndBytes
 from quept.plan import PrecisionPlan
 from tests.app.tiny import bench
@@ -261,9 +263,27 @@ def test_a_baseline_without_bitsandbytes_is_not_offered_and_refused_in_words(con
 
 
 def test_choosing_another_model_empties_the_chat_and_keeps_what_choices_it_can(context):
-    page = chat_answers.switched(context, replace(ASK, choices=("W4", "gone")), "a")
+    page = chat_answers.switched(context, replace(ASK, choices=("W4", "gone")), [], "a")
     assert page["plan_left"].value == "W4" and page["plan_right"].value == "equaliser"
     assert page["history"] == []
+
+
+@pytest.mark.parametrize("first", ["on_switch", "on_return"])
+def test_a_link_to_a_chat_with_another_model_restores_it_whichever_event_comes_first(service, first):
+    service.models["other"] = service.models["tiny"]
+    with gr.Blocks():
+        page = chat.build(PageContext(service, {"tiny": None, "other": None}, bench=bench("tiny")))
+        events = {fn.name: fn.fn for fn in gr.context.Context.root_block.fns.values() if fn.name}
+    turn = {"user": "Hello", "left": "one", "right": "two", "made_with": "", "plans": ["W4", "W2"]}
+    text, settings = (
+        to_store("other", [turn]),
+        ["other", "W4", "equaliser", None, "", 0, 0.9, 16, 0, "as planned"],
+    )
+    entered, drawn = "tiny", {}
+    for event in sorted(["on_switch", "on_return"], key=lambda name: name != first):
+        change = events[event](SimpleNamespace(session_hash="a"), entered, text, *settings)
+        entered, drawn = change.get(page.entered, entered), drawn | change
+    assert entered == "other" and [turn["user"] for turn in drawn[page.history]] == ["Hello"]
 
 
 @pytest.mark.parametrize(
@@ -310,7 +330,7 @@ def test_the_page_is_drawn_with_names_and_labels(service):
     with warnings.catch_warnings(), gr.Blocks() as blocks:
         warnings.simplefilter("error", UserWarning)  # Gradio's, about handlers that do not fit
         page = chat.build(PageContext(service, {"tiny": None}, bench=bench("tiny")))
-    ids = [part.elem_id for name, part in vars(page).items() if name != "history"]
+    ids = [part.elem_id for name, part in vars(page).items() if name not in ("history", "entered")]
     assert all(ids) and len(set(ids)) == len(ids)
     assert len(blocks.blocks) < 50
     assert {"chat-prompt", "chat-send", "chat-stop", "chat-left", "chat-right", "chat-status-left"} <= set(

@@ -239,13 +239,22 @@ def test_every_result_between_measured_plans_is_announced(page: Page):
     assert len(said) == 2
 
 
-def test_the_three_buttons_lead_to_states_worth_seeing(page: Page):
-    tries = page.locator("#planbar .try")
+def test_the_three_buttons_lead_to_states_worth_seeing_and_back(page: Page):
+    tries, note = page.locator("#planbar .try"), page.locator("#planbar .note")
+    page.locator("#preset-W6").click()
+    expect(note).to_be_hidden()
     tries.nth(1).click()
     expect(page.locator("#preset-W3")).to_have_attribute("aria-pressed", "true")
     expect(tab(page, "chat")).to_have_attribute("aria-selected", "true")
+    expect(note).to_contain_text("3 bits against full” replaced the plan on the faders")
+    note.get_by_role("button").click()
+    expect(page.locator("#preset-W6")).to_have_attribute("aria-pressed", "true")
+    expect(note).to_be_hidden()
     tries.nth(0).click()
     expect(page.locator("#budget [data-words]")).to_contain_text("predicted KL", timeout=15_000)
+    expect(note).to_contain_text("replaced")
+    page.locator("#preset-W5").click()
+    expect(note).to_be_hidden()
     tries.nth(2).click()
     expect(page.locator("#heatmap table")).to_be_in_viewport(ratio=0.5)
     expect(page.locator("#heatmap")).to_contain_text("Most fragile at 3 bits")

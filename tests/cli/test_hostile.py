@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quept import cli
+from quept import ElasticModel, cli, load
 from quept.artifact import ArtifactError, Source
 from quept.cli.shared import visible
 from quept.config import Recipe, RecipeError
@@ -34,6 +34,19 @@ def test_threads_that_would_end_the_process_are_refused(threads, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["generate", "smollm2-135m", "hi", "--threads", threads])
     assert ended.value.code == 2 and "--threads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 5000, f"org/{'a' * 5000}", "smollm2-135m:" + "a" * 5000, "a b" * 2500]
+)
+def test_a_name_of_any_length_is_refused_in_a_sentence(name, capsys):
+    assert cli.main(["evaluate", name, "--plan", "W4"]) != 0
+    said = capsys.readouterr().err
+    assert 0 < len(said) < 2200
+    for read in (load, ElasticModel.open):
+        with pytest.raises(RuntimeError) as refused:
+            read(name)
+        assert len(str(refused.value)) < 2200
 
 
 def test_control_characters_of_a_models_text_are_visible():
