@@ -265,8 +265,7 @@ class OpenModel:
 
     def _uniform_plans(self, task: EvalTask) -> Iterator[tuple[str, PrecisionPlan, Mapping[str, float]]]:
         """Uniform plans of weights and embeddings that were measured, here or for the table."""
-        for bits in QUANTIZED_BITS:
-            plan = PrecisionPlan.uniform(bits).keeping(self.elastic.layout.vision_layers)
+        for plan in self._uniform:
             if found := self.stored(plan, task):
                 yield plan.name, plan, {metric.name: metric.value for metric in found.metrics}
         table = self.sensitivity
@@ -277,10 +276,23 @@ class OpenModel:
             on.get("tokens", task.total),
             on.get("context"),
         ):
-            for name, values in table.whole.items():
-                plan = PrecisionPlan.parse(name)
-                if plan.default.activations == FULL:
-                    yield name, plan, values
+            yield from self._uniform_in_table
+
+    @cached_property
+    def _uniform(self) -> list[PrecisionPlan]:
+        plans = map(PrecisionPlan.uniform, QUANTIZED_BITS)
+        return [plan.keeping(self.elastic.layout.vision_layers) for plan in plans]
+
+    @cached_property
+    def _uniform_in_table(self) -> list[tuple[str, PrecisionPlan, Mapping[str, float]]]:
+        plans = {name: PrecisionPlan.parse(name) for name in self.sensitivity.whole}
+        kept = {name: plan for name, plan in plans.items() if plan.default.activations == FULL}
+        return [(name, plan, self.sensitivity.whole[name]) for name, plan in kept.items()]
+
+    @cached_property
+    def others(self) -> dict[str, PrecisionPlan]:
+        """Settings of other tools, by the word that plans say."""
+        return {word: PrecisionPlan.uniform(word) for word in self.elastic.settings}
 
 
 def _costs(table: SensitivityTable, layers: list[dict], title: str) -> dict:

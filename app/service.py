@@ -279,8 +279,7 @@ class Service:
             for identity, plan in history
             if plan.name not in named
         ]
-        others = [(word, PrecisionPlan.uniform(word)) for word in opened.elastic.settings]
-        points += [_point(opened, task, plan, word, "baseline") for word, plan in others]
+        points += [_point(opened, task, plan, word, "baseline") for word, plan in opened.others.items()]
         points.append(current and _point(opened, task, current, "current", "current"))
         full, sizes = PrecisionPlan.full(), opened.elastic.sizes
         return {

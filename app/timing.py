@@ -84,4 +84,4 @@ class Timing:
         return token_s - slope * size, slope
 
     def _key(self, plan: PrecisionPlan) -> str:
-        return plan.key(self._elastic.layers)
+        return self._elastic.filed_under(plan)[0]

@@ -27,10 +27,12 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import translate
+from functools import lru_cache, partial, wraps
 from pathlib import Path
+from typing import Any, TypeVar
 
 from quept.engines import GRADED_WIDTHS, WIDTHS, Setting, named_settings
 from quept.files import parse_json, write_atomic
@@ -44,6 +46,8 @@ EMBEDDING_BITS = (2, 3, 4, 5, 6, 7, 8, FULL)
 KEPT_BITS = 8  # of the layers that `keeping` spares
 EMBEDDINGS = "embeddings"  # among its patterns: what `PrecisionPlan.embeddings` is the width of
 
+REMEMBERED = 512  # plans, see `remembered`
+
 FORMAT, VERSION = "quept-plan", 1
 MAX_BYTES = 1_000_000  # a plan for a 100-billion-parameter model with every layer named is a tenth of this
 MAX_RULES, MAX_PATTERN = (
@@ -52,8 +56,25 @@ MAX_RULES, MAX_PATTERN = (
 )  # and has under 1,000 rules; a stranger's file must not keep matching busy
 
 
+_T = TypeVar("_T")
+
+
 class PlanError(ValueError):
     """A plan that cannot be read or does not fit the model; the message says what to change."""
+
+
+def remembered(answer: Callable[[Any, PrecisionPlan], _T]) -> Callable[[Any, PrecisionPlan], _T]:
+    """A method that answers something of a plan, whose latest answers are kept with the object: the same
+    plans are asked about again and again, and have a rule for every layer."""
+    kept = f"_{answer.__name__}_kept"
+
+    @wraps(answer)
+    def asked(self: Any, plan: PrecisionPlan) -> _T:
+        if kept not in self.__dict__:
+            self.__dict__[kept] = lru_cache(REMEMBERED)(partial(answer, self))
+        return self.__dict__[kept](plan)
+
+    return asked
 
 
 def _check(what: str, bits: object, allowed: tuple[int | float, ...], hint: str = "") -> None:
@@ -70,7 +91,8 @@ class Bits:
     activations: int = FULL
 
     def __post_init__(self) -> None:
-        if not isinstance(self.weights, str) or self.weights not in named_settings():
+        known = {int: lambda: WEIGHT_BITS, str: named_settings}.get(type(self.weights), tuple)
+        if self.weights not in known():
             hint = f"; a whole model can also be at {', '.join(named_settings(listed=True))}"
             _check("weight", self.weights, WEIGHT_BITS, hint)
         _check("activation", self.activations, ACTIVATION_BITS)

@@ -30,7 +30,7 @@ from quept.models import LoadedModel, ModelLayout, load
 from quept.models.context import check_context
 from quept.models.slots import Slot
 from quept.numerics.grid import Quantized
-from quept.plan import FULL, Bits, PlanError, PrecisionPlan
+from quept.plan import FULL, Bits, PlanError, PrecisionPlan, remembered
 from quept.presets import presets
 
 from .assembly import Template
@@ -234,6 +234,7 @@ class ElasticModel:
         settings = {bits.weights for bits in plan.resolve(self.layers).values()} - {FULL}
         return all(self._engines[setting].steady(setting) for setting in settings)
 
+    @remembered
     def filed_under(self, plan: PrecisionPlan) -> tuple[str, str]:
         """What numbers measured at this plan belong to: (plan, model) of a ResultKey. Those of another
         engine's setting name the base: how ours is quantized does not matter to them."""

@@ -19,7 +19,7 @@ from quept.engines import ENGINES, GRADED_WIDTHS, Setting
 from quept.engines.rtn import Rtn
 from quept.models import LoadedModel
 from quept.models.slots import Slot
-from quept.plan import FULL, KV_BITS, QUANTIZED_BITS, Bits, PlanError, PrecisionPlan
+from quept.plan import FULL, KV_BITS, QUANTIZED_BITS, Bits, PlanError, PrecisionPlan, remembered
 
 from .kvcache import cache_bytes
 
@@ -116,6 +116,7 @@ class Sizes:
         each = plan.resolve_cache(self.cached).values()
         return tokens * sum(self.token[bits] for bits in each) // len(self.cached)
 
+    @remembered
     def deploy(self, plan: PrecisionPlan) -> int:
         """Bytes of the model at this plan, and of the keys and values of `context` tokens."""
         context = self.cache(plan, self.context) if self.context else 0
