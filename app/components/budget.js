@@ -35,7 +35,7 @@ const NO_LIMITS = {
 };
 const WORDS_SHOWN = 4; // limits of a file in words, before "and 3 more"
 const LARGEST = 200_000; // characters of a file of constraints
-const EXAMPLES = "75 MB, 3.2 bits or 2 % worse";
+const EXAMPLE = 0.13; // of the way from the fewest bytes to the most
 
 const root = element.querySelector(".budget");
 let faders = window.queptPrediction ?? null; // the latest quept:predict
@@ -92,7 +92,7 @@ function build() {
   const label = make("label", { class: "label", for: `${element.id}-text`, text: "Budget" });
   view = {
     text: make("input", {
-      type: "text", class: "text", id: `${element.id}-text`, placeholder: EXAMPLES, maxlength: 40,
+      type: "text", class: "text", id: `${element.id}-text`, maxlength: 40,
       autocomplete: "off", spellcheck: "false", "aria-label": "Budget", "aria-describedby": `${element.id}-words`, "data-budget": "",
     }),
     target: make("select", { class: "target", "aria-label": "What the budget is for", "data-target": "" },
@@ -289,7 +289,7 @@ function slide() {
 
 function typed() {
   const words = view.text.value.trim();
-  if (!words) return say(`Type a budget: ${EXAMPLES}.`, "error");
+  if (!words) return say(`Type a budget: ${examples()}.`, "error");
   ask(words);
 }
 
@@ -360,15 +360,23 @@ function forget() {
   if (faders) drawSlider(bytesNow());
 }
 
+/* Budgets that this model can meet. */
+function examples() {
+  const [least, most] = path?.path ? endsOf(path.path) : [46e6, 269e6];
+  const mb = (least + EXAMPLE * (most - least)) / 1e6;
+  return `${mb >= 10 ? Math.round(mb) : Number(mb.toPrecision(2))} MB, 3.2 bits or 2 % worse`;
+}
+
 function hint() {
   if (path?.error) return path.error;
   if (!path?.path) return "";
-  return `Type a budget, such as ${EXAMPLES}, or drag: the faders go to the best bits for it.`;
+  return `Type a budget, such as ${examples()}, or drag: the faders go to the best bits for it.`;
 }
 
 function drawSlider(bytes) {
   const usable = Boolean(path?.path);
   for (const control of [view.text, view.slider]) control.disabled = !usable;
+  view.text.placeholder = examples();
   view.target.disabled = !usable && !path?.turn; // as with other limits, what cannot be had can be undone
   if (!usable) return;
   const place = Math.round(PLACES * clamp(placeOf(endsOf(path.path), bytes), 0, 1));
