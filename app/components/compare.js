@@ -112,7 +112,7 @@ const exact = (x, digits) => (known(x) ? x.toFixed(digits) : "–");
 const lowered = (label) => label.slice(0, 1).toLowerCase() + label.slice(1);
 
 /* Shares in percent, everything else as precise as it takes. */
-const qualityWords = ({ unit }, x) => (unit === "share" ? `${(100 * x).toFixed(1)} %` : smallWords(x));
+const qualityWords = ({ unit }, x, share = "%") => (unit === "share" ? `${(100 * x).toFixed(1)} ${share}` : smallWords(x));
 const intervalWords = ({ unit, value, low, high }) => !known(low) || !known(high) ? ""
   : unit === "share" ? ` (${(100 * low).toFixed(1)}–${(100 * high).toFixed(1)})` : ` ± ${smallWords(high - value)}`;
 
@@ -140,8 +140,8 @@ function drawTotals({ a, b }) {
   const change = row("B − A", {}, [
     signed(less(b.bytes, a.bytes) / 1e6, (x) => x.toFixed(1)),
     signed(less(b.bits_per_param, a.bits_per_param), (x) => x.toFixed(2)),
-    ...metrics.map((one, i) => signed(less(found(b, i), found(a, i)), (x) => qualityWords(one, x))),
-    ...(head ? [signed(less(predicted(b), predicted(a)), (x) => qualityWords(head, x))] : []),
+    ...metrics.map((one, i) => signed(less(found(b, i), found(a, i)), (x) => qualityWords(one, x, "points"))),
+    ...(head ? [signed(less(predicted(b), predicted(a)), (x) => qualityWords(head, x, "points"))] : []),
   ]);
   change.className = "change";
   view.totals.replaceChildren(of("A", a), of("B", b), change);
