@@ -46,6 +46,7 @@ from app.toast import error_payload
 KEPT_S = 120
 MOST_UPLOADED = 10_500_000  # bytes of a request with files
 MOST_SENT = 4_000_000  # of any other
+DIGITS = 12  # of a length that may be one
 MOST_KEPT = 1_000_000_000  # of all uploads within KEPT_S; a fifth of it for one machine
 TRACEBACKS = 10  # a minute
 DEAF_S = 1.0
@@ -138,7 +139,7 @@ class Border:
         address, length = (scope.get("client") or ("",))[0], given.get(b"content-length", b"")
         upload = scope["path"].rstrip("/").endswith("/upload")
         most = MOST_UPLOADED if upload else MOST_SENT
-        if not length.isdigit():
+        if not length.isdigit() or len(length) > DIGITS:
             await refuse(411, "A request says its length.")
         elif int(length) > most:
             await refuse(413, f"This request has {int(length):,} bytes; at most {most:,} are taken.")

@@ -121,7 +121,7 @@ class Machine:
     @classmethod
     def here(cls, shapes: Shapes) -> Machine:
         """This machine, on products in the shapes of this model: a second or two."""
-        dtype = compute_dtype()
+        dtype = torch.float32 if shapes.pictures else compute_dtype()
         flops = _flops(shapes, dtype)
         single = flops if dtype == torch.float32 else _flops(shapes, torch.float32)
         block, copy = torch.ones(2, 100_000_000, dtype=torch.uint8)

@@ -75,9 +75,9 @@ class ElasticModel:
     ):
         self._base, loaded = loaded, artifact.prepared(loaded)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        convolves, on_cpu = loaded.layout.convolutional, self.device.type == "cpu"
-        # Bfloat16 alone changes as many answers of a convolutional classifier as 8 bits do: one in a hundred.
-        self.dtype = dtype or (torch.float32 if convolves and on_cpu else compute_dtype(self.device))
+        convolves, wide = loaded.layout.convolutional, loaded.vision and self.device.type == "cpu"
+        # Classifiers as timm's do: of a convolutional one bfloat16 alone changes one answer in a hundred.
+        self.dtype = dtype or (torch.float32 if wide else compute_dtype(self.device))
         self.artifact, self.source = artifact, loaded.source
         self.title = title_of(loaded.title, loaded.source, artifact.manifest)
         self.origin = Source(loaded.source, loaded.source)  # `open` knows better

@@ -85,6 +85,8 @@ def test_what_gradio_serves_and_no_page_asks_for_is_closed(tmp_path, path):
 def test_a_request_that_is_too_large_is_refused_before_it_is_read(tmp_path):
     answer = client(tmp_path).post("/x", content=b"a" * (MOST_SENT + 1), headers={"host": "localhost"})
     assert answer.status_code == 413
+    answer = client(tmp_path).post("/x", headers={"host": "localhost", "content-length": "9" * 5000})
+    assert answer.status_code == 411
 
 
 def test_a_page_whose_line_is_full_is_refused_at_once_for_a_second_and_no_other_is(tmp_path, monkeypatch):

@@ -143,6 +143,19 @@ def test_masks_follow_the_compute_dtype_where_attention_is_fused(tmp_path):
         set_fused_attn(was[0], was[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_view_takes_pictures_of_any_dtype(models, dtype):
+    view = elastic_of(models["vit"], dtype).view(PrecisionPlan.uniform(4, embeddings=8))
+    computed = pictures("vit").to(dtype)
+    with torch.inference_mode():
+        for given in (computed.float(), computed.double(), computed):
+            assert torch.equal(view(given), view(computed))
+
+
+def test_classifiers_compute_in_float32_on_every_processor(models):
+    assert ElasticModel(models["vit"], Artifact.rtn(models["vit"]), device="cpu").dtype == torch.float32
+
+
 def test_attention_of_a_view_is_fused_as_timms_is(models):
     for block in elastic_of(models["vit"]).view(PrecisionPlan.uniform(4)).blocks:
         assert block.attn.fused_attn == use_fused_attn()
