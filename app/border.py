@@ -38,7 +38,7 @@ from typing import Any
 
 from gradio import queueing, route_utils, routes, utils
 from starlette.middleware import Middleware
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 from app.gate import CLIENT, Client
 from app.toast import error_payload
@@ -130,6 +130,9 @@ class Border:
             return
         if scope["path"].startswith(CLOSED):
             await refuse(404, "There is nothing here.")
+            return
+        if scope["method"] == "HEAD" and scope["path"] == "/":  # Gradio would draw the whole page
+            await HTMLResponse()(scope, receive, answer)
             return
         if scope["path"].startswith(f"/gradio_api/file={ALIAS}/"):
             scope = self._located(scope)

@@ -82,6 +82,14 @@ def test_what_gradio_serves_and_no_page_asks_for_is_closed(tmp_path, path):
         assert answer.status_code == 404 and "nothing here" in answer.text
 
 
+def test_whoever_asks_whether_the_page_is_there_has_it_not_drawn(tmp_path):
+    async def drawn(scope, receive, send):
+        raise AssertionError("drawn")
+
+    http = TestClient(Border(drawn, str(tmp_path), {"localhost"}))
+    assert http.head("/", headers={"host": "localhost"}).status_code == 200
+
+
 def test_a_request_that_is_too_large_is_refused_before_it_is_read(tmp_path):
     answer = client(tmp_path).post("/x", content=b"a" * (MOST_SENT + 1), headers={"host": "localhost"})
     assert answer.status_code == 413
