@@ -19,7 +19,7 @@ from quept.allocate.solve.constraints import megabytes
 from quept.evaluate import EvalTask, Results, Sample, TaskEstimate
 from quept.plan import FULL, Bits, PlanError, PrecisionPlan
 from quept.runtime import ElasticModel
-from quept.runtime.memory import resident_bytes
+from quept.runtime.memory import release_libraries, resident_bytes
 
 from .budget import context_of, sentence, slider, solved
 from .exports import Exports
@@ -353,6 +353,7 @@ class Service:
                     del self._newest[visitor]
             if newest and not self.gate.waiting:  # who comes behind lets go of it
                 self.models[model].let_go()
+                release_libraries()
 
     def _measure(self, model: str, plan: PrecisionPlan, name: str | None, wanted) -> Iterator[dict]:
         opened, task = self._task(model, name)

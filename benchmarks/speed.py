@@ -162,11 +162,13 @@ def llama_cpp(elastic, plans: dict, tokens: int, stack: ExitStack) -> dict[str, 
 
 
 def in_turns(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """The median of each, after a round that does not count."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
+    """The median of each, after a round that does not count; every round begins one further on, since it
+    matters what ran before."""
+    found, names = {name: [] for name in runs}, list(runs)
     for i in range(repeats + 1):
-        for name, run in runs.items():
-            speed = run()
+        start = i % len(names)
+        for name in names[start:] + names[:start]:
+            speed = runs[name]()
             if i:
                 found[name].append(speed)
     return {name: statistics.median(speeds) for name, speeds in found.items()}

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-KEPT_BYTES = 64_000_000
+KEPT_BYTES = 24_000_000  # small pictures; a few hundred of 224 pixels would be all of 64 MB
 THREADS = 4  # that decode: PIL lets go of the interpreter while it does
 _T = TypeVar("_T")
 _U = TypeVar("_U")

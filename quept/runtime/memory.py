@@ -5,7 +5,7 @@ release_freed       glibc keeps what is freed for later, in pieces that no longe
                     in 10 to 20 ms
 release_weights     weights that are mapped from a file count as held once they were read, though the system
                     keeps the file's contents anyway while it has room
-release_libraries   the same of code that was needed to start
+release_libraries   the same of code, most of which is needed once: to start, to measure
 
 Pages that are needed again come back in microseconds. Elsewhere than on Linux with glibc there is nothing to
 do.

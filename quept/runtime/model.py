@@ -351,7 +351,9 @@ class ElasticModel:
         return packed.missing(self.device, self.dtype)
 
     def let_go(self) -> None:
-        """Gives back the memory that making weights took: what was freed, and what was read of files."""
+        """Gives back the memory that making weights and multiplying by them took: buffers, what was freed,
+        what was read of files."""
+        self._backend.let_go()
         release_freed()
         learned = self.artifact.engine.tensors().values()
         release_weights(chain(self._base.model.parameters(), self.base.parameters(), learned))

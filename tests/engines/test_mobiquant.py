@@ -302,6 +302,7 @@ def test_a_run_cut_and_resumed_ends_with_the_same_bytes(run, folder, text, tmp_p
         ("routes", lambda t: t + 1),
         ("model.layers.0.mlp.up_proj.scales.2", lambda t: t[:, :1]),
         ("model.layers.0.mlp.up_proj.a.2", lambda t: t[:, :8]),
+        ("model.layers.0.mlp.up_proj.b_scales.2", lambda t: t[:1]),
     ],
 )
 def test_what_is_damaged_is_refused(run, folder, tmp_path, name, change):

@@ -122,6 +122,8 @@ def test_a_large_head_goes_part_by_part(monkeypatch):
     with torch.no_grad():
         assert close(over(x), nn.functional.linear(x, values, head.bias))
     assert backend.scratch_bytes == 4 * 64 * 48
+    backend.let_go()
+    assert backend.scratch_bytes == 0
 
 
 def test_gradients_pass_through_a_packed_layer():

@@ -36,6 +36,9 @@ class Dense:
         """Bytes of the buffers that weights are unpacked into to be multiplied."""
         return 0
 
+    def let_go(self) -> None:
+        """Gives back those buffers."""
+
     def ready(self, stored: Stored | None, values: Callable[[], Tensor]) -> Weight:
         """Returns what a layer is multiplied by: what an engine stored of it, None for an untouched one, and
         its values (out, in), made when they are asked for."""

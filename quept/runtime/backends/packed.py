@@ -51,6 +51,9 @@ class Packed(Dense):
     def scratch_bytes(self) -> int:
         return self.scratch.nbytes
 
+    def let_go(self) -> None:
+        self.scratch.clear()
+
     def ready(self, stored: Stored | None, values: Callable[[], Tensor]) -> Weight:
         if isinstance(stored, Quantized):
             return PackedWeight.pack(stored)

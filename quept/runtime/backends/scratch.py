@@ -38,6 +38,11 @@ class Scratch:
             with self._lock:
                 self._free = sorted([*self._free, buffer], key=len)[-KEPT:]
 
+    def clear(self) -> None:
+        """Gives back the buffers that wait; the next layer makes another."""
+        with self._lock:
+            self._free = []
+
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers that wait."""
