@@ -332,7 +332,7 @@ class Service:
         self, model: str, plan: PrecisionPlan, visitor: str, task: str | None = None
     ) -> Iterator[dict]:
         """Numbers for a plan, better with every step; ends early when the same visitor asks for another."""
-        ticket = object()
+        ticket, looked_up = object(), True
 
         def wanted() -> bool:
             return self._newest.get(visitor) is ticket
@@ -342,16 +342,18 @@ class Service:
         try:
             with suppress(Unwanted):
                 for state in self._measure(model, plan, task, wanted):
+                    looked_up = looked_up and state["status"] == "stored"
                     yield state
                 timing = self.opened[model].timing
                 if wanted() and not timing.knows(plan) and not self.gate.waiting:
+                    looked_up = False
                     timing.measure(plan, lambda: self.gate.turn(first=False, wanted=wanted))
                     yield state | {"speed": timing.of(plan)}
         finally:
             with self._lock:
                 if newest := wanted():
                     del self._newest[visitor]
-            if newest and not self.gate.waiting:  # who comes behind lets go of it
+            if newest and not looked_up and not self.gate.waiting:  # who comes behind lets go of it
                 self.models[model].let_go()
                 release_libraries()
 

@@ -96,6 +96,16 @@ def test_a_release_of_a_fader_opens_the_results_file_twice_at_most(service: Serv
     assert len(opened) <= 2
 
 
+def test_a_plan_that_was_measured_before_is_looked_up_and_gives_no_memory_back(service: Service, monkeypatch):
+    """Walking over the heap takes tens of milliseconds, beside whoever computes."""
+    released = []
+    monkeypatch.setattr(ElasticModel, "let_go", lambda _: released.append(1))
+    plan = PrecisionPlan.uniform(3)
+    measured(service, plan)
+    assert len(released) == 1
+    assert measured(service, plan)["status"] == "stored" and len(released) == 1
+
+
 def test_a_stored_row_that_is_no_estimate_is_measured_again(service: Service):
     plan, opened = PrecisionPlan.uniform(3), service.opened[MODEL]
     whole = measured(service, plan)["estimate"]
