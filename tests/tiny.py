@@ -102,6 +102,19 @@ CONFIGS: dict[str, dict] = {  # of each wiring one; the first six are what most 
     "starcoder2": _LLAMA_LIKE | {"model_type": "starcoder2", "tie_word_embeddings": True},
     "phi": _LLAMA_LIKE | {"model_type": "phi", "tie_word_embeddings": False},
     "gpt-neox": _LLAMA_LIKE | {"model_type": "gpt_neox", "tie_word_embeddings": False},
+    "nanochat": _LLAMA_LIKE | {"model_type": "nanochat", "tie_word_embeddings": False},
+    "persimmon": _LLAMA_LIKE
+    | {"model_type": "persimmon", "tie_word_embeddings": False, "num_key_value_heads": 4},
+    "granite-dense": _LLAMA_LIKE
+    | {
+        "model_type": "granitemoehybrid",
+        "tie_word_embeddings": True,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 96,
+        "layer_types": ["full_attention", "full_attention"],
+        "position_embedding_type": "rope",
+        "mamba_n_heads": 4,
+    },
 }
 _GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.2}
 _FALCON = {

@@ -7,8 +7,11 @@ of the rounded model. Here layers are rounded in the order in which they compute
     H = E v x' x'^T     D = E v (x' - x) x'^T
 
 as GPTAQ does (arXiv 2504.02692), on two streams of hidden states that go from block to block: the
-full-precision model's and the rounded one's. The ends of the ranges come first (`ranges`), each column
-counting by the diagonal of H.
+full-precision model's and the rounded one's. In the latter what a plan keeps at 8 bits, stem and depthwise
+convolutions of a classifier, is rounded too: of EfficientNet-Lite0 at 6 bits that is half of what is lost,
+and the layers behind it win back most of it. At SEARCHED bits and fewer the ends of the ranges come first
+(`ranges`), each column counting by the diagonal of H; above, what they win on the pictures that were looked at
+they lose on others.
 
 v is how much an input counts: half of it alike for all, since there are few pictures, half as in `rounding`.
 """
@@ -22,15 +25,18 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from quept.engines.quept import LayerParameters
+from quept.engines.rtn import Rtn
 from quept.models import ModelLayout
-from quept.models.clone import clone
-from quept.numerics.grid import SYMMETRIC_BITS, group_size
+from quept.models.clone import clone, shallow_copy
+from quept.numerics.grid import group_size
+from quept.plan import KEPT_BITS
 
 from .capture import Call, Calls
 from .ranges import searched_factors
 from .rounding import Seen, second_nearest
 
 Batch = Mapping[str, Tensor]
+SEARCHED = 3
 
 
 @torch.no_grad()
@@ -47,7 +53,9 @@ def chosen_in_turn(
     """`layers` with the rounding of this width chosen, and the ends of its ranges where it has neither ranks
     nor clip factors. batches: inputs of the model's forward; looked_at: what the layers
     are given for them at full precision."""
-    calls, chosen = Calls(model, layout, batches[0]), dict(layers)
+    kept = {name: _kept(name, model.get_submodule(name), group) for name in layout.other_convolutions}
+    models = model, clone(model, kept)
+    calls, chosen = [Calls(m, layout, batches[0]) for m in models], dict(layers)
     full: list[Tensor | None] = [None] * len(batches)  # what the last block gave
     rounded = list(full)
     for index, block in enumerate(layout.decoder_blocks):
@@ -56,11 +64,13 @@ def chosen_in_turn(
             {name: _Layer(model.get_submodule(name)) for name in block.layers.values()} for _ in range(2)
         )
         of, at = (
-            clone(model.get_submodule(block.name), layout.in_place(leaves), block.name)
-            for leaves in (exact, quantized)
+            clone(m.get_submodule(block.name), layout.in_place(leaves), block.name)
+            for m, leaves in zip(models, (exact, quantized), strict=True)
         )
-        own = [calls.of(index, x, before) for x, before in zip(batches, full, strict=True)]
-        others = [calls.of(index, x, before) for x, before in zip(batches, rounded, strict=True)]
+        own, others = (
+            [call.of(index, x, before) for x, before in zip(batches, stream, strict=True)]
+            for call, stream in zip(calls, (full, rounded), strict=True)
+        )
         for name in block.layers.values():
             weight, layer, counts = exact[name].weight, chosen[name], looked_at[name].counts
             moments = pull = weight.new_zeros(weight.shape[1], weight.shape[1])
@@ -69,7 +79,7 @@ def chosen_in_turn(
                 counted = seen * (count / _mean(counts) + 1)[:, None]
                 moments, pull = moments + seen.T @ counted, pull + (seen - x).T @ counted
             columns = group_size(weight.shape[1], group)
-            if bits < SYMMETRIC_BITS and bits not in layer.clips and not layer.schedule.ranks(bits):
+            if bits <= SEARCHED and bits not in layer.clips and not layer.schedule.ranks(bits):
                 layer = layer.clipping(bits, searched_factors(weight, bits, columns, moments.diagonal()))
             rounding = layer.rounding(weight, bits, columns)
             chosen[name] = layer.choosing(bits, second_nearest(rounding, moments, weight @ pull))
@@ -77,6 +87,14 @@ def chosen_in_turn(
         full = [call.run(of) for call in own]
         rounded = [call.run(at) for call in others]
     return chosen
+
+
+def _kept(name: str, convolution: nn.Module, group: int | str) -> nn.Module:
+    """A convolution that is no layer at the bits that it keeps."""
+    weight, copy = convolution.weight, shallow_copy(convolution)
+    rounded = Rtn(group).quantize(name, weight.flatten(1), KEPT_BITS)[1]
+    copy.weight = nn.Parameter(rounded.view_as(weight).to(weight.dtype), requires_grad=False)
+    return copy
 
 
 def _mean(counts: Sequence[Tensor]) -> Tensor:

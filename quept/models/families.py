@@ -287,6 +287,24 @@ FAMILIES = {
         router="mlp.gate",
         dense=_LLAMA_ROLES,
     ),
+    "nanochat": Family(
+        ("nanochat",),
+        roles=_ATTENTION | {"up": "mlp.fc1", "down": "mlp.fc2"},
+        norms={"input_layernorm": ("q", "k", "v"), "post_attention_layernorm": ("up",)},
+    ),
+    "persimmon": Family(
+        ("persimmon",),
+        roles={"qkv": "self_attn.query_key_value", "o": "self_attn.dense"} | _NEOX_MLP,
+        norms={"input_layernorm": ("qkv",), "post_attention_layernorm": ("up",)},
+        final_norm="model.final_layernorm",
+    ),
+    "granite-dense": Family(  # Granite 4 without experts and without Mamba, known by its wiring
+        (),
+        roles=_ATTENTION
+        | {role: f"shared_mlp.input_linear.{role}_proj" for role in ("gate", "up")}
+        | {"down": "shared_mlp.output_linear"},
+        fused={"shared_mlp.input_linear": ("gate_proj", "up_proj")},
+    ),
     "norms-unknown": Family((), norms={}),  # layers as a Llama's, norms like nobody's here
     "vit": Family(("VisionTransformer",), **_VIT),
     "deit-distilled": Family(("VisionTransformerDistilled",), **_VIT, more_heads=("head_dist",)),

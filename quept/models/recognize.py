@@ -33,9 +33,14 @@ def recognize(config: PretrainedConfig) -> str:
     try:
         return family_of(config.model_type)
     except ValueError:
-        if config.model_type not in LACKING and (found := _by_wiring(config.to_json_string())):
+        if config.model_type not in LACKING and (found := _by_wiring(_settings(config))):
             return found
         raise
+
+
+def _settings(config: PretrainedConfig) -> str:
+    """As JSON that Python reads back: transformers' own writes infinity in its own way."""
+    return json.dumps(config.to_diff_dict(), sort_keys=True)
 
 
 @lru_cache(maxsize=8)

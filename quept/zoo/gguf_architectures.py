@@ -31,6 +31,7 @@ _EXPERTS = {"ffn_gate_inp": "mlp.gate"} | {
     f"ffn_{part}_exps": f"mlp.experts.*.{part}_proj" for part in ("gate", "up", "down")
 }
 _LLAMA = _ATTENTION | _NORMS | _HEAD_NORMS | _MLP
+_OLMO = _ATTENTION | _HEAD_NORMS | _BEHIND | _MLP
 _GEMMA = _ATTENTION | _MLP | _HEAD_NORMS | _BEHIND
 _GEMMA |= {"attn_norm": "input_layernorm", "ffn_norm": "pre_feedforward_layernorm"}
 
@@ -58,7 +59,8 @@ class Architecture:
     whether llama.cpp wants the rows of q and k so. activation: (entry of the config, its value). offset: what
     is added to the weights of norms in the file. keys: `{further metadata: the config's entry}`. computed:
     see the module's docstring. windows: whether llama.cpp sees windows where the config says so. partial:
-    whether it rotates a part of each head where the config says so."""
+    whether it rotates a part of each head where the config says so. marked: metadata by which a file of this
+    architecture is told from others of its name."""
 
     name: str
     model_type: str
@@ -71,6 +73,7 @@ class Architecture:
     computed: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     windows: bool = False
     partial: bool = False
+    marked: str = ""
 
     def tensor_of(self, layer: str) -> str | None:
         """GGUF's name of the tensor that a layer's or norm's weight is in or is a part of; None for one that
@@ -97,7 +100,7 @@ _BLOCK = re.compile(r"model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"experts\.\d+\.")
 _GELU = ("hidden_activation", "gelu_pytorch_tanh")
 _WINDOW = {"attention.sliding_window": "sliding_window"}
-ARCHITECTURES = (  # the first of a name is what a file of that name is read as
+ARCHITECTURES = (  # the first of a name is what a file of that name without a mark is read as
     Architecture("llama", "llama", "LlamaForCausalLM", interleaved=True),
     Architecture("llama", "mistral", "MistralForCausalLM", interleaved=True),  # differs by its window alone
     Architecture("qwen2", "qwen2", "Qwen2ForCausalLM"),
@@ -141,7 +144,17 @@ ARCHITECTURES = (  # the first of a name is what a file of that name is read as
         keys=_WINDOW,
         partial=True,
     ),
-    Architecture("olmo2", "olmo2", "Olmo2ForCausalLM", _ATTENTION | _HEAD_NORMS | _BEHIND | _MLP),
+    Architecture("olmo2", "olmo2", "Olmo2ForCausalLM", _OLMO),
+    Architecture(
+        "olmo2",
+        "olmo3",
+        "Olmo3ForCausalLM",
+        _OLMO,
+        keys=_WINDOW,
+        computed={"layer_types": _windows(4)},
+        windows=True,
+        marked="attention.sliding_window",
+    ),
     Architecture(
         "granite",
         "granite",
@@ -195,6 +208,8 @@ def written_as(model_type: str) -> Architecture | None:
     return next((one for one in ARCHITECTURES if one.model_type == model_type), None)
 
 
-def read_as(name: str) -> Architecture | None:
-    """The architecture of a file that says this name."""
-    return next((one for one in ARCHITECTURES if one.name == name), None)
+def read_as(name: str, says: Callable[[str], Any]) -> Architecture | None:
+    """The architecture of a file of this name. says: what the file says of a key, None where it says
+    nothing."""
+    named = [one for one in ARCHITECTURES if one.name == name]
+    return next((one for one in named if one.marked and says(one.marked)), next(iter(named), None))

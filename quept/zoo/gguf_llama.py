@@ -51,7 +51,7 @@ KNOWN_SPLITTERS = (
     "gpt-2",
 )
 CONVERTED = ("llama", "qwen2", "qwen3")  # types whose byte-level tokenizers transformers converts
-MAY_LACK = ("attention.sliding_window",)
+WINDOW = "attention.sliding_window"
 INSTEAD = "give the folder of the original model"
 
 
@@ -65,7 +65,7 @@ def convert(source: Path, folder: Path, progress: Progress | None = None) -> Non
     _write_json(folder / "generation_config.json", {f"{name}_token_id": id for name, id in special.items()})
     _write_tokenizer(reader, source, folder, config)
     tensors.pop(ROPE_FREQS, None)  # the config says it
-    architecture = read_as(_field(reader, "general.architecture"))
+    architecture = _architecture(reader)
     named = {name: part for tensor in tensors.values() for name, part in _named(tensor, architecture)}
     done = iter(range(len(named)))
 
@@ -94,17 +94,22 @@ def _opened(source: Path) -> gguf.GGUFReader:
         reader = gguf.GGUFReader(source)
     except Exception as error:  # it raises nearly anything
         raise SourceError(f"{source.name} is no whole GGUF file: fetch it again") from error
-    architecture = _field(reader, "general.architecture")
     parts = _field(reader, "split.count", 0)
     if parts > 1:
         raise SourceError(f"{source.name} is one of {parts} parts: join them with `llama-gguf-split --merge`")
-    if read_as(str(architecture)) is None:
+    if _architecture(reader) is None:
         known = ", ".join(dict.fromkeys(one.name for one in ARCHITECTURES))
+        name = _field(reader, "general.architecture")
         raise SourceError(
-            f"{source.name} holds a {architecture} model; of GGUF files {known} (with Mistral) are read: "
+            f"{source.name} holds a {name} model; of GGUF files {known} (with Mistral) are read: "
             f"{INSTEAD}; to add one, write its entry in quept/zoo/gguf_architectures.py"
         )
     return reader
+
+
+def _architecture(reader: gguf.GGUFReader) -> Architecture | None:
+    name = str(_field(reader, "general.architecture"))
+    return read_as(name, lambda key: _field(reader, f"{name}.{key}"))
 
 
 def _field(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:
@@ -113,10 +118,10 @@ def _field(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:
 
 
 def _config(reader: gguf.GGUFReader, tensors: dict[str, gguf.ReaderTensor], file: str) -> dict[str, Any]:
-    architecture = read_as(_field(reader, "general.architecture"))
+    architecture = _architecture(reader)
     required = ("attention.head_count", "embedding_length", "feed_forward_length", "block_count")
     required = (*required, "context_length", "attention.layer_norm_rms_epsilon")
-    required = (*required, *(key for key in architecture.keys if key not in MAY_LACK))
+    required = (*required, *(key for key in architecture.keys if key != WINDOW))
     lacking = [key for key in required if _field(reader, f"{architecture.name}.{key}") is None]
     lacking += [name for name in ("token_embd.weight",) if name not in tensors]
     lacking += [key for key in ("tokenizer.ggml.tokens",) if reader.get_field(key) is None]
@@ -128,9 +133,9 @@ def _config(reader: gguf.GGUFReader, tensors: dict[str, gguf.ReaderTensor], file
 
     heads, hidden = of("attention.head_count"), of("embedding_length")
     head_dim = of("attention.key_length", of("rope.dimension_count", hidden // heads))
-    windowed = 0 < of("attention.sliding_window", 0) < of("context_length")
+    windowed = 0 < of(WINDOW, 0) < of("context_length")
     rotated = of("rope.dimension_count", head_dim)
-    if (rotated != head_dim and not architecture.partial) or (windowed and not architecture.keys):
+    if (rotated != head_dim and not architecture.partial) or (windowed and WINDOW not in architecture.keys):
         raise SourceError(f"{file} rotates a part of each head, or attends to a window: {INSTEAD}")
     entry, activation = architecture.activation
     rope = _rope(of, tensors.get(ROPE_FREQS), head_dim, file)

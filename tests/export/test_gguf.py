@@ -23,7 +23,7 @@ LLAMA_CPP = pytest.mark.skipif(not importlib.util.find_spec("xllamacpp"), reason
 FAMILIES = {  # and what of their tiny configs llama.cpp does not compute
     **dict.fromkeys(("llama", "llama-untied", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "olmo2"), {}),
     **dict.fromkeys(("granite", "glm4"), {}),
-    "gemma3": {"layer_types": ["sliding_attention"] * 2},
+    **dict.fromkeys(("gemma3", "olmo3"), {"layer_types": ["sliding_attention"] * 2}),
     "smollm3": {"no_rope_layers": [1, 1]},
     "qwen3-moe": {"mlp_only_layers": [], "norm_topk_prob": True},
 }

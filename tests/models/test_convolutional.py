@@ -62,6 +62,14 @@ def test_the_folded_model_answers_as_timms(both):
 
 
 @torch.no_grad()
+def test_a_network_whose_norms_differ_where_weights_are_read_answers_as_timm_reads_it(tmp_path):
+    save_tiny_cnn("fbnetc_100", tmp_path / "cnn")  # with weights its batch norm has another epsilon
+    wanted = create_model(f"local-dir:{tmp_path / 'cnn'}", pretrained=True).eval()(X)
+    found = load(tmp_path / "cnn").model.float()(X)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+@torch.no_grad()
 def test_a_view_is_the_model_with_rounded_matrices(both):
     elastic, _ = both
     view = elastic.view(PrecisionPlan.uniform(3, embeddings=4))

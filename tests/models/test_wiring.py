@@ -29,7 +29,6 @@ from tests.tiny import (
     ALL_FAMILIES,
     CONFIGS,
     MIXTURES,
-    OLDER,
     SPECIAL,
     all_but_few_slow,
     save_tiny,
@@ -160,8 +159,6 @@ def test_experts_are_counted_as_they_are_chosen(mixture, folders):
 
 @pytest.mark.slow
 def test_a_tiny_calibration_beats_rounding_at_2_to_4_bits(name, folders, tmp_path):
-    if name in OLDER:
-        pytest.skip("what is calibrated here are the families that people calibrate")
     words = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs! "
     (tmp_path / "text.txt").write_text(" ".join(f"{i * i % 89} {words[i % 40 :]}" for i in range(90)))
     stage = {"steps": 30, "batch": 2, "context": 48, "adapter_rates": [0.0, 2e-3, 2e-3, 2e-3],
