@@ -113,6 +113,7 @@ CONFIGS: dict[str, dict] = {  # of each wiring one; the first six are what most 
         "shared_intermediate_size": 96,
         "layer_types": ["full_attention", "full_attention"],
         "position_embedding_type": "rope",
+        "attention_multiplier": 0.25,
         "mamba_n_heads": 4,
     },
 }
@@ -139,7 +140,7 @@ OLDER = {  # layers of their own names, positions in tables or as biases
         "attention_types": [[["global", "local"], 1]],
         "window_size": 16,
         "max_position_embeddings": 128,
-        "initializer_range": 0.2,
+        "initializer_range": 0.1,  # its attention is not scaled down
         "tie_word_embeddings": True,
     },
     "gptj": _GPT | {"model_type": "gptj", "n_inner": 96, "rotary_dim": 8, "tie_word_embeddings": False},
