@@ -10,8 +10,8 @@ as GPTAQ does (arXiv 2504.02692), on two streams of hidden states that go from b
 full-precision model's and the rounded one's. In the latter what a plan keeps at 8 bits, stem and depthwise
 convolutions of a classifier, is rounded too: of EfficientNet-Lite0 at 6 bits that is half of what is lost,
 and the layers behind it win back most of it. At SEARCHED bits and fewer the ends of the ranges come first
-(`ranges`), each column counting by the diagonal of H; above, what they win on the pictures that were looked at
-they lose on others.
+(`ranges`), each column counting by the diagonal of H; above, what that wins on the pictures that were looked
+at it loses on others.
 
 v is how much an input counts: half of it alike for all, since there are few pictures, half as in `rounding`.
 """
