@@ -44,7 +44,7 @@ OTHER_TABLES = {"own-words": "its own words"}  # by the name of their file: what
 @dataclass(frozen=True)
 class Card:
     """What menus and pages know of a model before it is opened: title, kind, where it comes from, and whether
-    it names classes."""
+    the classes of a classifier have names."""
 
     title: str
     kind: str
@@ -54,7 +54,7 @@ class Card:
 
     @classmethod
     def of(cls, model: ElasticModel) -> Card:
-        labelled = model.vision is not None and bool(model.vision.labels)
+        labelled = model.vision is None or bool(model.vision.labels)
         return cls(model.title, model.kind, model.source, model.provenance, labelled)
 
     @classmethod
@@ -62,7 +62,7 @@ class Card:
         """Of a built-in model's artifact, without reading the model."""
         entry, manifest = source.entry, Manifest.read(source.artifact)
         title = title_of(entry.title, entry.name, manifest)
-        return cls(title, entry.kind, entry.name, entry.provenance, entry.kind == "vision" and entry.classes)
+        return cls(title, entry.kind, entry.name, entry.provenance, entry.classes)
 
 
 class OpenModel:

@@ -20,6 +20,9 @@ from playwright.sync_api import Page, expect
 from report import report
 from running_app import app, chromium, wait_for, without_results
 
+from app.opening import TEXT
+from quept import ElasticModel, zoo
+
 USABLE = '#equalizer [role="slider"]'
 
 
@@ -30,8 +33,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    with app(options.model) as (url, _, _):
-        wait_for(url, 300, text="gradio")  # fetches and converts what is not in the cache yet
+    ElasticModel.open(options.model, device="cpu")  # fetches and converts what is not in the cache yet
+    zoo.text(TEXT)
     with (
         without_results() as cache,
         app(options.model, cache=cache) as (url, start, _),

@@ -163,7 +163,7 @@ def main() -> None:
         page, draw = Page(url, config), random.Random(0)
         page.release(draw, whole=True)  # what the first one prepares for all
         # Each waited out, and before the others: what they leave behind would make one alone look slow.
-        alone = list(filter(None, (page.release(draw, whole=True) for _ in range(4))))
+        alone = list(filter(None, (page.release(draw, whole=True) for _ in range(1 if options.tiny else 4))))
         others = together([Page(url, config) for _ in range(visitors)], releases, thinking, 100)
         greedy, over = Page(url, config), threading.Event()
 

@@ -36,6 +36,7 @@ from quept.models.vision import class_logits
 from quept.numerics.grid import group_size
 from quept.plan import ACTIVATION_BITS, FULL, KEPT_BITS, PrecisionPlan
 from quept.runtime import ElasticModel
+from quept.transforms import check_kinds
 
 from .block_wise import tune_blocks
 from .checkpoint import Checkpoint
@@ -452,12 +453,7 @@ def _check_kind(recipe: Recipe, loaded: LoadedModel) -> None:
     found = f"{loaded.title} {KINDS[loaded.kind]}, and the recipe {recipe.name}"
     if loaded.kind not in recipe.data.models:
         raise ValueError(f"{found} calibrates on {recipe.data.noun}")
-    if recipe.transforms and loaded.kind == "vision-language":
-        raise ValueError(
-            f"{found} transforms weights "
-            f"({', '.join(step['kind'] for step in recipe.transforms)}), which is for language models and "
-            "classifiers of pictures: take a recipe without transforms"
-        )
+    check_kinds(recipe.transforms, loaded)
     if not recipe.data.given:
         raise ValueError(f"the recipe {recipe.name} needs {recipe.data.noun}: give a folder of them")
 

@@ -21,7 +21,7 @@ apply     a record's steps, in order, on a rewriter, and that probe
 cached    the same with the weights in a file that is mapped, made once
 """
 
-from .apply import apply
+from .apply import apply, check_kinds
 from .cached import transformed
 from .record import Record, TransformError
 from .reparameterisation import reparameterisation

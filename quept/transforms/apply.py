@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from quept.models import LoadedModel
+from quept.models.families import KINDS
 
 from .norms import fold_norms
 from .probe import kept
@@ -22,7 +24,7 @@ STEPS = {
     "scaling": lambda rewriter, record, **how: scale(rewriter, record.tensors),
     "reparameterisation": lambda rewriter, record, **how: reparameterise(rewriter, record.tensors),
 }
-OF_LANGUAGE = ("norms", "rotation", "scaling")
+MODELS = {"norms": "language", "rotation": "language", "scaling": "language", "reparameterisation": "vision"}
 
 
 def apply(loaded: LoadedModel, record: Record, made: Mapping[str, Tensor] | None = None) -> LoadedModel:
@@ -40,13 +42,11 @@ def apply(loaded: LoadedModel, record: Record, made: Mapping[str, Tensor] | None
         raise TransformError(
             f"{loaded.title} was transformed before: load the base again and apply one record with all steps"
         )
+    check_kinds(record.steps, loaded)
     rewriter = Rewriter(loaded)
     for step in record.steps:
         settings = dict(step)
-        kind = settings.pop("kind")
-        if loaded.kind != "language" and kind in OF_LANGUAGE:
-            raise TransformError(f"{kind} is a transform of language models, and {loaded.title} is none")
-        STEPS[kind](rewriter, record, **settings)
+        STEPS[settings.pop("kind")](rewriter, record, **settings)
     transformed = rewriter.finish(record, made)
     if made:
         return transformed
@@ -59,3 +59,13 @@ def apply(loaded: LoadedModel, record: Record, made: Mapping[str, Tensor] | None
             f"{loaded.layout.family} family's are; calibrate it by a recipe without transforms"
         )
     return transformed
+
+
+def check_kinds(steps: Sequence[Mapping[str, Any]], loaded: LoadedModel) -> None:
+    """TransformError for a step that is for another kind of model."""
+    for kind in (step["kind"] for step in steps):
+        if loaded.kind != MODELS[kind]:
+            raise TransformError(
+                f"{kind} transforms what {KINDS[MODELS[kind]]}, and {loaded.title} {KINDS[loaded.kind]}: "
+                "take a recipe without it"
+            )

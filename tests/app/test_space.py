@@ -26,7 +26,7 @@ def test_a_space_starts_as_it_is_and_writes_to_its_cache_alone(tmp_path):
     home.chmod(0o500)
     model = save_tiny("llama", tmp_path / "model")
     port = 8123 + os.getpid() % 500
-    given = {"PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(home)}
+    given = {"PATH": str(home), "PYTHONPATH": str(ROOT), "HOME": str(home)}
     space = {
         "SPACE_ID": "somebody/quept",
         "SYSTEM": "spaces",

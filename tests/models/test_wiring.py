@@ -161,10 +161,10 @@ def test_experts_are_counted_as_they_are_chosen(mixture, folders):
 def test_a_tiny_calibration_beats_rounding_at_2_to_4_bits(name, folders, tmp_path):
     words = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs! "
     (tmp_path / "text.txt").write_text(" ".join(f"{i * i % 89} {words[i % 40 :]}" for i in range(90)))
-    stage = {"steps": 30, "batch": 2, "context": 48, "adapter_rates": [0.0, 2e-3, 2e-3, 2e-3],
-             "clip_rate": 2e-2, "draws": [[2], [3, 4]]}  # fmt: skip
+    stage = {"steps": 8, "batch": 2, "context": 48, "adapter_rates": [0.0, 1e-2, 1e-2, 1e-2],
+             "clip_rate": 4e-2, "draws": [[2], [3], [4]]}  # fmt: skip
     recipe = {"name": "tiny", "note": "", "group": 32, "text": {"sources": {str(tmp_path / "text.txt"): 1}},
-              "adapters": {"groups": [[7, 8], [5, 6], [3, 4], [2]], "steps": [0, 4, 4, 4]},
+              "adapters": {"groups": [[5, 6, 7, 8], [4], [3], [2]], "steps": [0, 4, 4, 4]},
               "clip": {"start": {2: 1.0, 3: 3.0, 4: 4.0}}, "end_to_end": stage}  # fmt: skip
     calibrate(folders[name], Recipe.from_dict(recipe), tmp_path / "run", device="cpu")
     quality = Artifact.open(tmp_path / "run").manifest.quality
