@@ -1,4 +1,5 @@
-"""A start as on a Hugging Face Space: its environment, no compiler, a home that cannot be written, caches in /tmp."""
+"""A start as on a Hugging Face Space: its environment, a home that cannot be written, no compiler, caches in
+/tmp."""
 
 from __future__ import annotations
 
