@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,10 +42,22 @@ def release_freed() -> None:
 def release_weights(weights: Iterable[Tensor]) -> None:
     """Lets go of the pages of those weights that are mapped from a file and that nobody wrote to. They stay
     what they are."""
+    spans = sorted((weight.data_ptr(), weight.nbytes) for weight in weights if weight.device.type == "cpu")
     with suppress(OSError):
-        for weight in weights:
-            if weight.device.type == "cpu":
-                let_go(weight.data_ptr(), weight.nbytes)
+        for address, size in _joined(spans):
+            let_go(address, size)
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Those that follow each other in a file as one, of ascending (address, size): the page where one ends
+    and the next begins lies whole in neither."""
+    start = end = 0
+    for address, size in spans:
+        if address > end:
+            yield start, end - start
+            start = address
+        end = max(end, address + size)
+    yield start, end - start
 
 
 def release_libraries() -> None:

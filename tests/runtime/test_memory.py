@@ -28,6 +28,15 @@ def test_mapped_weights_are_let_go_of_and_stay_what_they_are(mapped):
     assert torch.equal(weight, values)
 
 
+def test_small_weights_side_by_side_are_let_go_of_together(mapped):
+    weight, values = mapped
+    assert torch.equal(weight, values)
+    read = resident_bytes()
+    release_weights(reversed(weight.split(1000)))  # less than a page each
+    assert read - resident_bytes() > 0.6 * SIZE
+    assert torch.equal(weight, values)
+
+
 def test_weights_that_somebody_wrote_to_or_that_lie_in_memory_are_left_alone(mapped):
     weight, values = mapped
     weight[SIZE // 8] = -1
