@@ -108,11 +108,12 @@ def sensitivity(
     return measure_sensitivity(elastic, changed, curve, whole=whole, progress=progress, **names | options)
 
 
-def data_task(elastic: ElasticModel) -> EvalTask:
-    """Returns the task of a model that sees on the data beside it; ValueError where there are none."""
+def data_task(elastic: ElasticModel, data: str | Path | None = None) -> EvalTask:
+    """Returns the task of a model that sees on these data, or on those beside it; ValueError where there are
+    none."""
     from quept.evaluate.tasks import tasks_of
 
-    task = next(iter(tasks_of(elastic).values()))
+    task = next(iter(tasks_of(elastic, given={"data": data} if data else None).values()))
     if task.lacking:
         raise ValueError(f"{task.lacking}, on which plans could be measured")
     return task

@@ -315,8 +315,13 @@ def _measured_on(
 ) -> tuple[str, dict[str, Any]]:
     """Identity of the shown data, and what belongs beside the numbers."""
     if isinstance(shown, EvalTask):
-        on = f"the first {search.total:,} of them"
-        return shown.id, {"text": shown.conditions["data"], "tokens": shown.total, "searched": on}
+        text, among = shown.conditions["data"], search.conditions["data"]
+        on = "them" if among == text else among
+        return shown.id, {
+            "text": text,
+            "tokens": shown.total,
+            "searched": f"the first {search.total:,} of {on}",
+        }
     one, other = search.windows, shown.windows
     on = f"{one.ids.numel():,} tokens of {searched}, context {one.context}"
     return other.id, {

@@ -64,6 +64,12 @@ def front_parser(commands) -> None:
         help="how much of it (default 2048); of the pictures or questions of a model that sees at most half",
     )
     p.add_argument(
+        "--search-data",
+        metavar="DATA",
+        help="of a model that sees: pictures or questions to search on, a folder as of `quept evaluate "
+        "--data`, or a file of questions (default: half of those beside the model)",
+    )
+    p.add_argument(
         "--activations",
         type=activations,
         metavar="BITS",
@@ -89,6 +95,10 @@ def _front(options: argparse.Namespace) -> None:
     elsewhere.text = options.search_text
     with Progress() as progress:
         elastic = opened(options, progress)
+        if options.search_data and "text" in fitting(elastic):
+            raise ValueError(
+                f"--search-data is for models that see, and {elastic.title} reads: use --search-text"
+            )
         table = table_of(elastic, options.table)
         if "text" in fitting(elastic):
             search, shown = (
@@ -97,7 +107,9 @@ def _front(options: argparse.Namespace) -> None:
             )
         else:
             shown = data_task(elastic)
-            search = shown.first(min(options.search_tokens, shown.total // 2))
+            among = data_task(elastic, options.search_data) if options.search_data else shown
+            most = among.total if options.search_data else shown.total // 2
+            search = among.first(min(options.search_tokens, most))
         front = measure_front(
             elastic,
             table,

@@ -54,6 +54,23 @@ def test_a_folder_with_pairs_can_be_given(model, tmp_path, capsys):
     assert run(capsys, *argv, "--questions", "2")["questions"] == 2
 
 
+@pytest.mark.slow
+def test_a_front_is_searched_on_other_questions_than_it_is_measured_on(model, tmp_path, capsys):
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    asked = tuple(Question("what shape is there?", "circle", i // 6) for i in range(12))
+    other, table, out = (str(tmp_path / name) for name in ("other.safetensors", "table.json", "front.json"))
+    save_questions(other, Questions("other noise", pixels, asked))
+    assert run(capsys, "evaluate", model, "--plan", "W4", "--data", other)["questions"] == 12
+    run(capsys, "sensitivity", model, "--tokens", "2", "--curve-tokens", "24", "--out", table)
+    argv = ("front", model, "--table", table, "--bits", "8", "--trials", "3", "--out", out)
+    run(capsys, *argv, "--search-data", other, "--search-tokens", "7")
+    conditions = json.loads((tmp_path / "front.json").read_text())["conditions"]
+    assert conditions["searched"] == "the first 7 of other noise, the first 12 questions"
+    assert conditions["text"] == "noise, the first 24 questions"
+    language = str(save_tiny("llama", tmp_path / "llama"))
+    assert "use --search-text" in fails(capsys, "front", language, "--search-data", other, "--out", out)
+
+
 def test_options_of_another_kind_and_missing_questions_are_refused(model, tmp_path, capsys):
     bare, language = (
         str(save_tiny_vlm("llava", tmp_path / "bare")),

@@ -108,8 +108,8 @@ def vqa(
 
 
 class VqaTask(EvalTask):
-    """data: a folder with pictures and pairs.json; questions: how many. Without data those that lie beside
-    the model's weights, all of them."""
+    """data: a folder with pictures and pairs.json, or a file as `save_questions` writes it; questions: how
+    many. Without data those that lie beside the model's weights, all of them."""
 
     name, kind, models, unit = "vqa", "vision-language", "vision-language models", "questions"
     result = VqaEstimate
@@ -123,10 +123,10 @@ class VqaTask(EvalTask):
     @cached_property
     def questions(self) -> Questions:
         elastic, (data, count) = self.elastic, map(self.given.get, self.options)
-        if data:
+        if data and not Path(data).is_file():
             return question_folder(Path(data), elastic.processor, count)
-        if elastic.questions:
-            return stored_questions(elastic.questions, elastic.processor, count)
+        if data or elastic.questions:
+            return stored_questions(data or elastic.questions, elastic.processor, count)
         raise ValueError(
             f"{elastic.title} comes without questions: give --data FOLDER, which holds pictures and "
             "pairs.json"
