@@ -44,7 +44,7 @@ OWN_KEPT, VISITORS_KEPT = 6, 100
 DAMAGED = "this picture is damaged"
 REFUSALS = {  # what the reader says, and what a visitor reads
     "cannot identify": "this is no picture that can be read here",
-    "exceeds limit": "this picture unpacks to too many pixels",
+    "exceeds limit": "this picture holds too many pixels",
     "a strip": f"this picture is a narrow strip; up to {LONGEST} times as long as wide is taken",
     "conversion from": "this kind of picture cannot be read here: save it as PNG or JPEG",
     "million pixels": f"this picture has too many pixels; up to {MOST_PIXELS / 1e6:.0f} million are taken",
