@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote
 
 COMPONENTS = Path(__file__).parent / "components"
 NAME = re.compile(r"[\w.-]+\.(?:js|css)")
+QUERY = re.compile(r"\w{0,32}")  # what a script or style of ours holds, in short
 MOST = 400
 PAGE_S = 5.0  # in which a page has asked for what it takes
 
@@ -72,10 +73,12 @@ class Ahead:
             self._known[url.partition("?")[0]] = url
 
     def _file(self, url: str) -> Path | None:
-        path = unquote(url.partition("?")[0])
+        path, _, query = url.partition("?")
+        path = unquote(path)
         for start, folder in self._folders.items():
             name = path.removeprefix(start)
-            if path.startswith(start) and NAME.fullmatch(name) and (folder / name).is_file():
+            sound = path.startswith(start) and NAME.fullmatch(name) and QUERY.fullmatch(query)
+            if sound and (folder / name).is_file():
                 return folder / name
         return None
 
