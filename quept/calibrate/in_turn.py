@@ -36,7 +36,7 @@ from .ranges import searched_factors
 from .rounding import Seen, second_nearest
 
 Batch = Mapping[str, Tensor]
-SEARCHED = 3
+SEARCHED = 4
 
 
 @torch.no_grad()

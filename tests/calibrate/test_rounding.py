@@ -77,6 +77,27 @@ def test_layers_that_are_rounded_in_turn_undo_what_rounding_did_before(family, t
     assert errors[1] < 0.7 * errors[0]
 
 
+def test_layers_win_back_what_the_convolutions_lose_that_are_none(tmp_path):
+    """On other pictures than those that were looked at."""
+    save_tiny_cnn("test_efficientnet", tmp_path / "cnn")
+    loaded = load(tmp_path / "cnn")
+    model, layout, empty = loaded.model.float(), loaded.layout, torch.zeros(0, 0)
+    x = torch.randn(32, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    shown = [{"x": part} for part in x[:24].split(8)]
+    seen = seen_by_layers(model, layout, shown, 0)
+    bare = {name: LayerParameters(NO_RANKS, empty, empty, {}, ()) for name in layout.layers}
+    full, errors = model(x[24:]), []
+    for known in ((), layout.other_convolutions):
+        told = replace(layout, other_convolutions=known)
+        layers = chosen_in_turn(model, told, bare, 8, "auto", shown, seen)
+        artifact = replace(Artifact.rtn(loaded, "auto"), engine=Quept("auto", layers))
+        elastic = ElasticModel(loaded, artifact, dtype=torch.float32, device="cpu")
+        with torch.no_grad():
+            view = elastic.view(PrecisionPlan.uniform(8, embeddings=8))
+            errors.append((view(x[24:]) - full).square().mean())
+    assert errors[1] < 0.9 * errors[0]
+
+
 def test_an_artifact_holds_the_choice_as_a_bit_for_each_weight():
     w, second = torch.randn(6, 42), torch.rand(6, 42) < 0.3
     empty = torch.zeros(0, 0)
