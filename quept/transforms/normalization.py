@@ -65,8 +65,9 @@ class Norm:
 
     def put_into(self, module: nn.Module, parameter: Callable[[Tensor], nn.Parameter]) -> nn.Module:
         """A copy of the module it is of that multiplies and adds this; an RMSNorm where it was a LayerNorm
-        and is none any more. parameter: what makes one of float64 values."""
-        if self.rms and not Norm.of(module).rms:
+        and is none any more, or has no place for a weight. parameter: what makes one of float64 values."""
+        placeless = self.weight is not None and "weight" not in module._parameters
+        if self.rms and (placeless or not Norm.of(module).rms):
             eps = next(getattr(module, name) for name in EPSILON if hasattr(module, name))
             size = getattr(module, "normalized_shape", None) or len(self.weight)
             made, norm = nn.RMSNorm(size, eps).train(module.training), replace(self, offset=0.0)

@@ -61,7 +61,7 @@ def made(kind: type[nn.Module]) -> nn.Module:
 def view(model: nn.Module, slots: list[Slot], widths: dict[str, int]) -> nn.Module:
     """The model assembled with its slots at these widths, 16 where there is none."""
     layout = SimpleNamespace(ends=(), slots={slot.name: slot for slot in slots}, in_place=dict)
-    loaded = SimpleNamespace(model=model, layout=layout, online=())
+    loaded = SimpleNamespace(model=model, layout=layout, online=(), vision=None)
     template = Template(loaded, GRID, Dense(torch.float32), CPU, {})
     weights = template.weights | {
         name: GRID.quantize(name, template.weights[name], bits)[1] for name, bits in widths.items()

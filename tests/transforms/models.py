@@ -18,6 +18,7 @@ from tests.tiny import CONFIGS, FAMILIES, MIXTURES, tiny_model, tiny_tokenizer, 
 TIED = {name: CONFIGS[name]["tie_word_embeddings"] for name in (*FAMILIES, "phi3")}
 FUSED = (  # query, key and value in one matrix
     *("gpt-neox", "gpt2", "gpt-bigcode", "codegen", "bloom", "falcon", "falcon-40b", "falcon-rw", "mpt"),
+    "persimmon",
 )
 CASES = {
     **{name: (name, {}) for name in CONFIGS if name not in (*MIXTURES, *FUSED)},
@@ -39,14 +40,15 @@ class ExactNorm(nn.Module):
 
     def __init__(self, norm: nn.Module):
         super().__init__()
-        self.weight = norm.weight
+        self.weight = getattr(norm, "weight", None)
         self.eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
         kind = type(norm).__name__
         self.offset, self.centred = float(kind.startswith("Gemma")), kind.endswith("LayerNorm")
 
     def forward(self, x):
         x = x - x.mean(-1, keepdim=True) if self.centred else x
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * (self.offset + self.weight)
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return x if self.weight is None else x * (self.offset + self.weight)
 
 
 def exact(name: str, **changes) -> LoadedModel:
