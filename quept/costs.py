@@ -17,7 +17,7 @@ backward pass counts as two forward passes. What lies on a disk is read at DISK 
     calibrating   as the recipe says: passes of each stage, weights rounded anew in each, and every width
                   compared with rounding at the end; the model in float32, what is learned with its gradient
                   and two moments, the activations of one step
-    decoding      every stored byte of a plan is read once a token
+    decoding      every stored byte of a plan is read once a token, by C or by one module after the other
 """
 
 from __future__ import annotations
@@ -37,18 +37,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from quept import zoo
 from quept.artifact import Artifact, resolve_source
 from quept.config import Recipe
+from quept.kernels import missing
 from quept.models import FAMILIES, LoadedModel, LoadError, vision
 from quept.models.layout import layout_of
 from quept.models.recognize import recognize
 from quept.models.unfused import head_size, key_heads, unfuse
 from quept.plan import PrecisionPlan
+from quept.runtime.decode import FAMILIES as READ_BY_C
 from quept.runtime.memory import resident_bytes
 from quept.runtime.model import compute_dtype
 from quept.runtime.sizes import Sizes
 
 CALL = 12e-6  # seconds of Python that a module takes
 OPENING = 1.5  # times as long as building the modules: putting a template together too
-WORD = 15e-6  # seconds that a word of the vocabulary takes to be read
+TOKEN = 2e-3  # seconds that one takes beside its products where C reads it in one call: choosing and writing
+WORD = 8e-6  # seconds that a word of the vocabulary takes to be read
 MAKING = 400  # bytes moved for each weight while it is rounded for the first time
 ROUNDING = 110  # bytes moved for each weight that is rounded in training, forward or back
 KEPT = 20  # bytes kept of each until the way back
@@ -68,7 +71,7 @@ class Shapes:
     """A model without its weights. products: `{(rows, columns): how many such layers a token passes}`, head
     included. vocabulary: rows of the head. heads: of queries and of keys, and the channels of one. tokens: of
     one sample, a window of text or a picture. modules: how many are called in a pass. words: its tokenizer's.
-    built: seconds that building the modules takes."""
+    built: seconds that building the modules takes. in_one_call: whether C reads a token of an answer."""
 
     title: str
     kind: str
@@ -82,6 +85,7 @@ class Shapes:
     modules: int
     words: int
     built: float
+    in_one_call: bool = False
 
     @property
     def pictures(self) -> bool:
@@ -190,6 +194,7 @@ def shapes_of(source: str, group: int | str = "auto") -> Shapes:
         sum(1 for _ in model.modules()),
         getattr(text, "vocab_size", 0),
         built,
+        getattr(settings, "model_type", "") in READ_BY_C and not missing(),
     )
 
 
@@ -248,7 +253,8 @@ def costs(
     yield Cost("sensitivity table", passes, base + shapes.weights + dense)
     if recipe is not None:
         yield Cost(f"calibrate by {recipe.name}", *_calibration(shapes, machine, recipe, base))
-    yield Cost("one token at W4", plan / machine.bandwidth + CALL * shapes.modules, base + plan)
+    beside = TOKEN if shapes.in_one_call else CALL * shapes.modules
+    yield Cost("one token at W4", plan / machine.bandwidth + beside, base + plan)
 
 
 def forward(shapes: Shapes, machine: Machine, samples: int) -> float:
