@@ -110,11 +110,18 @@ def _check_cache(widths: object, description: Mapping[str, Any]) -> int | list[i
     return checked if len(set(checked)) > 1 else checked[0] if checked else FULL
 
 
-def _check_width(width: object, owner: str, allowed: list[int]) -> int:
-    if isinstance(width, bool) or not isinstance(width, int) or width not in allowed:
-        said = f"not {width}" if isinstance(width, int) and abs(width) < 10**6 else "as a whole number"
+def _check_width(width: object, owner: str, allowed: list[int | float]) -> int | float:
+    """The width, a number of `allowed`; those with a half are no whole numbers."""
+    kind = int if isinstance(width, int) else float
+    if (
+        isinstance(width, bool)
+        or not isinstance(width, kind)
+        or all(width != bits or not isinstance(bits, kind) for bits in allowed)
+    ):
+        shape = "as a whole number" if all(isinstance(bits, int) for bits in allowed) else "as one of these"
+        said = f"not {width}" if isinstance(width, int) and abs(width) < 10**6 else shape
         raise PlanJsonError(f"{owner} can have {_listed(allowed)} bits, {said}.")
-    return int(width)
+    return width
 
 
 def _listed(numbers: list[int]) -> str:

@@ -177,3 +177,11 @@ def test_numbers_are_json_whatever_was_measured():
 def test_numbers_refuse_an_unknown_status():
     with pytest.raises(ValueError, match="status 'finished' is not one of idle, opening, queued"):
         Numbers().postprocess({"status": "finished"})
+
+
+def test_embeddings_may_have_a_width_with_a_half_where_the_model_has_it():
+    model = described(embedding_bits=[4, 4.5, 5, 16])
+    sent = {"w": [4] * len(model["layers"]), "e": 4.5}
+    assert check_plan(sent, model)["e"] == 4.5
+    with pytest.raises(ValueError, match="as one of these"):
+        check_plan(sent | {"e": 4.25}, model)
