@@ -76,7 +76,7 @@ def _kv_bits(description: Mapping[str, Any]) -> list[int]:
     return list(description.get("kv_bits") or [FULL])
 
 
-def _embedding_bits(description: Mapping[str, Any]) -> list[int]:
+def _embedding_bits(description: Mapping[str, Any]) -> list[int | float]:
     return list(description.get("embedding_bits") or [FULL])
 
 
@@ -111,20 +111,14 @@ def _check_cache(widths: object, description: Mapping[str, Any]) -> int | list[i
 
 
 def _check_width(width: object, owner: str, allowed: list[int | float]) -> int | float:
-    """The width, a number of `allowed`; those with a half are no whole numbers."""
-    kind = int if isinstance(width, int) else float
-    if (
-        isinstance(width, bool)
-        or not isinstance(width, kind)
-        or all(width != bits or not isinstance(bits, kind) for bits in allowed)
-    ):
+    if (type(width), width) not in [(type(bits), bits) for bits in allowed]:
         shape = "as a whole number" if all(isinstance(bits, int) for bits in allowed) else "as one of these"
         said = f"not {width}" if isinstance(width, int) and abs(width) < 10**6 else shape
         raise PlanJsonError(f"{owner} can have {_listed(allowed)} bits, {said}.")
     return width
 
 
-def _listed(numbers: list[int]) -> str:
+def _listed(numbers: list[int | float]) -> str:
     return ", ".join(map(str, numbers[:-1])) + f" or {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
 
 

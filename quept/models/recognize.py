@@ -64,7 +64,7 @@ def _by_wiring(settings: str) -> str | None:
 def _has_layers(model: nn.Module, family: Family) -> bool:
     """Whether a model's linear layers but the head are those that a family names."""
     ends = (family.embed, family.final_norm, family.head)
-    if family.kind != "language" or any(submodule(model, name) is None for name in ends):
+    if any(submodule(model, name) is None for name in ends):
         return False
     named, mixtures = set(), 0
     for name, block in model.named_modules():

@@ -14,14 +14,16 @@ import gradio as gr
 import pytest
 import torch
 
+from app.components.equalizer import check_plan
 from app.gate import Turn
-from app.link import encode
+from app.link import decode, encode
 from app.pages.compare import pair
 from app.service import Sample, Service
 from app.shell.measuring import measure
 from app.shell.plans import chosen_point, file_of, linked, shelf, uploaded
 from quept.allocate.front import Front, Point
 from quept.artifact import Source
+from quept.engines import GRADED_WIDTHS
 from quept.evaluate import Estimate, ResultKey, Results
 from quept.plan import FULL, PlanError, PrecisionPlan
 from quept.runtime import ElasticModel
@@ -62,6 +64,23 @@ def test_the_description_fits_the_browser_and_its_sizes_are_the_deploy_bytes(
         total = described["fixed_bytes"] + sum(sizes[i] for sizes in described["sizes"])
         for e, size in zip(described["embedding_bits"], described["embedding_bytes"], strict=True):
             assert total + size == elastic.sizes.deploy(PrecisionPlan.uniform(bits, embeddings=e))
+
+
+def test_every_width_that_the_equaliser_offers_is_taken_measured_linked_and_kept_in_a_file(service: Service):
+    opened = service.opened["tiny"]
+    table = tiny_table(opened.elastic)
+    opened.sensitivity = replace(
+        table, embeddings=dict.fromkeys((2, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 8), 1.0)
+    )
+    offered = opened.description["embedding_bits"]
+    assert set(GRADED_WIDTHS) < set(offered)
+    for bits in offered:
+        sent = json.loads(json.dumps({"w": [4] * len(opened.elastic.layers), "e": bits}))
+        plan_json = check_plan(sent, opened.description)
+        assert decode(encode(plan_json, "tiny"), opened.description) == plan_json
+        plan = service.plan_of("tiny", plan_json)
+        assert plan.embeddings == bits and PrecisionPlan.from_json(plan.to_json()) == plan
+    assert measured(service, PrecisionPlan.uniform(4, embeddings=4.5))["status"] == "done"
 
 
 def test_estimates_grow_with_every_window_and_the_last_is_kept(service: Service):
