@@ -114,8 +114,8 @@ def megabytes(site, bits: int) -> float:
     return site.elastic.sizes.deploy(PrecisionPlan.uniform(bits)) / 1e6
 
 
-def test_dragging_moves_the_faders_asks_nothing_and_the_answer_comes_on_release(page, site):
-    page.wait_for_timeout(300)
+def test_dragging_moves_the_faders_asks_nothing_and_the_answer_comes_on_release(page, site, rest):
+    rest(page)
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     page.mouse.move(*at(page, 0.9))
@@ -123,7 +123,7 @@ def test_dragging_moves_the_faders_asks_nothing_and_the_answer_comes_on_release(
     sizes = []
     for share in (0.7, 0.5, 0.3, 0.15):
         page.mouse.move(*at(page, share), steps=6)
-        page.wait_for_timeout(50)
+        rest(page)
         sizes.append(told(page, "bytes"))
         assert told(page, "dragging") is True
         assert set(shown(page)) == set(told(page, "plan.w"))
@@ -190,7 +190,7 @@ def test_a_fader_moved_by_hand_empties_the_box(page, site):
     expect(words(page)).to_contain_text("Type a budget")
 
 
-def test_locked_blocks_keep_their_bits_in_edits_and_budgets_but_not_in_presets(page, site):
+def test_locked_blocks_keep_their_bits_in_edits_and_budgets_but_not_in_presets(page, site, rest):
     expect(lock(page, 1)).to_have_attribute("aria-pressed", "false")
     lock(page, 1).click()
     expect(lock(page, 1)).to_have_attribute("aria-pressed", "true")
@@ -205,11 +205,11 @@ def test_locked_blocks_keep_their_bits_in_edits_and_budgets_but_not_in_presets(p
     page.locator("#preset-W8").click()
     expect(cell(page, 0, 1)).to_have_text("8")
     expect(lock(page, 1)).to_have_attribute("aria-pressed", "true")
-    page.wait_for_timeout(600)  # the path for the new pins
+    rest(page)  # the path for the new pins
     page.mouse.move(*at(page, 0.9))
     page.mouse.down()
     page.mouse.move(*at(page, 0.4), steps=8)
-    page.wait_for_timeout(50)
+    rest(page)
     assert shown(page)[7:] == [8] * 7
     assert set(shown(page)[:7]) != {8}
     page.mouse.up()

@@ -269,7 +269,7 @@ def test_the_focus_stays_when_the_table_grows(page: Page):
     expect(load).to_be_focused()
 
 
-def test_the_star_follows_the_faders_without_a_request(page: Page):
+def test_the_star_follows_the_faders_without_a_request(page: Page, rest):
     predict(page, 4.2, 0.3)
     expect(page.locator("#chart .star text")).to_have_text("predicted")
     before, asked = star(page), []
@@ -277,6 +277,7 @@ def test_the_star_follows_the_faders_without_a_request(page: Page):
     for step in range(20):
         predict(page, 4.2 + step / 10, 0.3 / (1 + step), dragging=True)
         page.wait_for_timeout(20)
+    rest(page)
     after = star(page)
     assert after[0] > before[0] + 100
     assert after[1] > before[1] + 20

@@ -241,14 +241,14 @@ def frame(page: Page) -> None:
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
-def test_a_drag_paints_many_asks_for_nothing_and_commits_once(page, site):
-    page.wait_for_timeout(500)
+def test_a_drag_paints_many_asks_for_nothing_and_commits_once(page, site, rest):
+    rest(page)
     requests = []
     page.on("request", lambda request: requests.append(request.url))
     paint(page, (2, 6), (20, 0), release=False, steps=40)
     expect(cell(page, 0, 2)).to_have_text("8")
     expect(cell(page, 6, 20)).to_have_text("2")
-    page.wait_for_timeout(300)
+    rest(page)
     assert requests == []
     assert site.commits == []
     page.mouse.up()

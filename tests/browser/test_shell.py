@@ -139,7 +139,7 @@ def test_plot_and_numbers_answer_a_drag_in_sight_and_nothing_is_asked_for(page: 
     page.mouse.move(*spot(page, 0, 0.5))
     page.mouse.down()
     page.mouse.move(*spot(page, 1, 0.97), steps=15)
-    page.wait_for_timeout(300)
+    rest(page)
     for part in ("#chart .plot", "#equalizer [data-faders]"):
         expect(page.locator(part)).to_be_in_viewport(ratio=0.95)
     expect(page.locator("#numbers .tiles, #numbers .state-line.seen").first).to_be_in_viewport()
