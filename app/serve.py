@@ -30,7 +30,10 @@ STYLE = Path(__file__).parent / "style.css"
 ADDRESS = Path(__file__).parent / "shell" / "address.js"
 TITLE = "QuEPT · precision explorer"
 QUESTION = "How small can this model get before it gets worse?"
-TAGLINE = "Models opened once; every layer's bits are a drag away, and memory and quality answer at once."
+TAGLINE = (
+    "Fewer bits per weight make it smaller, but worse. "
+    "Drag each layer's bits: memory and quality show at once, then try it."
+)
 THREADS = 200  # jobs wait at the gate in a thread each; one that waits must not keep a light one out
 OPEN_AFTER_S = 5.0  # in which a browser has drawn the page
 # Between Python's threads; each of a forward pass's thousand operations waits so long while another computes.
@@ -92,9 +95,9 @@ def _open_the_rest(service: Service) -> None:
 
 
 def _opened(service: Service) -> str:
-    """What is open, under the title."""
+    """What the page is for, under the title, and what is open where no menu says it."""
     titles = list(dict.fromkeys(card.title for card in service.cards.values()))
-    return f"{titles[0]}, opened once: any precision is a drag away" if len(titles) == 1 else TAGLINE
+    return f"{titles[0]}. {TAGLINE}" if len(titles) == 1 else TAGLINE
 
 
 def _begins(service: Service, pages: Sequence[Page], model: str) -> str:

@@ -31,7 +31,7 @@ from .open_model import Card, OpenModel
 from .payloads import AS_WEIGHTS
 from .refinement import SECONDS, refinement
 from .running import Running
-from .side import EQUALIZER, setting_choices
+from .side import EQUALIZER, plainly, setting_choices
 
 CHATS_AT_ONCE = 4
 UPDATE_S = 0.25  # between two estimates that a page is shown
@@ -96,8 +96,9 @@ class Service:
 
     def choices(self, model: str) -> list[tuple[str, str]]:
         """Menu of precisions: (label, value)."""
-        named = [(_label(name), name) for name in self.opened[model].named_plans]
-        return [("Your plan", EQUALIZER), *named, *setting_choices(self.opened[model].elastic)]
+        elastic, names = self.opened[model].elastic, self.opened[model].named_plans
+        named = [(plainly(_label(name), bool(elastic.embeddings)), name) for name in names]
+        return [("Your plan", EQUALIZER), *named, *setting_choices(elastic)]
 
     def tasks(self, model: str) -> list[tuple[str, str]]:
         """Menu of what plans are measured by: (label, value), the default first. `state`, `measure`,

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from quept.engines import engine_class, engine_with, named_settings
-from quept.plan import PrecisionPlan
+from quept.plan import FULL, PrecisionPlan
 from quept.runtime import ElasticModel
 
 EQUALIZER = "equaliser"
 LLAMA = "llama.cpp"  # the plan on the equaliser, as a file that llama.cpp runs
-OWN = (EQUALIZER, LLAMA)
+OWN = {EQUALIZER: "your plan", LLAMA: "your plan in llama.cpp"}
+LETTERS = {
+    "W": "every layer at {} bits",
+    "A": "activations at {}",
+    "E": "embeddings at {}",
+    "KV": "KV cache at {}",
+}
 _OLD = "baseline:"  # before the settings of other tools in menus and links of earlier releases
 
 
@@ -40,5 +47,16 @@ def side_of(
     """The plan behind a menu value; `plan_of(model, choice, plan_json)` knows the plans. ValueError in
     words."""
     plan = setting_named(choice) or plan_of(model, EQUALIZER if choice in OWN else choice, plan_json)
-    name = plan.name or "own plan"
-    return replace(plan, name=f"{choice}, {name}" if choice in OWN else name)
+    name = plainly(plan.name) if plan.name else "own bits"
+    return replace(plan, name=f"{OWN[choice]}, {name}" if choice in OWN else name)
+
+
+def plainly(name: str, embeddings: bool = True) -> str:
+    """A plan's name with what its letters mean: "W3 (every layer at 3 bits, embeddings at 16)".
+    embeddings: whether the model has some that a plan gives a width."""
+    if re.fullmatch(r"W\d+(?:(?:A|KV|E)[\d.]+)*", name):
+        widths = {"E": str(FULL)} if embeddings else {}
+        widths |= dict(re.findall(r"([A-Z]+)([\d.]+)", name))
+        said = [words.format(widths[letter]) for letter, words in LETTERS.items() if letter in widths]
+        return f"{name} ({', '.join(said)})"
+    return re.sub(r"\bE(?=[\d.]+(?:,|$))", "embeddings at ", name)

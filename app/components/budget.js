@@ -9,7 +9,7 @@
 
    It talks with the equaliser through DOM events only: quept:predict says what the faders show and which
    layers are locked, quept:propose shows a plan on them and, at the end, hands it over as an edit; quept:budget
-   {words} is a budget as if it were typed. While the
+   {words} is a budget as if it were typed, and quept:solved {budget} says that its plan comes now. While the
    slider is dragged nothing leaves the browser: the path's steps up to the budget are proposed. On release,
    and on Enter in the text box, Python finds the exact answer. An answer to anything but the latest request,
    or to faders that were moved meanwhile, is dropped. */
@@ -315,6 +315,7 @@ function onAnswer() {
     return say(answer.error, "error");
   }
   if (moved) return;
+  document.dispatchEvent(new CustomEvent("quept:solved", { detail: { budget: wanted } }));
   propose(answer.plan, true);
   if (typeof wanted === "string") wanted = answer.budget;
   drawSlider(answer.budget);

@@ -11,6 +11,8 @@ function make(tag, attributes = {}, ...children) {
   return made;
 }
 
+const UNDO = "M6.5 3.5 3 7l3.5 3.5M3 7h6.5a3.5 3.5 0 0 1 0 7H7"; // the path of an icon that two components show
+
 function icon(path) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const line = document.createElementNS("http://www.w3.org/2000/svg", "path");

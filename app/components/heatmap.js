@@ -133,12 +133,16 @@ function paintLegend() {
 function gist() {
   const sum = data.layers.reduce((total, _, i) => total + figureOf(i), 0);
   const [worst, cache] = [[0, data.layers.length], [data.layers.length, items.length]].map(mostFragile);
-  const parts = [`Most fragile at ${table().bits[column]} bits: ${data.layers[worst].name}, KL ${smallWords(figureOf(worst))} `
-    + `by itself, ${percentOf(figureOf(worst), sum)} of the ${smallWords(sum)} that all layers sum to`];
-  if (cache !== null) parts.push(`keys and values of block ${data.blocks[items[cache].block]}, ${smallWords(figureOf(cache))}`);
-  const own = table().embeddings?.[column];
-  if (typeof own === "number") parts.push(`embeddings and head together, ${smallWords(own)}`);
-  return `${parts.join("; ")}.`;
+  const layer = `Most fragile layer at ${table().bits[column]} bits: ${data.layers[worst].name}, KL ${smallWords(figureOf(worst))} `
+    + `by itself, ${percentOf(figureOf(worst), sum)} of the ${smallWords(sum)} that all layers sum to`;
+  const others = [["embeddings and head together", table().embeddings?.[column]]];
+  if (cache !== null) others.push([`keys and values of block ${data.blocks[items[cache].block]}`, figureOf(cache)]);
+  const rest = others.filter(([, kl]) => typeof kl === "number");
+  const beside = (words, which) => {
+    const found = rest.filter(([, kl]) => kl > figureOf(worst) === which).map(([name, kl]) => `${name}, ${smallWords(kl)}`);
+    return found.length ? `${words}: ${found.join("; ")}` : "";
+  };
+  return `${[layer, beside("Even more fragile", true), beside("Less", false)].filter(Boolean).join(". ")}.`;
 }
 
 /* Which of the items from one up to another costs most; null where there is none. */

@@ -11,7 +11,7 @@ const tiles = new Map();
 let drawn = ""; // the names of the metrics that there are tiles for
 let prediction = window.queptPrediction ?? null;
 let state = {};
-let status, conditions, detail, bar, live, widths, line;
+let status, conditions, detail, bar, live, widths, plainly, line, facts, back;
 
 let metrics = []; // the latest that a state brought
 const names = () => metrics.map(({ name }) => name).join();
@@ -109,6 +109,7 @@ function drawTiles(measured) {
   }
   drawLine(found);
   write(widths, prediction?.words ?? "");
+  write(plainly, prediction?.plainly ?? "");
   const head = found.find(({ name }) => name === state.headline);
   const against = head ? againstUniform(head, uniform) : { text: "" };
   put("versus", { value: against.short ?? "–", origin: against.text ? head.label : "", tone: against.tone });
@@ -238,16 +239,21 @@ function build() {
   all.push(...metrics.map(({ name, label }) => [name, label]), ["versus", "Against uniform"]);
   const row = make("div", { class: "tiles" }, ...all.map(([key, label]) => makeTile(key, label)));
   row.style.setProperty("--tiles", all.length - 1); // the last is for narrow pages
-  widths = make("b", { class: "widths", "data-widths": "" });
-  line = make("div", { class: "state-line", "aria-hidden": "true", "data-state-line": "" });
+  widths = make("span", { class: "widths", "data-widths": "" });
+  plainly = make("b", { class: "plainly" });
+  facts = make("span", { class: "facts", "aria-hidden": "true" });
+  back = make("button", { type: "button", class: "back", "aria-label": "Back to the plan before", title: "Back to the plan before" },
+    icon(UNDO), make("span", { text: "Plan before" }));
+  back.addEventListener("click", () => document.dispatchEvent(new CustomEvent("quept:undo")));
+  line = make("div", { class: "state-line", "data-state-line": "" }, facts, back);
   const strip = make("div", { class: "strip" }, row, detail,
-    make("div", { class: "words" }, widths, status, term("origin", "?"), conditions), track);
+    make("div", { class: "words" }, plainly, widths, status, term("origin", "?"), conditions), track);
   root.replaceChildren(strip, line, live);
   sight.disconnect();
   sight.observe(strip);
 }
 
-/* The numbers in one line, for where the strip is out of sight: nothing on the page moves when it comes. */
+/* The numbers in one line, and the way back, for where the strip is out of sight: nothing on the page moves when it comes. */
 const sight = new IntersectionObserver(([entry]) => {
   line.classList.toggle("seen", !entry.isIntersecting && entry.boundingClientRect.bottom < 60);
 }, { rootMargin: "-44px 0px 0px 0px" });
@@ -255,7 +261,8 @@ const sight = new IntersectionObserver(([entry]) => {
 function drawLine(found) {
   const bytes = prediction?.bytes ?? state.deploy_bytes, full = state.full_bytes ?? prediction?.full_bytes;
   const share = known(bytes / full) ? ` ${Math.round((100 * bytes) / full)} %` : "";
-  const parts = [make("b", { text: prediction?.words ?? "" }), make("span", { text: size(bytes) + share })];
+  const parts = [make("b", { class: "plainly", text: prediction?.plainly ?? "" }), make("b", { class: "widths", text: prediction?.words ?? "" }),
+    make("span", { text: size(bytes) + share })];
   for (const metric of found) {
     if (!known(metric.value)) continue;
     const own = metric.full && !(metric.unit === "share" && metric.full === 1); // full precision has a value of its own
@@ -266,7 +273,8 @@ function drawLine(found) {
   }
   const origin = found.find(({ value }) => known(value))?.origin;
   if (origin) parts.push(make("i", { text: originWords(origin) }));
-  line.replaceChildren(...parts);
+  facts.replaceChildren(...parts);
+  back.hidden = !prediction?.undo;
 }
 
 function draw() {

@@ -165,6 +165,7 @@ function tellingOf(model, plan) {
     reference: model.prediction?.reference ?? null,
     note: notPredicted(model, plan),
     words: widthWords(model, plan),
+    plainly: plainWords(model, plan),
     link: linkOf(model, plan),
   };
 }
@@ -263,6 +264,17 @@ function widthWords(model, plan) {
   const kv = [].concat(plan.kv), mean = () => (kv.reduce((sum, bits) => sum + bits, 0) / kv.length).toFixed(1);
   if (model.singles.kv.length > 1) parts.push(`KV${one(kv, mean)}`);
   return parts.join(" · ");
+}
+
+/* "every layer at 3 bits, embeddings at 16 (56.6 MB)": the same for who does not know the letters. */
+function plainWords(model, plan) {
+  const alike = plan.w.every((bits) => bits === plan.w[0]), mean = () => meanWeightBits(model, plan).toFixed(1);
+  const parts = [alike ? `every layer at ${plan.w[0]} bits` : `layers at ${mean()} bits on average`];
+  if (plan.a.some((bits) => bits < FULL)) parts.push(`activations at ${cacheWords(plan.a)}`);
+  const size = () => sizeWords(model.embeddingBytesAt(plan.e));
+  if (model.singles.e.length > 1) parts.push(`embeddings at ${plan.e} (${size()})`);
+  if (roundsCache(plan.kv)) parts.push(`KV cache at ${cacheWords(plan.kv)}`);
+  return parts.join(", ");
 }
 
 /* "8", "4 to 16" */

@@ -3,11 +3,11 @@
    This file, after dom.js, terms.js, plan.js and card.js, is the body of a function that gr.HTML calls once, with
    element, props, trigger and watch as in equalizer.js. It speaks with the equaliser by DOM events alone:
    quept:predict says what the faders show; quept:propose, quept:undo and quept:redo change it; quept:budget
-   {words} is a budget for budget.js to meet. */
+   {words} is a budget for budget.js to meet, which says quept:solved {budget} before it proposes the plan. */
 
 const LARGEST = 2_000_000; // characters of a plan file
 const ICONS = {
-  undo: "M6.5 3.5 3 7l3.5 3.5M3 7h6.5a3.5 3.5 0 0 1 0 7H7",
+  undo: UNDO,
   redo: "M9.5 3.5 13 7 9.5 10.5M13 7H6.5a3.5 3.5 0 0 0 0 7H9",
   share: "M6.5 9.5l3-3M7 4.5l1.5-1.5a3 3 0 0 1 4.5 4.5L11.5 9M9 11.5 7.5 13A3 3 0 0 1 3 8.5L4.5 7",
   download: "M8 2.5v8M4.8 7.5 8 10.7l3.2-3.2M3 13.5h10",
@@ -19,9 +19,12 @@ const GROUPS = { best: "Best found for their size", named: "Other plans" };
 const root = element.querySelector(".planbar");
 let faders = window.queptPrediction ?? null; // the latest quept:predict
 const LEAD_MS = 5000;
+const FLASH_MS = 1200;
 let turn = 0;
 let view;
-let offered = null; // the state worth seeing that was pressed last: its label, and the plan before and after it
+// The state worth seeing that was pressed last: its label, the plan before and after it, the budget that is not solved
+// yet, and whether it was pressed again.
+let offered = null;
 
 const shelf = () => props.plans ?? { plans: [], tries: [] };
 const keyOf = (link) => ["w", "a", "kv", "k", "e"].map((name) => link?.[name] ?? "").join("&");
@@ -38,7 +41,11 @@ function load(name) {
 
 /* One of the states worth seeing. */
 function show({ label, plan, budget, tab }) {
-  if (plan || budget) offered = { label, before: keyOf(faders?.link), after: null };
+  if (plan || budget) {
+    const now = keyOf(faders?.link), again = offered?.label === label && offered.after === now;
+    offered = again ? { ...offered, again } : { label, before: now, after: null, budget };
+    if (again) flash();
+  }
   if (plan) load(plan);
   if (budget) document.dispatchEvent(new CustomEvent("quept:budget", { detail: { words: budget } }));
   const button = tab && document.querySelector(`#tabs [role="tab"][data-tab-id="${tab}"]`);
@@ -74,13 +81,16 @@ const ask = (name) => () => document.dispatchEvent(new CustomEvent(`quept:${name
 
 function build() {
   const { plans, tries } = shelf();
-  view = { buttons: [], live: make("span", { class: "unseen", role: "status", "aria-live": "polite" }) };
+  view = { buttons: [], offers: [], live: make("span", { class: "unseen", role: "status", "aria-live": "polite" }) };
   const presets = make("div", { class: "presets", role: "group", "aria-label": "The same bits in every layer" });
   for (const plan of plans.filter(({ kind }) => kind === "uniform")) presets.append(makePreset(plan));
   const wanted = make("div", { class: "tries", role: "group", "aria-label": "Worth seeing" },
     ...tries.map((one) => {
       const button = make("button", { type: "button", class: "try", text: one.label });
       button.addEventListener("click", () => show(one));
+      if (!one.plan && !one.budget) return button;
+      button.setAttribute("aria-pressed", "false");
+      view.offers.push(button);
       return button;
     }));
   view.undo = action("undo", "Undo", ask("undo"), "Undo (Ctrl+Z)");
@@ -93,9 +103,9 @@ function build() {
     action("card", "Card", saveCard, "A picture of the plan with its size, quality and link"),
     action("upload", "Upload", () => view.file.click(), "A plan file from your disk"), view.file);
   view.changed = make("span");
-  const back = make("button", { type: "button", class: "action", "data-back": "", text: "Back to the plan before" });
-  back.addEventListener("click", ask("undo"));
-  view.note = make("p", { class: "note", role: "status", hidden: "" }, view.changed, back);
+  view.back = make("button", { type: "button", class: "action", "data-back": "", text: "Back to the plan before" });
+  view.back.addEventListener("click", ask("undo"));
+  view.note = make("p", { class: "note", role: "status", hidden: "" }, view.changed, view.back);
   offered = null;
   root.replaceChildren(make("div", { class: "top" }, wanted, actions), view.note,
     make("div", { class: "shelf" }, term("plan", "Plan"), presets, makeMenu(plans)), view.live);
@@ -105,7 +115,7 @@ function build() {
 function makePreset(plan) {
   const id = plan.label.replace(/\W/g, "");
   const button = make("button", { type: "button", class: "preset", id: `preset-${id}`, "aria-pressed": "false", title: plan.says },
-    make("b", { text: plan.label }), make("span", { text: detailOf(plan) }));
+    make("b", { text: plan.label }, make("i", { text: `${/\d+/.exec(plan.label) ?? FULL} bits` })), make("span", { text: detailOf(plan) }));
   button.addEventListener("click", () => load(plan.name));
   view.buttons.push({ button, key: keyOf(plan.link) });
   return button;
@@ -135,13 +145,28 @@ function draw() {
   drawNote(key);
 }
 
-/* A state worth seeing takes the place of the visitor's plan: the page says so until the plan changes again. */
+/* A state worth seeing takes the place of the visitor's plan, or is that plan already: the page says so until the
+   plan changes again. */
 function drawNote(key) {
-  if (offered && !faders?.dragging && key !== offered.before) offered.after ??= key;
+  if (offered?.budget && key !== offered.before) offered = null;
+  if (offered && !offered.budget && !faders?.dragging && !offered.after) {
+    offered.after = key;
+    if (key === offered.before) flash();
+  }
   const stays = offered?.after === key;
   if (offered?.after && !stays) offered = null;
   view.note.hidden = !stays;
-  view.changed.textContent = stays ? `“${offered.label}” replaced the plan on the faders: now ${faders.words}.` : "";
+  const there = stays && (offered.again || offered.before === key);
+  const words = there ? "is on the faders already" : "replaced the plan on the faders: now";
+  const changed = stays ? `“${offered.label}” ${words}${there ? ":" : ""} ${faders.plainly}.` : "";
+  if (view.changed.textContent !== changed) view.changed.textContent = changed;
+  view.back.hidden = !stays || offered.before === key;
+  for (const button of view.offers) button.setAttribute("aria-pressed", String(stays && button.textContent === offered.label));
+}
+
+/* Draws the eye to the note where nothing else on the page moves. */
+function flash() {
+  view.note.animate([{ outline: "3px solid var(--color-accent)" }, { outline: "3px solid transparent" }], FLASH_MS);
 }
 
 function say(words) {
@@ -206,6 +231,10 @@ function onPredict({ detail }) {
   draw();
 }
 
+function onSolved({ detail }) {
+  if (offered?.budget === detail.budget) offered.budget = null;
+}
+
 /* Back or Forward: to another model Python has to go along. */
 function onBack() {
   if (!element.isConnected) return stop();
@@ -217,11 +246,13 @@ function onBack() {
 
 function stop() {
   document.removeEventListener("quept:predict", onPredict);
+  document.removeEventListener("quept:solved", onSolved);
   window.removeEventListener("popstate", onBack);
 }
 
 build();
 document.addEventListener("quept:predict", onPredict);
+document.addEventListener("quept:solved", onSolved);
 window.addEventListener("popstate", onBack);
 watch("plans", build);
 watch("file", onFile);

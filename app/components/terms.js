@@ -3,7 +3,8 @@
 
 const TERMS = {
   plan: "How many bits each layer keeps. Full precision is 16 bits everywhere; W4 means 4 bits for every "
-    + "layer's weights. Mixed plans spend bits where they count most.",
+    + "layer's weights, with embeddings (E), activations (A) and KV cache at 16 unless said. Mixed plans spend bits where "
+    + "they count most, embeddings too: so one can be smaller than W3 and better.",
   memory: "The size of the model if it were shipped at this plan alone: exact, to the byte of the exported file.",
   bpp: "All bytes of the plan times eight, over all parameters: scales and embeddings included.",
   uniform: "The best plan with the same bits in every layer that fits into the bytes of yours; its name stands "

@@ -22,7 +22,7 @@ from app.link import CLASSIFY
 from app.pages.context import PageContext, precision_menu
 from app.pictures import Answer, Picture, read_upload, remove_upload
 from app.service import PlanJson, Service
-from app.side import EQUALIZER
+from app.side import EQUALIZER, plainly
 from app.toast import shown, warn
 from quept.evaluate import ImageError, wilson
 from quept.plan import PrecisionPlan
@@ -218,7 +218,7 @@ def forget(context: PageContext, visitor: str) -> None:
 
 
 def choices(service: Service, model: str) -> list[tuple[str, str]]:
-    named = [(_upper(name), name) for name in service.opened[model].named_plans]
+    named = [(plainly(_upper(name), embeddings=False), name) for name in service.opened[model].named_plans]
     return [("Your plan", EQUALIZER), *named]
 
 

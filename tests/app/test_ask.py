@@ -180,7 +180,7 @@ def test_a_follow_up_continues_and_another_picture_begins_anew(context: PageCont
     for change in again(context, ALIKE, thread, "a"):
         page |= change
     assert [turn["scene"] for turn in page["thread"]] == [turn["scene"] for turn in thread]
-    assert page["thread"][-1]["shown"]["sides"][0]["label"] == "W8"
+    assert page["thread"][-1]["shown"]["sides"][0]["label"].startswith("W8 (every layer at 8 bits")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_the_equaliser_answers_at_the_plan_it_has(context: PageContext, elastic:
     first = statuses(context, Setting(MODEL, ("equaliser", "W2")))
     assert facts["status_left"]["facts"][0][1] != first["status_left"]["facts"][0][1]
     turn = asked(context, "what?", setting=setting)["thread"][0]
-    assert turn["shown"]["sides"][0]["label"].startswith("equaliser")
+    assert turn["shown"]["sides"][0]["label"].startswith("your plan")
 
 
 def test_a_newer_question_ends_the_older(context: PageContext):

@@ -229,7 +229,7 @@ def test_the_equalisers_plan_is_used_and_named(context, elastic):
     plan_json = {"w": [2] * len(elastic.layers), "a": [16] * len(elastic.layers), "kv": 16}
     page = asked(context, replace(ASK, choices=("equaliser", "W2"), plan_json=plan_json))
     assert page["history"][0]["left"] == page["history"][0]["right"]
-    assert "equaliser, mixed" in page["status_left"]["words"]
+    assert "your plan, mixed" in page["status_left"]["words"]
     assert set(
         chat_answers.statuses(
             context, replace(ASK, choices=("equaliser", "W2"), plan_json=plan_json), only=["equaliser"]

@@ -79,9 +79,13 @@ def asked(context, now: Ask, history=()) -> dict:
 def test_llama_cpp_answers_beside_our_view_and_says_its_file_and_speed(context, elastic):
     page = asked(context, ask(elastic, system="Be short."))
     (turn,) = page["history"]
-    assert turn["right"] == "It scatters." and turn["left"] and turn["plans"][1] == "llama.cpp, mixed"
+    assert (
+        turn["right"] == "It scatters."
+        and turn["left"]
+        and turn["plans"][1] == "your plan in llama.cpp, mixed"
+    )
     status = page["status_right"]
-    assert status["state"] == "done" and status["words"] == "Done, llama.cpp, mixed"
+    assert status["state"] == "done" and status["words"] == "Done, your plan in llama.cpp, mixed"
     assert status["note"] == "Runs as llama.cpp would: 84 MB file, 74 tokens/s; its tokens are not scored"
     assert ["Speed", "74.0 tok/s"] in [fact[:2] for fact in status["facts"]]
     assert [m["role"] for m in context.service.llama.asked[0]] == ["system", "user"]

@@ -251,17 +251,23 @@ def test_the_three_buttons_lead_to_states_worth_seeing_and_back(page: Page):
     expect(page.locator("#preset-W3")).to_have_attribute("aria-pressed", "true")
     expect(tab(page, "chat")).to_have_attribute("aria-selected", "true")
     expect(note).to_contain_text("3 bits against full” replaced the plan on the faders")
-    note.get_by_role("button").click()
+    expect(note).to_contain_text("every layer at 3 bits, embeddings at 16 (")
+    page.locator("#tabs").evaluate("node => node.scrollIntoView()")
+    page.locator("[data-state-line]").get_by_role("button", name="Back to the plan before").click()
     expect(page.locator("#preset-W6")).to_have_attribute("aria-pressed", "true")
     expect(note).to_be_hidden()
-    tries.nth(0).click()
-    expect(page.locator("#budget [data-words]")).to_contain_text("predicted KL", timeout=15_000)
-    expect(note).to_contain_text("replaced")
+    for words in ("replaced the plan", "is on the faders already"):  # pressed again, it says so
+        tries.nth(0).click()
+        expect(page.locator("#budget [data-words]")).to_contain_text("predicted KL", timeout=15_000)
+        expect(note).to_contain_text(words)
+        expect(tries.nth(0)).to_have_attribute("aria-pressed", "true")
+    note.get_by_role("button").click()
+    expect(page.locator("#preset-W6")).to_have_attribute("aria-pressed", "true")
     page.locator("#preset-W5").click()
     expect(note).to_be_hidden()
     tries.nth(2).click()
     expect(page.locator("#heatmap table")).to_be_in_viewport(ratio=0.5)
-    expect(page.locator("#heatmap")).to_contain_text("Most fragile at 3 bits")
+    expect(page.locator("#heatmap")).to_contain_text("Most fragile layer at 3 bits")
 
 
 def test_what_was_tried_leaves_a_trail_in_the_plot(page: Page):
