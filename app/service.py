@@ -96,8 +96,8 @@ class Service:
 
     def choices(self, model: str) -> list[tuple[str, str]]:
         """Menu of precisions: (label, value)."""
-        elastic, names = self.opened[model].elastic, self.opened[model].named_plans
-        named = [(plainly(_label(name), bool(elastic.embeddings)), name) for name in names]
+        elastic, plans = self.opened[model].elastic, self.opened[model].named_plans
+        named = [(_label(plainly(plan, bool(elastic.embeddings))), name) for name, plan in plans.items()]
         return [("Your plan", EQUALIZER), *named, *setting_choices(elastic)]
 
     def tasks(self, model: str) -> list[tuple[str, str]]:

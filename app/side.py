@@ -47,16 +47,19 @@ def side_of(
     """The plan behind a menu value; `plan_of(model, choice, plan_json)` knows the plans. ValueError in
     words."""
     plan = setting_named(choice) or plan_of(model, EQUALIZER if choice in OWN else choice, plan_json)
-    name = plainly(plan.name) if plan.name else "own bits"
+    name = plainly(plan) if plan.name else "own bits"
     return replace(plan, name=f"{OWN[choice]}, {name}" if choice in OWN else name)
 
 
-def plainly(name: str, embeddings: bool = True) -> str:
+def plainly(plan: PrecisionPlan, embeddings: bool = True) -> str:
     """A plan's name with what its letters mean: "W3 (every layer at 3 bits, embeddings at 16)".
     embeddings: whether the model has some that a plan gives a width."""
+    name = plan.name
     if re.fullmatch(r"W\d+(?:(?:A|KV|E)[\d.]+)*", name):
         widths = {"E": str(FULL)} if embeddings else {}
         widths |= dict(re.findall(r"([A-Z]+)([\d.]+)", name))
-        said = [words.format(widths[letter]) for letter, words in LETTERS.items() if letter in widths]
-        return f"{name} ({', '.join(said)})"
+        said = {letter: words.format(widths[letter]) for letter, words in LETTERS.items() if letter in widths}
+        if kept := sorted({bits.weights for _, bits in plan.rules} - {int(widths["W"])}):
+            said["W"] = f"layers at {widths['W']} bits, some at {', '.join(map(str, kept))}"
+        return f"{name} ({', '.join(said.values())})"
     return re.sub(r"\bE(?=[\d.]+(?:,|$))", "embeddings at ", name)

@@ -80,7 +80,7 @@ function makeTable() {
   view.cell = new Array(items.length);
   const place = (i) => make("td", {}, ...(i === undefined ? [] : [makeCell(i)]));
   const rows = grid.map((line, role) =>
-    make("tr", {}, heading("row", names[role], `role ${names[role]}`), ...line.map(place)));
+    make("tr", {}, heading("row", names[role], `role ${names[role]}`), ...Array.from(line, (i) => place(i)))); // where a block has no such layer, too
   const caption = make("caption", { class: "unseen" });
   view.table = make("table", {}, caption, make("thead", {}, top), make("tbody", {}, ...rows));
   view.table.style.setProperty("--blocks", data.blocks.length);
@@ -133,7 +133,7 @@ function paintLegend() {
 function gist() {
   const sum = data.layers.reduce((total, _, i) => total + figureOf(i), 0);
   const [worst, cache] = [[0, data.layers.length], [data.layers.length, items.length]].map(mostFragile);
-  const layer = `Most fragile layer at ${table().bits[column]} bits: ${data.layers[worst].name}, KL ${smallWords(figureOf(worst))} `
+  const layer = `Most fragile layer at ${table().bits[column]} bits: ${placeOf(data.layers[worst])}, KL ${smallWords(figureOf(worst))} `
     + `by itself, ${percentOf(figureOf(worst), sum)} of the ${smallWords(sum)} that all layers sum to`;
   const others = [["embeddings and head together", table().embeddings?.[column]]];
   if (cache !== null) others.push([`keys and values of block ${data.blocks[items[cache].block]}`, figureOf(cache)]);
@@ -144,6 +144,8 @@ function gist() {
   };
   return `${[layer, beside("Even more fragile", true), beside("Less", false)].filter(Boolean).join(". ")}.`;
 }
+
+const placeOf = ({ name, role, block }) => `${data.roles[role]} in block ${data.blocks[block]} (${name})`;
 
 /* Which of the items from one up to another costs most; null where there is none. */
 function mostFragile([from, to]) {

@@ -218,7 +218,8 @@ def forget(context: PageContext, visitor: str) -> None:
 
 
 def choices(service: Service, model: str) -> list[tuple[str, str]]:
-    named = [(plainly(_upper(name), embeddings=False), name) for name in service.opened[model].named_plans]
+    plans = service.opened[model].named_plans
+    named = [(_upper(plainly(plan, embeddings=False)), name) for name, plan in plans.items()]
     return [("Your plan", EQUALIZER), *named]
 
 

@@ -21,6 +21,7 @@ from app.service import Service
 from quept import ElasticModel
 from quept.data.easy_vqa import save_questions
 from quept.evaluate import Results, Sample
+from quept.plan import QUANTIZED_BITS
 from tests.app.test_ask import stored
 from tests.app.tiny import tiny_elastic
 from tests.tiny_vlm import save_tiny_vlm
@@ -52,6 +53,10 @@ def address(tmp_path_factory) -> Iterator[str]:
     sample = Sample(text, "foxes", tokens=256, context=64)
     service = Service(models, sample, Results.open(folder / "results.sqlite"), folder)
     service.gate = SlowGate()
+    seen = service.opened["llava"]
+    places = {key: seen.description[key] for key in ("blocks", "roles", "kv_blocks", "layers")}
+    costs = [[2.0**-bits for bits in QUANTIZED_BITS] for _ in places["layers"]]
+    seen.heat = places | {"bits": list(QUANTIZED_BITS), "sensitivity": costs, "conditions": "foxes"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ask_answers, "LONGEST_ANSWER", 24)
         demo = build_app(service)
@@ -214,3 +219,12 @@ def test_a_phone_draws_with_a_finger_and_scrolls_nowhere_sideways(contexts, addr
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.wrong == []
     page.close()
+
+
+def test_the_heat_map_has_room_for_blocks_that_lack_a_layer(page: Page):
+    page.locator('#tabs [role="tab"][data-tab-id="layers"]').click()
+    rows = page.locator("#heatmap tbody tr")
+    expect(rows.first).to_be_visible(timeout=15_000)
+    cells = set(rows.evaluate_all("rows => rows.map((row) => row.children.length)"))
+    assert cells == {1 + page.locator("#heatmap thead th").count()}
+    expect(page.locator("#heatmap table")).not_to_contain_text("undefined")
