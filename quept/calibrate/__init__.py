@@ -15,7 +15,8 @@ end_to_end  the stage that tunes all layers together on divergence from full pre
 precision   what is computed in: bfloat16 products where they pay
 optimizer   Adam over what is learned, and the schedule of its rates
 rounding    which of its two neighbors on the grid each weight goes to; in_turn: layer after layer, on what
-            rounded ones give; ranges: the ends of each group's range, searched before
+            rounded ones give; ranges: the ends of each group's range, searched before; residual: what a
+            layer is to make good of the stream that it adds to
 loss        that divergence, with its gradient
 checkpoint  the state of a run on disk: where it goes on after it was cut
 errors      CalibrationError

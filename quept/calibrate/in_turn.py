@@ -3,11 +3,12 @@
 `rounding` looks at what layers are given at full precision, x. At few bits they are given something else, x'
 of the rounded model. Here layers are rounded in the order in which they compute, with e = W' - W each for
 
-    E v |W' x' - W x|^2 = sum over rows of e H e^T + 2 e (W D)^T + what does not depend on e
-    H = E v x' x'^T     D = E v (x' - x) x'^T
+    E v |W' x' - W x + r|^2 = sum over rows of e H e^T + 2 e (W D + R)^T + what does not depend on e
+    H = E v x' x'^T     D = E v (x' - x) x'^T     R = E v r x'^T
 
 as GPTAQ does (arXiv 2504.02692), on two streams of hidden states that go from block to block: the
-full-precision model's and the rounded one's. In the latter what a plan keeps at 8 bits, stem and depthwise
+full-precision model's and the rounded one's. r is what the residual stream lost before a layer that adds to
+it (`residual`), 0 of any other. In the rounded model what a plan keeps at 8 bits, stem and depthwise
 convolutions of a classifier, is rounded too: of EfficientNet-Lite0 at 6 bits that is half of what is lost,
 and the layers behind it win back most of it. At SEARCHED bits and fewer the ends of the ranges come first
 (`ranges`), each column counting by the diagonal of H; above, what that wins on the pictures that were looked
@@ -33,6 +34,7 @@ from quept.plan import KEPT_BITS
 
 from .capture import Call, Calls
 from .ranges import searched_factors
+from .residual import Entered, ends_of_parts, owed, scale_of
 from .rounding import Seen, second_nearest
 
 Batch = Mapping[str, Tensor]
@@ -63,30 +65,55 @@ def chosen_in_turn(
         exact, quantized = (
             {name: _Layer(model.get_submodule(name)) for name in block.layers.values()} for _ in range(2)
         )
+        read = {norm: readers for norm, readers in layout.norms.items() if readers[0] in exact}
+        ends = ends_of_parts(list(exact), read)
+        whole, lossy = ({norm: Entered(model.get_submodule(norm)) for norm in read} for _ in range(2))
         of, at = (
-            clone(m.get_submodule(block.name), layout.in_place(leaves), block.name)
-            for m, leaves in zip(models, (exact, quantized), strict=True)
+            clone(m.get_submodule(block.name), {**layout.in_place(leaves), **norms}, block.name)
+            for m, leaves, norms in zip(models, (exact, quantized), (whole, lossy), strict=True)
         )
         own, others = (
             [call.of(index, x, before) for x, before in zip(batches, stream, strict=True)]
             for call, stream in zip(calls, (full, rounded), strict=True)
         )
+        scales = _scales(of, own[0], exact, ends, whole) if ends else {}
         for name in block.layers.values():
             weight, layer, counts = exact[name].weight, chosen[name], looked_at[name].counts
-            moments = pull = weight.new_zeros(weight.shape[1], weight.shape[1])
+            moments = shift = weight.new_zeros(weight.shape[1], weight.shape[1])
+            lost = torch.zeros_like(weight)
             for wanted, given, count in zip(own, others, counts, strict=True):
                 x, seen = exact[name].given(of, wanted), quantized[name].given(at, given)
                 counted = seen * (count / _mean(counts) + 1)[:, None]
-                moments, pull = moments + seen.T @ counted, pull + (seen - x).T @ counted
+                moments, shift = moments + seen.T @ counted, shift + (seen - x).T @ counted
+                if name in scales:
+                    before, now = whole[ends[name]].stream, lossy[ends[name]].stream
+                    lost = lost + owed(now, before, scales[name]).T @ counted
             columns = group_size(weight.shape[1], group)
             if bits <= SEARCHED and bits not in layer.clips and not layer.schedule.ranks(bits):
                 layer = layer.clipping(bits, searched_factors(weight, bits, columns, moments.diagonal()))
             rounding = layer.rounding(weight, bits, columns)
-            chosen[name] = layer.choosing(bits, second_nearest(rounding, moments, weight @ pull))
+            chosen[name] = layer.choosing(bits, second_nearest(rounding, moments, weight @ shift + lost))
             quantized[name].weight = chosen[name].quantize(weight, bits, columns)[1].to(weight.dtype)
         full = [call.run(of) for call in own]
         rounded = [call.run(at) for call in others]
     return chosen
+
+
+def _scales(
+    block: nn.Module,
+    call: Call,
+    layers: Mapping[str, _Layer],
+    ends: Mapping[str, str],
+    norms: Mapping[str, Entered],
+) -> dict[str, Tensor]:
+    """`{layer that adds to the residual stream: its scale}` of a block, as one call of it shows."""
+    given = {
+        name: linear(layers[name].given(block, call), layers[name].weight, layers[name].bias) for name in ends
+    }
+    out = call.run(block).flatten(0, -2).float()
+    streams = [*(norms[norm].stream for norm in ends.values()), out]
+    found = {name: scale_of(streams[i], given[name], streams[i + 1]) for i, name in enumerate(ends)}
+    return {name: scale for name, scale in found.items() if scale is not None}
 
 
 def _kept(name: str, convolution: nn.Module, group: int | str) -> nn.Module:

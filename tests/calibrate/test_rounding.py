@@ -10,6 +10,7 @@ from quept.artifact import Artifact
 from quept.calibrate import calibrate
 from quept.calibrate.in_turn import chosen_in_turn
 from quept.calibrate.ranges import searched_factors
+from quept.calibrate.residual import owed, scale_of
 from quept.calibrate.rounding import second_nearest, seen_by_layers
 from quept.config import Recipe
 from quept.engines.quept import LayerParameters, Quept
@@ -75,6 +76,49 @@ def test_layers_that_are_rounded_in_turn_undo_what_rounding_did_before(family, t
         with torch.no_grad():
             errors.append((elastic.view(PrecisionPlan.uniform(3))(x[16:]) - full).square().mean())
     assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+def test_the_residual_stream_is_nearer_where_layers_that_add_to_it_make_good_what_it_lost(
+    family, tmp_path, monkeypatch
+):
+    """Behind the last block, on pictures that were looked at; on others not farther, with so few."""
+    loaded = load(save_tiny_vision(family, tmp_path / "model"))
+    model, layout, empty = loaded.model.float(), loaded.layout, torch.zeros(0, 0)
+    x = pictures(family, 48)
+    shown = [{"x": part} for part in x[:32].split(8)]
+    seen = seen_by_layers(model, layout, shown, 0)
+    bare = {name: LayerParameters(NO_RANKS, empty, empty, {}, ()) for name in layout.layers}
+    full, errors = model.forward_features(x), []
+    for _ in range(2):
+        layers = chosen_in_turn(model, layout, bare, 3, "auto", shown, seen)
+        artifact = replace(Artifact.rtn(loaded, "auto"), engine=Quept("auto", layers))
+        view = ElasticModel(loaded, artifact, dtype=torch.float32, device="cpu").view(
+            PrecisionPlan.uniform(3)
+        )
+        with torch.no_grad():
+            errors.append((view.forward_features(x) - full).square().mean((1, 2)))
+        monkeypatch.setattr("quept.calibrate.in_turn.scale_of", lambda *streams: None)
+    compensated, plain = errors
+    assert compensated[:32].mean() < 0.95 * plain[:32].mean()
+    assert compensated[32:].mean() < 1.05 * plain[32:].mean()
+
+
+def test_a_layer_wins_back_what_the_stream_lost_before_it(bits=4):
+    x, draw = seen(), torch.Generator().manual_seed(1)
+    w, scale = torch.randn(20, 48, generator=draw), torch.rand(20, generator=draw)
+    scale[0] = 0  # a channel to which nothing is added
+    stream = torch.randn(len(x), 20, generator=draw)
+    lossy = stream + 0.1 * x @ torch.randn(48, 20, generator=draw)
+    assert torch.allclose(scale_of(stream, x @ w.T, stream + scale * (x @ w.T)), scale, atol=1e-4)
+    assert scale_of(stream, x @ w.T, torch.nn.functional.layer_norm(stream + x @ w.T, (20,))) is None
+    pull = owed(lossy, stream, scale).T @ x
+    errors = []
+    for lost in (torch.zeros_like(pull), pull):
+        second = second_nearest(Rounding(w, bits, 16), x.T @ x, lost)
+        values = quantize(w, bits, 16, second=second)[1]
+        errors.append((lossy + scale * (x @ values.T) - stream - scale * (x @ w.T)).square().mean(0))
+    assert (errors[1] <= 1.01 * errors[0]).all() and errors[1].sum() < 0.9 * errors[0].sum()
 
 
 def test_layers_win_back_what_the_convolutions_lose_that_are_none(tmp_path):
