@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import torch
 
-from quept.engines import Setting
+from quept.engines import GRADED_WIDTHS, Setting
 from quept.files import replacing, replacing_folder
 from quept.models.families import KINDS
 from quept.numerics.grid import group_size
@@ -230,7 +230,8 @@ def plan_room(elastic: ElasticModel) -> int:
 @lru_cache(maxsize=8)
 def _room(layers: tuple[str, ...]) -> int:
     rules = tuple((layer, Bits(FULL, ACTIVATION_BITS[0])) for layer in layers)
-    return len(PrecisionPlan(rules=rules, name="\N{GRINNING FACE}" * 200).to_json())
+    longest = PrecisionPlan(rules=rules, name="\N{GRINNING FACE}" * 200, embeddings=GRADED_WIDTHS[0])
+    return len(longest.to_json())
 
 
 def half_of(dtype: torch.dtype) -> torch.dtype:

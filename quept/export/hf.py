@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from quept.engines import WIDTHS, Setting
+from quept.engines import GRADED_WIDTHS, WIDTHS, Setting
 from quept.files import dtype_name, save_tensors, tensors_header
 from quept.models.unfused import as_stored
 from quept.plan import FULL, PrecisionPlan
@@ -54,7 +54,8 @@ class Hf(Exporter):
         return None
 
     def widths(self, columns: int, group: int, embedding: bool = False) -> Mapping[Setting, str]:
-        return dict.fromkeys((*WIDTHS, FULL), "16 bits")
+        graded = GRADED_WIDTHS if embedding else ()
+        return dict.fromkeys((*WIDTHS, *graded, FULL), "16 bits")
 
     def nbytes(self, rows: int, columns: int, bits: Setting, group: int) -> int:
         return full_nbytes(rows, columns)

@@ -1,5 +1,7 @@
 """A plain folder loads with nothing of ours, and says what the view says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -29,6 +31,16 @@ def test_transformers_answers_as_the_view(family, tmp_path):
     assert tokenizer("Grüße")["input_ids"] == elastic.tokenizer("Grüße")["input_ids"]
     written = "".join(f.read_text() for f in (tmp_path / "out").glob("*.json"))
     assert str(tmp_path) not in written
+
+
+def test_embeddings_at_a_graded_width_are_written_as_their_values(tmp_path):
+    elastic = ElasticModel.open(save_tiny("llama", tmp_path / "m"), device="cpu", dtype=torch.float32)
+    plan = replace(PrecisionPlan.uniform(4, embeddings=4.5), name="\N{GRINNING FACE}" * 200)
+    exporter("hf").write(elastic, plan, tmp_path / "out")
+    again = ElasticModel.open(tmp_path / "out", device="cpu", dtype=torch.float32)
+    for layer in elastic.embeddings:
+        read, wanted = again.base.get_submodule(layer).weight.float(), elastic.values(layer, 4.5)
+        assert torch.allclose(read, wanted, rtol=2**-10, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", VISION)
