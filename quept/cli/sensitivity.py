@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quept.flow import WHOLE, sensitivity, table_of
+from quept.flow import PICTURES, TOKENS, WHOLE, sensitivity, table_of
 from quept.plan import PrecisionPlan
 from quept.progress import Progress
 
@@ -41,9 +41,8 @@ def sensitivity_parser(commands) -> None:
         "A stopped run goes on from FILE.progress.jsonl when started again.",
     )
     model_options(p)
-    text_options(
-        p, tokens=2048, things="of it, or how many of the pictures or questions of a model that sees"
-    )
+    things = f"of it (default {TOKENS}, or as much as the table to extend), or how many of the pictures or "
+    text_options(p, None, f"{things}questions of a model that sees (default {PICTURES})")
     p.add_argument(
         "--curve-tokens",
         type=count,

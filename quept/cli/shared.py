@@ -50,16 +50,16 @@ def model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--threads", type=threads, metavar="N", help="processor threads to use (default: all)")
 
 
-def text_options(p: argparse.ArgumentParser, tokens: int, things: str = "of it") -> None:
+def text_options(p: argparse.ArgumentParser, tokens: int | None, things: str = "of it") -> None:
+    """tokens: how many unless given; with None `things` says that."""
     p.add_argument(
         "--text",
         default=DEFAULT_TEXT,
         metavar="TEXT",
         help=f"built-in text or a text file (default: {DEFAULT_TEXT})",
     )
-    p.add_argument(
-        "--tokens", type=count, default=tokens, metavar="N", help=f"how much {things} (default {tokens})"
-    )
+    how_much = f"how much {things}" + (f" (default {tokens})" if tokens else "")
+    p.add_argument("--tokens", type=count, default=tokens, metavar="N", help=how_much)
     p.add_argument("--context", type=count, default=512, metavar="N", help="tokens per window (default 512)")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from quept.allocate import SensitivityError, SensitivityTable
-from quept.allocate.sensitivity import measure
+from quept.allocate.sensitivity import measure, moved
 from quept.allocate.sensitivity.measure import Measurement, measure_sensitivity
 from quept.allocate.sensitivity.passes import cached_kl, changed_hidden, changed_kl, full_pass, plan_kl
 from quept.engines import GRADED_WIDTHS
@@ -78,6 +78,30 @@ def test_a_pass_started_at_the_changed_block_is_the_whole_pass(name, base, tmp_p
                 with torch.inference_mode():
                     whole = view(input_ids=ids[None], use_cache=False).logits[0, :-1]
                     assert torch.equal(head(changed_hidden(elastic, start, {layer: bits}, number)), whole)
+
+
+@pytest.mark.parametrize("base", [PrecisionPlan.full(), PrecisionPlan.uniform(4, embeddings=6)])
+def test_layers_that_multiply_only_what_changed_give_the_same_cost(elastic, monkeypatch, base):
+    monkeypatch.setattr(moved, "LEAST", 0)
+    monkeypatch.setattr(moved, "compute_dtype", lambda device: torch.bfloat16)
+    ids = token_ids(1)[0]
+    exact, quick = full_pass(elastic, ids, base), full_pass(elastic, ids, base, quick=True)
+    assert quick.base_kl == exact.base_kl and quick.moved and not exact.moved
+    for number, block in enumerate(elastic.layout.blocks):
+        for layer in block.layers.values():
+            for changed in ({layer: Bits(2)}, {layer: Bits(8)}, {layer: Bits(FULL, 4)}):
+                wanted = changed_kl(elastic, exact, changed, number)
+                assert changed_kl(elastic, quick, changed, number) == pytest.approx(wanted, rel=0.02)
+
+
+def test_layers_that_round_their_input_or_are_few_are_multiplied_whole(elastic, monkeypatch):
+    monkeypatch.setattr(moved, "compute_dtype", lambda device: torch.bfloat16)
+    ids = token_ids(1)[0]
+    assert not full_pass(elastic, ids, quick=True).moved
+    monkeypatch.setattr(moved, "LEAST", 0)
+    assert not full_pass(elastic, ids, PrecisionPlan.uniform(4, 8), quick=True).moved
+    monkeypatch.setattr(moved, "compute_dtype", lambda device: torch.float32)
+    assert not full_pass(elastic, ids, quick=True).moved
 
 
 def test_what_a_blocks_cache_costs_is_what_the_plan_that_rounds_only_it_diverges(elastic, reference):

@@ -277,7 +277,7 @@ class Measurement:
             return {name: getattr(estimate, name) for name in WHOLE}
         if state.window != task.window:
             state.start = None  # lets go of the last window before the next one is kept
-            state.start = full_pass(state.elastic, self.windows.ids[task.window], self.base)
+            state.start = full_pass(state.elastic, self.windows.ids[task.window], self.base, quick=True)
             state.window = task.window
         return {str(bits): self._cost(state, task, bits) for bits in task.widths}
 

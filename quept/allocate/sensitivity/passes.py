@@ -3,14 +3,15 @@
 The pass at full precision keeps what goes into the head (see kl), the pass at the base plan the hidden state
 that enters each block. A pass that changes layers of block k then starts there: the blocks before it become
 stubs that hand on the kept state, and it ends before the head. It computes what a whole pass over
-`elastic.view(...)` computes, and a test holds the two equal; but the changed weight is made for this pass
-alone and goes by the bank, which would fill with weights that nobody wants twice.
+`elastic.view(...)` computes, and a test holds the two equal, or with `quick`, where the processor is made for
+it, the same but for noise in the fourth digit (see moved); but the changed weight is made for this pass alone
+and goes by the bank, which would fill with weights that nobody wants twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import LongTensor, Tensor, nn
@@ -22,6 +23,7 @@ from quept.runtime.backends import BoundLinear
 from quept.runtime.model import ElasticModel
 
 from .kl import Bent, Expected
+from .moved import Moved, Recorded, moved, moving
 
 Head = nn.Module | Callable[[Tensor], Tensor]
 
@@ -30,7 +32,8 @@ Head = nn.Module | Callable[[Tensor], Tensor]
 class FullPass:
     """What later passes over one window start from: its ids (1, t); a view at the base plan, and the hidden
     state that enters each of its blocks; its head, if that is not full precision's; what full precision
-    expects at the first t - 1 positions; KL(full precision || base)."""
+    expects at the first t - 1 positions; KL(full precision || base); the layers that need not multiply
+    anew what the base pass did."""
 
     ids: LongTensor
     view: nn.Module
@@ -38,23 +41,26 @@ class FullPass:
     head: Head | None
     expected: Expected | Bent
     base_kl: float
+    moved: Mapping[str, Moved] = field(default_factory=dict)
 
 
 @torch.inference_mode()
-def full_pass(elastic: ElasticModel, ids: LongTensor, base: PrecisionPlan | None = None) -> FullPass:
+def full_pass(
+    elastic: ElasticModel, ids: LongTensor, base: PrecisionPlan | None = None, *, quick: bool = False
+) -> FullPass:
     """Run one window (t,) at full precision, and at `base` if that is another plan."""
     full = PrecisionPlan.full()
     ids, view = ids[None].to(elastic.device), elastic.view(full)
     linear = is_linear(view, elastic.layout)
-    hidden, states = _kept(elastic, view, ids, linear)
+    hidden, states, layers = _kept(elastic, view, ids, linear, quick and base in (None, full))
     head = _head(elastic, view, linear)
     expected = Expected.of(hidden, head) if linear else Bent(hidden, head)
     if base in (None, full):
-        return FullPass(ids, view, states, None, expected, 0.0)
+        return FullPass(ids, view, states, None, expected, 0.0, layers)
     view = elastic.view(base)
-    hidden, states = _kept(elastic, view, ids, linear)
+    hidden, states, layers = _kept(elastic, view, ids, linear, quick)
     head = None if base.embeddings == FULL else _head(elastic, view, linear)
-    return FullPass(ids, view, states, head, expected, expected.kl(hidden, head))
+    return FullPass(ids, view, states, head, expected, expected.kl(hidden, head), layers)
 
 
 @torch.inference_mode()
@@ -88,7 +94,8 @@ def changed_hidden(elastic: ElasticModel, start: FullPass, changes: Mapping[str,
     before = [b.name for b in elastic.layout.blocks[:block]]
     stubs = dict.fromkeys(before, Given(start.states[block]))
     bound = {name: _bound(elastic, start.view.get_submodule(name), name, b) for name, b in changes.items()}
-    return _headless(elastic, start.view, stubs | bound, start.ids, isinstance(start.expected, Expected))
+    changed = stubs | start.moved | bound
+    return _headless(elastic, start.view, changed, start.ids, isinstance(start.expected, Expected))
 
 
 def _head(elastic: ElasticModel, view: nn.Module, linear: bool) -> Head:
@@ -104,12 +111,15 @@ def _bound(elastic: ElasticModel, layer: BoundLinear, name: str, bits: Bits) -> 
 
 
 def _kept(
-    elastic: ElasticModel, view: nn.Module, ids: LongTensor, linear: bool
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """What goes into the head, (t - 1, d), and into each block."""
+    elastic: ElasticModel, view: nn.Module, ids: LongTensor, linear: bool, quick: bool = False
+) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Moved]]:
+    """What goes into the head, (t - 1, d), and into each block; if `quick`, the layers that moved can do."""
     states: list[Tensor] = []
-    kept = {block.name: Kept(view.get_submodule(block.name), states) for block in elastic.layout.blocks}
-    return _headless(elastic, view, kept, ids, linear), tuple(states)
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    layers = moving(elastic, view, ids.numel()) if quick else {}
+    recorded = clone(view, {name: Recorded(name, layer, seen) for name, layer in layers.items()})
+    kept = {block.name: Kept(recorded.get_submodule(block.name), states) for block in elastic.layout.blocks}
+    return _headless(elastic, recorded, kept, ids, linear), tuple(states), moved(layers, seen)
 
 
 def _headless(
