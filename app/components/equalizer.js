@@ -24,6 +24,7 @@
 
 const HISTORY = 200; // undo steps kept
 const KEY_PAUSE_MS = 600; // a key that never comes up commits after this
+const TYPED = 'textarea, [contenteditable], input:not([type="range"], [type="radio"], [type="checkbox"], [type="file"])';
 const SLOP_PX = 5; // a finger that moved less has tapped
 const EDGE_PX = 30; // painting this near to the edge scrolls
 const ALL = -1; // a row or column number that means all of them
@@ -752,8 +753,11 @@ function focusMap(row, col) {
   next.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
+/* Undo and redo from wherever the focus is, but where one types or draws: there they are of the words or the drawing. */
 function onKey(event) {
+  if (!element.isConnected) return document.removeEventListener("keydown", onKey);
   if (!(event.ctrlKey || event.metaKey) || event.altKey || drag) return;
+  if (event.defaultPrevented || event.target.closest?.(TYPED)) return;
   const key = event.key.toLowerCase();
   const action = key === "z" ? (event.shiftKey ? redoEdit : undoEdit) : key === "y" ? redoEdit : null;
   if (!action) return;
@@ -850,7 +854,7 @@ const overflow = new ResizeObserver(() => {
   view.scroller.classList.toggle("overflows", view.scroller.scrollWidth > view.scroller.clientWidth);
 });
 
-root.addEventListener("keydown", onKey);
+document.addEventListener("keydown", onKey);
 root.addEventListener("keyup", onKeyUp);
 root.addEventListener("pointerover", inspect);
 root.addEventListener("focusin", inspect);
