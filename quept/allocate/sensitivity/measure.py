@@ -13,9 +13,9 @@ changed block, see `passes`.
 
 The work is a list of small tasks (one unit at all its widths on one window, or one whole plan), which
 several processes or machines share, see `workers`: the table is the same for any number of them, given
-the threads per pass. With `resume` the metrics of every task are appended to a JSON-lines file at once; a
-run that finds metrics of the same measurement there goes on after them and gives the same table as an
-uninterrupted one.
+the threads per pass and the kind of processor (see `moved`). With `resume` the metrics of every task are
+appended to a JSON-lines file at once; a run that finds metrics of the same measurement there goes on after
+them and gives the same table as an uninterrupted one.
 """
 
 from __future__ import annotations
