@@ -1,14 +1,20 @@
+import ctypes
+import mmap
 import sys
+import threading
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from quept import mapped as mapped_files
 from quept.runtime.memory import release_freed, release_libraries, release_weights, resident_bytes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is nothing to do elsewhere")
 SIZE = 32_000_000
+PRIVATE_FIXED_ANONYMOUS = 0x32
 
 
 @pytest.fixture
@@ -52,3 +58,25 @@ def test_freed_memory_and_the_code_of_libraries_are_given_back():
     release_freed()
     assert resident_bytes() < before
     assert torch.ones(4).sum() == 4
+
+
+def test_what_takes_the_place_of_a_file_that_was_closed_stays(tmp_path, monkeypatch):
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(SIZE))
+    with open(file, "rb") as opened:
+        read = np.frombuffer(mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ), np.uint8)
+    advise, place, seen = mapped_files.libc("madvise"), mapped_files.libc("mmap"), threading.Event()
+    place.restype = ctypes.c_void_p
+
+    def after_another_took_it(
+        address, size, advice
+    ):  # between the look at the pages and what is done to them
+        place(address, size, mmap.PROT_READ | mmap.PROT_WRITE, PRIVATE_FIXED_ANONYMOUS, -1, 0)
+        ctypes.memset(address, 7, size.value)
+        advise(address, size, advice)
+        seen.set()
+
+    monkeypatch.setattr(mapped_files, "libc", lambda name: after_another_took_it)
+    with mapped_files.passing([file]):
+        assert seen.wait(10)
+    assert (read == 7).all()
