@@ -58,7 +58,7 @@ def points(turns: Sequence[Mapping], what: str = "conversation") -> list[dict]:
     """Each plan's answers as a point of the plot, with 95 % intervals."""
     made = []
     for number, one in enumerate(conversations(turns)):
-        kl, error = mean_and_error(torch.tensor(one["kl"]))
+        kl, error = mean_and_error(torch.tensor(one["kl"], dtype=torch.float64))
         tokens, same = len(one["kl"]), one["same"]
         low, high = wilson(same, tokens)
         made.append(

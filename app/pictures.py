@@ -172,13 +172,15 @@ class Classifier:
         (Zeiler and Fergus, arXiv 1311.2901); a cell counts as the class's share falls while it is covered.
         The gate is held for one row of places at a time."""
         size = picture.pixels.shape[1:]
-        edges = [torch.linspace(0, side, CELLS + 1).round().int().tolist() for side in size]
+        edges = [
+            torch.linspace(0, side, CELLS + 1, dtype=torch.float32).round().int().tolist() for side in size
+        ]
         places = range(CELLS - WINDOW + 1)
         with gate(), torch.inference_mode():
             view = self.elastic.view(plan)
             shares = self._shares(view, picture.pixels[None])[0]
         top = int(shares.argmax())
-        fallen, counts = torch.zeros(CELLS, CELLS), torch.zeros(CELLS, CELLS)
+        fallen, counts = torch.zeros(2, CELLS, CELLS, dtype=torch.float32)
         for row in places:
             covered = picture.pixels.repeat(len(places), 1, 1, 1)
             for column in places:
@@ -261,7 +263,7 @@ class Classifier:
 
     def _as_picture(self, pixels: Tensor, light: Tensor | float = 1.0) -> Image.Image:
         data = self.elastic.vision.data
-        mean, std = (torch.tensor(data[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        mean, std = (torch.tensor(data[key], dtype=torch.float32).view(-1, 1, 1) for key in ("mean", "std"))
         values = (255 * (pixels * std + mean) * light).round().clamp(0, 255).to(torch.uint8)
         return Image.fromarray(values.permute(1, 2, 0).squeeze(-1).numpy())
 

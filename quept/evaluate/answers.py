@@ -56,7 +56,7 @@ def summarize_scores(scores: Sequence[TokenScore]) -> AnswerSummary | None:
     """None for no scores."""
     if not scores:
         return None
-    kl, error = mean_and_error(torch.tensor([score.kl for score in scores]))
+    kl, error = mean_and_error(torch.tensor([score.kl for score in scores], dtype=torch.float64))
     same = sum(score.same for score in scores) / len(scores)
     return AnswerSummary(len(scores), kl, error if math.isfinite(error) else 0.0, same)
 

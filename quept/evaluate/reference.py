@@ -213,7 +213,7 @@ class Reference:
         logits, targets = logits[:-1], self.windows.targets[i].to(logits.device)
         positions, vocabulary = logits.shape
         rounded = torch.empty(positions, vocabulary, dtype=torch.float16)
-        lse, nll = torch.empty(positions), torch.empty(positions)
+        lse, nll = (torch.empty(positions, dtype=torch.float32) for _ in range(2))
         top = torch.empty(positions, dtype=torch.int32)
         for rows in chunks(positions, vocabulary, logits.device):
             chunk = logits[rows]

@@ -97,7 +97,7 @@ def compare(
         )
     device = logits.device
     targets, top = targets.to(device), reference.top.to(device)
-    kl, nll = torch.empty(2, len(logits), device=device)
+    kl, nll = torch.empty(2, len(logits), dtype=torch.float32, device=device)
     same = torch.empty(len(logits), dtype=torch.bool, device=device)
     for rows in chunks(*logits.shape, device):
         pause()

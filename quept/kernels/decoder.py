@@ -209,7 +209,7 @@ class Decoder:
         slices (layers, 7) uint8: is told how many slices of nested codes each layer read."""
         if not (0 <= token < self.vocabulary and 0 <= position < table.room):
             raise IndexError(f"token {token} at {position}: {self.vocabulary} are known, {table.room} fit")
-        logits = torch.empty(self.vocabulary)
+        logits = torch.empty(self.vocabulary, dtype=torch.float32)
         library, model = self._library, ctypes.byref(self._model)
         given = (pool or library.pool(), library.products, model, table.pointers, token, position)
         told = None if slices is None else slices.data_ptr()

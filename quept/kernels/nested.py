@@ -161,7 +161,7 @@ class RouterTable:
     def scores(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., 3) float32, each token by itself: the same whatever is beside it."""
         library, inputs = loaded(), x.detach().float().contiguous()
-        scores = torch.empty(*x.shape[:-1], FURTHER)
+        scores = torch.empty(*x.shape[:-1], FURTHER, dtype=torch.float32)
         n = inputs.numel() // self.columns
         router, places = ctypes.byref(self.structure), (inputs.data_ptr(), n, scores.data_ptr())
         if n and library.c.quept_scores(library.pool(), library.products, router, *places):

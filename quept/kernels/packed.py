@@ -183,7 +183,7 @@ class PackedWeight:
             raise ValueError(f"this weight multiplies (..., {columns}); got {tuple(x.shape)} on {x.device}")
         self._check_cpu()
         library, inputs = library or loaded(), x.detach().float().contiguous()
-        y = torch.empty(*x.shape[:-1], rows)
+        y = torch.empty(*x.shape[:-1], rows, dtype=torch.float32)
         threads = 1 if rows * columns <= SMALL else threads
         n = inputs.numel() // columns
         if n and library.c.quept_matmul(
@@ -199,7 +199,7 @@ class PackedWeight:
         is given, and returns it. Those of float32 are exactly `grid.dequantize`'s."""
         self._check_cpu()
         library = library or loaded()
-        out = torch.empty(self.shape) if out is None else out
+        out = torch.empty(self.shape, dtype=torch.float32) if out is None else out
         fits = out.shape == self.shape and out.dtype in (torch.float32, torch.bfloat16)
         if not (fits and out.is_contiguous() and out.device.type == "cpu"):
             raise ValueError(
@@ -216,7 +216,7 @@ class PackedWeight:
         ids = ids.detach().to("cpu", torch.int64).contiguous()
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.shape[0]:
             raise IndexError(f"rows go from 0 to {self.shape[0] - 1}; got {int(ids.min())}..{int(ids.max())}")
-        out = torch.empty(*ids.shape, self.shape[1])
+        out = torch.empty(*ids.shape, self.shape[1], dtype=torch.float32)
         loaded().c.quept_rows(self.structure, _pointer(ids), ids.numel(), _pointer(out))
         return out
 

@@ -36,7 +36,7 @@ class PackedRows:
 
     def unpack(self, out: Tensor | None = None, **options) -> Tensor:
         """Writes the values (rows, columns) into a buffer and returns it, as `PackedWeight.unpack`."""
-        out = torch.empty(self.shape) if out is None else out
+        out = torch.empty(self.shape, dtype=torch.float32) if out is None else out
         for part, rows in zip(self.parts, out.split([part.shape[0] for part in self.parts]), strict=True):
             part.unpack(rows, **options)
         return out
@@ -44,7 +44,7 @@ class PackedRows:
     def rows(self, ids: Tensor) -> Tensor:
         """ids (...) of any integer type -> their rows (..., columns) float32; IndexError for one that is not
         there."""
-        out = torch.empty(*ids.shape, self.shape[1])
+        out = torch.empty(*ids.shape, self.shape[1], dtype=torch.float32)
         left = ids.detach().to("cpu", torch.int64)
         if left.numel() and not 0 <= int(left.min()) <= int(left.max()) < self.shape[0]:
             raise IndexError(f"rows go from 0 to {self.shape[0] - 1}; got {int(left.min())}..{left.max()}")

@@ -183,8 +183,10 @@ class TritonWeight(PackedWeight):
         return y if bias is None else y.add_(bias)
 
     def unpack(self, out: Tensor | None = None) -> Tensor:
+        if out is None:
+            out = torch.empty(self.shape, dtype=torch.float32, device=self.codes.device)
         with torch.cuda.device_of(self.codes):
-            return unpack(self, torch.empty(self.shape, device=self.codes.device) if out is None else out)
+            return unpack(self, out)
 
     def rows(self, ids: Tensor) -> Tensor:
         """ids (...) -> their rows (..., in) float32: the tiles that hold one are unpacked. ids that are not

@@ -56,6 +56,6 @@ def search(
 
 
 def _squared_error(x: Tensor, low: float, high: float, bits: int) -> float:
-    scale, zero = grid_between(torch.tensor(low), torch.tensor(high), bits).tolist()
+    scale, zero = grid_between(*torch.tensor([low, high], dtype=torch.float32), bits).tolist()
     rounded = torch.fake_quantize_per_tensor_affine(x, scale, int(zero), 0, 2**bits - 1)
     return (rounded - x).square_().sum(dtype=torch.float64).item()

@@ -8,6 +8,7 @@ import torch
 from quept import kernels
 from quept.kernels.build import LEVELS, BuildError, build, machine
 from quept.kernels.packed import PackedWeight, packed_nbytes
+from quept.kernels.rows import PackedRows
 from quept.numerics.grid import Quantized, dequantize, quantize
 from quept.numerics.packing import pack
 
@@ -157,3 +158,21 @@ def test_parts_are_rows_over_the_same_memory():
         assert torch.equal(torch.cat([part.unpack() for part in parts]), weight.unpack())
         assert sum(part.nbytes for part in parts) == weight.nbytes
         assert parts[1].codes.untyped_storage().data_ptr() == weight.codes.untyped_storage().data_ptr()
+
+
+@pytest.fixture
+def half_by_default():
+    """As it is in all threads while transformers opens a model of 16 bits in one of them."""
+    torch.set_default_dtype(torch.float16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_what_c_writes_to_has_room_whatever_type_tensors_have_by_default(half_by_default):
+    made = [quantize(torch.randn(16, 64, dtype=torch.float32), bits, 64) for bits in (4, 3)]
+    parts, values = [PackedWeight.pack(stored) for stored, _ in made], torch.cat([v for _, v in made])
+    ids, x = torch.arange(16), torch.randn(3, 64, dtype=torch.float32)
+    for weight, expected in ((parts[0], made[0][1]), (PackedRows(tuple(parts)), values)):
+        assert torch.equal(weight.unpack(), expected) and torch.equal(weight.rows(ids), expected[ids])
+        found = weight.matmul(x)
+        assert found.dtype == torch.float32 and relative(found, x.double() @ expected.double().T) < 1e-5

@@ -106,7 +106,8 @@ def answer_log_probs(
     most = found.argmax(-1)[index] == batch.target
     answers = sum(batch.counts)
     missed = torch.zeros(answers, dtype=torch.int64).index_add_(0, batch.owner, (~most).long())
-    return {"log_probs": torch.zeros(answers).index_add_(0, batch.owner, said), "greedy": missed == 0}
+    log_probs = torch.zeros(answers, dtype=torch.float32).index_add_(0, batch.owner, said)
+    return {"log_probs": log_probs, "greedy": missed == 0}
 
 
 def choice_reference(elastic: ElasticModel, choices: Choices, cache: Path | None = None) -> BatchReference:
