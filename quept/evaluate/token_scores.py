@@ -123,7 +123,8 @@ def exp_capped(nll: float) -> float:
 def summarise(scores: TokenScores, seconds: float = 0.0) -> Estimate:
     """One estimate from the scores of all positions seen."""
     kl, kl_se = mean_and_error(scores.kl)
-    median, p99, p999 = torch.quantile(scores.kl.double(), torch.tensor([0.5, 0.99, 0.999]).double()).tolist()
+    shares = torch.tensor([0.5, 0.99, 0.999], dtype=torch.float64)
+    median, p99, p999 = torch.quantile(scores.kl.double(), shares).tolist()
     nll, nll_se = mean_and_error(scores.nll)
     gap, gap_se = mean_and_error(scores.nll.double() - scores.nll_ref.double())
     ppl, ratio, share = exp_capped(nll), exp_capped(gap), scores.same.double().mean().item()

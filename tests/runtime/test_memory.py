@@ -68,9 +68,7 @@ def test_what_takes_the_place_of_a_file_that_was_closed_stays(tmp_path, monkeypa
     advise, place, seen = mapped_files.libc("madvise"), mapped_files.libc("mmap"), threading.Event()
     place.restype = ctypes.c_void_p
 
-    def after_another_took_it(
-        address, size, advice
-    ):  # between the look at the pages and what is done to them
+    def after_another_took_it(address, size, advice):  # between the look at the pages and what is done
         place(address, size, mmap.PROT_READ | mmap.PROT_WRITE, PRIVATE_FIXED_ANONYMOUS, -1, 0)
         ctypes.memset(address, 7, size.value)
         advise(address, size, advice)
