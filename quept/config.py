@@ -143,8 +143,9 @@ class EndToEnd:
 class Rounding:
     """For each width which weights go to the second nearest point of their grid (`quept.calibrate.rounding`),
     by what layers are given on `images` of the pictures. in_turn: those of the widths at which it is layer
-    after layer, at 4 bits and fewer with the ends of ranges searched too (`quept.calibrate.in_turn`). Behind
-    the stages: a width keeps it where it helps on held-out pictures."""
+    after layer, behind activations that are rounded where the recipe rounds them, and at 4 bits and fewer
+    with the ends of ranges searched too (`quept.calibrate.in_turn`). Behind the stages: a width keeps it
+    where it helps on held-out pictures."""
 
     widths: tuple[int, ...]
     images: int = 128

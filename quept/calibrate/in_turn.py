@@ -8,11 +8,11 @@ of the rounded model. Here layers are rounded in the order in which they compute
 
 as GPTAQ does (arXiv 2504.02692), on two streams of hidden states that go from block to block: the
 full-precision model's and the rounded one's. r is what the residual stream lost before a layer that adds to
-it (`residual`), 0 of any other. In the rounded model what a plan keeps at 8 bits, stem and depthwise
-convolutions of a classifier, is rounded too: of EfficientNet-Lite0 at 6 bits that is half of what is lost,
-and the layers behind it win back most of it. At SEARCHED bits and fewer the ends of the ranges come first
-(`ranges`), each column counting by the diagonal of H; above, what that wins on the pictures that were looked
-at it loses on others.
+it (`residual`), 0 of any other. In the rounded model activations are rounded too where a plan rounds them,
+which at 4 bits is most of what is lost, and what a plan keeps at 8 bits, stem and depthwise convolutions of a
+classifier: of EfficientNet-Lite0 at 6 bits half of what is lost. The layers behind win back much of it. At
+SEARCHED bits and fewer the ends of the ranges come first (`ranges`), each column counting by the diagonal of
+H; above, what that wins on the pictures that were looked at it loses on others.
 
 v is how much an input counts: half of it alike for all, since there are few pictures, half as in `rounding`.
 """
@@ -30,7 +30,8 @@ from quept.engines.rtn import Rtn
 from quept.models import ModelLayout
 from quept.models.clone import clone, shallow_copy
 from quept.numerics.grid import group_size
-from quept.plan import KEPT_BITS
+from quept.plan import FULL, KEPT_BITS, Bits
+from quept.runtime.backends.dense import BoundLinear
 
 from .capture import Call, Calls
 from .ranges import searched_factors
@@ -51,10 +52,11 @@ def chosen_in_turn(
     batches: Sequence[Batch],
     looked_at: Mapping[str, Seen],
     report: Callable[[float], None] = lambda share: None,
+    activations: int = FULL,
 ) -> dict[str, LayerParameters]:
     """`layers` with the rounding of this width chosen, and the ends of its ranges where it has neither ranks
-    nor clip factors. batches: inputs of the model's forward; looked_at: what the layers
-    are given for them at full precision."""
+    nor clip factors. batches: inputs of the model's forward; looked_at: what the layers are given for them at
+    full precision; activations: width of the inputs of layers in the rounded model."""
     kept = {name: _kept(name, model.get_submodule(name), group) for name in layout.other_convolutions}
     models = model, clone(model, kept)
     calls, chosen = [Calls(m, layout, batches[0]) for m in models], dict(layers)
@@ -62,9 +64,11 @@ def chosen_in_turn(
     rounded = list(full)
     for index, block in enumerate(layout.decoder_blocks):
         report(index / len(layout.decoder_blocks))
-        exact, quantized = (
-            {name: _Layer(model.get_submodule(name)) for name in block.layers.values()} for _ in range(2)
-        )
+        sources = {name: model.get_submodule(name) for name in block.layers.values()}
+        exact = {name: _Layer(source) for name, source in sources.items()}
+        quantized = {
+            name: _Layer(source, activations, layers[name].static) for name, source in sources.items()
+        }
         read = {norm: readers for norm, readers in layout.norms.items() if readers[0] in exact}
         ends = ends_of_parts(list(exact), read)
         whole, lossy = ({norm: Entered(model.get_submodule(norm)) for norm in read} for _ in range(2))
@@ -92,7 +96,8 @@ def chosen_in_turn(
             if bits <= SEARCHED and bits not in layer.clips and not layer.schedule.ranks(bits):
                 layer = layer.clipping(bits, searched_factors(weight, bits, columns, moments.diagonal()))
             rounding = layer.rounding(weight, bits, columns)
-            chosen[name] = layer.choosing(bits, second_nearest(rounding, moments, weight @ shift + lost))
+            pull = weight @ shift + (rounding.moved - weight) @ moments + lost  # moved: by an adapter
+            chosen[name] = layer.choosing(bits, second_nearest(rounding, moments, pull))
             quantized[name].weight = chosen[name].quantize(weight, bits, columns)[1].to(weight.dtype)
         full = [call.run(of) for call in own]
         rounded = [call.run(at) for call in others]
@@ -129,23 +134,25 @@ def _mean(counts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(counts)).mean().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-class _Layer(nn.Module):
-    """A linear layer over a weight (out, in) of its own that tells what it is given."""
+class _Layer(BoundLinear):
+    """A linear layer over a weight (out, in) of its own that tells what it multiplies."""
 
-    def __init__(self, source: nn.Module):
-        super().__init__()
-        self.weight = source.weight.detach().flatten(1)
-        self.bias = None if source.bias is None else source.bias.detach()
-        self.out_features, self.in_features = self.weight.shape
+    def __init__(
+        self, source: nn.Module, activations: int = FULL, static: Mapping[int, Tensor] | None = None
+    ):
+        bias = None if source.bias is None else source.bias.detach()
+        super().__init__(
+            source.weight.detach().flatten(1), bias, Bits(activations=activations), static=static
+        )
         self._asked = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         if self._asked:
             raise _Given(x)
-        return linear(x, self.weight, self.bias)
+        return super().product(x)
 
     def given(self, block: nn.Module, call: Call) -> Tensor:
-        """(rows, in): what this layer of a block is given in a call of the block."""
+        """(rows, in): what this layer of a block multiplies in a call of the block, rounded or not."""
         self._asked = True
         try:
             call.run(block)

@@ -19,6 +19,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ from .rounding import second_nearest, seen_by_layers
 from .trainable import Trainable
 
 Progress = Callable[[str, float | None], None]
-Choose = Callable[[Artifact, int, Callable[[float], None]], Artifact]
+Choose = Callable[[Artifact, int, int, Callable[[float], None]], Artifact]  # weight and activation bits
 LOG = "progress.jsonl"
 COMPARED = 16  # samples on which widths are compared where nothing was learned
 SHOWN = 8  # windows of text on which the magnitudes of inputs are seen; pictures at once that moments are of
@@ -299,10 +300,10 @@ def _rounding_of(
     """What chooses the points on the grid that the weights of an artifact of `of` go to at a width."""
     seen = seen_by_layers(model, of.layout, shown, recipe.seed)
 
-    def choose(artifact: Artifact, bits: int, report: Callable[[float], None]) -> Artifact:
+    def choose(artifact: Artifact, bits: int, activations: int, report: Callable[[float], None]) -> Artifact:
         before, group = artifact.engine.learned, artifact.group
         if bits in recipe.rounding.in_turn:
-            layers = chosen_in_turn(model, of.layout, before, bits, group, shown, seen, report)
+            layers = chosen_in_turn(model, of.layout, before, bits, group, shown, seen, report, activations)
         else:
             layers = {}
             for name, layer in before.items():
@@ -381,7 +382,8 @@ def _compared(
             for start in starts:
                 what = f"choosing the rounding of {bits} bits"
                 report(what, i / len(comparisons))
-                chosen = choose(start, bits, lambda share, what=what: report(what, share))
+                within = partial(report, what)
+                chosen = choose(start, bits, plan.default.activations, within)
                 kl = divergence(ElasticModel(transformed, chosen, **options), plan)
                 of, helps = kept and start is starts[0], _helps(kl, best, noise)
                 log("rounding", plan=plan.name, learned=of, kl=_mean(kl), kept=helps)

@@ -104,6 +104,25 @@ def test_the_residual_stream_is_nearer_where_layers_that_add_to_it_make_good_wha
     assert compensated[32:].mean() < 1.05 * plain[32:].mean()
 
 
+def test_layers_undo_what_rounding_of_activations_did_before_them(tmp_path):
+    """On pictures that were looked at."""
+    loaded = load(save_tiny_vision("dinov2", tmp_path / "model"))
+    model, layout, empty = loaded.model.float(), loaded.layout, torch.zeros(0, 0)
+    x = pictures("dinov2", 32)
+    shown = [{"x": part} for part in x.split(8)]
+    seen = seen_by_layers(model, layout, shown, 0)
+    bare = {name: LayerParameters(NO_RANKS, empty, empty, {}, ()) for name in layout.layers}
+    full, errors = model.forward_features(x), []
+    for activations in (16, 4):
+        layers = chosen_in_turn(model, layout, bare, 4, "auto", shown, seen, activations=activations)
+        artifact = replace(Artifact.rtn(loaded, "auto"), engine=Quept("auto", layers))
+        elastic = ElasticModel(loaded, artifact, dtype=torch.float32, device="cpu")
+        with torch.no_grad():
+            view = elastic.view(PrecisionPlan.uniform(4, 4))
+            errors.append((view.forward_features(x) - full).square().mean())
+    assert errors[1] < 0.9 * errors[0]
+
+
 def test_a_layer_wins_back_what_the_stream_lost_before_it(bits=4):
     x, draw = seen(), torch.Generator().manual_seed(1)
     w, scale = torch.randn(20, 48, generator=draw), torch.rand(20, generator=draw)
