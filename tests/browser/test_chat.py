@@ -266,19 +266,19 @@ def test_a_blind_round_hides_whose_an_answer_is_until_one_chose_and_counts_it(de
     bar.get_by_role("button", name="Blind round").click()
     expect(bar).to_contain_text("Ask something below")
     ask(desktop, "What is the capital of France?")
-    expect(bar).to_contain_text("Which one is equaliser")
+    expect(bar).to_contain_text("Which one is your plan")
     expect(desktop.locator("#chat-status-left .words")).to_be_hidden()
     expect(desktop.locator("#chat-plan-right")).to_be_hidden()
     assert desktop.evaluate("CSS.highlights.size") == 0
     swapped = desktop.evaluate("document.getElementById('chat-sides').dataset.swapped === 'yes'")
     bar.get_by_role("button", name=f"It is {'A' if swapped else 'B'}").click()
     expect(bar).to_contain_text("Right: ")
-    expect(bar).to_contain_text("1 of 1 between full precision and equaliser")
+    expect(bar).to_contain_text("1 of 1 between full precision and your plan")
     expect(desktop.locator("#chat-status-left .words")).to_be_visible()
     desktop.wait_for_function("CSS.highlights.size > 0")
     with desktop.expect_download() as download:
         bar.get_by_role("button", name="Save chat").click()
-    assert download.value.suggested_filename.startswith("chat-full-precision-vs-equaliser")
+    assert download.value.suggested_filename.startswith("chat-full-precision-vs-your-plan")
     assert (
         download.value.path()
         .read_text("utf-8")
