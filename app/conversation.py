@@ -63,7 +63,10 @@ BITS = "bits per token"  # as engines report them
 SIDES = 2  # places in the pool: of the sides, then of full precision reading what each wrote
 AT_ONCE = 6  # tokens read at once in the time that writing one takes, at least
 FULL = PrecisionPlan.full()
-UNSCORED = "not scored further: full precision would read this conversation for too long"
+UNSCORED = (
+    "not scored further: further words have no KL, for full precision would have to read the conversation "
+    "again to judge them, which takes too long here"
+)
 UNEXPECTED = (
     "This side failed for a reason of its own, not yours; the other side goes on. "
     "Try again, or choose another plan."

@@ -266,7 +266,9 @@ function remember() {
     const { text = "", scores = [], differs = [], bits = [] } = value;
     scored.set(value.turn, { text: text ?? "", scores: scores ?? [], differs: differs ?? [], bits: bits ?? [] });
   }
-  legend.hidden = ![...scored.values()].some(({ scores }) => scores.length);
+  const turns = [...scored.values()];
+  legend.hidden = !turns.some(({ scores }) => scores.length);
+  other.hidden = !turns.some(({ differs }) => differs.length);
 }
 
 function draw() {
@@ -296,7 +298,7 @@ for (const [i, { from, line, tone }] of LEVELS.entries()) {
 const other = make("span", "level", legend);
 other.textContent = "not what the other side says";
 other.style.textDecoration = "underline solid 2px #b45309";
-legend.append(" · tap a word for its values");
+legend.append("tap a word for its values");
 style();
 watch("value", draw);
 document.addEventListener("quept:blind", function onBlind() {

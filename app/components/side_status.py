@@ -7,7 +7,7 @@ In:  {"state": "idle|queued|preparing|reading|writing|done|stopped|error", "word
      "line": how this answer compares with the other side's, "parted": true or false,
      "text": the answer as the model wrote it,
      "mark": [start, length] in `text` of the first token that differs, or None,
-     "differs": [[start, length], ...] of all that differs, once both have ended,
+     "differs": [[start, length], ...] of all that differs, once both have ended, where that is little,
      "scores": [[start, length, KL, what full precision would have said or None for the same], ...] of the
      tokens as far as they are scored, "bits": [[start, length, bits spent], ...] where precision is chosen by
      token, "note": why there are no more; "own": a figure of the whole chat,

@@ -37,8 +37,21 @@ from app.side import OWN
 from quept.plan import KV_BITS
 
 # Gradio hides what overflows the page, which keeps everything in it from sticking, and does not let css reach
-# the page itself.
-HEAD = "<style>.gradio-container { overflow: clip !important; }</style>"
+# the page itself. The bar to type in sticks to the bottom of the window no higher than the page's first line:
+# while less of the page is in sight than the bar is high, it is not seen at all.
+HEAD = """<style>
+.gradio-container { overflow: clip !important; }
+@keyframes quept-whole { from { opacity: 0; } to { opacity: 1; } }
+@supports (animation-timeline: view()) {
+  :has(> #chat-ask) { view-timeline: --quept-chat block; }
+  #chat-ask {
+    animation: quept-whole steps(1) both;
+    animation-timeline: --quept-chat;
+    animation-range: entry 0px entry 58px;
+  }
+  @media (max-width: 640px) { #chat-ask { animation-range: entry 0px entry 106px; } }
+}
+</style>"""
 
 CHATS_WAITING = 16  # visitors whose page shows a place in line; further ones wait in Gradio's own queue
 KV_CHOICES = [("As the plan says", AS_PLANNED), *((f"{bits} bits", str(bits)) for bits in reversed(KV_BITS))]
@@ -92,6 +105,12 @@ def build(context: PageContext) -> ChatPage:
     start = Ask(first, starting([value for _, value in offered]), context.plan.value)
     shown = statuses(context, start)
     drawn: dict[str, Any] = {"history": gr.State([]), "entered": gr.State(first)}
+    drawn["examples"] = gr.Dataset(
+        components=[gr.Textbox(visible=False)],
+        samples=[[text] for text in EXAMPLES],
+        label="Try one of these",
+        elem_id="chat-examples",
+    )
     with gr.Row(elem_id="chat-sides", equal_height=False):
         for side, choice in zip(SIDES, start.choices, strict=True):
             with gr.Column(min_width=300, elem_id=f"chat-side-{side}", elem_classes="chat-side"):
@@ -112,12 +131,6 @@ def build(context: PageContext) -> ChatPage:
                 drawn[f"status_{side}"] = SideStatus(
                     shown[f"status_{side}"], chat=f"chat-{side}", elem_id=f"chat-status-{side}"
                 )
-    drawn["examples"] = gr.Dataset(
-        components=[gr.Textbox(visible=False)],
-        samples=[[text] for text in EXAMPLES],
-        label="Try one of these",
-        elem_id="chat-examples",
-    )
     with gr.Row(elem_id="chat-ask", equal_height=False):
         drawn["prompt"] = gr.Textbox(
             label="Message to both sides",

@@ -15,6 +15,7 @@ from quept.evaluate import summarize_scores
 from quept.plan import PrecisionPlan
 
 SIDES = ("left", "right")
+SHARED = 0.7  # of the tokens behind the first difference, from which on differences are marked one by one
 
 
 def ready(side: PrecisionPlan, size: int) -> dict:
@@ -48,11 +49,13 @@ def reported(sides: Sequence[PrecisionPlan], frame: Frame) -> dict[str, dict]:
         }
         if frame.parting:
             here, there = frame.parting.pieces[i], frame.parting.pieces[1 - i]
-            status["line"] = (
-                f"Parts at token {frame.parting.index + 1}: {piece(here)} here, {piece(there)} there"
-            )
+            apart = go_apart(frame)
+            first = "The sides differ from token {} on" if apart else "The sides first differ at token {}"
+            words = f"{piece(here)} here, {piece(there)} there"
+            status["line"] = f"{first.format(f'{frame.parting.index + 1:,}')}: {words}"
             mark = None if here is None else [frame.parting.starts[i], max(1, len(here))]
-            status |= {"parted": True, "mark": mark, "differs": differences(frame, i)}
+            differs = [] if apart else differences(frame, i)
+            status |= {"parted": True, "mark": mark, "differs": differs}
         else:
             status["line"] = _same(frame)
         change[f"status_{name}"] = status
@@ -66,20 +69,35 @@ def _scores(answer: Answer) -> list[list]:
     return [[*span, float(f"{s.kl:.2g}"), None if s.same else other] for span, s, other in rows]
 
 
+def go_apart(frame: Frame) -> bool:
+    """Whether both have ended and, behind their first difference, have less than SHARED of their tokens in
+    common: then marks of all that differs would say nothing."""
+    if _under_way(frame):
+        return False
+    behind = [tokens[frame.parting.index :] for tokens in _tokens(frame)]
+    return SequenceMatcher(None, *behind, autojunk=False).ratio() < SHARED
+
+
 def differences(frame: Frame, i: int) -> list[list[int]]:
     """Where side i says something else than the other, (start, length), once both have ended."""
-    answers = frame.answers
-    if any(answer.state not in ("done", "stopped") for answer in answers):
+    if _under_way(frame):
         return []
-    texts = [[a.text[start : start + length] for start, length in a.spans] for a in answers]
-    matched = SequenceMatcher(None, texts[0], texts[1], autojunk=False).get_opcodes()
-    found = []
-    for kind, *ends in matched:
+    answers, found = frame.answers, []
+    for kind, *ends in SequenceMatcher(None, *_tokens(frame), autojunk=False).get_opcodes():
         begin, end = ends[2 * i : 2 * i + 2]
         if kind != "equal" and begin < end:
             start, (last, length) = answers[i].spans[begin][0], answers[i].spans[end - 1]
             found.append([start, last + length - start])
     return found
+
+
+def _under_way(frame: Frame) -> bool:
+    return any(answer.state not in ("done", "stopped") for answer in frame.answers)
+
+
+def _tokens(frame: Frame) -> list[list[str]]:
+    """The tokens of both answers, as text."""
+    return [[a.text[start : start + length] for start, length in a.spans] for a in frame.answers]
 
 
 def _words(side: PrecisionPlan, answer: Answer) -> str:

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
+from app.conversation import Answer, Frame, Parting
 from app.markdown import as_markdown, as_typed
 from app.pages import chat, chat_answers
 from app.pages.chat_answers import Ask
+from app.pages.chat_status import reported
 from app.pages.context import PageContext
 from app.pages.kept_chat import to_store
 from quept.engines.bitsandbytes import BitsAndBytes
@@ -214,7 +216,9 @@ def test_a_failure_is_a_sentence_and_nothing_is_lost(context, said, elastic, mon
 def test_the_parting_is_said_on_both_sides_and_marked_in_the_text(context):
     page = asked(context)
     left, right = page["status_left"], page["status_right"]
-    assert left["parted"] and left["line"].startswith("Parts at token ")
+    assert left["parted"] and left["line"].startswith(
+        ("The sides first differ at token ", "The sides differ from token ")
+    )
     for status, side in ((left, "left"), (right, "right")):
         if status["mark"]:
             assert status["text"] == page["history"][0][side] and status["mark"][0] < len(status["text"])
@@ -336,3 +340,25 @@ def test_the_page_is_drawn_with_names_and_labels(service):
     assert {"chat-prompt", "chat-send", "chat-stop", "chat-left", "chat-right", "chat-status-left"} <= set(
         ids
     )
+
+
+def spoken(*words: str) -> Answer:
+    """An answer that ended, of a token a word."""
+    starts = [sum(len(word) + 1 for word in words[:i]) for i in range(len(words))]
+    spans = tuple((start, len(word)) for start, word in zip(starts, words, strict=True))
+    return Answer("done", " ".join(words), spans=spans)
+
+
+@pytest.mark.parametrize(
+    "said, line, marked",
+    [
+        ("the sea is grey and wide and deep", "The sides first differ at token 4: “blue” here", [[11, 4]]),
+        ("the sea is where all my ships go", "The sides differ from token 4 on: “blue” here", []),
+    ],
+)
+def test_single_differences_are_marked_and_texts_that_go_apart_are_not(said: str, line: str, marked: list):
+    one, other = ["the", "sea", "is", "blue", "and", "wide", "and", "deep"], said.split()
+    parting = Parting(3, (one[3], other[3]), (11, 11))
+    frame = Frame((spoken(*one), spoken(*other)), parting=parting)
+    left, _ = reported([PrecisionPlan.full()] * 2, frame).values()
+    assert left["line"].startswith(line) and left["differs"] == marked and left["mark"] == [11, 4]
