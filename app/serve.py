@@ -34,6 +34,11 @@ TAGLINE = (
     "Fewer bits per weight make it smaller, but worse. "
     "Drag each layer's bits: memory and quality show at once, then try it."
 )
+CALIBRATIONS = {  # by the end of a recipe's name
+    "weight-only": "bits of the weights",
+    "weight-act": "bits of weights and activations",
+    "mobiquant": "bits chosen token by token",
+}
 THREADS = 200  # jobs wait at the gate in a thread each; one that waits must not keep a light one out
 OPEN_AFTER_S = 5.0  # in which a browser has drawn the page
 # Between Python's threads; each of a forward pass's thousand operations waits so long while another computes.
@@ -64,7 +69,7 @@ def build_app(service: Service, pages: Sequence[Page] = PAGES) -> gr.Blocks:
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=UPLOADS_KEPT) as demo:
         with gr.Row(elem_id="masthead"):
             gr.Markdown(f"# {QUESTION}\n{shown(_opened(service))}", elem_id="title")
-            offered = [(service.cards[name].title, name) for name in names]
+            offered = [(entry(service.cards[name].title), name) for name in names]
             model = Menu(names[0], choices=offered, name="Model", elem_id="model", visible=len(names) > 1)
         bench = workbench.draw(service, model).held
         panes: list[gr.Component] = []
@@ -87,6 +92,12 @@ def build_app(service: Service, pages: Sequence[Page] = PAGES) -> gr.Blocks:
     demo.queue(default_concurrency_limit=16)
     share_out(demo)
     return demo
+
+
+def entry(title: str) -> str:
+    """A model's entry in the menu: its title, and what the name of its calibration at the end means."""
+    means = next((words for name, words in CALIBRATIONS.items() if title.endswith(name)), "")
+    return f"{title}: {means}" if means else title
 
 
 def _open_the_rest(service: Service) -> None:

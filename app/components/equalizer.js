@@ -54,6 +54,14 @@ let shown; // what the elements show: bits per layer
 let folded = Boolean(props.folded); // whether the map shows its first row only
 let frame = 0, keyTimer = 0;
 
+/* Names of layers that nobody outside of their library knows. */
+const MEANINGS = {
+  conv: "convolutions over a neighborhood, channel by channel",
+  pw: "1x1 convolutions that widen a block to more channels",
+  pwl: "1x1 convolutions that narrow a block back to few channels",
+  reduce: "squeeze: the first layer of the weights that channels get",
+  excite: "excitation: the second layer of the weights that channels get",
+};
 const rolesMoved = () => (filter === ALL ? model.roles.map((_, row) => row) : [filter]);
 const layersOf = ({ rows, cols }) =>
   rows.flatMap((row) => cols.map((col) => model.grid[row][col])).filter((i) => i !== undefined);
@@ -231,7 +239,8 @@ function makeToolbar() {
   if (model.roles.length > 1) {
     const options = [{ value: ALL, text: "all", title: "The faders move every layer of a block" }];
     model.roles.forEach((text, value) => {
-      options.push({ value, text, title: `The faders move ${text} only` });
+      const [kind] = text.split(" "), means = MEANINGS[kind] ? `: ${MEANINGS[kind]}` : "";
+      options.push({ value, text, title: `The faders move ${text} only${means}` });
     });
     named("roles", "in", choices("Layers the faders move", "roles", options.map(withData("filter")), chooseFilter));
   }

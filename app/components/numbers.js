@@ -261,7 +261,8 @@ const sight = new IntersectionObserver(([entry]) => {
 function drawLine(found) {
   const bytes = prediction?.bytes ?? state.deploy_bytes, full = state.full_bytes ?? prediction?.full_bytes;
   const share = known(bytes / full) ? ` ${Math.round((100 * bytes) / full)} %` : "";
-  const parts = [make("b", { class: "plainly", text: prediction?.plainly ?? "" }), make("b", { class: "widths", text: prediction?.words ?? "" }),
+  const [first, ...rest] = (prediction?.words ?? "").split(" · ");
+  const parts = [make("b", { class: "plainly", text: prediction?.plainly ?? "" }), make("b", { class: "widths", text: first }, make("span", { class: "more", text: ["", ...rest].join(" · ") })),
     make("span", { text: size(bytes) + share })];
   for (const metric of found) {
     if (!known(metric.value)) continue;

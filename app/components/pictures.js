@@ -52,6 +52,7 @@ function onValue() {
   view.title.firstChild.data = value.title ?? "";
   view.strip.setAttribute("aria-label", value.title ?? "Pictures");
   root.classList.toggle("none", !value.items.length);
+  root.hidden = !live && !value.items.length && !value.empty; // nothing to show, nothing to say
   view.strip.classList.toggle("worded", !live); // its words do not change: they may take two lines
   view.strip.replaceChildren(...value.items.map(thumbnail));
   if (!value.items.length) view.gist.textContent = value.empty ?? "";

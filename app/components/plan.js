@@ -233,7 +233,8 @@ const scoreWords = ({ ppl, top1 }) =>
 /* Two digits that count, as people write them down to a ten-thousandth. */
 function smallWords(x) {
   if (x === 0) return "0";
-  if (x < 1e-4 || x >= 1e5) return x.toExponential(1).replace("e+", "e").replace("e-", "e−");
+  if (x > 0 && x < 1e-4) return "<0.0001";
+  if (x >= 1e5) return x.toExponential(1).replace("e+", "e");
   return String(Number(x.toPrecision(2)));
 }
 

@@ -19,7 +19,7 @@ const GROUPS = { best: "Best found for their size", named: "Other plans" };
 const root = element.querySelector(".planbar");
 let faders = window.queptPrediction ?? null; // the latest quept:predict
 const LEAD_MS = 5000;
-const FLASH_MS = 1200;
+const FLASH_MS = 1200, SAVED_MS = 6000;
 let turn = 0;
 let view;
 // The state worth seeing that was pressed last: its label, the plan before and after it, the budget that is not solved
@@ -71,7 +71,9 @@ function lead(part) {
 }
 
 function action(name, label, onClick, title) {
-  const word = make("span", { class: "word", text: label });
+  const [verb, ...rest] = label.split(" ");
+  const word = make("span", { class: "word", text: verb });
+  if (rest.length) word.append(make("span", { class: "more", text: ` ${rest.join(" ")}` }));
   const made = make("button", { type: "button", class: "action", "data-action": name, title }, icon(ICONS[name]), word);
   made.addEventListener("click", onClick);
   return made;
@@ -98,17 +100,19 @@ function build() {
   view.share = action("share", "Share", share, "Copy a link to this page with this plan");
   view.file = make("input", { type: "file", accept: ".json,application/json", hidden: "", "data-file": "" });
   view.file.addEventListener("change", upload);
+  view.saved = make("span", { class: "saved", "aria-hidden": "true" });
+  view.save = action("download", "Save plan", download, "The plan as a file, for the command line or to come back to");
   const actions = make("div", { class: "actions" }, view.undo, view.redo, view.share,
-    action("download", "Download", download, "The plan as a file, for the command line or to come back to"),
+    view.save,
     action("card", "Card", saveCard, "A picture of the plan with its size, quality and link"),
-    action("upload", "Upload", () => view.file.click(), "A plan file from your disk"), view.file);
+    action("upload", "Load plan", () => view.file.click(), "A plan file from your disk"), view.file, view.saved);
   view.changed = make("span");
   view.back = make("button", { type: "button", class: "action", "data-back": "", text: "Back to the plan before" });
   view.back.addEventListener("click", ask("undo"));
   view.note = make("p", { class: "note", role: "status", hidden: "" }, view.changed, view.back);
   offered = null;
   root.replaceChildren(make("div", { class: "top" }, wanted, actions), view.note,
-    make("div", { class: "shelf" }, term("plan", "Plan"), presets, makeMenu(plans)), view.live);
+    make("div", { class: "shelf" }, term("plan", "Plan", shelf().full), presets, makeMenu(plans)), view.live);
   draw();
 }
 
@@ -216,6 +220,9 @@ function onFile() {
   const url = URL.createObjectURL(new Blob([props.file.text], { type: "application/json" }));
   make("a", { href: url, download: props.file.name }).click();
   URL.revokeObjectURL(url);
+  say(`Saved ${props.file.name}`);
+  view.saved.textContent = `Saved ${props.file.name}`;
+  setTimeout(() => { view.saved.textContent = ""; }, SAVED_MS);
 }
 
 /* Too long a file is no plan: its first part says so to Python, which refuses it in words. */

@@ -184,7 +184,7 @@ function told([, score, bits]) {
   if (bits) return `${bits[2]} bits`;
   const [, , kl, other] = score;
   const said = other === null ? "full precision would say the same" : `full precision would say “${other.trim() || "another break"}”`;
-  return `KL ${kl}: ${said}`;
+  return `KL ${kl > 0 && kl < 1e-4 ? "<0.0001" : kl}: ${said}`;
 }
 
 function clean() {

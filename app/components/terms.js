@@ -1,5 +1,5 @@
-/* Words of the field, explained where they stand: term(key, text) is a button that shows what the word means, by
-   tap, by click and by keyboard, and closes when something else is touched. This file goes after dom.js. */
+/* Words of the field, explained where they stand: term(key, text) is a button that shows what the word means (and
+   `more`, of this model), by tap, by click and by keyboard, and closes when something else is touched. This file goes after dom.js. */
 
 const TERMS = {
   plan: "How many bits each layer keeps. Full precision is 16 bits everywhere; W4 means 4 bits for every "
@@ -7,6 +7,8 @@ const TERMS = {
     + "they count most, embeddings too: so one can be smaller than W3 and better.",
   memory: "The size of the model if it were shipped at this plan alone: exact, to the byte of the exported file.",
   bpp: "All bytes of the plan times eight, over all parameters: scales and embeddings included.",
+  "bits per token": "How many bits of each weight a token reads, on average over the tokens measured: routers choose 2, 4, 6 or 8 "
+    + "for each token in each layer. All 8 are kept, so memory stays the same.",
   uniform: "The best plan with the same bits in every layer that fits into the bytes of yours; its name stands "
     + "beside. A mixed plan is worth its trouble if it beats that one.",
   ppl: "Perplexity: how surprised the model is by real text, on average, as if it had to choose among so many "
@@ -34,9 +36,9 @@ const TERMS = {
 };
 TERMS.top1 = TERMS.exact = TERMS.acc = TERMS.acc_norm = TERMS.accuracy;
 
-function term(key, text) {
+function term(key, text, more = "") {
   if (!TERMS[key]) return make("span", { text });
-  const card = make("div", { class: "term-card", popover: "auto", text: TERMS[key] });
+  const card = make("div", { class: "term-card", popover: "auto", text: [TERMS[key], more].filter(Boolean).join(" ") });
   const button = make("button", { type: "button", class: "term", "data-term": key, text });
   button.popoverTargetElement = card;
   card.addEventListener("toggle", ({ newState }) => {

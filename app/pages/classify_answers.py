@@ -76,6 +76,7 @@ def look(context: PageContext, model: str, choices: tuple[str, str], request: Ma
             _status(context, model, plan, chosen, given[i], given[1 - i], plans[1 - i], sure)
             for i, plan in enumerate(plans)
         ]
+        sides[1]["note"] = ""  # what is to say of the picture is said once
     return Pictures(answers={"turn": turn, "rows": rows}), *sides
 
 
@@ -322,7 +323,9 @@ def _outside(chosen: Picture, labels: tuple[str, ...], sure: float) -> str:
             f"{len(labels):,} things that it knows, several of them, or be no photograph"
         )
     few = ", ".join(map(_short, labels[:10])) if len(labels) <= 10 else f"{len(labels):,} classes"
-    return f"Whatever it is shown, it names one of what it was taught, however sure it sounds: {few}"
+    return (
+        f"It can only answer with what it was taught, whatever a picture shows, however sure it sounds: {few}"
+    )
 
 
 def _points(change: float) -> str:
@@ -365,7 +368,7 @@ def _changed(context: PageContext, model: str, plan: PrecisionPlan, state: Mappi
     estimate, classifier = state.get("estimate"), context.held[model]
     title = f"Answers that {plan.name} changes"
     if estimate and classifier.images is None:
-        return {"title": title, "items": [], "empty": "Only labelled pictures are listed here."}
+        return {"title": "", "items": [], "empty": ""}  # nobody labelled them: there is nothing to list
     if not estimate:
         return {"title": "Changed answers", "items": [], "empty": "Nothing was measured yet."}
     labels = classifier.labels

@@ -14,6 +14,7 @@ from app.side import setting_named
 from app.toast import inform, warn
 from quept.evaluate import Metric, TaskEstimate
 from quept.plan import FULL, QUANTIZED_BITS, PlanError, PrecisionPlan
+from quept.runtime import ElasticModel
 
 DEMOS = {
     "language": ("Talk to", "chat"),
@@ -34,12 +35,24 @@ def shelf(service: Service, model: str) -> dict[str, Any]:
     return {
         "model": model,
         "first": next(iter(service.models)),
+        "full": _full(opened.elastic),
         "plans": [
             _offered(service, model, name, label, "uniform" if name in short else kind)
             for (label, kind), name in zip(offered, opened.named_plans, strict=True)
         ],
         "tries": _tries(service, model),
     }
+
+
+def _full(elastic: ElasticModel) -> str:
+    """What full precision of this model is, in words."""
+    size = f"{elastic.sizes.deploy(PrecisionPlan.full()) / 1e6:,.1f} MB"
+    words = f"Full precision of this model: {size}. {elastic.provenance}"
+    rotated = any(one.get("kind") == "rotation" for one in elastic.artifact.manifest.transforms)
+    if rotated and len(elastic.embeddings) > 1:
+        words += " Its weights are rotated before they are rounded, which takes an output head apart from the"
+        words += " embeddings: where others share one table for both, it is larger at full precision."
+    return words
 
 
 def _offered(service: Service, model: str, name: str, label: str, kind: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from app import serve
 from app.pages import PAGES
 from app.pages.layers import verdicts
-from app.serve import build_app, look
+from app.serve import build_app, entry, look
 from app.service import Sample, Service
 from quept.evaluate import Results
 from quept.runtime import ElasticModel
@@ -89,3 +89,8 @@ def test_the_layers_page_shows_what_rules_of_thumb_are_worth():
     table = verdicts(opened)
     assert "| edges | 0.50 | 0.40 | 1 | 0.3 |" in table and "KL at 3 bits" in table
     assert table.index("| measured") < table.index("| edges")
+
+
+def test_the_menu_says_what_a_calibration_is():
+    assert entry("Tiny · cnn-weight-only") == "Tiny · cnn-weight-only: bits of the weights"
+    assert entry("Tiny") == "Tiny"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from quept.models import ModelLayout
 
 COMPARED = 3  # bits: where rounding hurts and shares are not yet of answers that are all wrong
+ALIKE = 0.9  # the correlation from which on two orders are the same to a reader
 SHOWN = 3  # of those that differ most
 
 
@@ -40,10 +41,12 @@ class Agreement:
     def describe(self) -> str:
         """It in one sentence."""
         names = ", ".join(f"{name} ({ratio:.2g} times as much)" for name, ratio in self.apart[:SHOWN])
-        how = ", of which one was measured by whole blocks," if self.mixed else ""
+        how = "; one was measured by whole blocks, which is part of the difference" if self.mixed else ""
+        depends = "hardly depends" if self.correlation >= ALIKE else "depends"
         return (
-            f"At {self.bits} bits the two{how} order the {len(self.apart)} {self.of} with a rank correlation "
-            f"of {self.correlation:.2f}; they differ most on {names}"
+            f"Which {self.of} are fragile {depends} on the text: at {self.bits} bits the two orders of the "
+            f"{len(self.apart)} {self.of} agree with a rank correlation of {self.correlation:.2f} (1: same "
+            f"order, 0: unrelated){how}. They differ most on {names}"
         )
 
 
