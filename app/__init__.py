@@ -24,6 +24,7 @@ toast       messages for a visitor, the one place that makes them
 markdown    answers as text that no markup hides in
 own         what was measured on a visitor's own conversation
 link        a plan as a URL
+small_numbers  numbers near nothing, in words
 conversation  two answers side by side
 cache_pool  the key-value caches of conversations between turns
 running     each visitor's newest answer, so that it can be stopped

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from app.conversation import Answer
+from app.small_numbers import small_words
 from quept.evaluate import wilson
 from quept.evaluate.intervals import mean_and_error
 from quept.plan import PrecisionPlan
@@ -48,10 +49,8 @@ def figure(turns: Sequence[Mapping], key: str, what: str = "conversation") -> st
     if one is None:
         return ""
     tokens = len(one["kl"])
-    mean = sum(one["kl"]) / tokens
-    return (
-        f"On your own {what}: KL {mean:.2g}, same top {100 * one['same'] / tokens:.0f} %, {tokens:,} tokens"
-    )
+    mean = small_words(sum(one["kl"]) / tokens)
+    return f"On your own {what}: KL {mean}, same top {100 * one['same'] / tokens:.0f} %, {tokens:,} tokens"
 
 
 def points(turns: Sequence[Mapping], what: str = "conversation") -> list[dict]:

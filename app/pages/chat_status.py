@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from app.conversation import Answer, Frame
+from app.small_numbers import small_words
 from quept.evaluate import summarize_scores
 from quept.plan import PrecisionPlan
 
@@ -161,7 +162,7 @@ def _facts(answer: Answer) -> list[list[str]]:
         ],
         [
             "KL",
-            "–" if far is None else f"{far.kl:.2g}",
+            "–" if far is None else small_words(far.kl),
             "Mean divergence of this answer's tokens from full precision behind the same words, in nats",
         ],
         [

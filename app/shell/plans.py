@@ -11,6 +11,7 @@ from app.components.equalizer import check_plan
 from app.link import ASK, LinkError, decode, encode
 from app.service import NO_KL, TRIED, PlanJson, Service
 from app.side import setting_named
+from app.small_numbers import small_words
 from app.toast import inform, warn
 from quept.evaluate import Metric, TaskEstimate
 from quept.plan import FULL, QUANTIZED_BITS, PlanError, PrecisionPlan
@@ -73,7 +74,7 @@ def _quality(estimate: TaskEstimate | None, headline: str) -> str:
     if metric.unit == "share":
         return f"{100 * metric.value:.1f} %"
     digits = 2 if metric.value >= 0.01 else 1
-    return f"KL {metric.value:.{digits}g}" if metric.value >= NO_KL else "KL 0"
+    return f"KL {small_words(metric.value, digits)}" if metric.value >= NO_KL else "KL 0"
 
 
 def _tries(service: Service, model: str) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from app.small_numbers import small_words
 from tests.allocate.test_browser_agrees import SCRIPT, node
 
 NUMBERS = SCRIPT.with_name("numbers.js").read_text("utf-8")
@@ -92,3 +93,12 @@ def test_sizes_of_one_model_are_in_one_unit(name):
         script, *(f"{name}({bytes})" for bytes in (546_000, 2_400_000, 999_999, 1_234_000_000, 7_100))
     )
     assert said == ["0.546 MB", "2.4 MB", "1.000 MB", "1.23 GB", "7.1 KB"]
+
+
+@pytest.mark.parametrize("x, words", [(0, "0"), (3.2e-8, "<0.0001"), (0.00012, "0.00012"), (0.4649, "0.46")])
+def test_python_and_the_browser_write_the_same_small_numbers(x: float, words: str):
+    plan = SCRIPT.with_name("plan.js").read_text("utf-8")
+    assert small_words(x) == words
+    assert written(between(plan, "/* Two digits that count", "const bitsWords"), f"smallWords({x})") == [
+        words
+    ]
