@@ -16,7 +16,7 @@ from quept.allocate.front import Front
 from quept.allocate.solve.asked import asked
 from quept.allocate.solve.best import Best
 from quept.allocate.solve.budget import parse_budget, with_context
-from quept.allocate.solve.constraints import ANY_EMBEDDING, CACHE, Constraints
+from quept.allocate.solve.constraints import ANY_EMBEDDING, CACHE, Constraints, megabytes
 from quept.allocate.solve.constraints import EMBEDDINGS as EMBEDDINGS_KEY
 from quept.allocate.solve.constraints_file import constraints_of as constraints_said
 from quept.allocate.solve.constraints_file import read_constraints
@@ -59,6 +59,17 @@ def solved(opened: Tabled, request: Mapping[str, Any]) -> tuple[Best, int]:
         raise ValueError(NOT_UNDERSTOOD)
     said = request.budget if isinstance(request.budget, str) else int(request.budget)
     return asked(said, table, sizes, constraints, opened.front, capped=True)
+
+
+def more_than_full(opened: Tabled, request: Mapping[str, Any], budget: int) -> str:
+    """That the request asks for more than the `budget` it got, full precision's bytes, in words; "" where it
+    does not."""
+    request = BudgetRequest.read(request)
+    sizes, constraints = limits_of(opened, request)
+    if not isinstance(request.budget, str) or budget < sizes.deploy(PrecisionPlan.full()):
+        return ""
+    said = parse_budget(with_context(request.budget)[0], table_of(opened, request), sizes, constraints)
+    return f"more than the whole model takes ({megabytes(budget)})" if said > budget else ""
 
 
 def context_of(request: Mapping[str, Any]) -> int:

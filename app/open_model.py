@@ -146,10 +146,29 @@ class OpenModel:
 
     def _prediction(self) -> dict | None:
         """What predictions are made of, and the factor that those of KL are off by, if that is known."""
-        table, elastic = self.sensitivity, self.elastic
+        table, elastic = self._scaled(), self.elastic
         made_of = table and table.prediction(elastic.layers, elastic.cached_blocks)
-        off = made_of and self.front and self.front.off_by(table)
-        return made_of and made_of | {"off_by": off and round(off, 3)}
+        if not made_of:
+            return None
+        off = self.front and self.front.off_by(table)
+        unit = table.data.get("unit", "tokens")
+        on = f"Predicted from plans measured on {table.reference['tokens']:,} {unit} of {table.data['text']}"
+        return made_of | {"off_by": off and round(off, 3), "on": on}
+
+    def _scaled(self) -> SensitivityTable | None:
+        """The table that predictions read, for the data that plans are measured on first of all: its own may
+        be others."""
+        table = self.sensitivity
+        full = table and self._full.get(table.score)
+        return table.scaled(full) if full else table
+
+    @cached_property
+    def _full(self) -> dict[str, float | None]:
+        """Full precision's metrics by the first task, which every plan's measurement says, of a plan measured
+        before; {} where there is none."""
+        measured = (self.stored(plan) for plan in (PrecisionPlan.full(), *self._uniform))
+        found = next(filter(None, measured), None)
+        return {metric.name: metric.full for metric in found.metrics} if found else {}
 
     @cached_property
     def slider(self) -> dict:
@@ -222,7 +241,10 @@ class OpenModel:
         of the task, with what full precision's are if that was measured."""
         task = task or self.task
         known, floor = estimate or self.stored(PrecisionPlan.full(), task), self.floor(task)
-        full = {metric.name: metric.full for metric in known.metrics} if known else {}
+        if known:
+            full = {metric.name: metric.full for metric in known.metrics}
+        else:
+            full = self._full if task is self.task else {}
         return [
             m.to_dict() | {"full": full.get(m.name, m.full), "floor": floor.get(m.name)}
             for m in (estimate.metrics if estimate else task.metrics({}))
@@ -244,23 +266,27 @@ class OpenModel:
     def predicted(self, plan: PrecisionPlan) -> dict[str, float] | None:
         """What the sensitivity table says of a plan; None without one, or where it does not cover all that
         the plan rounds."""
-        table = self.sensitivity
+        table = self._scaled()
         return table.predicted(plan) if table and table.covers(plan) else None
 
-    def uniform_at(self, size: int, task: EvalTask | None = None) -> dict | None:
+    def uniform_at(
+        self, size: int, task: EvalTask | None = None, besides: PrecisionPlan | None = None
+    ) -> dict | None:
         """Metrics and name of the best uniform plan that fits into so many bytes, embeddings at whatever
-        width is best; None where none does, or none was measured."""
+        width is best; None where none does, none was measured, or it is the plan `besides` itself."""
         task = task or self.task
         (head,) = (metric for metric in task.metrics({}) if metric.name == task.headline)
         sign = 1 if head.better == "lower" else -1
         fitting = [
-            (sign * values[head.name], name, values)
+            (sign * values[head.name], name, plan, values)
             for name, plan, values in self._uniform_plans(task)
             if self.elastic.sizes.deploy(plan) <= size
         ]
         if not fitting:
             return None
-        _, name, values = min(fitting, key=lambda found: found[0])
+        _, name, plan, values = min(fitting, key=lambda found: found[0])
+        if besides and plan.key(self.elastic.layers) == besides.key(self.elastic.layers):
+            return None
         return {"label": f"uniform {name}"} | {k: values[k] for k in values if k != "tokens"}
 
     def _uniform_plans(self, task: EvalTask) -> Iterator[tuple[str, PrecisionPlan, Mapping[str, float]]]:

@@ -21,7 +21,7 @@ from quept.plan import FULL, Bits, PlanError, PrecisionPlan
 from quept.runtime import ElasticModel
 from quept.runtime.memory import release_libraries, resident_bytes
 
-from .budget import context_of, sentence, slider, solved
+from .budget import context_of, more_than_full, sentence, slider, solved
 from .exports import Exports
 from .gate import Admission, Gate, Unwanted
 from .lazy import Lazy
@@ -187,7 +187,9 @@ class Service:
         tokens = context_of(request)
         changed += ["kv"] * (found.allocation.plan.rounds_cache or tokens > 0)
         plan = {key: plan_json[key] for key in changed}
-        note = found.describe()
+        note = " · ".join(
+            filter(None, (more_than_full(self.opened[model], request, budget), found.describe()))
+        )
         if tokens:
             taken = megabytes(self.models[model].sizes.cache(found.allocation.plan, tokens))
             note = f"{taken} of it for the keys and values of {tokens:,} tokens. {note}".strip()
@@ -324,10 +326,10 @@ class Service:
 
     @staticmethod
     def _uniform(opened: OpenModel, task: EvalTask, plan: PrecisionPlan, size: int) -> dict | None:
-        """Uniform plans at the same bytes; None for a plan that rounds activations too, whose cost the bytes
-        do not show."""
+        """The best uniform plan at the same bytes; None for that plan itself, and for one that rounds
+        activations too, whose cost the bytes do not show."""
         bits = plan.resolve(opened.elastic.layers).values()
-        return opened.uniform_at(size, task) if all(b.activations == FULL for b in bits) else None
+        return opened.uniform_at(size, task, plan) if all(b.activations == FULL for b in bits) else None
 
     def measure(
         self, model: str, plan: PrecisionPlan, visitor: str, task: str | None = None

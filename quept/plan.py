@@ -243,7 +243,7 @@ class PrecisionPlan:
     @classmethod
     def from_json(cls, text: str | bytes, model: str | tuple[str, ...] = ()) -> PrecisionPlan:
         """Read what `to_json` writes. `model`: the name, or names, of the model it is wanted for; a plan made
-        for another is refused.
+        for another is refused, but for one of another artifact of it ("name:artifact").
 
         Raises PlanError with a sentence for anything that is not such a plan."""
         if len(text) > MAX_BYTES:
@@ -268,7 +268,7 @@ class PrecisionPlan:
         if made_for is not None and not isinstance(made_for, str):
             raise PlanError(f'"model" must be a text; got {made_for!r:.100}')
         models = (model,) if isinstance(model, str) else model
-        if models and made_for and made_for not in models:
+        if models and made_for and not {made_for, made_for.partition(":")[0]} & set(models):
             raise PlanError(
                 f"this plan was made for the model {made_for!r}; the one open here is {models[0]!r}"
             )

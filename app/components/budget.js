@@ -8,7 +8,7 @@
      watch     watch("answer", f) calls f when Python sent another answer.
 
    It talks with the equaliser through DOM events only: quept:predict says what the faders show and which
-   layers are locked, quept:propose shows a plan on them and, at the end, hands it over as an edit; quept:budget
+   layers are locked, quept:measured what was measured of them, quept:propose shows a plan on them and, at the end, hands it over as an edit; quept:budget
    {words} is a budget as if it were typed, and quept:solved {budget} says that its plan comes now. While the
    slider is dragged nothing leaves the browser: the path's steps up to the budget are proposed. On release,
    and on Enter in the text box, Python finds the exact answer. An answer to anything but the latest request,
@@ -50,6 +50,8 @@ let sentLimits = "", turn = 0; // the limits that the path is of, and how often 
 let said = noneSaid(); // what roles and files say, in the words of the command line
 let refining = null; // {link} of the faders when the refinement began
 let refined = null; // the plan that came out of it
+let measured = null; // the latest quept:measured, its link as text
+let note = ""; // what Python said beside the answer
 let view, keysTimer = 0, limitsTimer = 0;
 
 function noneSaid() {
@@ -284,7 +286,7 @@ function slide() {
   const { w, e } = planWithin(path.path, bytes);
   propose(view.inputs.checked ? { w, e, a: inputsAsWeights(w) } : { w, e });
   nameSlider(bytes);
-  say(predictedWords(), "predicted");
+  say(planWords(), "predicted");
 }
 
 function typed() {
@@ -319,18 +321,31 @@ function onAnswer() {
   propose(answer.plan, true);
   if (typeof wanted === "string") wanted = answer.budget;
   drawSlider(answer.budget);
-  const words = [predictedWords(), answer.note].filter(Boolean).join(" · ");
+  note = answer.note;
+  const words = answerWords();
   say(words, "answer");
   view.live.textContent = `Best for ${sizeWords(answer.budget)}: ${words}`;
 }
 
-function predictedWords() {
+const answerWords = () => [planWords(), note].filter(Boolean).join(" · ");
+
+/* The plan of the answer was measured: that takes the place of what was predicted. */
+function onMeasured({ detail }) {
+  if (!element.isConnected) return document.removeEventListener("quept:measured", onMeasured);
+  if (typeof detail.values.kl !== "number") return;
+  measured = { ...detail, link: JSON.stringify(detail.link) };
+  if (view.words.dataset.tone === "answer" && owned === measured.link) say(answerWords(), "answer");
+}
+
+function planWords() {
   if (!faders) return "";
   const { bytes, bits_per_param: bits, predicted } = faders;
+  const found = measured?.link === linkNow() ? measured.values : predicted;
   const weights = `${sizeWords(bytes)}, ${bits.toFixed(2)} bits per parameter`;
   const size = path?.file ? `${fileWords()} · ${sizeWords(bytes)} packed` : weights;
-  if (!predicted) return size;
-  return `${size} · predicted KL ${smallWords(predicted.kl)}, ${scoreWords(predicted)}`;
+  if (!found) return size;
+  const score = "ppl" in found || "top1" in found ? `, ${scoreWords(found)}` : "";
+  return `${size} · ${found === predicted ? "predicted" : "measured"} KL ${smallWords(found.kl)}${score}`;
 }
 
 /* "GGUF 84.1 MB": what the plan on the faders is as a file. */
@@ -506,8 +521,9 @@ function onRefined() {
 
 function loadRefined() {
   view.load.hidden = true;
+  note = "";
   propose(refined, true);
-  say(predictedWords(), "answer");
+  say(planWords(), "answer");
 }
 
 function refinedWords(state) {
@@ -543,6 +559,7 @@ drawLimits();
 new ResizeObserver(drawTicks).observe(view.slider);
 document.addEventListener("quept:predict", onPredict);
 document.addEventListener("quept:budget", onBudget);
+document.addEventListener("quept:measured", onMeasured);
 watch("path", onPath);
 watch("answer", onAnswer);
 watch("refined", onRefined);

@@ -8,7 +8,7 @@ const SMALLEST_PX = 12;
 /* What a card says: telling as of quept:predict, measured: points and metrics as of quept:points. */
 function cardOf(telling, { metrics, points: shown }, model, href) {
   const current = shown.find((p) => p.kind === "current" && p.measured && Math.abs(p.bytes - telling.bytes) <= 1);
-  const found = current ?? telling.predicted ?? {};
+  const found = current ?? predictedOn(metrics, telling) ?? {};
   const known = (x) => typeof x === "number" && Number.isFinite(x);
   const said = ({ name, label, unit, full = telling.reference?.[name] }) => {
     const x = found[name], words = (value) => (unit === "share" ? `${(100 * value).toFixed(1)} %` : smallNumber(value));

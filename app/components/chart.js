@@ -78,10 +78,10 @@ function live() {
   const current = measuredCurrent();
   if (current && (!prediction || met === faders())) return current;
   if (!prediction) return value.points.find((p) => p.kind === "current") ?? null;
-  const { bytes, bits_per_param, predicted, note } = prediction, line = value.token_s;
+  const { bytes, bits_per_param, note } = prediction, line = value.token_s;
   const tokens_per_s = line ? 1 / (line[0] + line[1] * bytes) : null;
   const taken = { bytes, bits_per_param, tokens_per_s };
-  return { ...predicted, label: "your plan", kind: "current", ...taken, note, measured: false };
+  return { ...predictedOn(value.metrics, prediction), label: "your plan", kind: "current", ...taken, note, measured: false };
 }
 
 /* The points that no other point beats in both memory and quality, by memory. */

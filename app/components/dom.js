@@ -50,6 +50,16 @@ function choices(label, className, options, onChoose, chosen = options[0].value)
   return make("div", { class: `choices ${className}`, role: "radiogroup", "aria-label": label }, ...buttons);
 }
 
+/* What the faders are predicted to be, on the data that these metrics are measured on: the table's data may be others,
+   and what carries over is the ratio to full precision. */
+function predictedOn(metrics, { predicted, reference }) {
+  const moved = ({ name, full, unit }) => {
+    const ratio = full && reference?.[name] ? full / reference[name] : 1, value = predicted[name] * ratio;
+    return [name, unit === "share" ? Math.min(value, 1) : value];
+  };
+  return predicted && { ...predicted, ...Object.fromEntries(metrics.filter(({ name }) => name in predicted).map(moved)) };
+}
+
 /* Whether the text got to the clipboard. That needs https or localhost; elsewhere the old way, by selecting
    hidden text inside `host`, which takes the focus. */
 async function copyText(text, host) {

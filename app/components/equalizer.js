@@ -41,6 +41,7 @@ let plan; // what the screen shows, changed in place during an edit
 let committed; // the last plan that Python knows
 let past, future; // committed plans, for undo and redo
 let fresh; // a model was drawn before its plan came: the plan is then no edit
+let switched = false; // another model was drawn, with the plan of the one before where that fits: its own comes now
 let entry = "replaceState"; // how the address is written next: another model makes an entry in the history
 let kind = "w"; // which bits the faders move: "w", "a" or "kv"
 let filter = ALL; // the role the faders move
@@ -117,7 +118,7 @@ function commit() {
 }
 
 function remember(p) {
-  fresh = false;
+  fresh = switched = false;
   past.push(p);
   if (past.length > HISTORY) past.shift();
   future = [];
@@ -159,8 +160,10 @@ const redoEdit = () => travel(future, past, "Redone. ");
 /* A plan from Python (preset, link, chart) becomes an undo step; a stroke in progress goes on, over it. */
 function adoptValue() {
   const next = model && readPlan(model, props.value);
+  const begins = fresh || switched;
+  switched = false;
   if (!next || same(next, committed)) return;
-  if (fresh) past = [];
+  if (begins || arrives(next)) past = [];
   else remember(committed);
   fresh = false;
   committed = next;
@@ -169,6 +172,13 @@ function adoptValue() {
   drawNow();
   publishLink();
   announce(view.summary.textContent);
+}
+
+/* Whether a plan is the one that the page was opened with, by its address, before the visitor did anything. */
+function arrives(next) {
+  const query = new URL(window.location.href).searchParams, link = linkOf(model, next);
+  const untouched = !past.length && !future.length && same(plan, committed);
+  return untouched && LINK_PARTS.every((name) => (query.get(name) ?? "") === (link[name] ?? ""));
 }
 
 /* A plan that the page proposes: shown while it is tried out, an edit once it is done. */
@@ -207,6 +217,7 @@ function adoptDescription() {
   picker?.close();
   const before = model?.model;
   start();
+  switched = before !== model.model;
   if (before && before !== model.model && !window.queptTravels) entry = "pushState";
   window.queptTravels = false;
   publishLink();

@@ -8,6 +8,7 @@
 
    "Use the nearest plan" hands it to the equaliser through the DOM event quept:propose. */
 
+const FITS = { gguf: "GGUF file", mlx: "MLX folder", "compressed-tensors": "vLLM folder" }; // as the budget calls them
 const root = element.querySelector(".exports");
 const rows = make("div", { class: "rows", role: "list" });
 const live = make("span", { class: "unseen", role: "status", "aria-live": "polite" });
@@ -31,6 +32,7 @@ function drawRow(row) {
   const notes = make("ul", { class: "notes" });
   const note = (text) => notes.append(make("li", { text }));
   if (row.refused) note(row.refused);
+  if (row.nearest && FITS[row.format]) note(`Plans that fit: choose “for: ${FITS[row.format]}” beside the budget`);
   else note(capital(row.exact) || "Exact: every value as on this page");
   if (row.adds.length) note(row.adds.join(" · "));
   const actions = make("div", { class: "actions" });

@@ -1,11 +1,13 @@
 /* The live numbers: memory, bits per parameter, and whatever metrics the state brings (see numbers.py).
 
    This file, after dom.js and terms.js, is the body of a function that gr.HTML calls once, with element, props, watch as in equalizer.js.
-   In comes props.value, the state of the measurement (see numbers.py), and the DOM event quept:predict.
+   In comes props.value, the state of the measurement (see numbers.py), and the DOM event quept:predict; out goes
+   quept:measured, once the plan on the screen is measured.
 
    Each number is marked as exact, predicted or measured. Prediction rules while the visitor drags and until
    numbers of the plan on screen arrive; every line is always there, so that nothing moves when one comes. */
 
+const EARLY = 0.25; // of the data: before that no difference seen says nothing
 const root = element.querySelector(".numbers");
 const tiles = new Map();
 let drawn = ""; // the names of the metrics that there are tiles for
@@ -44,8 +46,9 @@ function compare({ value, unit, better }, other, margin, name, relative = false)
   if (!known(value) || !known(other)) return { text: "" };
   const gap = value - other, size = Math.abs(gap);
   if (size <= Math.max(margin ?? 0, 1e-9)) {
-    const early = state.status === "measuring"; // a wide interval holds everything
-    return { text: early ? `no difference to ${name} so far` : `≈ like ${name}`, short: early ? "–" : "≈ alike", tone: "even" };
+    const going = state.status === "measuring", early = going && !(state.done > EARLY * state.total); // a wide interval holds everything
+    const text = early ? "too early to say" : going ? `no difference to ${name} so far` : `≈ like ${name}`;
+    return { text, short: going ? "–" : "≈ alike", tone: "even" };
   }
   const tone = gap > 0 === (better === "higher") ? "better" : "worse";
   const share = unit === "share", plainly = share ? `${number(100 * size, 1)} points` : number(size, decimals(value));
@@ -58,13 +61,13 @@ function compare({ value, unit, better }, other, margin, name, relative = false)
 function isCurrent() {
   if (!state.estimate || prediction?.dragging) return false;
   if (!state.link || !prediction?.link) return true;
-  const one = (link) => ["w", "a", "kv", "k", "e"].map((name) => link[name] ?? "").join("&");
+  const one = (link) => ["m", "w", "a", "kv", "k", "e"].map((name) => link[name] ?? "").join("&");
   return one(state.link) === one(prediction.link);
 }
 
 /* The metrics with what is known of them: measured, else predicted by the equaliser. */
 function quality(measured) {
-  const predicted = prediction?.predicted;
+  const predicted = prediction && predictedOn(metrics, prediction);
   const off = (name) => (name === "kl" && prediction?.off_by) || NaN;
   return metrics.map((metric) => (measured ? { ...metric, origin: "measured" } : {
     ...metric, value: predicted?.[metric.name], margin: null, note: "",
@@ -283,18 +286,43 @@ function draw() {
   drawTiles(measured);
   drawDetail(measured);
   drawStatus(measured);
+  if (measured) tellMeasured();
+}
+
+/* Whether a state and a prediction are of two models: until both have come the page shows nothing of the one before. */
+const ofTwoModels = () => Boolean(state.link?.m && prediction?.link?.m && state.link.m !== prediction.link.m);
+
+function forget() {
+  metrics = metrics.map((metric) => ({ ...metric, full: null, floor: null }));
 }
 
 function onPrediction(event) {
   if (!element.isConnected) return document.removeEventListener("quept:predict", onPrediction);
+  if (state.status === "opening" && state.model && event.detail.link?.m !== state.model) return; // of the model before
   prediction = event.detail;
+  if (ofTwoModels()) {
+    state = { status: "idle" };
+    forget();
+  }
   draw();
+}
+
+/* What was measured of the plan on the screen, for whoever shows its prediction: quept:measured {link, values}. */
+function tellMeasured() {
+  if (!prediction || !["done", "stored"].includes(state.status)) return;
+  const values = Object.fromEntries(metrics.map(({ name, value }) => [name, value]));
+  document.dispatchEvent(new CustomEvent("quept:measured", { detail: { link: prediction.link, values } }));
 }
 
 function onState() {
   const before = state.status + JSON.stringify(state.link ?? null);
   state = props.value && typeof props.value === "object" ? props.value : { status: "idle" };
   metrics = state.metrics ?? metrics;
+  if (ofTwoModels()) prediction = null;
+  if (state.status === "opening" && prediction?.link?.m !== state.model) {
+    prediction = null;
+    forget();
+  }
   if (drawn !== names()) build();
   draw();
   if (state.status + JSON.stringify(state.link ?? null) !== before) announce();

@@ -7,7 +7,8 @@ In:  the state of the measurement: {"status": "idle|opening|queued|measuring|don
      name: value} or None, "deploy_bytes", "full_bytes", "resident_bytes": of the whole app,
      "memory": {"weights", "cache", "scratch"} of this plan in bytes, "dense": why weights are not multiplied
      packed, "speed": {"tokens_per_s", "first_token_ms", "origin", "line"} or None, "switch_ms",
-     "switch_kind": "cold|warm", "conditions", "link"}. Every key but the status may be missing; NaN and
+     "switch_kind": "cold|warm", "conditions", "link", "model": the
+     name of the one that is being opened}. Every key but the status may be missing; NaN and
      infinity are shown as a dash.
      "link", what `link.encode(plan, model)` returns, says which plan the numbers belong to: those of a plan
      that the visitor has left meanwhile are then not shown.

@@ -145,10 +145,11 @@ function uncovered(model, plan) {
   return left;
 }
 
-function notPredicted(model, plan) {
+/* What predictions are made of, or why there is none. */
+function predictionNote(model, plan) {
   if (!model.curve) return "No sensitivity table for this model: quality is measured when you let go.";
   const left = uncovered(model, plan);
-  if (!left.length) return "";
+  if (!left.length) return model.prediction.on ?? "";
   return `No prediction: the table does not cover ${left.join(" and ")}. Quality is measured when you let go.`;
 }
 
@@ -163,7 +164,7 @@ function tellingOf(model, plan) {
     predicted: predictQuality(model, plan),
     off_by: model.prediction?.off_by ?? null, // predicted KL, as a factor, on plans that were measured
     reference: model.prediction?.reference ?? null,
-    note: notPredicted(model, plan),
+    note: predictionNote(model, plan),
     words: widthWords(model, plan),
     plainly: plainWords(model, plan),
     link: linkOf(model, plan),

@@ -3,6 +3,7 @@ service; what cannot be had is said in a toast, and None is returned."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -94,7 +95,7 @@ def file_of(service: Service, model: str, request: Mapping[str, Any]) -> dict[st
     """The plan on the faders as a file, with a name that tells what it is, and what was measured of it."""
     plan = service.plan_of(model, check_plan(request.get("plan"), service.describe(model)))
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{model} {plan.name}").strip("-")
-    text = plan.to_json(service.models[model].origin.models[0], note=_measured(service, model, plan))
+    text = plan.to_json(service.models[model].origin.name, note=_measured(service, model, plan))
     return {"turn": request.get("turn"), "name": f"{name}.json", "text": text}
 
 
@@ -139,13 +140,17 @@ def chosen_point(service: Service, model: str, tried: list[PlanJson], identity: 
 
 
 def uploaded(service: Service, model: str, content: str | bytes) -> PlanJson | None:
-    """The plan in a file from the visitor's disk."""
+    """The plan in a file from the visitor's disk; that it was made on another artifact is said."""
     try:
         plan = PrecisionPlan.from_json(content, service.models[model].origin.models)
-        return service.plan_json_of(model, plan)
+        plan_json = service.plan_json_of(model, plan)
     except PlanError as error:
         warn(f"The plan was not loaded: {error}.")
         return None
+    made_on = service.cards.get(json.loads(content).get("model"))
+    if made_on and made_on is not service.cards[model]:
+        inform(f"This plan was made on {made_on.title}: its quality is another one here.", title="Loaded")
+    return plan_json
 
 
 def linked(service: Service, query: Mapping[str, Any]) -> tuple[str, PlanJson]:

@@ -48,7 +48,7 @@ def draw(service: Service, model: Menu) -> Workbench:
             about = {"description": service.describe(first), "folded": True}
             equalizer = Equalizer(plan_json, **about, elem_id="equalizer")
         with gr.Column(elem_id="bench-plot", scale=5, min_width=340):
-            tasks = Menu(**_tasks(service, first), name="Quality by", elem_id="task")
+            tasks = Menu(**_tasks(service, first), elem_id="task")
             chart = Chart(elem_id="chart")  # its points come when the page is opened
     held = Held(
         model=model,
@@ -70,7 +70,7 @@ def draw(service: Service, model: Menu) -> Workbench:
 def _tasks(service: Service, model: str) -> dict:
     """The menu of what plans of a model are measured by; none is shown where there is no choice."""
     offered = service.tasks(model)
-    return {"value": offered[0][1], "choices": offered, "visible": len(offered) > 1}
+    return {"value": offered[0][1], "choices": offered, "visible": len(offered) > 1, "name": "Quality by"}
 
 
 def _wire(service: Service, bench: Workbench) -> None:
@@ -96,9 +96,8 @@ def _wire(service: Service, bench: Workbench) -> None:
         return equalizer, *loaded(model, plan_json)[1:], model, [], *shown, bar, menu, ""
 
     def opening(model: str):
-        """One that waits takes seconds."""
-        waits = model in service.waiting
-        return {"status": "opening", "message": service.cards[model].title} if waits else gr.skip()
+        """Until its numbers come, seconds for one that waits, none of another model's are shown."""
+        return {"status": "opening", "message": service.cards[model].title, "model": model}
 
     def chosen(model: str) -> tuple:
         return switched(model, service.plan_json_of(model, service.start(model)))

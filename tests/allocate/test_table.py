@@ -155,6 +155,14 @@ def test_full_precision_is_the_reference():
     assert table().predicted(PrecisionPlan.full()) == pytest.approx({"kl": 0, "ppl": 27.6, "same_top": 1})
 
 
+def test_on_data_of_another_full_precision_the_same_ratio_to_it_is_predicted():
+    plan, known = PrecisionPlan.uniform(4), table()
+    here, there = known.predicted(plan), known.scaled(2 * known.reference["ppl"]).predicted(plan)
+    assert there == pytest.approx({**here, "ppl": 2 * here["ppl"]})
+    seeing = table(**SEEING).scaled(1.0)
+    assert seeing.reference["top1"] == 1.0 and seeing.predicted(plan)["top1"] <= 1.0
+
+
 def test_beyond_the_last_point_the_prediction_stays():
     worse = {name: {**row, 2: 100.0} if name == "a" else row for name, row in LAYERS.items()}
     known = {b: u for b, u in UNIFORM.items() if b > 2}

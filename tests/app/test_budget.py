@@ -73,6 +73,12 @@ def test_a_budget_above_full_precision_is_full_precision(service, elastic):
     assert plan.key(elastic.layers) == PrecisionPlan.full().key(elastic.layers)
 
 
+def test_a_budget_above_full_precision_is_said_to_be_more_than_it_takes(service, elastic):
+    full = elastic.sizes.deploy(PrecisionPlan.full())
+    for words, more in ((f"{2 * full / 1e6:.3f} MB", True), ("100 %", False), ("50 %", False)):
+        assert ("more than the whole model takes" in answered(service, words)[1]["note"]) == more
+
+
 def test_locked_layers_keep_their_bits_and_ties_hold(service, elastic):
     pins = [[0, 8], [3, 2], [-1, 6]]
     plan, _ = answered(service, middle(elastic), pins=pins)

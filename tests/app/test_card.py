@@ -9,7 +9,7 @@ import pytest
 from tests.allocate.test_browser_agrees import SCRIPT
 from tests.app.test_number_words import written
 
-SOURCES = "\n".join(SCRIPT.with_name(name).read_text("utf-8") for name in ("plan.js", "card.js"))
+SOURCES = "\n".join(SCRIPT.with_name(name).read_text("utf-8") for name in ("dom.js", "plan.js", "card.js"))
 METRICS = [
     {"name": "ppl", "label": "Perplexity", "unit": ""},
     {"name": "top1", "label": "Accuracy", "unit": "share"},

@@ -9,6 +9,7 @@ from app.small_numbers import small_words
 from tests.allocate.test_browser_agrees import SCRIPT, node
 
 NUMBERS = SCRIPT.with_name("numbers.js").read_text("utf-8")
+DOM = SCRIPT.with_name("dom.js").read_text("utf-8")
 POINTS = SCRIPT.with_name("points.js").read_text("utf-8")
 
 
@@ -39,6 +40,7 @@ def test_a_prediction_has_the_range_that_such_predictions_are_off_by():
     script = "const known = (x) => typeof x === 'number' && Number.isFinite(x);"
     script += between(NUMBERS, "/* Decimals that suit", "const count =")
     script += between(NUMBERS, "/* The metrics with what is known", "function againstFull")
+    script += between(DOM, "/* What the faders are predicted", "/* Whether the text got")
     script += "const metrics = [{name: 'kl', unit: 'nats'}, {name: 'ppl', unit: ''}];"
     told = "{predicted: {kl: 0.12, ppl: 22}, off_by: %s}"
     said = [
@@ -102,3 +104,26 @@ def test_python_and_the_browser_write_the_same_small_numbers(x: float, words: st
     assert written(between(plan, "/* Two digits that count", "const bitsWords"), f"smallWords({x})") == [
         words
     ]
+
+
+@pytest.mark.parametrize(
+    "state, words",
+    [
+        ("{status: 'measuring', done: 64, total: 4088}", "too early to say"),
+        ("{status: 'measuring', done: 3000, total: 4088}", "no difference to full so far"),
+        ("{status: 'done', done: 4088, total: 4088}", "≈ like full"),
+    ],
+)
+def test_that_no_difference_is_seen_is_a_result_only_once_there_are_data(state, words):
+    script = "const known = (x) => typeof x === 'number' && Number.isFinite(x); const EARLY = 0.25;"
+    script += between(NUMBERS, "/* Decimals that suit", "/* Whether the state's numbers")
+    call = "compare({value: 20.5, unit: '', better: 'lower'}, 20.4, 1.0, 'full')"
+    assert written(f"{script} const state = {state};", call)[0]["text"] == words
+
+
+def test_a_prediction_is_shown_as_its_ratio_to_full_precision_on_the_data_shown():
+    script = between(DOM, "/* What the faders are predicted", "/* Whether the text got")
+    script += "const told = {predicted: {ppl: 27.5, kl: 0.1}, reference: {ppl: 25}};"
+    (moved,) = written(script, "predictedOn([{name: 'ppl', full: 20}, {name: 'kl', full: 0}], told)")
+    (kept,) = written(script, "predictedOn([{name: 'ppl', full: null}], told)")
+    assert moved == {"ppl": pytest.approx(22), "kl": 0.1} and kept["ppl"] == 27.5

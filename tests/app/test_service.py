@@ -207,6 +207,27 @@ def test_uniform_is_the_best_uniform_plan_that_fits_by_name(service: Service, el
     assert opened.uniform_at(three["deploy_bytes"] - 1) is None
 
 
+def test_predictions_are_of_the_data_that_plans_are_measured_on(service: Service, elastic: ElasticModel):
+    full = {m["name"]: m["full"] for m in measured(service, PrecisionPlan.uniform(4))["metrics"]}["ppl"]
+    opened = service.opened[MODEL]
+    opened.sensitivity = tiny_table(elastic)  # on a text where full precision has 20
+    plan = PrecisionPlan.of({"*.o_proj": 3}, default=6)
+    ratio = opened.sensitivity.predicted(plan)["ppl"] / 20
+    assert full != pytest.approx(20) and opened.metrics()[0]["full"] == full
+    assert opened.predicted(plan)["ppl"] == pytest.approx(ratio * full)
+    told = opened.description["prediction"]
+    assert told["reference"]["ppl"] == full and told["on"].endswith("256 tokens of foxes")
+
+
+def test_a_uniform_plan_is_not_compared_with_itself(service: Service):
+    four = PrecisionPlan.uniform(4)
+    measured(service, PrecisionPlan.uniform(3))
+    opened = service.opened[MODEL]
+    best = measured(service, four)["uniform"]
+    assert best is None or best["label"] != "uniform W4"
+    assert opened.uniform_at(10**12, besides=PrecisionPlan.full()) is not None
+
+
 def test_uniform_plans_with_small_embeddings_compete(service: Service, elastic: ElasticModel):
     opened, figures = service.opened[MODEL], {"ppl": 30.0, "same_top": 0.5, "tokens": 256}
     three = measured(service, PrecisionPlan.uniform(3))["estimate"]["kl"]
@@ -300,6 +321,19 @@ def test_a_plan_file_says_what_was_measured(service: Service):
     plan_json = service.plan_json_of(MODEL, plan)
     note = json.loads(file_of(service, MODEL, {"turn": 1, "plan": plan_json})["text"])["note"]
     assert f"kl {payload['kl']:.4g} ±" in note and "measured on" in note
+
+
+def test_a_plan_file_of_another_artifact_is_loaded_and_where_it_was_made_is_said(
+    service: Service, elastic: ElasticModel, monkeypatch
+):
+    said = []
+    monkeypatch.setattr("app.shell.plans.inform", lambda text, title: said.append(text))
+    service.cards["tiny:other"] = replace(service.cards[MODEL], title="Tiny, other")
+    plan = PrecisionPlan.uniform(4)
+    for made_on, words in (("tiny:other", "Tiny, other"), (MODEL, "")):
+        said.clear()
+        assert uploaded(service, MODEL, plan.to_json(made_on)) == service.plan_json_of(MODEL, plan)
+        assert words in " ".join(said) and bool(said) == bool(words)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,27 @@ def test_numbers_and_plot_are_of_what_the_menu_says_that_quality_is_measured_by(
     expect(menu).to_be_hidden()
 
 
+def test_another_model_begins_with_names_and_without_a_history(page: Page):
+    undo = page.locator("#planbar [data-action=undo]")
+    expect(undo).to_be_disabled()
+    page.locator("#preset-W3").click()
+    expect(undo).to_be_enabled()
+    for name in ("vit", "tiny"):
+        model(page, name)
+        expect(page.locator(f'#equalizer .equalizer[data-model="{name}"]')).to_be_visible(timeout=30_000)
+        expect(page.locator(STATUS)).to_contain_text("Measured", timeout=60_000)
+        expect(undo).to_be_disabled()
+    expect(page.locator("#task label")).to_have_text("Quality by")
+
+
+def test_a_link_opens_without_a_history(page: Page, visit):
+    page.locator("#preset-W3").click()
+    page.wait_for_url("**w=**")
+    opened = visit(query="?" + page.url.partition("?")[2])
+    expect(opened.locator("#preset-W3")).to_have_attribute("aria-pressed", "true")
+    expect(opened.locator("#planbar [data-action=undo]")).to_be_disabled()
+
+
 @pytest.mark.parametrize("name", list(DEMOS))
 def test_plot_and_numbers_answer_a_drag_in_sight_and_nothing_is_asked_for(page: Page, rest, name: str):
     if name != "chat":

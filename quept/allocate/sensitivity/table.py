@@ -223,6 +223,18 @@ class SensitivityTable:
             "same_top": 1 - (1 - same_top) * share,
         }
 
+    def scaled(self, full: float) -> SensitivityTable:
+        """This table for data on which full precision scores `full`: what carries over from one text to
+        another is the ratio to full precision."""
+        name, ratio = self.score, full / self.reference[self.score]
+        most = 1.0 if name == "top1" else math.inf
+
+        def moved(rows: Mapping) -> dict:
+            return {key: {**row, name: min(ratio * row[name], most)} for key, row in rows.items()}
+
+        reference = {**self.reference, name: full}
+        return replace(self, reference=reference, uniform=moved(self.uniform), whole=moved(self.whole))
+
     @property
     def _logs(self) -> tuple[list[float], list[float]]:
         """Logarithms of the curve's sums and of its KL."""
