@@ -243,6 +243,8 @@ class OpenModel:
         known, floor = estimate or self.stored(PrecisionPlan.full(), task), self.floor(task)
         if known:
             full = {metric.name: metric.full for metric in known.metrics}
+            if task is self.task and known.done >= known.total:
+                self._full = full
         else:
             full = self._full if task is self.task else {}
         return [
