@@ -72,7 +72,7 @@ function quality(measured) {
   return metrics.map((metric) => (measured ? { ...metric, origin: "measured" } : {
     ...metric, value: predicted?.[metric.name], margin: null, note: "",
     low: predicted?.[metric.name] / off(metric.name), high: predicted?.[metric.name] * off(metric.name),
-    full: metric.full ?? prediction?.reference?.[metric.name], origin: predicted ? "predicted" : "",
+    full: metric.full ?? prediction?.reference?.[metric.name], origin: known(predicted?.[metric.name]) ? "predicted" : "",
   }));
 }
 
@@ -289,8 +289,10 @@ function draw() {
   if (measured) tellMeasured();
 }
 
-/* Whether a state and a prediction are of two models: until both have come the page shows nothing of the one before. */
-const ofTwoModels = () => Boolean(state.link?.m && prediction?.link?.m && state.link.m !== prediction.link.m);
+/* The model that is being opened, else that on the faders: until its numbers come nothing of the one before is shown. */
+const modelNow = () => (state.status === "opening" && state.model) || prediction?.link?.m;
+const ofAnother = ({ link }) => Boolean(link?.m && modelNow() && link.m !== modelNow());
+const readState = () => (props.value && typeof props.value === "object" ? props.value : { status: "idle" });
 
 function forget() {
   metrics = metrics.map((metric) => ({ ...metric, full: null, floor: null }));
@@ -298,11 +300,15 @@ function forget() {
 
 function onPrediction(event) {
   if (!element.isConnected) return document.removeEventListener("quept:predict", onPrediction);
-  if (state.status === "opening" && state.model && event.detail.link?.m !== state.model) return; // of the model before
+  if (state.status === "opening") {
+    if (ofAnother(event.detail)) return;
+    state = { ...state, model: undefined }; // it is on the faders
+  }
   prediction = event.detail;
-  if (ofTwoModels()) {
-    state = { status: "idle" };
+  if (ofAnother(state)) {
     forget();
+    state = { status: "idle" };
+    if (!ofAnother(readState())) return onState(); // it came before the faders
   }
   draw();
 }
@@ -316,10 +322,10 @@ function tellMeasured() {
 
 function onState() {
   const before = state.status + JSON.stringify(state.link ?? null);
-  state = props.value && typeof props.value === "object" ? props.value : { status: "idle" };
+  if (ofAnother(readState())) return; // a late one, of the model before
+  state = readState();
   metrics = state.metrics ?? metrics;
-  if (ofTwoModels()) prediction = null;
-  if (state.status === "opening" && prediction?.link?.m !== state.model) {
+  if (state.status === "opening" && prediction && ofAnother(prediction)) {
     prediction = null;
     forget();
   }

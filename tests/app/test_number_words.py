@@ -127,3 +127,17 @@ def test_a_prediction_is_shown_as_its_ratio_to_full_precision_on_the_data_shown(
     (moved,) = written(script, "predictedOn([{name: 'ppl', full: 20}, {name: 'kl', full: 0}], told)")
     (kept,) = written(script, "predictedOn([{name: 'ppl', full: null}], told)")
     assert moved == {"ppl": pytest.approx(22), "kl": 0.1} and kept["ppl"] == 27.5
+
+
+@pytest.mark.parametrize(
+    "state, told, another",
+    [
+        ({"status": "opening", "model": "b"}, {"m": "a"}, True),  # the faders still show the one before
+        ({"status": "opening", "model": "b"}, {"m": "b"}, False),
+        ({"status": "done", "link": {"m": "a"}}, {"m": "a"}, False),
+    ],
+)
+def test_numbers_of_the_model_before_are_known_while_another_is_opened(state, told, another):
+    script = between(NUMBERS, "/* The model that is being opened", "const readState")
+    script += f"const state = {json.dumps(state)}, prediction = {{link: {{m: 'a'}}}};"
+    assert written(script, f"ofAnother({json.dumps({'link': told})})") == [another]
