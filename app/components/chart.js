@@ -352,8 +352,15 @@ function logTicks([low, high]) {
   const seen = tickvals.filter((v) => Math.log10(v) >= low && Math.log10(v) <= high);
   const every = Math.ceil(seen.length / 9);
   const kept = seen.filter((_, i) => i % every === 0);
-  const word = (v) => (v >= 1e6 || v < 1e-4 ? v.toExponential(0) : rounded(v, 3));
+  const word = (v) => (v >= 1e6 || v < 1e-4 ? powerWords(v) : rounded(v, 3));
   return { type: "log", tickmode: "array", tickvals: kept, ticktext: kept.map(word) };
+}
+
+/* 0.00002 as people write it: 2·10⁻⁵. */
+function powerWords(v) {
+  const [digit, power] = v.toExponential(0).split("e");
+  const raised = [...String(Number(power))].map((c) => (c === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[c])).join("");
+  return `${digit === "1" ? "" : `${digit}·`}10${raised}`;
 }
 
 const RESET = {

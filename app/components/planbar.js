@@ -19,7 +19,7 @@ const GROUPS = { best: "Best found for their size", named: "Other plans" };
 const root = element.querySelector(".planbar");
 let faders = window.queptPrediction ?? null; // the latest quept:predict
 const LEAD_MS = 5000;
-const FLASH_MS = 1200, SAVED_MS = 6000;
+const FLASH_MS = 1200, SAVED_MS = 4000;
 let turn = 0;
 let view;
 // The state worth seeing that was pressed last: its label, the plan before and after it, the budget that is not solved
