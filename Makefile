@@ -11,7 +11,7 @@
 #
 # Each makes the virtual environment it needs in .venv, once, and again when the requirements change. Versions are
 # those of constraints.txt, with which the tests passed; CONSTRAINTS= (empty) takes the newest ones. Tests run in a
-# process more than there are cores, four at most; WORKERS=0 runs them in one.
+# process per core, four at most; WORKERS=0 runs them in one.
 
 PYTHON ?= python3
 VENV ?= .venv

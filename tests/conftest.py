@@ -65,12 +65,6 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` is: a process more than cores, since the one with the browser waits half of its time."""
-    return 1 + (os.cpu_count() or 1)
-
-
-@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
     """Processes take file by file, so that the fixtures of a file are made once; all of tests/browser is one
     file in this, since two browsers would wait for each other."""

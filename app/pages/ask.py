@@ -25,6 +25,7 @@ from app.pages.ask_answers import (
     easel,
     enter,
     given,
+    menus,
     send,
     statuses,
     stop,
@@ -141,6 +142,9 @@ def _wire(context: PageContext, page: AskPage) -> None:
         model, left, right, plan_json = values
         return Setting(model, (left, right), plan_json)
 
+    def kept(entered: Setting | None) -> dict:
+        return menus(context.service, entered) if entered and entered.model in context.held else {}
+
     def on_send(request: gr.Request, thread, picture, question, *values):
         for change in send(context, now(values), thread, picture, question, request.session_hash):
             yield on_page(change)
@@ -168,9 +172,9 @@ def _wire(context: PageContext, page: AskPage) -> None:
     def on_switch(request: gr.Request, query, entered, *values):
         setting, visitor = now(values), request.session_hash
         if setting.model not in context.held:
-            return on_page({"entered": setting} if entered else {})
+            return on_page(kept(entered) | ({"entered": setting} if entered else {}))
         if entered and entered.model == setting.model:
-            return gr.skip()
+            return on_page(kept(entered))
         change = switched(context, setting, visitor)
         return on_page(change if entered else change | enter(context, query, setting, [], visitor))
 
@@ -186,7 +190,7 @@ def _wire(context: PageContext, page: AskPage) -> None:
         if entered and entered.model == setting.model:
             setting = replace(setting, choices=entered.choices)
         query = None if entered else query
-        return on_page(enter(context, query, setting, thread, request.session_hash))
+        return on_page(enter(context, query, setting, thread, request.session_hash) or kept(entered))
 
     def on_leave(request: gr.Request):
         context.forget(request.session_hash)

@@ -153,7 +153,7 @@ def _taken(context: PageContext, model: str, path: str, visitor: str) -> dict:
 def switched(context: PageContext, setting: Setting, visitor: str) -> dict:
     """Another of the operator's models: its precisions and pictures, and no questions yet."""
     drawn = {"easel": easel(context, setting.model, visitor), "title": title(context, setting.model)}
-    drawn |= _menus(context.service, setting) | {"entered": setting}
+    drawn |= menus(context.service, setting) | {"entered": setting}
     return clear(context, setting, visitor) | drawn
 
 
@@ -174,7 +174,7 @@ def enter(
         "title": title(context, new.model),
         "entered": new,
     }
-    return drawn | _drawn(thread) | _menus(context.service, new) | statuses(context, new)
+    return drawn | _drawn(thread) | menus(context.service, new) | statuses(context, new)
 
 
 def statuses(context: PageContext, setting: Setting) -> dict:
@@ -356,7 +356,9 @@ def _memory(side: PrecisionPlan, elastic: ElasticModel) -> str:
     return "The full size" if share == 1 else f"{100 * share:.0f} % of the full size"
 
 
-def _menus(service: Service, setting: Setting) -> dict:
+def menus(service: Service, setting: Setting) -> dict:
+    """Those of both sides, with what the model offers. A handler that says nothing else of the page says them
+    all the same: Gradio forgets what a menu offers if it is skipped before it is drawn."""
     offered = service.choices(setting.model)
     pairs = zip(SIDES, setting.choices, strict=True)
     return {f"plan_{side}": precision_menu(ASK, side, offered, choice) for side, choice in pairs}
