@@ -373,7 +373,10 @@ def test_what_a_link_says_stays_whichever_of_its_events_comes_first(context, ela
     assert [later[menu].value for menu in (page.plan_left, page.plan_right)] == ["W3", "W8"]
     change = events["on_enter"](request, link, None, [], *stale)
     later = events["on_switch"](request, link, change[page.entered], *stale)
-    assert page.plan_left not in later
+    assert later[page.plan_left].value == "W3"
+    overtaken = events["on_enter"](request, link, change[page.entered], [], "language", *stale[1:])
+    for one in (later, overtaken):  # skipped, a menu that is not drawn yet would forget what it offers
+        assert one[page.plan_left].props["choices"] == [list(pair) for pair in context.service.choices(MODEL)]
     chosen = events["on_choice"](MODEL, "W2", "W8", None)
     later = events["on_enter"](request, link, chosen[page.entered], [], *stale)
     assert later[page.plan_left].value == "W2"
