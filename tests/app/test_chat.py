@@ -342,7 +342,7 @@ def test_the_page_is_drawn_with_names_and_labels(service):
     )
 
 
-def spoken(*words: str) -> Answer:
+def answer_of(*words: str) -> Answer:
     """An answer that ended, of a token a word."""
     starts = [sum(len(word) + 1 for word in words[:i]) for i in range(len(words))]
     spans = tuple((start, len(word)) for start, word in zip(starts, words, strict=True))
@@ -359,6 +359,6 @@ def spoken(*words: str) -> Answer:
 def test_single_differences_are_marked_and_texts_that_go_apart_are_not(said: str, line: str, marked: list):
     one, other = ["the", "sea", "is", "blue", "and", "wide", "and", "deep"], said.split()
     parting = Parting(3, (one[3], other[3]), (11, 11))
-    frame = Frame((spoken(*one), spoken(*other)), parting=parting)
+    frame = Frame((answer_of(*one), answer_of(*other)), parting=parting)
     left, _ = reported([PrecisionPlan.full()] * 2, frame).values()
     assert left["line"].startswith(line) and left["differs"] == marked and left["mark"] == [11, 4]

@@ -123,21 +123,21 @@ def test_that_no_difference_is_seen_is_a_result_only_once_there_are_data(state, 
 
 def test_a_prediction_is_shown_as_its_ratio_to_full_precision_on_the_data_shown():
     script = between(DOM, "/* What the faders are predicted", "/* Whether the text got")
-    script += "const told = {predicted: {ppl: 27.5, kl: 0.1}, reference: {ppl: 25}};"
-    (moved,) = written(script, "predictedOn([{name: 'ppl', full: 20}, {name: 'kl', full: 0}], told)")
-    (kept,) = written(script, "predictedOn([{name: 'ppl', full: null}], told)")
+    script += "const prediction = {predicted: {ppl: 27.5, kl: 0.1}, reference: {ppl: 25}};"
+    (moved,) = written(script, "predictedOn([{name: 'ppl', full: 20}, {name: 'kl', full: 0}], prediction)")
+    (kept,) = written(script, "predictedOn([{name: 'ppl', full: null}], prediction)")
     assert moved == {"ppl": pytest.approx(22), "kl": 0.1} and kept["ppl"] == 27.5
 
 
 @pytest.mark.parametrize(
-    "state, told, another",
+    "state, link, another",
     [
         ({"status": "opening", "model": "b"}, {"m": "a"}, True),  # the faders still show the one before
         ({"status": "opening", "model": "b"}, {"m": "b"}, False),
         ({"status": "done", "link": {"m": "a"}}, {"m": "a"}, False),
     ],
 )
-def test_numbers_of_the_model_before_are_known_while_another_is_opened(state, told, another):
+def test_numbers_of_the_model_before_are_known_while_another_is_opened(state, link, another):
     script = between(NUMBERS, "/* The model that is being opened", "const readState")
     script += f"const state = {json.dumps(state)}, prediction = {{link: {{m: 'a'}}}};"
-    assert written(script, f"ofAnother({json.dumps({'link': told})})") == [another]
+    assert written(script, f"ofAnother({json.dumps({'link': link})})") == [another]

@@ -215,8 +215,8 @@ def test_predictions_are_of_the_data_that_plans_are_measured_on(service: Service
     ratio = opened.sensitivity.predicted(plan)["ppl"] / 20
     assert full != pytest.approx(20) and opened.metrics()[0]["full"] == full
     assert opened.predicted(plan)["ppl"] == pytest.approx(ratio * full)
-    told = opened.description["prediction"]
-    assert told["reference"]["ppl"] == full and told["on"].endswith("256 tokens of foxes")
+    prediction = opened.description["prediction"]
+    assert prediction["reference"]["ppl"] == full and prediction["on"].endswith("256 tokens of foxes")
 
 
 def test_a_uniform_plan_is_not_compared_with_itself(service: Service):

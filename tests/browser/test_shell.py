@@ -281,8 +281,8 @@ def test_the_three_buttons_lead_to_states_worth_seeing_and_back(page: Page):
     expect(note).to_be_hidden()
     for words in ("replaced the plan", "is on the faders already"):  # pressed again, it says so
         tries.nth(0).click()
-        told = re.compile("(predicted|measured) KL")
-        expect(page.locator("#budget [data-words]")).to_contain_text(told, timeout=15_000)
+        kl = re.compile("(predicted|measured) KL")
+        expect(page.locator("#budget [data-words]")).to_contain_text(kl, timeout=15_000)
         expect(note).to_contain_text(words)
         expect(tries.nth(0)).to_have_attribute("aria-pressed", "true")
     note.get_by_role("button").click()
