@@ -136,7 +136,6 @@ class EndToEnd:
         _need(0 <= self.drop < 1, "drop", "must lie between 0 and 1")
         _need(all(rate >= 0 for rate in self.adapter_rates), "adapter_rates", "must not be negative")
         _need(bool(self.draws) and all(self.draws), "draws", "needs at least one width to draw")
-        _need(all(2 <= b <= 8 for draw in self.draws for b in draw), "draws", "draws widths from 2 to 8")
 
 
 @dataclass(frozen=True)
@@ -162,18 +161,24 @@ class Routing:
     """Nested codes with routers (`quept.engines.mobiquant`) instead of a grid for each width. router: "mlp",
     learned, with `hidden` units; or an estimate without learning, "norm" of the input or a random
     "projection" of what rounding leaves, of `hidden` rows. sequences: windows of text that it learns from,
-    `epochs` times, at `rate`."""
+    `epochs` times, at `rate`. steps: of the end-to-end stage once more in the routed model, at an average
+    drawn from `averages` and at one of the widths that `end_to_end` draws."""
 
     router: Literal["mlp", "norm", "projection"]
     hidden: int
     sequences: int
     epochs: int
     rate: float
+    steps: int = 0
+    averages: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("hidden", "sequences", "epochs"):
             _need(1 <= getattr(self, name) <= 100_000, name, "must be 1 or more")
         _need(0 < self.rate < 1, "rate", "must lie between 0 and 1")
+        _need(0 <= self.steps <= 100_000, "steps", "must not be negative")
+        within = all(2 <= average <= 8 for average in self.averages)
+        _need(within and bool(self.averages) == bool(self.steps), "averages", "of 2 to 8 bits go with steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,9 +294,10 @@ class Recipe:
     def wanted(self) -> Wanted:
         """How much of its data a run reads."""
         one, other = self.block_wise, self.end_to_end
+        steps = (other.steps if other else 0) + (self.routing.steps if self.routing else 0)
         return Wanted(
             block_wise=self.routing.sequences if self.routing else one.sequences if one else 0,
-            end_to_end=other.steps * other.batch if other else 0,
+            end_to_end=steps * other.batch if other else 0,
             held_out=self.held_out,
             context=max(stage.context if stage else 0 for stage in (one, other)),
             seed=self.seed,

@@ -55,7 +55,7 @@ def test_a_built_in_model_may_leave_its_name_out():
         ("steps = 3", "steps = 0", "steps must be 1 or more"),
         ("steps = 3", "steps = true", "end_to_end.steps cannot be True"),
         ("steps = 3", 'steps = "3"', "end_to_end.steps cannot be '3'"),
-        ("[3, 4]]\nadapter", "[3, 4, 9]]\nadapter", "draws widths from 2 to 8"),
+        ("[3, 4]]\nadapter", "[3, 4, 9]]\nadapter", "draws \\[9\\], in no bit group"),
         (
             "groups = [[5, 6, 7, 8], [3, 4], [2]]",
             "groups = [[5, 6, 7, 8], [3], [2]]",

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from quept.artifact import Artifact, Manifest
 from quept.config import Recipe
 from quept.data import Data
-from quept.data.batches import Inputs, batches, samples
+from quept.data.batches import Inputs, batches, rows, samples
+from quept.engines.mobiquant.engine import ROUTED, Routes
 from quept.engines.quept import LayerParameters, Quept
 from quept.files import append_line, read_lines, resume_lines
 from quept.models import LoadedModel, ModelLayout, load
@@ -135,10 +136,19 @@ def calibrate(
             trainable, recipe.end_to_end, recipe.adapters, data.end_to_end, recipe.seed, device
         )
         _tune(tuning, checkpoint, log, report)
-        seconds["end to end"] = log.seconds("end to end")
     began = time.monotonic()
     if recipe.routing:
-        artifact = nested_artifact(loaded, transformed, recipe, group, trainable, data, device, log, report)
+
+        def tune(routes: Routes) -> None:
+            nonlocal began
+            at = time.monotonic()
+            tuning = _in_routed_model(trainable, routes, recipe, data.end_to_end, device)
+            _tune(tuning, checkpoint, log, report, "routed", recipe.end_to_end.steps)
+            began += time.monotonic() - at
+
+        artifact = nested_artifact(
+            loaded, transformed, recipe, group, trainable, data, device, tune, log, report
+        )
     else:
         artifact = _artifact(loaded, transformed, recipe, group, trainable)
         plain = replace(artifact, engine=Quept(group, trainable.plain()))
@@ -146,6 +156,8 @@ def calibrate(
         if artifact.record and (lost := worse(artifact.manifest.quality)):
             log("transforms given up", plans=lost)
             artifact = _untransformed(loaded, recipe, group, data, device, log, report)
+    if recipe.end_to_end:
+        seconds["end to end"] = log.seconds("end to end")
     seconds["comparing"] = time.monotonic() - began
     log("done", seconds_per_stage={name: round(s, 1) for name, s in seconds.items()})
     report("writing the artifact", None)
@@ -202,20 +214,44 @@ def _nested(
     return NestedTrainable(model, loaded.layout, recipe.adapters, group, recipe.seed, magnitudes)
 
 
-def _tune(tuning: EndToEndTuning, checkpoint: Checkpoint, log: _Log, report: Progress) -> None:
-    """Run the end-to-end stage from where its checkpoint is."""
-    found = checkpoint.read("end-to-end")
+def _in_routed_model(
+    trainable: NestedTrainable, routes: Routes, recipe: Recipe, inputs: Inputs, device: torch.device
+) -> EndToEndTuning:
+    """The end-to-end stage once more, on what it has not read of the inputs, at plans that are routed and at
+    each of its widths."""
+    trainable.routed(routes)
+    stage, settings = recipe.end_to_end, recipe.routing
+    draws = (
+        tuple(f"{ROUTED}{average:g}" for average in settings.averages),
+        tuple(sorted({bits for draw in stage.draws for bits in draw})),
+    )
+    unread = rows(inputs, slice(stage.steps * stage.batch, None), "cpu")
+    stage = replace(stage, steps=settings.steps, draws=draws, mixed_every=0)
+    return EndToEndTuning(trainable, stage, recipe.adapters, unread, recipe.seed, device)
+
+
+def _tune(
+    tuning: EndToEndTuning,
+    checkpoint: Checkpoint,
+    log: _Log,
+    report: Progress,
+    stage: str = "end-to-end",
+    before: int = 0,
+) -> None:
+    """Run the end-to-end stage from where its checkpoint is. before: steps that came before it."""
+    found = checkpoint.read(stage)
     if found:
         tuning.load_state(found)
     saved = began = time.monotonic()
     for step in tuning.run():
         now = time.monotonic()
-        log("end to end", step=step.number, of=step.of, losses=step.losses, seconds=round(now - began, 2))
+        number, of = before + step.number, before + step.of
+        log("end to end", step=number, of=of, losses=step.losses, seconds=round(now - began, 2))
         began = now
         shown = ", ".join(f"{name} {loss:.3f}" for name, loss in step.losses.items())
-        report(f"end to end, step {step.number} of {step.of}: KL {shown}", step.number / step.of)
+        report(f"end to end, step {number} of {of}: KL {shown}", number / of)
         if now - saved > SAVE_EVERY or step.number == step.of:
-            checkpoint.write("end-to-end", tuning.state())
+            checkpoint.write(stage, tuning.state())
             saved = time.monotonic()
 
 

@@ -10,16 +10,22 @@ codes at that width alone. Both start from what is known without training: S_b a
 A_b from the largest singular values of what rounding left, its columns weighted by the magnitude of the
 inputs that they meet (LQER, arXiv 2402.02446). A `NestedTrainable` is a `Trainable`: the end-to-end stage
 tunes it as it does any other.
+
+Once there are routers it has routed plans, too. What a width learns there is for the tokens that get it, in
+a model where others get more: at 2 bits these are the easy ones, of which the whole text is a poor picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from quept.engines.mobiquant.engine import Routes, parsed
+from quept.engines.mobiquant.router import Router, depths
 from quept.models import ModelLayout
 from quept.numerics.adapters import RankSchedule
 from quept.numerics.grid import group_size, grouped
@@ -55,6 +61,7 @@ class NestedLayer(nn.Module):
         self.codes, self.grid = codes_of(weight, group)
         self.b, self.a, self.static = nn.ParameterList(), nn.ParameterList(), nn.ParameterDict()
         self.clips = nn.ParameterDict()
+        self.route: Callable[[float], tuple[Router, Tensor]] = _unrouted
         for bits, rank in zip(_widths(schedule), schedule.steps, strict=True):
             scales, zeros = fitted(weight, self.codes, bits, self.grid, group)
             if rank:
@@ -66,11 +73,23 @@ class NestedLayer(nn.Module):
             self.a.append(nn.Parameter(a))
 
     def forward(self, x: Tensor, bits: Bits, drop: float = 0.0) -> Tensor:
-        """x (..., in) -> (..., out) at this width; drop is for activations, which stay as they are."""
-        y = linear(x, self.values(bits.weights), self.bias)
-        if str(bits.weights) not in self.clips:
+        """x (..., in) -> (..., out) at this width, or routed where the setting says so (the model's `routes`
+        give this layer `route`); drop is for activations, which stay as they are."""
+        average, most = parsed(bits.weights)
+        if average is None:
+            return self._product(x, most)
+        tokens, (router, thresholds) = x.flatten(0, -2), self.route(average)
+        given = depths(router.scores(tokens.detach().float()), thresholds, most)
+        chosen = [(given == depth).nonzero()[:, 0] for depth in given.unique()]
+        parts = [self._product(tokens[one], int(given[one[0]])) for one in chosen]
+        order = torch.cat(chosen).argsort()
+        return torch.cat(parts)[order].unflatten(0, x.shape[:-1])
+
+    def _product(self, x: Tensor, bits: int) -> Tensor:
+        y = linear(x, self.values(bits), self.bias)
+        if str(bits) not in self.clips:
             return y
-        own = self.schedule.group_of(bits.weights)
+        own = self.schedule.group_of(bits)
         return y + linear(linear(x, self.a[own]), self.b[own])
 
     def values(self, bits: int) -> Tensor:
@@ -127,6 +146,19 @@ class NestedTrainable(Trainable):
                 bias = None if bias is None else bias.detach()
                 seen = None if magnitudes is None else magnitudes[name]
                 self.layers[name] = NestedLayer(weight, bias, schedule, size, seen)
+
+    def routed(self, routes: Routes) -> None:
+        """From now on plans may be routed by these."""
+        for name, layer in self.layers.items():
+            layer.route = partial(_route, routes, name)
+
+
+def _route(routes: Routes, layer: str, average: float) -> tuple[Router, Tensor]:
+    return routes.of(layer), routes.at(layer, average)
+
+
+def _unrouted(average: float) -> tuple[Router, Tensor]:
+    raise ValueError("there are no routers yet")
 
 
 def _widths(schedule: RankSchedule) -> Iterable[int]:

@@ -1,6 +1,7 @@
 """From tuned nested codes to an artifact: widths that prove better than nothing learned, routers, thresholds.
 
-    learned widths -> compared on held-out text -> costs of tokens -> routers -> thresholds -> curve
+    learned widths -> compared on held-out text -> costs of tokens -> routers -> what widths go on to learn
+    in the routed model -> compared again -> thresholds -> curve
 
 A width that diverges less on held-out text as its codes were made loses what it learned. Thresholds are found
 there too: one for each average, from the scores of tokens in the model at 2 bits and at 4, between which an
@@ -83,11 +84,12 @@ def nested_artifact(
     trainable: NestedTrainable,
     data: Data,
     device: torch.device,
+    tune: Callable[[Routes], None],
     log: Callable[..., None],
     report: Progress,
 ) -> Artifact:
-    """The artifact of a finished run, in memory. loaded: the base, transformed: as it was tuned."""
-    learned = {name: parameters_of(layer) for name, layer in trainable.layers.items()}
+    """The artifact of a run whose end-to-end stage is done, in memory. loaded: the base, transformed: as it
+    was tuned; tune: goes on with the stage in the routed model."""
     manifest = Manifest(
         "mobiquant",
         loaded.source,
@@ -99,13 +101,17 @@ def nested_artifact(
         transforms=transformed.record.steps if transformed.record else (),
         config=loaded.config,
     )
-    artifact = Artifact(manifest, MoBiQuant(group, learned), transformed.record)
+    artifact = Artifact(manifest, MoBiQuant(group, _learned(trainable)), transformed.record)
     options = {"device": device, "dtype": torch.float32}
     rtn = ElasticModel(loaded, Artifact.rtn(loaded, group), **options | {"budget": 1})
     held_out = HeldOut.of(rtn, data.held_out["input_ids"], device)
     artifact = _compared(artifact, rtn, transformed, held_out, options, log, report)
     elastic = ElasticModel(transformed, artifact, **options)
     routes, scores = _routes(transformed, elastic, recipe, data, device, report)
+    if recipe.routing.steps:
+        tune(routes)
+        artifact = replace(artifact, engine=MoBiQuant(group, _learned(trainable)))
+        artifact = _compared(artifact, rtn, transformed, held_out, options, log, report)
     artifact = replace(artifact, engine=replace(artifact.engine, routes=routes))
     elastic = ElasticModel(transformed, artifact, **options)
     report("settling the thresholds", None)
@@ -122,6 +128,10 @@ def nested_artifact(
         log("routed", average=average, kl=points[average], kl_static=beside, **found.means())
     routes = replace(routes, kl=_curve(points, routes.averages))
     return replace(artifact, engine=replace(artifact.engine, routes=routes))
+
+
+def _learned(trainable: NestedTrainable) -> dict[str, LayerParameters]:
+    return {name: parameters_of(layer) for name, layer in trainable.layers.items()}
 
 
 def _compared(

@@ -52,7 +52,15 @@ def recipe(text, router="mlp", **changes) -> Recipe:
             "data": {"kind": "text", "sources": {str(text): 1}},
             "adapters": {"groups": [[6, 8], [4], [2]], "steps": [0, 2, 4]},
             "end_to_end": stage,
-            "routing": {"router": router, "hidden": 4, "sequences": 6, "epochs": 4, "rate": 5e-3},
+            "routing": {
+                "router": router,
+                "hidden": 4,
+                "sequences": 6,
+                "epochs": 4,
+                "rate": 5e-3,
+                "steps": 4,
+                "averages": [2.5, 4],
+            },
         }
         | changes
     )

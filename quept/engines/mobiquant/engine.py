@@ -29,6 +29,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from typing import NotRequired
 
 import torch
 from torch import Tensor, dtype, nn
@@ -49,7 +50,15 @@ from .router import FURTHER, Router
 ROUTED = "routed:"
 EXPORTED = 4  # bits from which the plain grid of a width holds what its correction adds
 RANK_GROUP = 64  # columns of a correction that share a scale
-_ROUTING = form(router=str, hidden=Whole, sequences=Whole, epochs=Whole, rate=Number)
+_ROUTING = form(
+    router=str,
+    hidden=Whole,
+    sequences=Whole,
+    epochs=Whole,
+    rate=Number,
+    steps=NotRequired[Whole],  # since widths go on learning behind the routers
+    averages=NotRequired[list[Number]],
+)
 _PARTS = {
     "scales": torch.float16,
     "zeros": torch.uint8,
