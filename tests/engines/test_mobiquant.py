@@ -13,6 +13,7 @@ from quept import ElasticModel, PlanError, PrecisionPlan, load
 from quept.artifact import Artifact, ArtifactError
 from quept.artifact.store import TENSORS
 from quept.calibrate import CalibrationError, calibrate
+from quept.calibrate.nested import NestedTrainable
 from quept.calibrate.nested_artifact import settled
 from quept.calibrate.routers import leaders_of
 from quept.config import Recipe, RecipeError
@@ -22,8 +23,10 @@ from quept.engines.mobiquant.router import KINDS, Router, depths
 from quept.engines.reports import BITS, Reports
 from quept.export.packed import export
 from quept.kernels import missing
+from quept.numerics.adapters import RankSchedule
 from quept.numerics.grid import dequantize
 from quept.numerics.nested import nested
+from quept.plan import Bits
 from quept.report.page import page
 from quept.runtime.decode import decoder_of
 from quept.runtime.generate import Sampling, Token
@@ -159,6 +162,27 @@ def test_a_token_read_in_one_call_gets_the_bits_and_the_logits_of_the_view(folde
     assert plan.startswith("W") or len({event.reports[BITS] for event in ours}) > 1
 
 
+def test_in_the_routed_model_each_width_learns_from_the_tokens_that_get_it(folder):
+    loaded = load(folder)
+    schedule = RankSchedule(((6, 8), (4,), (2,)), (0, 2, 4))
+    trainable = NestedTrainable(loaded.model.float(), loaded.layout, schedule, 32, 0)
+    name, setting = loaded.layout.layers[0], Bits("routed:4")
+    layer, draw = trainable.layers[name], torch.Generator().manual_seed(2)
+    x = torch.randn(3, 9, layer.weight.shape[1], generator=draw)
+    with pytest.raises(ValueError, match="no routers"):
+        layer(x, setting)
+    routes = by_hand(loaded).routes
+    trainable.routed(routes)
+    got = depths(routes.of(name).scores(x), routes.at(name, 4.0), 8)
+    assert {2, 4} < set(got.unique().tolist())
+    y = layer(x, setting)
+    for depth in got.unique().tolist():
+        assert torch.allclose(y[got == depth], layer(x[got == depth], Bits(depth)), atol=1e-5)
+    assert (layer(x, Bits("routed:4/4")) - y)[got <= 4].abs().max() < 1e-5
+    y[got != 2].square().sum().backward()
+    assert layer.clips["4"].grad.abs().max() > 0 == layer.clips["2"].grad.abs().max()
+
+
 @pytest.mark.slow
 def test_learned_depths_beat_codes_as_they_were_made_on_held_out_text(run):
     quality = Artifact.open(run).manifest.quality
@@ -283,14 +307,14 @@ class Cut(Exception):
 @pytest.mark.slow
 def test_a_run_cut_and_resumed_ends_with_the_same_bytes(run, folder, text, tmp_path, monkeypatch):
     monkeypatch.setattr("quept.calibrate.job.SAVE_EVERY", 0.0)
-    cuts = ["step 3 ", "learning the routers"]
+    cuts = ["step 3 ", "learning the routers", "step 8 "]  # of ten, the last four in the routed model
 
     def cut(stage, fraction):
         if cuts and cuts[0] in stage:
             cuts.pop(0)
             raise Cut
 
-    for _ in range(2):
+    for _ in range(len(cuts)):
         with pytest.raises(Cut):
             calibrate(folder, recipe(text), tmp_path / "run", cut, device="cpu")
     calibrate(folder, recipe(text), tmp_path / "run", device="cpu")
