@@ -286,9 +286,10 @@ def _calibration(shapes: Shapes, machine: Machine, recipe: Recipe, base: int) ->
     if stage := recipe.end_to_end:
         share = (stage.context or shapes.tokens) / shapes.tokens
         widths = len(stage.draws) + (1 / stage.mixed_every if stage.mixed_every else 0)
-        again = int(stage.checkpointed)
-        seconds += one * share * stage.batch * stage.steps * (1 + (3 + again) * widths)
-        seconds += rounding * stage.steps * (2 + again) * widths
+        again, routed = int(stage.checkpointed), recipe.routing.steps if recipe.routing else 0
+        passes = widths * stage.steps + 2 * routed
+        seconds += one * share * stage.batch * (stage.steps + routed + (3 + again) * passes)
+        seconds += rounding * (2 + again) * passes
         context = (stage.context or shapes.tokens) * stage.batch
         kept = KEPT * weights // (shapes.blocks if again else 1)
     compared = 2 * MAKING * weights / machine.bandwidth + 3 * one * share * recipe.held_out
