@@ -8,6 +8,12 @@ how common a token is falls off a little faster than as one over its number. So 
 
 cut at whole tiles of rows: two thirds at b bits, two ninths at b + 1, and so on, b + 1/2 on average where no
 row meets the end of 8 bits. Each stretch of rows is on its own grid of one width (see grid).
+
+Three, and the tokenizer's order, are about the best there is. Let a row of SmolLM2 count as the probability
+that the model gives its token, or as how often the token is read, times the row's mean square times 4^-bits:
+on 2,048 tokens of BoolQ passages and 6,144 of WikiText-2's validation split the same cost takes 0.04 bits
+more at a ratio of 2.5, 0.01 less at 3.5 and 4, 0.01 more at 6, 0.75 more with one width for all rows; in the
+order counted on another of three texts between 0.1 bits less and 0.1 more.
 """
 
 from __future__ import annotations
