@@ -16,6 +16,11 @@ INLINE I32 load_zeros(const Weight *w, int64_t at) {
     return w->zeros ? load_bytes(w->zeros + at) : (I32){0} + 128;
 }
 
+/* Fetches what lies so far behind a line: a processor sees only a few lines ahead through the arithmetic on each, and what it
+   fetches unasked ends with a page. */
+enum { AHEAD = 2048 };
+INLINE void fetch_behind(const void *line) { __builtin_prefetch((const char *)line + AHEAD); }
+
 /* The lines of a block, of nested codes those of every slice that is read, `apart` bytes from each other. All are in
    registers before the first is looked into: a processor fetches ahead what is read in the order in which it lies, and
    the planes of a quad lie lines apart. */
@@ -29,7 +34,10 @@ INLINE Lines lines_in(const uint8_t *block, int64_t apart, int bits) {
 #pragma GCC unroll 4
     for (int s = 0; s < slices; s++)
 #pragma GCC unroll 8
-        for (int i = 0; i < each; i++) lines.line[s * each + i] = load(block + s * apart + LINE * i);
+        for (int i = 0; i < each; i++) {
+            lines.line[s * each + i] = load(block + s * apart + LINE * i);
+            if (each < 8 || LANES < TILE) fetch_behind(block + s * apart + LINE * i);
+        }
     if (bits < NESTED) __asm__ volatile("" ::: "memory"); /* a compiler would read each where it is used */
     return lines;
 }
@@ -222,12 +230,15 @@ INLINE F32 part_looked_up(const Weight *w, int slices, const uint8_t *codes, int
             F32 part[4] = {{0}, {0}, {0}, {0}};
             for (int64_t line = 0; line < lines; line++) {
                 U32 v = load(codes + s * apart + line * LINE);
+                fetch_behind(codes + s * apart + line * LINE);
 #pragma GCC unroll 16
                 for (int i = 0; i < LOOKS; i++)
                     part[i % 4] += look_up(table + (line * LOOKS + i) * CHOICES, v >> (LOOKED * i));
             }
             sum = sum * 0.25f + ((part[0] + part[1]) + (part[2] + part[3]));
         }
+        fetch_behind(w->scales + at);
+        fetch_behind(w->zeros + at);
         F32 zero = __builtin_convertvector(load_zeros(w, at), F32);
         y += load_half(w->scales + at) * (sum + (2 - zero * 0x1p-6f) * in->total[g]);
         codes += lines * LINE;
@@ -319,9 +330,11 @@ static void gated(float *gate, const float *up, int64_t n) {
 INLINE float dot_narrow(const uint16_t *a, int bits, const float *b, int64_t n) {
     F32 sums[2] = {{0}, {0}};
     int64_t i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES)
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        fetch_behind(a + i);
         for (int half = 0; half < 2; half++)
             sums[half] += load_narrow(a + i + half * LANES, bits) * as_float(load(b + i + half * LANES));
+    }
     float sum = sum_of(sums[0] + sums[1]);
     for (; i < n; i++) sum += narrow(a[i], bits) * b[i];
     return sum;
