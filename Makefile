@@ -80,11 +80,13 @@ constraints:
 	$(VENV)-newest/bin/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|cuda|triton)' > constraints.txt
 	rm -rf $(VENV)-newest
 
-# The browser tests drive Chromium. Where it cannot be installed from here they say so and skip; in CI they fail.
+# The browser tests drive Chromium, fastest the headless shell, which Debian has as a package. Where neither can be
+# installed from here they say so and skip; in CI they fail.
 chromium:
-	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    export DEBIAN_FRONTEND=noninteractive; apt-get update && apt-get install -y chromium; \
+	@for name in chromium-headless-shell chromium chromium-browser google-chrome; do \
+	    command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then export DEBIAN_FRONTEND=noninteractive; \
+	    apt-get update && { apt-get install -y chromium-headless-shell || apt-get install -y chromium; }; \
 	fi || echo "Chromium could not be installed with apt-get; the browser tests will skip." >&2
 
 clean:

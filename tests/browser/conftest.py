@@ -25,13 +25,17 @@ UNCHANGED = """() => new Promise((done) => {
 @pytest.fixture(scope="module")
 def contexts(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
     """The context of a file's pages with these options (viewport, has_touch, ...): one for all, so that their
-    scripts are fetched and compiled once. Whoever must be another visitor makes a context of their own."""
+    scripts are fetched and compiled once. An empty page of the same site stays open in it, and with it the
+    process that has compiled them. Whoever must be another visitor makes a context of their own."""
     made: dict[str, BrowserContext] = {}
 
     def context(**options) -> BrowserContext:
         key = repr(sorted(options.items()))
         if key not in made:
             made[key] = browser.new_context(**options)
+            empty = made[key].new_page()
+            empty.route("**", lambda route: route.fulfill(body=""))
+            empty.goto("http://127.0.0.1/")
         return made[key]
 
     yield context
