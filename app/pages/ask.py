@@ -18,6 +18,7 @@ from app.components.talk import Talk
 from app.link import ASK
 from app.pages.ask_answers import (
     INPUT,
+    PALETTE,
     STARTING,
     Setting,
     again,
@@ -80,7 +81,8 @@ def build(context: PageContext) -> AskPage:
             drawn["title"] = gr.Markdown(title(context, start.model) if begins else "", elem_id="ask-title")
         with gr.Row(elem_id="ask-middle", equal_height=False):
             with gr.Column(min_width=300, elem_id="ask-pictures"):
-                drawn["easel"] = Easel(easel(context, start.model) if begins else None, elem_id="ask-easel")
+                shown_on = easel(context, start.model) if begins else {"items": [], "colours": PALETTE}
+                drawn["easel"] = Easel(shown_on, elem_id="ask-easel")
                 drawn["input"] = PictureInput(
                     sources=["upload", "webcam", "clipboard"],
                     label="Your picture",
@@ -196,7 +198,7 @@ def _wire(context: PageContext, page: AskPage) -> None:
         context.forget(request.session_hash)
 
     def address(event) -> None:
-        event.then(None, setting[1:3], None, js=ADDRESS_JS, show_progress="hidden", api_visibility="private")
+        event.then(None, setting[1:3], None, js=ADDRESS_JS, **LIGHT)
 
     asked = [page.thread, page.easel, page.question, *setting]
     gr.on([page.send.click, page.question.submit], on_send, asked, answers, **running)

@@ -46,6 +46,7 @@ TAKEN = "JPEG, PNG, WebP, GIF, BMP and TIFF files of up to 10 MB are taken."
 NO_PICTURE = "There is no picture to ask about yet: choose or give one, or draw something."
 NO_QUESTION = "Type a question about the picture, or choose one of the suggestions."
 FAILED = "The answer failed for a reason of its own, not yours. Your question was kept: try again"
+PALETTE = [[name, "#{:02x}{:02x}{:02x}".format(*rgb)] for name, rgb in PAINTS.items()]
 EMPTY = [
     "Choose a picture or draw one, then ask about it.",
     "Both precisions read the same picture and the same words; what differs between their answers is marked, "
@@ -327,7 +328,7 @@ def easel(context: PageContext, model: str, visitor: str = "", selected: str | N
         ],
         "selected": selected,
         "questions": gallery.suggestions,
-        "colours": [[name, "#{:02x}{:02x}{:02x}".format(*rgb)] for name, rgb in PAINTS.items()],
+        "colours": PALETTE,
         "empty": "Drop a picture below, paste one, use the camera, or draw.",
         "paste_into": INPUT,
     }

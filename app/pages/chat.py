@@ -273,11 +273,10 @@ def _wire(context: PageContext, page: ChatPage, routed: averages.Averages) -> No
 
     both = [page.status_left, page.status_right]
     kept = gr.Textbox(visible=False)
-    silent = {"show_progress": "hidden", "api_visibility": "private"}
 
     def keeping(event) -> None:
         event.then(to_store, [context.model, page.history], kept, **LIGHT).then(
-            None, kept, None, js=STORE_JS, **silent
+            None, kept, None, js=STORE_JS, **LIGHT
         )
 
     def on_return(request: gr.Request, entered, text, *values):
@@ -298,7 +297,7 @@ def _wire(context: PageContext, page: ChatPage, routed: averages.Averages) -> No
     page.stop.click(on_stop, None, None, **LIGHT)
     bins = [page.clear.click, page.chat_left.clear, page.chat_right.clear]
     keeping(gr.on(bins, on_clear, asked, outputs, **LIGHT))
-    reading = gr.context.Context.root_block.load(None, None, kept, js=READ_JS, **silent)
+    reading = gr.context.Context.root_block.load(None, None, kept, js=READ_JS, **LIGHT)
     reading.then(on_return, [page.entered, kept, *asked], outputs, **LIGHT)
     gr.on(
         [page.plan_left.input, page.plan_right.input, page.kv.input],

@@ -23,8 +23,9 @@ from app.running import Running
 from app.service import Service
 
 # How handlers run: LIGHT at once; EVERY, all of them, however fast they come; WARNING with words for the
-# visitor, which travel through the queue only; RUNNING the model.
-LIGHT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+# visitor, which travel through the queue only; RUNNING the model. None shows progress on a component, hidden
+# or not: of each that does, Gradio copies all it holds in the browser whenever any handler gets further.
+LIGHT = {"queue": False, "show_progress": "hidden", "show_progress_on": (), "api_visibility": "private"}
 EVERY = LIGHT | {"trigger_mode": "multiple"}
 WARNING = LIGHT | {"queue": True, "concurrency_limit": 16}
 RUNNING = EVERY | {"queue": True, "concurrency_id": "measure", "concurrency_limit": 48}

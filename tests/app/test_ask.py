@@ -361,6 +361,12 @@ def test_two_colours_are_not_one_shape():
     )
 
 
+def test_a_page_drawn_before_its_model_is_chosen_paints_in_every_colour(context: PageContext):
+    with gr.Blocks():
+        page = ask.build(PageContext(context.service, {}, bench=bench("language"), tab=gr.Tab()))
+    assert len(page.easel.value["colours"]) == 8
+
+
 def test_what_a_link_says_stays_whichever_of_its_events_comes_first(context, elastic):
     with gr.Blocks():
         bare = bench(MODEL)

@@ -66,6 +66,13 @@ def test_a_page_for_models_that_are_not_open_is_left_out(service: Service, tmp_p
     assert left == ["chat", "layers", "compare", "export", "about"]
 
 
+def test_no_handler_has_what_components_hold_copied_for_its_progress(service: Service):
+    events = build_app(service).get_config_file()["dependencies"]
+    called = [event for event in events if event["targets"]]  # the others are the API's
+    shown = [event["show_progress_on"] for event in called if event["outputs"]]
+    assert len(shown) > 40 and all(one == [] for one in shown)
+
+
 def test_every_page_brings_its_own_style():
     css = look()["css"]
     assert all(page.css in css for page in PAGES) and sum(bool(page.css) for page in PAGES) == 5
