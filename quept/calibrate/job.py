@@ -58,7 +58,7 @@ from .trainable import Trainable
 Progress = Callable[[str, float | None], None]
 Choose = Callable[[Artifact, int, int, Callable[[float], None]], Artifact]  # weight and activation bits
 LOG = "progress.jsonl"
-COMPARED = 16  # samples on which widths are compared where nothing was learned
+COMPARED = 16  # samples on which widths are compared where nothing was learned or chosen
 SHOWN = 8  # windows of text on which the magnitudes of inputs are seen; pictures at once that moments are of
 NOISE = 1.0  # standard errors by which what was learned must be better than what is given up for it
 ENOUGH = 20  # pictures: of fewer, or of the few sequences of a text, no error can be told
@@ -377,7 +377,8 @@ def _compared(
     on_grids = ElasticModel(transformed, plain, **options) if recipe.static else by_token
     calibrated = ElasticModel(transformed, artifact, **options)
     stage = recipe.end_to_end or recipe.block_wise
-    count = samples(held_out) if stage else min(COMPARED, samples(held_out))
+    chooses = stage or recipe.rounding
+    count = samples(held_out) if chooses else min(COMPARED, samples(held_out))
     shown = list(batches(held_out, count, device, recipe.data.together))
     full = [_reference(rtn, inputs).log_softmax(-1) for inputs in shown]
 
