@@ -62,6 +62,7 @@ COMPARED = 16  # samples on which widths are compared where nothing was learned 
 SHOWN = 8  # windows of text on which the magnitudes of inputs are seen; pictures at once that moments are of
 NOISE = 1.0  # standard errors by which what was learned must be better than what is given up for it
 ENOUGH = 20  # pictures: of fewer, or of the few sequences of a text, no error can be told
+LEAST = 1e-9  # of a divergence, below which it is noise of summation
 SAVE_EVERY = 120.0  # seconds between two checkpoints; a step takes seconds, writing one about a second
 
 
@@ -435,9 +436,11 @@ def _mean(kl: Tensor) -> float:
 
 
 def _helps(kl: Tensor, than: Tensor, noise: float) -> bool:
-    """Whether it is less on the same samples, by more than so many standard errors of the difference."""
-    gain = than - kl
-    return bool(gain.mean() > noise * gain.std(correction=0) / len(gain) ** 0.5)
+    """Whether it is less on average of the same samples, and its share of what it was by more than so many
+    standard errors: a few pictures, near a tie of two answers, make most of the average."""
+    share = kl.clamp(min=LEAST).log() - than.clamp(min=LEAST).log()
+    error = share.std(correction=0) / len(share) ** 0.5
+    return bool(kl.mean() < than.mean() and (not noise or share.mean() < -noise * error))
 
 
 def _without(artifact: Artifact, bits: int, grids: Mapping[str, Tensor | None]) -> Artifact:
