@@ -9,6 +9,7 @@ from torchvision.transforms.functional import to_pil_image
 from quept.artifact import Artifact
 from quept.calibrate import calibrate
 from quept.calibrate.in_turn import chosen_in_turn
+from quept.calibrate.job import _helps
 from quept.calibrate.ranges import searched_factors
 from quept.calibrate.residual import owed, scale_of
 from quept.calibrate.rounding import second_nearest, seen_by_layers
@@ -201,3 +202,14 @@ def test_a_width_keeps_chosen_rounding_where_it_helps(tmp_path):
     name, short = made.manifest.layers[0], {4: torch.zeros(1, 1, dtype=torch.uint8)}
     odd = replace(made.engine, learned={name: replace(learned[name], second=short)})
     assert "its choices of rounding are not" in odd.misfit(name, 8, 16)
+
+
+def test_a_choice_is_judged_by_each_picture_and_never_against_the_average():
+    before = torch.ones(40)
+    before[0] = 40.0  # near a tie of two answers
+    better, worse = before * 0.9, before * 0.9
+    better[0], worse[0] = 42.0, 45.0
+    assert _helps(better, before, 1.0) and not _helps(worse, before, 1.0)
+    by_chance = before * torch.tensor([0.9, 1.08]).repeat(20)
+    assert by_chance.mean() < before.mean() and not _helps(by_chance, before, 1.0)
+    assert _helps(before * 0.999, before, 0.0)
