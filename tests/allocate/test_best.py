@@ -104,6 +104,21 @@ def test_a_plan_of_the_front_may_be_the_best():
     assert "from the measured front" in found.describe()
 
 
+def test_a_plan_that_was_searched_stands_before_a_guess_that_is_no_surer(monkeypatch):
+    """The front's predictions are off by a factor of 1.5, and the solver's plan should show 0.2."""
+    costs, size = table(), sizes()
+    costs = replace(costs, uniform={b: row | {"kl": 50.0} for b, row in costs.uniform.items()})
+    budget = size.deploy(PrecisionPlan.uniform(4))
+    solved = allocate(costs, size, budget)
+    monkeypatch.setattr("quept.allocate.solve.best._expected", lambda *of: 0.2)
+    monkeypatch.setattr(Front, "off_by", lambda front, table: 1.5)
+    near = PrecisionPlan.of({Q0: 3}, default=4)  # a bit less in one small layer
+    assert 0.995 * solved.bytes < size.deploy(near) <= budget
+    small = PrecisionPlan.uniform(2, embeddings=4)
+    for plan, kl, origin in ((near, 0.29, "front"), (near, 0.31, "allocated"), (small, 0.21, "allocated")):
+        assert best(costs, size, budget, front=measured(costs, (plan, kl))).origin == origin
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_front_tells_what_the_solvers_plan_should_show(seed):
     """Between two of its plans, log KL is linear in log s; at one of them it is what was measured."""

@@ -8,9 +8,11 @@ more than uniform plans of the same sum. So its plan is compared with every plan
 the budget and keeps the constraints: the uniform ones of the table, and those of the measured front. Their KL
 is known. That of the solver's plan is, unless it is one of them, read off the front at its sum s,
 
-    log KL linear in log s, between the two plans of the front beside it
+    log KL linear in log s, between the two plans of the front beside it; beyond its ends in proportion to s
 
-or, without a front or beyond its ends, off the table's curve. The curve is of uniform plans and flatters
+or, without a front, off the table's curve. What is read off is no measurement: a plan that was searched for
+the front and takes as much (CLOSE) of the budget stands before it, unless it is off by more than predictions
+of the front's plans are. The curve is of uniform plans and flatters
 mixed ones at few bits (by 1.4 for SmolLM2 at 60 MB), so a front makes the choice better. It counts only if it
 was measured on what the table's whole plans were measured on. Where the sizes count a context, a measured
 plan's KV cache gets the best widths for the room that its weights leave, and what they cost by themselves is
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 Origin = Literal["allocated", "uniform", "front"]
 SIZE = ("tokens", "context")
+CLOSE = 0.995  # of the bytes of the solver's plan
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,9 @@ class Best:
             return ""
         tier = "measured " if self.measured else ""
         what = "a uniform plan" if self.origin == "uniform" else "from the measured front"
+        stands = "is below" if self.kl < self.passed_over else "is surer than"
         return (
-            f"{self.allocation.plan.name}, {what}: its {tier}KL of {self.kl:.3g} is below the "
+            f"{self.allocation.plan.name}, {what}: its {tier}KL of {self.kl:.3g} {stands} the "
             f"{self.passed_over:.3g} that the solver's plan should show."
         )
 
@@ -86,16 +90,22 @@ def best(
     same = [row for row in fitting if row[1].key(table.layers) == own and row[2]]
     measured = same[0][2] if same else {}
     expected = measured["kl"] if same else _expected(table, solved.plan, front)
-    if expected is not None:
-        for origin, plan, metrics, kl in sorted(fitting, key=lambda row: row[3]):
-            if kl >= expected:
-                break
-            if keeps(plan, choices, constraints) and table.covers(plan):
-                cost = table.total(plan)
-                gap = max(0.0, cost - solved.cost) + solved.gap
-                found = Allocation(plan, sizes.deploy(plan), cost, table.predicted(plan), gap)
-                return Best(found, origin, kl, metrics, expected)
-    return Best(solved, "allocated", expected, measured)
+    if expected is None:
+        return Best(solved, "allocated", expected, measured)
+    off = 1.0 if same or front is None else front.off_by(table) or 1.0
+
+    def stands(origin: Origin, plan: PrecisionPlan, kl: float) -> bool:
+        searched = origin == "front" and sizes.deploy(plan) >= CLOSE * solved.bytes
+        return kl < expected * (off if searched else 1.0)
+
+    offered = [row for row in fitting if keeps(row[1], choices, constraints) and table.covers(row[1])]
+    if not any(stands(origin, plan, kl) for origin, plan, _, kl in offered):
+        return Best(solved, "allocated", expected, measured)
+    origin, plan, metrics, kl = min(offered, key=lambda row: row[3])
+    cost = table.total(plan)
+    gap = max(0.0, cost - solved.cost) + solved.gap
+    found = Allocation(plan, sizes.deploy(plan), cost, table.predicted(plan), gap)
+    return Best(found, origin, kl, metrics, expected)
 
 
 def _with_cache(
@@ -166,10 +176,12 @@ def _expected(table: SensitivityTable, plan: PrecisionPlan, front: Front | None)
     points = _mixed(table, front) if front and untouched else []
     added = table.cache_cost(plan) if table.cache and plan.rounds_cache else 0.0
     s -= added  # the front's plans leave the cache alone, and what it costs adds up
-    if len(points) < 2 or not points[0][0] <= s <= points[-1][0]:
+    if len(points) < 2 or s <= 0:
         return predicted
     sums, kls = np.log(points).T
-    return math.exp(np.interp(math.log(s), sums, np.maximum.accumulate(kls))) + added
+    within = float(np.clip(math.log(s), sums[0], sums[-1]))
+    kl = np.interp(within, sums, np.maximum.accumulate(kls)) + math.log(s) - within
+    return math.exp(kl) + added
 
 
 def _mixed(table: SensitivityTable, front: Front) -> list[tuple[float, float]]:
