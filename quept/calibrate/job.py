@@ -368,8 +368,8 @@ def _compared(
     stored: as it was learned, or the same (transformed) weights rounded to nearest with activations on the
     grids where learning began or rounded by the range of each token. At the widths of `recipe.rounding` each
     weight's point on the grid is chosen too. What was learned or chosen is kept where it helps, on
-    ENOUGH pictures by more than noise. plain: the artifact without anything learned; choose: makes that
-    choice."""
+    ENOUGH pictures by more than noise; of two choices the better. plain: the artifact without anything
+    learned; choose: makes that choice, in turn from the grid that lost, too."""
     options = {"device": device, "dtype": torch.float32, "budget": 1}  # nothing is wanted twice
     rtn = ElasticModel(loaded, Artifact.rtn(loaded, artifact.group), **options)
     by_token = rtn
@@ -406,9 +406,12 @@ def _compared(
             best = kl if kept else best
         shown_kl = None if kl is None else _mean(kl)
         log("compared", plan=plan.name, kl=shown_kl, kept=kept, kl_token=_mean(token), **found)
+        unlearned = [
+            {name: plain.engine.static(name).get(bits) if static else None for name in decided}
+            for static in (on_grid, not on_grid)
+        ]
         if not kept:
-            back = {name: plain.engine.static(name).get(bits) if on_grid else None for name in decided}
-            artifact = _without(artifact, bits, back)
+            artifact = _without(artifact, bits, unlearned[0])
             if loaded.layout.vision_layers:  # 8 bits are a part of the plans that follow
                 calibrated = ElasticModel(transformed, artifact, **options)
         if recipe.rounding and bits in recipe.rounding.widths:
@@ -417,16 +420,19 @@ def _compared(
                 starts.append(
                     _without(artifact, bits, {n: artifact.engine.static(n).get(bits) for n in decided})
                 )
+            if recipe.static and bits in recipe.rounding.in_turn:  # what layers win back hangs on the grid
+                starts.append(_without(artifact, bits, unlearned[1]))
+            taken = False
             for start in starts:
                 what = f"choosing the rounding of {bits} bits"
                 report(what, i / len(comparisons))
                 within = partial(report, what)
                 chosen = choose(start, bits, plan.default.activations, within)
                 kl = divergence(ElasticModel(transformed, chosen, **options), plan)
-                of, helps = kept and start is starts[0], _helps(kl, best, noise)
+                of, helps = kept and start is starts[0], _helps(kl, best, 0.0 if taken else noise)
                 log("rounding", plan=plan.name, learned=of, kl=_mean(kl), kept=helps)
                 if helps:
-                    artifact, best = chosen, kl
+                    artifact, best, taken = chosen, kl, True
         quality[plan.name] = {"kl": _mean(best), **found}
     return replace(artifact, manifest=replace(artifact.manifest, quality=quality))
 
