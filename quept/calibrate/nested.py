@@ -79,7 +79,8 @@ class NestedLayer(nn.Module):
         if average is None:
             return self._product(x, most)
         tokens, (router, thresholds) = x.flatten(0, -2), self.route(average)
-        given = depths(router.scores(tokens.detach().float()), thresholds, most)
+        scores = router.scores(tokens.detach().float())
+        given = depths(scores, thresholds.to(scores.device), most)
         chosen = [(given == depth).nonzero()[:, 0] for depth in given.unique()]
         parts = [self._product(tokens[one], int(given[one[0]])) for one in chosen]
         order = torch.cat(chosen).argsort()

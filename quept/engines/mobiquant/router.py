@@ -51,7 +51,7 @@ class Router:
         """x (..., in) -> (..., 3) float32, without a gradient."""
         if x.device.type == "cpu" and not missing():
             return self.table(x.shape[-1]).scores(x)
-        x, t = x.float(), self.tensors
+        x, t = x.float(), {name: one.to(x.device) for name, one in self.tensors.items()}
         if self.kind == "mlp":
             hidden = linear(features(x), t["w1"].float(), t["b1"].float()).relu()
             return linear(hidden, t["w2"].float(), t["b2"].float())
