@@ -3,6 +3,7 @@ goes on where it was cut, and measures what a whole pass measures."""
 
 import json
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -128,6 +129,39 @@ def test_a_plan_that_only_wins_on_the_search_windows_is_not_returned(elastic, re
     )
 
 
+def test_a_find_stays_where_it_wins_by_the_error_of_the_difference(elastic, table, tmp_path):
+    """Windows differ from each other by far more than two plans do on each of them."""
+    budget = budget_of(elastic, 3) + 500
+    start = allocate(table, elastic.sizes, budget, CONSTRAINTS).plan
+    opened = [
+        Reference.open(elastic.base_identity, windows(n, seed), elastic.reference, tmp_path)
+        for n, seed in ((3, 1), (6, 2))
+    ]
+    log = MeasurementLog(None, elastic)
+    space = Space.of(elastic, table, CONSTRAINTS, budget)
+    meter = Meter(elastic, opened[0], space, log, start, nullcontext)
+    picks = [space.picks_of(start), space.uniform(2, 16)]
+    for one in picks:
+        *_, last = meter.verify(one, opened[1])
+        by_window = [
+            log.windows[space.plan(one).key(elastic.layers), opened[1].windows.id, i] for i in range(6)
+        ]
+        assert np.mean(by_window) == pytest.approx(last["kl"], rel=1e-6)
+    mine, theirs = (np.array(meter._by_window(one, opened[1])) for one in picks)
+    paired = meter.error_between(*picks, opened[1])
+    assert paired == pytest.approx((mine - theirs).std(ddof=1) / 6**0.5)
+    few = Reference.open(elastic.base_identity, windows(2, 5), elastic.reference, tmp_path)
+    assert meter.error_between(*picks, few) is None
+
+
+@pytest.mark.parametrize("error, chosen", [(0.0, "refined"), (1e3, "start"), (math.nan, "refined")])
+def test_a_find_within_the_error_gives_way(elastic, references, table, monkeypatch, error, chosen):
+    monkeypatch.setattr(Meter, "error_between", lambda self, one, other, fresh: error)
+    last = searched(elastic, references, table, budget_of(elastic, 3), start=PrecisionPlan.uniform(2))[-1]
+    assert last.verified["refined"]["kl"] < last.verified["start"]["kl"]
+    assert last.chosen == chosen
+
+
 def test_constraints_and_budget_hold_in_every_plan_that_is_measured(elastic, references, table, monkeypatch):
     plans, measured = [], Meter._measured
     monkeypatch.setattr(
@@ -210,9 +244,9 @@ def test_a_search_cut_and_started_again_measures_nothing_twice_and_ends_the_same
     measured = Meter._measured
     monkeypatch.setattr(Meter, "_measured", lambda *a: passes.append(1) or measured(*a))
     resumed = searched(elastic, references, table, budget, resume=lines)[-1]
-    assert len(passes) + kept - 1 == len(
-        [row for row in map(json.loads, lines.read_text().splitlines()[1:]) if "kl" in row]
-    )
+    rows = map(json.loads, lines.read_text().splitlines()[1:])
+    searching = [row for row in rows if "kl" in row and row["windows"] == references[0].windows.id]
+    assert len(passes) + kept - 1 == len(searching)
     whole = searched(elastic, references, table, budget)[-1]
     assert (resumed.plan, resumed.chosen) == (whole.plan, whole.chosen)
     assert resumed.kl == pytest.approx(whole.kl, rel=1e-6)

@@ -48,8 +48,7 @@ class DataMeter:
         if key not in self.log.windows:
             began, kl = time.perf_counter(), self._last(plan, self.search)["kl"]
             self.pass_seconds = time.perf_counter() - began
-            row = dict(zip(("plan", "windows", "window"), key, strict=True))
-            self.log.add(row | {"kl": kl if kl < HIGHEST else None})
+            self.log.add_window(*key, kl)
         return self.log.windows[key]
 
     def losses(self, model: nn.Module) -> Iterator[Tensor]:
@@ -72,6 +71,9 @@ class DataMeter:
         if key not in self.log.estimates:
             self.log.add({"plan": key[0], "windows": key[1], "estimate": self._last(plan, fresh)})
         yield self.log.estimates[key]
+
+    def error_between(self, one: np.ndarray, other: np.ndarray, fresh: EvalTask) -> None:
+        """Not known: a task keeps no scores of single samples."""
 
     def _last(self, plan: PrecisionPlan, task: EvalTask) -> dict:
         try:

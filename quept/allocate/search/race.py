@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from quept.evaluate.forward import Gate, NonFiniteLogits, pause_of, pausing, window_logits
+from quept.evaluate.intervals import mean_and_error
 from quept.evaluate.reference import Reference
 from quept.evaluate.token_scores import compare, divergence
 from quept.files import append_line, dtype_name, resume_lines
@@ -34,6 +35,7 @@ BEHIND = 0.01  # of log KL: by how much a candidate may be behind and still see 
 NOISE, WINDOW_NOISE = 0.02, 0.04  # of log KL: how far the model of costs is off, and how far one window is
 LOWEST, HIGHEST = 1e-9, 1e3  # what a KL counts as at least and at most where its logarithm is taken
 RECENT = 0.2  # weight of the latest pass in the running mean of their seconds
+PAIRED = 4  # windows from which the error of a difference can be told from them
 KEPT_STATES = 2_000_000_000  # bytes of hidden states; where all windows' would take more, none are kept
 
 
@@ -66,6 +68,9 @@ class MeasurementLog:
         self._keep(row)
         if self._path:
             append_line(self._path, row)
+
+    def add_window(self, plan: str, windows: str, window: int, kl: float) -> None:
+        self.add({"plan": plan, "windows": windows, "window": window, "kl": kl if kl < HIGHEST else None})
 
     def _keep(self, row: Mapping) -> None:
         if "estimate" in row:
@@ -106,14 +111,7 @@ class Meter:
         plan = self.space.plan(picks, self.cached)
         key = plan.key(self.elastic.layers), self.search.windows.id, window
         if key not in self.log.windows:
-            kl = self._measured(plan, picks, window)
-            row = {
-                "plan": key[0],
-                "windows": key[1],
-                "window": window,
-                "kl": kl if math.isfinite(kl) else None,
-            }
-            self.log.add(row)
+            self.log.add_window(*key, self._measured(plan, picks, window))
         return self.log.windows[key]
 
     def keep(self, picks: np.ndarray) -> None:
@@ -123,21 +121,38 @@ class Meter:
         self._latest, self._latest_of = {}, None
 
     def verify(self, picks: np.ndarray, fresh: Reference) -> Iterator[dict[str, float]]:
-        """The running Estimate on the fresh windows, as a dict; the last one is of all of them."""
+        """The running Estimate on the fresh windows, as a dict; the last one is of all of them. The log has
+        each window's by itself, too."""
         plan = self.space.plan(picks, self.cached)
         key = plan.key(self.elastic.layers), fresh.windows.id
-        if key in self.log.estimates:
+        if key in self.log.estimates and self._by_window(picks, fresh)[-1] < math.inf:
             yield self.log.estimates[key]
             return
-        estimate, view = {}, self.elastic.view(plan)
+        estimate, view, whole = {}, self.elastic.view(plan), 0.0
+        passes = divergence(view, fresh, fresh.windows, self._make_cache(plan), self.gate)
         try:
-            for running in divergence(view, fresh, fresh.windows, self._make_cache(plan), self.gate):
+            for window, running in enumerate(passes):
+                before, whole = whole, running.kl * (window + 1)
+                self.log.add_window(*key, window, whole - before)
                 estimate = running.to_dict()
                 yield estimate
         except NonFiniteLogits:
             estimate = {"tokens": 0, "kl": HIGHEST}
             yield estimate
         self.log.add({"plan": key[0], "windows": key[1], "estimate": estimate})
+
+    def error_between(self, one: np.ndarray, other: np.ndarray, fresh: Reference) -> float | None:
+        """Standard error of the difference of two verified plans' KL, paired by windows: what makes a window
+        hard does so for both. NaN where one of them was not finite, None of too few windows."""
+        if len(fresh) < PAIRED:
+            return None
+        mine, theirs = (torch.tensor(self._by_window(picks, fresh)) for picks in (one, other))
+        return mean_and_error(mine - theirs)[1]
+
+    def _by_window(self, picks: np.ndarray, fresh: Reference) -> list[float]:
+        """KL on each of the fresh windows; infinite where it was not measured."""
+        key = self.space.plan(picks, self.cached).key(self.elastic.layers), fresh.windows.id
+        return [self.log.windows.get((*key, window), math.inf) for window in range(len(fresh))]
 
     def _make_cache(self, plan):
         return (lambda: self.elastic.make_cache(plan)) if plan.rounds_cache else None

@@ -17,8 +17,8 @@ On pictures and questions the search goes downhill from there, by the gradient o
 Candidates race (see `race`): whoever falls behind the best plan on the windows both have seen is dropped,
 and a new best plan has to win on all of them together. What wins among hundreds wins a little by luck, so
 in the end the given plan, the best uniform one and the best found are measured on other windows, and the
-final trial's plan is the one that wins there; where that is by less than its standard error, the given plan,
-which no text was searched for, stays.
+final trial's plan is the one that wins there; where that is by less than the standard error of the difference
+(paired by windows where there are enough), the given plan, which no text was searched for, stays.
 
 Every measurement is appended to `resume`, a JSON-lines file that any number of searches on the same model may
 share, and read from there before anything is measured. The path depends on the metrics and the seed alone:
@@ -189,7 +189,10 @@ def refine(
                 yield trial("checking on text that the search never saw")
     verified = {name: measured[picks.tobytes()] for name, picks in finalists.items()}
     chosen = min(verified, key=lambda name: verified[name]["kl"])  # of equals the first: refined
-    if verified["start"]["kl"] - verified[chosen]["kl"] < verified[chosen].get("kl_se", 0.0):
+    error = race.meter.error_between(finalists[chosen], given, fresh)
+    if error is None:
+        error = verified[chosen].get("kl_se", 0.0)
+    if verified["start"]["kl"] - verified[chosen]["kl"] < error:
         chosen = "start"
     plan = space.plan(finalists[chosen], start)
     yield trial("done", plan=plan, final=True, chosen=chosen, verified=verified)
