@@ -56,7 +56,8 @@ class Slopes:
 def has_slopes(elastic: ElasticModel, search: Reference | EvalTask, plan: PrecisionPlan) -> bool:
     """Whether steps are worth their time: on pictures and questions, where a gradient flows through the plan,
     which it does not where inputs or the KV cache are rounded. (On 2,048 tokens of text SmolLM2's gradient
-    took as long as ten candidates, and what its step won there, 5 % at 94 MB, was lost on other text.)"""
+    took as long as ten candidates, and what its step won there, 5 % at 94 MB, was lost on other text. On
+    18,000 and 24,000 tokens its best steps won 1 to 2 % on SQuAD and nothing on WikiText.)"""
     if not isinstance(search, EvalTask):
         return False
     if plan.rounds_cache or any(b.activations != FULL for b in plan.resolve(elastic.layers).values()):
