@@ -1,6 +1,7 @@
 """Calibration: a model and a recipe in, an artifact on disk out.
 
-job         one run: transforms, stages, comparison with round-to-nearest; resumed where it was cut
+job         one run from a recipe to an artifact, resumed where it was cut
+comparison  each width at the best that is known of it, by what held-out data say
 prepare     the transforms of a recipe
 grids       static grids of activations, chosen by what the answers suffer
 observe     what layers are given at full precision: samples for static grids
@@ -24,7 +25,8 @@ errors      CalibrationError
 
 from quept.stage import make_callable
 
+from .comparison import worse
 from .errors import CalibrationError
-from .job import calibrate, calibrate_rtn, worse
+from .job import calibrate, calibrate_rtn
 
 make_callable(__name__)

@@ -1,8 +1,8 @@
 """One calibration run: a model and a recipe in, an artifact folder out, re-opened and checked before it is
 called done.
 
-    transforms -> static grids -> block-wise stage -> end-to-end stage -> comparison with round-to-nearest,
-    and choice of rounding -> artifact
+    transforms -> static grids -> block-wise stage -> end-to-end stage -> each width compared with
+    round-to-nearest, and its rounding chosen (see `comparison`) -> artifact
 
 What is in the folder while it runs: progress.jsonl, one line for every step and decision, and checkpoint.*,
 replaced by renaming, from which the same command goes on to the same bytes. When it is done: manifest.json,
@@ -17,52 +17,40 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quept.artifact import Artifact, Manifest
 from quept.config import Recipe
 from quept.data import Data
-from quept.data.batches import Inputs, batches, rows, samples
+from quept.data.batches import Inputs, batches, rows
 from quept.engines.mobiquant.engine import ROUTED, Routes
-from quept.engines.quept import LayerParameters, Quept
+from quept.engines.quept import Quept
 from quept.files import append_line, read_lines, resume_lines
 from quept.models import LoadedModel, ModelLayout, load
 from quept.models.families import KINDS
-from quept.models.vision import class_logits
-from quept.numerics.grid import group_size
-from quept.plan import ACTIVATION_BITS, FULL, KEPT_BITS, PrecisionPlan
-from quept.runtime import ElasticModel
+from quept.plan import KEPT_BITS
 from quept.transforms import check_kinds
 
 from .block_wise import tune_blocks
 from .checkpoint import Checkpoint
+from .comparison import Comparison, vision_side, worse
 from .end_to_end import EndToEndTuning
 from .errors import CalibrationError
 from .grids import NOTHING, chosen_ends, starts_worse
-from .in_turn import chosen_in_turn
-from .logits import answer_logits, arguments, logits_of
-from .loss import divergences
 from .nested import NestedTrainable
 from .nested_artifact import nested_artifact
 from .observe import Ends, observe
 from .prepare import prepared
-from .rounding import second_nearest, seen_by_layers
 from .trainable import Trainable
 
 Progress = Callable[[str, float | None], None]
-Choose = Callable[[Artifact, int, int, Callable[[float], None]], Artifact]  # weight and activation bits
 LOG = "progress.jsonl"
-COMPARED = 16  # samples on which widths are compared where nothing was learned or chosen
-SHOWN = 8  # windows of text on which the magnitudes of inputs are seen; pictures at once that moments are of
-NOISE = 1.0  # standard errors by which what was learned must be better than what is given up for it
-ENOUGH = 20  # pictures: of fewer, or of the few sequences of a text, no error can be told
-LEAST = 1e-9  # of a divergence, below which it is noise of summation
+SHOWN = 8  # windows of text on which the magnitudes of inputs are seen
 SAVE_EVERY = 120.0  # seconds between two checkpoints; a step takes seconds, writing one about a second
 
 
@@ -153,7 +141,8 @@ def calibrate(
     else:
         artifact = _artifact(loaded, transformed, recipe, group, trainable)
         plain = replace(artifact, engine=Quept(group, trainable.plain()))
-        artifact = _settled(artifact, plain, model, loaded, transformed, recipe, data, device, log, report)
+        comparison = Comparison(loaded, transformed, recipe, data, device, log, report)
+        artifact = comparison.settled(artifact, plain, model)
         if artifact.record and (lost := worse(artifact.manifest.quality)):
             log("transforms given up", plans=lost)
             artifact = _untransformed(loaded, recipe, group, data, device, log, report)
@@ -285,7 +274,7 @@ def _reached(recipe: Recipe, layout: ModelLayout, widths: list[int]) -> dict[str
     it draws a width for every layer."""
     stage = recipe.end_to_end
     seen = widths if stage and stage.mixed_every else [b for b in widths if stage and b == KEPT_BITS]
-    sees = _sees(layout)
+    sees = vision_side(layout)
     return {name: tuple(seen if name in sees else widths) for name in layout.layers}
 
 
@@ -306,195 +295,7 @@ def _untransformed(
     plain = Artifact(
         replace(manifest, widths=dict.fromkeys(loaded.layout.layers, ())), Quept(group, bare.plain())
     )
-    return _settled(plain, plain, model, loaded, loaded, recipe, data, device, log, report)
-
-
-def _settled(
-    artifact: Artifact,
-    plain: Artifact,
-    model: nn.Module,
-    loaded: LoadedModel,
-    transformed: LoadedModel,
-    recipe: Recipe,
-    data: Data,
-    device: torch.device,
-    log: _Log,
-    report: Progress,
-) -> Artifact:
-    """The artifact with each width at the best that is known of it. model: the transformed one, in the dtype
-    to compute in; plain: see `_compared`."""
-    choose = None
-    if recipe.rounding:
-        report("looking at the inputs of the layers", None)
-        shown = list(batches(data.block_wise, recipe.rounding.images, device, SHOWN))
-        choose = _rounding_of(recipe, transformed, model, shown)
-    return _compared(artifact, plain, loaded, transformed, recipe, data.held_out, choose, device, log, report)
-
-
-def _rounding_of(
-    recipe: Recipe, of: LoadedModel, model: nn.Module, shown: Sequence[Mapping[str, Tensor]]
-) -> Choose:
-    """What chooses the points on the grid that the weights of an artifact of `of` go to at a width."""
-    seen = seen_by_layers(model, of.layout, shown, recipe.seed)
-
-    def choose(artifact: Artifact, bits: int, activations: int, report: Callable[[float], None]) -> Artifact:
-        before, group = artifact.engine.learned, artifact.group
-        if bits in recipe.rounding.in_turn:
-            layers = chosen_in_turn(model, of.layout, before, bits, group, shown, seen, report, activations)
-        else:
-            layers = {}
-            for name, layer in before.items():
-                weight = of.model.get_submodule(name).weight.detach().flatten(1).to(seen[name].moments.device)
-                rounding = layer.rounding(weight, bits, group_size(weight.shape[1], group))
-                layers[name] = layer.choosing(bits, second_nearest(rounding, seen[name].moments))
-        return _holding(artifact, layers)
-
-    return choose
-
-
-def _compared(
-    artifact: Artifact,
-    plain: Artifact,
-    loaded: LoadedModel,
-    transformed: LoadedModel,
-    recipe: Recipe,
-    held_out: Inputs,
-    choose: Choose | None,
-    device: torch.device,
-    log: _Log,
-    report: Progress,
-) -> Artifact:
-    """The artifact with each width at the best that is known of it, measured on held-out data as it will be
-    stored: as it was learned, or the same (transformed) weights rounded to nearest with activations on the
-    grids where learning began or rounded by the range of each token. At the widths of `recipe.rounding` each
-    weight's point on the grid is chosen too. What was learned or chosen is kept where it helps, on
-    ENOUGH pictures by more than noise; of two choices the better. plain: the artifact without anything
-    learned; choose: makes that choice, in turn from the grid that lost, too."""
-    options = {"device": device, "dtype": torch.float32, "budget": 1}  # nothing is wanted twice
-    rtn = ElasticModel(loaded, Artifact.rtn(loaded, artifact.group), **options)
-    by_token = rtn
-    if transformed is not loaded:
-        by_token = ElasticModel(transformed, Artifact.rtn(transformed, artifact.group), **options)
-    on_grids = ElasticModel(transformed, plain, **options) if recipe.static else by_token
-    calibrated = ElasticModel(transformed, artifact, **options)
-    stage = recipe.end_to_end or recipe.block_wise
-    chooses = stage or recipe.rounding
-    count = samples(held_out) if chooses else min(COMPARED, samples(held_out))
-    shown = list(batches(held_out, count, device, recipe.data.together))
-    full = [_reference(rtn, inputs).log_softmax(-1) for inputs in shown]
-
-    def divergence(elastic: ElasticModel, plan: PrecisionPlan) -> Tensor:
-        view = elastic.view(plan)
-        with torch.no_grad():
-            found = [divergences(logits_of(view, x), p) for x, p in zip(shown, full, strict=True)]
-        return torch.cat(found)
-
-    activations = stage.activations if stage else recipe.static is not None
-    noise = NOISE if loaded.kind == "vision" and count >= ENOUGH else 0.0
-    quality, comparisons = {}, _comparisons(recipe, loaded.layout, activations)
-    for i, (bits, plan, decided) in enumerate(comparisons):
-        report(f"comparing {plan.name} with round-to-nearest", i / len(comparisons))
-        base = divergence(rtn, plan)
-        token = divergence(by_token, plan) if by_token is not rtn else base
-        grids = divergence(on_grids, plan) if on_grids is not by_token else token
-        found = {"kl_rtn": _mean(base), "kl_plain": _mean(grids)}
-        on_grid = _mean(grids) <= _mean(token)
-        best, kept, kl = grids if on_grid else token, False, None
-        if any(bits in artifact.manifest.widths[name] for name in decided):
-            kl = divergence(calibrated, plan)
-            kept = _helps(kl, best, noise)
-            best = kl if kept else best
-        shown_kl = None if kl is None else _mean(kl)
-        log("compared", plan=plan.name, kl=shown_kl, kept=kept, kl_token=_mean(token), **found)
-        unlearned = [
-            {name: plain.engine.static(name).get(bits) if static else None for name in decided}
-            for static in (on_grid, not on_grid)
-        ]
-        if not kept:
-            artifact = _without(artifact, bits, unlearned[0])
-            if loaded.layout.vision_layers:  # 8 bits are a part of the plans that follow
-                calibrated = ElasticModel(transformed, artifact, **options)
-        if recipe.rounding and bits in recipe.rounding.widths:
-            starts = [artifact]
-            if kept:
-                starts.append(
-                    _without(artifact, bits, {n: artifact.engine.static(n).get(bits) for n in decided})
-                )
-            if recipe.static and bits in recipe.rounding.in_turn:  # what layers win back hangs on the grid
-                starts.append(_without(artifact, bits, unlearned[1]))
-            taken = False
-            for start in starts:
-                what = f"choosing the rounding of {bits} bits"
-                report(what, i / len(comparisons))
-                within = partial(report, what)
-                chosen = choose(start, bits, plan.default.activations, within)
-                kl = divergence(ElasticModel(transformed, chosen, **options), plan)
-                of, helps = kept and start is starts[0], _helps(kl, best, 0.0 if taken else noise)
-                log("rounding", plan=plan.name, learned=of, kl=_mean(kl), kept=helps)
-                if helps:
-                    artifact, best, taken = chosen, kl, True
-        quality[plan.name] = {"kl": _mean(best), **found}
-    return replace(artifact, manifest=replace(artifact.manifest, quality=quality))
-
-
-def _mean(kl: Tensor) -> float:
-    return round(kl.mean().item(), 6)
-
-
-def _helps(kl: Tensor, than: Tensor, noise: float) -> bool:
-    """Whether it is less on average of the same samples, and its share of what it was by more than so many
-    standard errors: a few pictures, near a tie of two answers, make most of the average."""
-    share = kl.clamp(min=LEAST).log() - than.clamp(min=LEAST).log()
-    error = share.std(correction=0) / len(share) ** 0.5
-    return bool(kl.mean() < than.mean() and (not noise or share.mean() < -noise * error))
-
-
-def _without(artifact: Artifact, bits: int, grids: Mapping[str, Tensor | None]) -> Artifact:
-    """The artifact with a width of some layers rounded to nearest, on the grid given for each or on none."""
-    learned = artifact.engine.learned
-    layers = dict(learned) | {name: learned[name].without(bits, grid) for name, grid in grids.items()}
-    return _holding(artifact, layers)
-
-
-def _holding(artifact: Artifact, layers: Mapping[str, LayerParameters]) -> Artifact:
-    """The artifact with these layers."""
-    manifest = replace(artifact.manifest, widths={name: layer.widths for name, layer in layers.items()})
-    return replace(artifact, engine=Quept(artifact.group, layers), manifest=manifest)
-
-
-def worse(quality: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The plans of `Manifest.quality` at which round-to-nearest of the base, which transforms and grids
-    shared by all widths cannot go back to, is better than what was stored, beyond what noise would show."""
-    return [plan for plan, row in quality.items() if row["kl"] > 1.05 * row["kl_rtn"] + 1e-5]
-
-
-def _comparisons(
-    recipe: Recipe, layout: ModelLayout, activations: bool
-) -> list[tuple[int, PrecisionPlan, Collection[str]]]:
-    """(width, a plan with it, the layers whose width stands or falls there). Of a vision-language model what
-    sees has plans of its own below 8 bits, and those come last, since it keeps 8 bits in the others."""
-    found, sees = [], _sees(layout)
-    for bits in sorted(recipe.adapters.widths, reverse=bool(sees)):
-        plan = PrecisionPlan.uniform(bits, bits if activations and bits in ACTIVATION_BITS else FULL)
-        decided = set(layout.layers) - (set() if bits == KEPT_BITS else sees)
-        found.append((bits, plan.keeping(layout.vision_layers), decided))
-    if sees and recipe.end_to_end and recipe.end_to_end.mixed_every:
-        for bits, *_ in [entry for entry in found if entry[0] < KEPT_BITS]:
-            plan = PrecisionPlan.of(dict.fromkeys(sorted(sees), bits), default=FULL, name=f"vision {bits}")
-            found.append((bits, plan, sees))
-    return found
-
-
-def _sees(layout: ModelLayout) -> set[str]:
-    """The layers of vision tower and projector of a vision-language model; none of any other."""
-    return set(layout.layers) - {name for block in layout.decoder_blocks for name in block.layers.values()}
-
-
-def _reference(elastic: ElasticModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Full-precision logits, where they count."""
-    asked = arguments(inputs)
-    logits = elastic.reference(asked.get("x", asked))
-    return class_logits(logits) if "x" in asked else answer_logits(logits, inputs)
+    return Comparison(loaded, loaded, recipe, data, device, log, report).settled(plain, plain, model)
 
 
 def _check_kind(recipe: Recipe, loaded: LoadedModel) -> None:

@@ -8,8 +8,8 @@ from torchvision.transforms.functional import to_pil_image
 
 from quept.artifact import Artifact
 from quept.calibrate import calibrate
+from quept.calibrate.comparison import helps
 from quept.calibrate.in_turn import chosen_in_turn
-from quept.calibrate.job import _helps
 from quept.calibrate.ranges import searched_factors
 from quept.calibrate.residual import owed, scale_of
 from quept.calibrate.rounding import second_nearest, seen_by_layers
@@ -180,7 +180,7 @@ def test_of_the_last_block_the_class_token_alone_counts(tmp_path):
     assert ranks[0] > 4 >= ranks[1]
 
 
-def test_a_width_keeps_chosen_rounding_where_it_helps(tmp_path):
+def test_a_width_keeps_chosen_rounding_where_ithelps(tmp_path):
     recipe = {
         "name": "tiny", "note": "for tests", "held_out": 8,
         "data": {"kind": "photographs", "source": str(tmp_path / "data"), "count": 16},
@@ -209,7 +209,7 @@ def test_a_choice_is_judged_by_each_picture_and_never_against_the_average():
     before[0] = 40.0  # near a tie of two answers
     better, worse = before * 0.9, before * 0.9
     better[0], worse[0] = 42.0, 45.0
-    assert _helps(better, before, 1.0) and not _helps(worse, before, 1.0)
+    assert helps(better, before, 1.0) and not helps(worse, before, 1.0)
     by_chance = before * torch.tensor([0.9, 1.08]).repeat(20)
-    assert by_chance.mean() < before.mean() and not _helps(by_chance, before, 1.0)
-    assert _helps(before * 0.999, before, 0.0)
+    assert by_chance.mean() < before.mean() and not helps(by_chance, before, 1.0)
+    assert helps(before * 0.999, before, 0.0)

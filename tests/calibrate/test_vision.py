@@ -117,7 +117,7 @@ def test_a_width_that_is_better_by_chance_is_not_kept(data, tmp_path, monkeypatc
     def found(_, p):
         return torch.cat([torch.tensor(next(turns)), torch.ones(len(p) - 2)])
 
-    monkeypatch.setattr("quept.calibrate.job.divergences", found)
+    monkeypatch.setattr("quept.calibrate.comparison.divergences", found)
     model = save_tiny_vision("vit", tmp_path / "model")
     images = {"source": str(data), "count": 16}
     made = calibrate(model, one_epoch(data, held_out=20, images=images), tmp_path / "out", device="cpu")
@@ -174,7 +174,9 @@ def test_every_block_was_tuned_and_patch_merging_too(run):
 def judged(monkeypatch, *losses: float) -> None:
     """The comparison finds these: the base, its transform by token and on grids, as learned."""
     turns = itertools.cycle(losses)
-    monkeypatch.setattr("quept.calibrate.job.divergences", lambda _, p: torch.full((len(p),), next(turns)))
+    monkeypatch.setattr(
+        "quept.calibrate.comparison.divergences", lambda _, p: torch.full((len(p),), next(turns))
+    )
 
 
 def one_epoch(data, **changes):
