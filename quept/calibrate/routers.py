@@ -92,9 +92,9 @@ def observed_costs(
             effect = sum(layer.effects for layer in shared)
             weights = sum(layer.weight.numel() for layer in shared)
             found[leader].append((shared[0].inputs, effect.square() / (2 * weights)))
-    return {
-        name: Seen(*(torch.cat(parts) for parts in zip(*pairs, strict=True)), len(ids))
-        for name, pairs in found.items()
+    return {  # each let go of as it is joined: all together are gigabytes
+        name: Seen(*(torch.cat(parts) for parts in zip(*found.pop(name), strict=True)), len(ids))
+        for name in tuple(found)
     }
 
 
