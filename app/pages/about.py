@@ -5,8 +5,11 @@ from __future__ import annotations
 import gradio as gr
 
 from app.pages.context import Page, PageContext
+from app.service import Service
 from app.space import ON_ZERO, on_zero
 from app.toast import shown
+from quept.artifact import resolve_source
+from quept.report.ablation import EXPLAINED, read_ablation
 
 METHOD = """
 ### What this is
@@ -82,6 +85,17 @@ app.predict("fashion-vit", "W4", picture, api_name="/classify")      # a PNG or 
 """
 
 
+def ablations(service: Service) -> str:
+    """Which part of a calibration pays, for each model that it was measured of."""
+    files = (resolve_source(card.source).beside("ablation.json") for card in service.cards.values())
+    tables = [
+        f"{read.markdown}\n\n{read.note}" for file in dict.fromkeys(files) if (read := read_ablation(file))
+    ]
+    return (
+        f"\n### What each part of a calibration wins\n{EXPLAINED}\n\n" + "\n\n".join(tables) if tables else ""
+    )
+
+
 def build(context: PageContext) -> None:
     """Draw the page."""
     service = context.service
@@ -94,7 +108,8 @@ def build(context: PageContext) -> None:
     )
     here = f"\n### Where this runs\n{ON_ZERO}.\n" if on_zero() else ""
     gr.Markdown(
-        f"{METHOD}\n{PROGRAMS}\n### The models here\n{models}\n\n### Measured on\n{conditions}\n{here}",
+        f"{METHOD}\n{PROGRAMS}\n### The models here\n{models}\n\n### Measured on\n{conditions}\n"
+        f"{ablations(service)}{here}",
         elem_id="about",
     )
 

@@ -49,7 +49,7 @@ class Source:
         return tuple(dict.fromkeys((Path(self.base).name, self.name)))
 
     def beside(self, name: str) -> Path | None:
-        """The file `name` (sensitivity.json, front.json, results.json, baselines.json) of the artifact, or
+        """The file `name` (sensitivity.json, front.json, results.json, ablation.json) of the artifact, or
         else of its base; None where there is none."""
         folders = [ASSETS / self.base if self.entry else Path(self.base)]
         if self.artifact:

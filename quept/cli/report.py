@@ -32,8 +32,9 @@ def report_parser(commands) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="measured results to show too: files of `quept evaluate --export-results` or of the quality "
-        "benchmark; results of round-to-nearest on the same text become the column to compare with",
+        help="measured results to show too: files of `quept evaluate --export-results` or of the benchmarks "
+        "quality and ablation; results of round-to-nearest on the same text become the column to compare "
+        "with",
     )
     p.add_argument(
         "--with-sizes",

@@ -8,7 +8,7 @@ parts     what a section is made of: paragraphs, tables, bars, charts
 figures   the charts, as plotly figures
 learned   what is in the artifact's tensors, in bytes and by layer
 course    how calibration went, from progress.jsonl
-measured  results files, and what each of them is about
+measured  results files, and what each of them is about; ablation: a recipe taken apart
 recipe    a recipe as TOML text
 words     numbers as people read them
 """

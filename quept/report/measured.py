@@ -1,12 +1,14 @@
 """Results files: what was measured, under which conditions, and how it relates to an artifact.
 
-Two forms are read. The first is what `quept evaluate --export-results` writes (see evaluate.shipped); it
+Three forms are read. The first is what `quept evaluate --export-results` writes (see evaluate.shipped); it
 names the model, so results of this artifact, of round-to-nearest of the same base, of other tools on it, and
 of something else altogether are told apart. The second is what the quality benchmark prints, as a file
 of its own or as the last line of its output; it holds artifact and round-to-nearest side by side:
 
     {"w2": {"kl": 1.2, "kl_rtn": 9.9, "ppl": 60, "ppl_rtn": 3e5}, "w4a4": {…},
      "artifact_mb": {…}, "conditions": {…}}
+
+The third is an ablation, see `ablation`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from quept.evaluate.results import ResultsError
 from quept.evaluate.shipped import FORMAT, VERSION
 from quept.evaluate.tasks import Metric, metrics_of
 
+from .ablation import Ablation, ablation_of
 from .words import number, plan_bits, short, without_folder
 
 # what a results file is about
@@ -60,7 +63,7 @@ class Measured:
     rows: Mapping[str, Row]
 
 
-def read_measured(path: str | Path, artifact: Artifact) -> Measured:
+def read_results(path: str | Path, artifact: Artifact) -> Measured | Ablation:
     """One results file; ResultsError with a sentence if it cannot be read, holds no results, or is too
     new."""
     path = Path(path)
@@ -70,6 +73,8 @@ def read_measured(path: str | Path, artifact: Artifact) -> Measured:
         raise ResultsError(f"cannot read the results file {path}: {error.strerror}") from None
     except ValueError:
         raise ResultsError(f"{path} is not a results file: it holds no JSON object") from None
+    if parts := ablation_of(data):
+        return parts
     if data.get("format") == FORMAT:
         version = data.get("version")
         if not isinstance(version, int) or version > VERSION:
@@ -79,8 +84,8 @@ def read_measured(path: str | Path, artifact: Artifact) -> Measured:
         found = _benchmark(path.name, data)
     if not found.rows:
         raise ResultsError(
-            f"{path} is not a results file: give what `quept evaluate --export-results` or the quality "
-            "benchmark wrote"
+            f"{path} is not a results file: give what `quept evaluate --export-results` or the benchmarks "
+            "quality and ablation wrote"
         )
     return found
 

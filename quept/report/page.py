@@ -20,8 +20,9 @@ from quept.files import write_atomic
 from quept.runtime.sizes import Sizes
 
 from . import sections
+from .ablation import Ablation
 from .course import Course, read_course
-from .measured import Measured, compared, read_measured
+from .measured import Measured, compared, read_results
 from .parts import Chart, Gallery, Section
 
 FOLDER = Path(__file__).parent
@@ -40,9 +41,11 @@ def write_report(
     results: files as `measured` reads them. with_sizes: also open the base model, for the size of all of it.
     Raises ArtifactError, ResultsError, LoadError or OSError; `out` is then as it was."""
     opened = Artifact.open(artifact)
-    files = compared([read_measured(path, opened) for path in results])
+    read = [read_results(path, opened) for path in results]
+    files = compared([found for found in read if isinstance(found, Measured)])
+    ablations = [found for found in read if isinstance(found, Ablation)]
     sizes = _sizes(opened, progress) if with_sizes else None
-    text = page(opened, read_course(artifact), files, sizes)
+    text = page(opened, read_course(artifact), files, sizes, ablations)
     return write_atomic(out, text)
 
 
@@ -51,6 +54,7 @@ def page(
     course: Course | None = None,
     measured: Sequence[Measured] = (),
     sizes: Sizes | None = None,
+    ablations: Sequence[Ablation] = (),
 ) -> str:
     """The HTML. The same values give the same text."""
     quality = sections.held_out_quality(artifact)
@@ -58,6 +62,7 @@ def page(
         sections.what_it_is(artifact),
         sections.quality_section(artifact, course, quality),
         sections.measured_section(list(measured)),
+        *map(sections.ablation_section, ablations),
         sections.sizes_section(artifact, sizes),
     ]
     if artifact.engine.learned:

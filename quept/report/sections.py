@@ -16,6 +16,7 @@ from quept.plan import FULL, QUANTIZED_BITS, PrecisionPlan
 from quept.runtime.sizes import BYTES_PER_FULL_WEIGHT, Sizes
 
 from . import figures, learned
+from .ablation import EXPLAINED, Ablation
 from .course import Course
 from .measured import BASE, OTHER, PLAIN, THIS, UNSAID, Measured, Row
 from .parts import Bars, Chart, Facts, Folded, Gallery, Paragraph, Part, Section, Table
@@ -158,6 +159,13 @@ def measured_section(files: list[Measured]) -> Section:
                 )
             )
         section.parts.append(_measured_table(found, plans))
+    return section
+
+
+def ablation_section(ablation: Ablation) -> Section:
+    section = Section("What each part of a calibration wins")
+    section.parts.append(Paragraph(f"{EXPLAINED} Conditions: {ablation.note}."))
+    section.parts.append(Table("A recipe taken apart", ablation.head, ablation.cells))
     return section
 
 

@@ -26,7 +26,7 @@ from quept.report import write_report
 from quept.report.course import Course, read_course
 from quept.report.figures import blocks, losses
 from quept.report.learned import bytes_by_kind, clip_means, place, shapes
-from quept.report.measured import BASE, OTHER, THIS, UNSAID, compared, read_measured
+from quept.report.measured import BASE, OTHER, THIS, UNSAID, compared, read_results
 from quept.report.page import page
 from quept.report.recipe import as_toml
 from quept.report.words import by_width, duration, short, size
@@ -205,7 +205,7 @@ def test_text_from_files_stays_text(tmp_path):
     ]
     log(tmp_path / "a", evil)
     file = shipped(tmp_path / "r.json", "x", title=EVIL)
-    html = page(artifact, read_course(tmp_path / "a"), [read_measured(file, artifact)])
+    html = page(artifact, read_course(tmp_path / "a"), [read_results(file, artifact)])
     tags = Text(html).tags
     assert "img" not in tags and tags.count("script") == 3  # the figures, plotly, our own
     assert "window.owned" in said(html) and "{{ 7 * 7 }}" in said(html)
@@ -264,7 +264,7 @@ def test_results_files_are_told_apart_and_plain_rounding_goes_beside_ours(tmp_pa
     plain = Artifact(Manifest("rtn", m.base, m.fingerprint, m.group, m.layers)).identity
     models = {"ours": artifact.identity, "plain": plain, "tool": m.fingerprint, "other": "0" * 64}
     kls = {"ours": 0.2, "plain": 0.4, "tool": 0.3, "other": 9.0}
-    files = [read_measured(shipped(tmp_path / name, models[name], kls[name]), artifact) for name in models]
+    files = [read_results(shipped(tmp_path / name, models[name], kls[name]), artifact) for name in models]
     found = compared(files)
     assert [f.subject for f in found] == [THIS, BASE, OTHER]
     assert (found[0].rows["W4"].kl, found[0].rows["W4"].kl_rtn) == (0.2, 0.4)
@@ -277,7 +277,7 @@ def test_results_files_are_told_apart_and_plain_rounding_goes_beside_ours(tmp_pa
 def test_accuracy_and_agreement_of_a_classifier_are_columns_with_their_intervals(tmp_path):
     artifact = calibrated(tmp_path / "a")
     file = Path(__file__).parents[2] / "assets" / "fashion-vit" / "results.json"
-    text = said(page(artifact, None, [read_measured(file, artifact)]))
+    text = said(page(artifact, None, [read_results(file, artifact)]))
     payload = json.loads(file.read_text())["results"][0]["payload"]
     assert "accuracy" in text and "same answer" in text
     assert f"{100 * payload['top1']:.1f} ({100 * payload['top1_low']:.1f} to" in text
@@ -289,10 +289,29 @@ def test_the_last_line_of_the_quality_benchmark_is_read(tmp_path):
         {"text": "boolq", "w2": entry, "w4a4": entry, "artifact_mb": {"wo": 12.5}, "conditions": {"cpus": 2}}
     )
     (tmp_path / "out.txt").write_text(f"a table\n{line}\n")
-    found = read_measured(tmp_path / "out.txt", calibrated(tmp_path / "a"))
+    found = read_results(tmp_path / "out.txt", calibrated(tmp_path / "a"))
     assert found.subject == UNSAID and list(found.rows) == ["W2", "W4A4"]
     assert found.rows["W2"].ppl_rtn == 3e5
     assert found.conditions == (("text", "boolq"), ("artifact mb wo", "12.5"), ("cpus", "2"))
+
+
+def test_a_recipe_taken_apart_is_a_table_of_what_was_measured_of_it(tmp_path):
+    file = tmp_path / "ablation.json"
+    rows = {
+        "everything": {"w8": 0.001, "w2": 1.277, "minutes": 127.6, "mb": 49.5},
+        "rtn": {"w8": 0.0017, "w2": 10.02},
+        "published": {"w2": 2.92, "minutes": None, "mb": 49.1},
+    }
+    file.write_text(
+        json.dumps(rows | {"conditions": {"model": "tiny", "recipe": {"group": 64}, "tokens": 8192}})
+    )
+    calibrated(tmp_path / "a")
+    write_report(tmp_path / "a", tmp_path / "report.html", [file])
+    text = said((tmp_path / "report.html").read_text("utf-8"))
+    assert "calibrated W8 W2 minutes MB" in text
+    assert "rounded to nearest 0.0017 10 – – as published: block by block – 2.92 – 49.1" in text
+    assert "channel scales, block by block, then end to end 0.001 1.28 128 49.5" in text
+    assert "model tiny; tokens 8192" in text
 
 
 @pytest.mark.parametrize(
@@ -310,7 +329,7 @@ def test_the_last_line_of_the_quality_benchmark_is_read(tmp_path):
 def test_a_file_without_results_is_refused_in_words(tmp_path, content, complaint):
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(ResultsError, match=complaint):
-        read_measured(tmp_path / "r.json", calibrated(tmp_path / "a"))
+        read_results(tmp_path / "r.json", calibrated(tmp_path / "a"))
 
 
 def test_a_log_is_read_for_what_it_has(tmp_path):
