@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from app.components.answers import Answers
 from app.components.blind import Blind
 from app.components.menu import Menu
 from app.components.side_status import SideStatus
@@ -77,8 +78,8 @@ class ChatPage:
 
     plan_left: Menu
     plan_right: Menu
-    chat_left: gr.Chatbot
-    chat_right: gr.Chatbot
+    chat_left: Answers
+    chat_right: Answers
     status_left: SideStatus
     status_right: SideStatus
     prompt: gr.Textbox
@@ -115,7 +116,7 @@ def build(context: PageContext) -> ChatPage:
         for side, choice in zip(SIDES, start.choices, strict=True):
             with gr.Column(min_width=300, elem_id=f"chat-side-{side}", elem_classes="chat-side"):
                 drawn[f"plan_{side}"] = precision_menu("chat", side, offered, choice)
-                drawn[f"chat_{side}"] = gr.Chatbot(
+                drawn[f"chat_{side}"] = Answers(
                     label=f"{side.capitalize()} answer",
                     elem_id=f"chat-{side}",
                     show_label=False,

@@ -16,20 +16,20 @@ from .words import number, short
 
 VARIANTS = {  # the benchmark's names, in the order of the table
     "rtn": "rounded to nearest",
-    "published": "as published: block by block",
-    "no merging": "as published, without token merging",
-    "no clips": "as published, without learned clips",
-    "no ranks": "as published, without adapters",
-    "own ranks": "as published, own adapters for each group of widths",
-    "scales": "channel scales, then as published",
+    "published": "as published",
+    "no merging": "without token merging",
+    "no clips": "without learned clips",
+    "no ranks": "without adapters",
+    "own ranks": "own adapters for each group of widths",
+    "scales": "channel scales first",
     "end to end": "end to end instead of block by block",
     "scales, end to end": "channel scales, then end to end",
     "block-wise, end to end": "block by block, then end to end",
     "everything": "channel scales, block by block, then end to end",
 }
 EXPLAINED = (
-    "As published means block-wise reconstruction with ranks shared between widths, learned clips and token "
-    "merging. Mean KL from full precision; lower is better."
+    "As published: block-wise reconstruction, ranks shared between widths, learned clips, token merging; "
+    "below it one part is left out or added. Mean KL from full precision."
 )
 
 

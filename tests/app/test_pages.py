@@ -12,6 +12,7 @@ import pytest
 
 from app import serve
 from app.pages import PAGES
+from app.pages.about import ablations
 from app.pages.layers import verdicts
 from app.serve import build_app, entry, look
 from app.service import Sample, Service
@@ -59,6 +60,16 @@ def test_a_page_is_one_module_and_one_entry(service: Service, tmp_path: Path):
     (handler,) = [fn for fn in demo.fns.values() if said in [block._id for block in fn.outputs]]
     assert handler.fn("tiny", "hello") == "tiny: hello"
     assert look(pages)["head"] == look()["head"] + "<meta name=toy>"
+
+
+def test_about_has_a_table_for_each_model_that_was_taken_apart():
+    def of(*sources: str) -> str:
+        return ablations(SimpleNamespace(cards={name: SimpleNamespace(source=name) for name in sources}))
+
+    assert of("efficientnet-lite0") == ""
+    said = of("smollm2-135m", "smollm2-135m:mobiquant")
+    assert said.count("| as published |") == 1
+    assert "| calibrated | W8 | W6 | W4 | W3 | W2 | minutes | MB |" in said
 
 
 def test_a_page_for_models_that_are_not_open_is_left_out(service: Service, tmp_path: Path):

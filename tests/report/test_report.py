@@ -309,7 +309,7 @@ def test_a_recipe_taken_apart_is_a_table_of_what_was_measured_of_it(tmp_path):
     write_report(tmp_path / "a", tmp_path / "report.html", [file])
     text = said((tmp_path / "report.html").read_text("utf-8"))
     assert "calibrated W8 W2 minutes MB" in text
-    assert "rounded to nearest 0.0017 10 – – as published: block by block – 2.92 – 49.1" in text
+    assert "rounded to nearest 0.0017 10 – – as published – 2.92 – 49.1" in text
     assert "channel scales, block by block, then end to end 0.001 1.28 128 49.5" in text
     assert "model tiny; tokens 8192" in text
 
