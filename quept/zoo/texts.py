@@ -66,12 +66,19 @@ def _gsm8k_turns(row: dict[str, Any]) -> tuple[str, str]:
     return row["doc"]["question"], row["doc"]["choices"][0]
 
 
+def _mbpp_program(row: dict[str, Any]) -> str:
+    """Its lines end as Windows ends them."""
+    doc = row["doc"]
+    return f"# {doc['text']}\n{doc['code']}".replace("\r\n", "\n").strip()
+
+
 READERS = {
     "boolq": _boolq_passage,
     "lambada": _lambada_passage,
     "squad": _squad_passage,
     "coqa": _coqa_story,
     "gsm8k": _gsm8k_turns,
+    "mbpp": _mbpp_program,
 }
 
 

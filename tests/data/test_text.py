@@ -38,6 +38,12 @@ def test_chats_are_written_in_the_models_own_template():
     assert "assistant\n" in tiny_tokenizer().decode(ids.flatten())
 
 
+@pytest.mark.slow
+def test_programs_have_the_line_ends_of_other_texts():
+    programs = zoo.text("mbpp-programs")
+    assert programs.count("def ") > 400 and "\r" not in programs
+
+
 def test_evaluation_text_is_refused():
     with pytest.raises(ValueError, match="measured on: calibrate on squad-passages"):
         sequences({"lambada": 1}, tiny_tokenizer(), 1, 8, 0)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quept import ElasticModel, PlanError, PrecisionPlan, load
+from quept import ElasticModel, PlanError, PrecisionPlan, load, zoo
 from quept.artifact import Artifact, ArtifactError
 from quept.artifact.store import TENSORS
 from quept.calibrate import CalibrationError, calibrate
 from quept.calibrate.nested import NestedTrainable
-from quept.calibrate.nested_artifact import settled
+from quept.calibrate.nested_artifact import SETTLED, _typical, settled
 from quept.calibrate.routers import leaders_of
 from quept.config import Recipe, RecipeError
 from quept.engines.base import EngineError
@@ -403,6 +403,20 @@ def test_recipes_with_routers_say_what_does_not_go(text):
                 "draws": [[2]],
             },
         )
+
+
+def test_averages_are_settled_on_the_texts_that_the_recipe_names(folder, text):
+    loaded, report = load(folder), lambda stage, fraction: None
+    routing = recipe(text).to_dict()["routing"]
+    own = recipe(text, routing=routing | {"settled": {"mbpp-programs": 1}})
+    data = own.data.read(loaded, own.wanted, report)
+    assert torch.equal(_typical(loaded, recipe(text), data, report), data.held_out["input_ids"])
+    ids = _typical(loaded, own, data, report)
+    assert ids.shape == (SETTLED, 48)
+    programs = zoo.text("mbpp-programs")
+    assert all(loaded.tokenizer.decode(row, skip_special_tokens=True) in programs for row in ids)
+    with pytest.raises(RecipeError, match="settled may name squad-passages"):
+        recipe(text, routing=routing | {"settled": {"lambada": 1}})
 
 
 def test_settling_thresholds_moves_what_layers_get_and_nothing_at_the_ends(folder):

@@ -58,6 +58,7 @@ _ROUTING = form(
     rate=Number,
     steps=NotRequired[Whole],  # since widths go on learning behind the routers
     averages=NotRequired[list[Number]],
+    settled=NotRequired[dict[str, Number]],
 )
 _PARTS = {
     "scales": torch.float16,
