@@ -22,7 +22,7 @@ from torch import Tensor
 from quept.artifact import Artifact, Manifest
 from quept.config import Recipe
 from quept.data import Data
-from quept.data.text import without
+from quept.data.text import sequences, without
 from quept.engines.mobiquant.engine import Branch, LayerParameters, MoBiQuant, Routes
 from quept.engines.mobiquant.router import FURTHER
 from quept.engines.reports import Reports
@@ -212,13 +212,17 @@ def _routes(
 def _typical(loaded: LoadedModel, recipe: Recipe, data: Data, report: Progress) -> Tensor:
     """Token ids (windows, context) of the texts that averages are settled on, none of which was learned
     from."""
-    if not recipe.routing.settled:
+    texts = recipe.routing.settled
+    if not texts:
         return data.held_out["input_ids"]
-    wanted = replace(recipe.wanted, block_wise=1, end_to_end=0, held_out=SETTLED)
-    ids = recipe.data.at(recipe.routing.settled).read(loaded, wanted, report).held_out["input_ids"]
-    for learned in (data.block_wise, data.end_to_end):
-        ids = without(ids, learned["input_ids"])
-    return ids
+    learned = torch.cat([part["input_ids"] for part in (data.block_wise, data.end_to_end)])
+    found = []
+    for name, share in texts.items():
+        count = max(1, round(SETTLED * share / sum(texts.values())))
+        most, context = count + len(learned), learned.shape[1]
+        drawn = sequences({name: 1.0}, loaded.tokenizer, most, context, recipe.seed, report)
+        found.append(without(drawn, learned)[:count])
+    return torch.cat(found)
 
 
 def _weights(leaders: Mapping[str, str], elastic: ElasticModel) -> Tensor:
