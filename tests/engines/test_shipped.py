@@ -14,7 +14,7 @@ IDENTITIES = {
     "easy-vqa/weight-only": "0785e18a88e352888aca9845d37da3c8992d741cecbd9962828d7be7f0e29522",
     "fashion-vit/weight-act": "f8ef07854f3b502a95430c1ac8142eb46de96fe286dc1af59903a552d2e54f1e",
     "fashion-vit/weight-only": "6a53156ee68f016c9bd4d0c9e19ecef4b81e0a82dc5a8512d743593c6718f93b",
-    "smollm2-135m/mobiquant": "7d9215f6b9201a45514b068a0f9282a3b7d1489a3744918006dc5d32b835573d",
+    "smollm2-135m/mobiquant": "a1702ca4824452863f04e7e69ad09429e3a9542bfecedcfc8fa205cc37ee261b",
     "smollm2-135m/weight-act": "dd7c53fbb168bd943f22e5a5650f28059ee80fa2fb264ab8728a8c24a82e7fad",
     "smollm2-135m/weight-only": "50cc942b5c1de5369b95d9a798091d5ecdab1566efb4779752b7563ef8007c65",
 }
