@@ -35,7 +35,8 @@ EXPLAINED = (
 
 @dataclass(frozen=True)
 class Ablation:
-    """rows: `{variant: {"w8", …, "minutes", "mb"}}` of what was measured; note: the conditions, as text."""
+    """rows: `{variant: {"w8", …, "minutes", "mb"}}` of what was measured, in the order of VARIANTS; note: the
+    conditions, as text."""
 
     rows: Mapping[str, Mapping[str, float]]
     note: str
@@ -47,10 +48,9 @@ class Ablation:
     @property
     def cells(self) -> list[tuple[str, ...]]:
         columns = (*self._widths, "minutes", "mb")
-        known = sorted(self.rows, key=lambda name: list(VARIANTS).index(name) if name in VARIANTS else 99)
         return [
-            (VARIANTS.get(name, name), *(short(self.rows[name].get(column)) for column in columns))
-            for name in known
+            (VARIANTS[name], *(short(row.get(column)) for column in columns))
+            for name, row in self.rows.items()
         ]
 
     @property
@@ -71,7 +71,7 @@ def read_ablation(path: Path | None) -> Ablation | None:
 
 def ablation_of(data: Mapping[str, Any]) -> Ablation | None:
     """What a file's JSON object says; None where it is no ablation."""
-    rows = {name: _row(entry) for name, entry in data.items() if name in VARIANTS and isinstance(entry, dict)}
+    rows = {name: _row(data[name]) for name in VARIANTS if isinstance(data.get(name), dict)}
     rows = {name: row for name, row in rows.items() if any(key.startswith("w") for key in row)}
     conditions = data.get("conditions")
     if not rows or not isinstance(conditions, dict):
