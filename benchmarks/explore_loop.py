@@ -24,6 +24,7 @@ from app.opening import TEXT
 from quept import ElasticModel, zoo
 
 USABLE = '#equalizer [role="slider"]'
+REST = 2000  # ms without a question, after which the page has nothing left to ask
 
 
 def main() -> None:
@@ -78,10 +79,10 @@ def drag(page: Page, index: int) -> tuple[float, float, int]:
         re.compile(r"Measured (earlier )?on 4,\d+ tokens"),
     )
     expect(status).to_have_text(whole, timeout=120_000)  # the plan before
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(REST)
     while requests:  # what its measurement has left to draw
         requests.clear()
-        page.wait_for_timeout(1000)
+        page.wait_for_timeout(REST)
     height = a["y"] + a["height"] * (0.30 + 0.13 * index)
     page.mouse.move(a["x"] + a["width"] / 2, height)
     requests.clear()
