@@ -87,13 +87,14 @@ app.predict("fashion-vit", "W4", picture, api_name="/classify")      # a PNG or 
 
 def ablations(service: Service) -> str:
     """Which part of a calibration pays, for each model that it was measured of."""
-    files = (resolve_source(card.source).beside("ablation.json") for card in service.cards.values())
-    tables = [
-        f"{read.markdown}\n\n{read.note}" for file in dict.fromkeys(files) if (read := read_ablation(file))
-    ]
-    return (
-        f"\n### What each part of a calibration wins\n{EXPLAINED}\n\n" + "\n\n".join(tables) if tables else ""
-    )
+    tables = {}
+    for card in service.cards.values():
+        source = resolve_source(card.source)
+        if read := read_ablation(source.beside("ablation.json")):
+            tables[source.base] = f"**{shown(source.base)}**\n\n{read.markdown}\n\n{shown(read.note)}"
+    if not tables:
+        return ""
+    return f"\n### What each part of a calibration wins\n{EXPLAINED}\n\n" + "\n\n".join(tables.values())
 
 
 def build(context: PageContext) -> None:
