@@ -184,6 +184,7 @@ class Routing:
         _need(within and bool(self.averages) == bool(self.steps), "averages", "of 2 to 8 bits go with steps")
         known = [name for name, text in TEXTS.items() if text.use == "calibrate"]
         _need(set(self.settled) <= set(known), "settled", f"may name {', '.join(known)}")
+        _need(all(share > 0 for share in self.settled.values()), "settled", "needs shares above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -417,6 +417,8 @@ def test_averages_are_settled_on_the_texts_that_the_recipe_names(folder, text):
     assert all(loaded.tokenizer.decode(row, skip_special_tokens=True) in programs for row in ids)
     with pytest.raises(RecipeError, match="settled may name squad-passages"):
         recipe(text, routing=routing | {"settled": {"lambada": 1}})
+    with pytest.raises(RecipeError, match="settled needs shares above 0"):
+        recipe(text, routing=routing | {"settled": {"mbpp-programs": 0}})
 
 
 def test_settling_thresholds_moves_what_layers_get_and_nothing_at_the_ends(folder):
